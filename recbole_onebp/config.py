@@ -1,0 +1,230 @@
+"""Configuration: RecBole's loose dict, parsed once into frozen, validated objects.
+
+The model and the trainer read :class:`OneBPConfig` and never RecBole's ``config["key"]``, which answers ``None`` to a
+misspelt key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from logging import getLogger
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import model_validator
+from recbole.config import Config
+from recbole.utils import EvaluatorType
+from typing_extensions import TypedDict
+
+from recbole_onebp.errors import UserError
+from recbole_onebp.functional import Duplicates
+from recbole_onebp.keys import check_keys, check_model_name
+
+__all__ = ["NegativeSampling", "OneBPConfig", "RecBoleSettings", "RunConfig", "check_given"]
+
+Learner = Literal["adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"]
+_Lower = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
+_Names = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+_Count = Annotated[int, Field(ge=0)]
+_Positive = Annotated[int, Field(ge=1)]
+_Cutoffs = Annotated[list[_Positive], BeforeValidator(lambda value: [value] if isinstance(value, int) else value)]
+
+
+class NegativeSampling(BaseModel):
+    """RecBole's ``train_neg_sample_args``, as OneBP uses it."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    distribution: Literal["uniform", "popularity"]
+    """Items are drawn alike, or by popularity ** alpha; never one that the user has taken in train."""
+    sample_num: _Positive = 1
+    """Negatives a positive (the paper's N)."""
+    alpha: FiniteFloat = 1.0
+    """Exponent of the popularity distribution."""
+    dynamic: bool = False
+    """Keep, for each negative, the best scored of ``candidate_num`` candidates."""
+    candidate_num: _Count = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> NegativeSampling:
+        if self.dynamic and self.candidate_num < 1:
+            raise ValueError(f"dynamic: True needs candidate_num of at least 1, not {self.candidate_num}")
+        return self
+
+
+class OneBPConfig(BaseModel):
+    """What OneBP is made of.  Every field is a configuration key of the same name."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    preset: str
+    """``default``, or a file of ``properties/preset``."""
+    embedding_size: _Positive
+    """Dimension d of user and item encodings."""
+    score: Literal["dot", "cosine"]
+    """Score of a user and an item.  With ``cosine`` users aggregate unit-length item encodings."""
+    temperature: Annotated[FiniteFloat, Field(gt=0)]
+    """The loss divides scores by it."""
+    backprop: Literal["one", "two"]
+    """``one``: only items get a gradient.  ``two``: both tables do, and no user is moved (the paper's TwoBP)."""
+    beta: Annotated[FiniteFloat, Field(ge=0, le=1)]
+    """What a user keeps of its encoding when it is moved."""
+    aggregation: Literal["step", "epoch"]
+    """Users move after every optimizer step, or once after every epoch."""
+    duplicates: Duplicates
+    """What happens to a user that occurs more than once in a batch."""
+    train_neg_sample_args: NegativeSampling
+    learner: Annotated[Learner, _Lower]
+    weight_decay: Annotated[FiniteFloat, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _check(self) -> OneBPConfig:
+        if self.learner == "sparse_adam" and self.weight_decay > 0:
+            raise ValueError(
+                f"learner: sparse_adam with weight_decay: {self.weight_decay}: it would decay only the rows of a "
+                "batch; use learner: adam, or weight_decay: 0"
+            )
+        if self.aggregation == "epoch" and self.duplicates == "last":
+            raise ValueError(
+                "aggregation: epoch with duplicates: last: an epoch moves a user towards the mean of all its items; "
+                "use aggregation: step, or leave duplicates as it is"
+            )
+        if self.backprop == "two" and self.aggregation == "epoch":
+            raise ValueError(
+                "backprop: two with aggregation: epoch: with two backpropagations no user is moved; "
+                "use backprop: one, or leave aggregation as it is"
+            )
+        return self
+
+    @classmethod
+    def from_recbole(cls, config: Config) -> OneBPConfig:
+        """Parse and check a RecBole configuration, however it was made.
+
+        Raises:
+            UserError: for an unknown key (with the nearest known one), a value out of range or of the wrong type, or
+                two values that make no sense together.
+        """
+        foreign = config.cmd_config_dict.keys() - config.file_config_dict.keys() - config.variable_config_dict.keys()
+        # RecBole reads sys.argv, whoever's flags these are: what it found there alone may be nobody's key.
+        given = {key: value for key, value in config.external_config_dict.items() if key not in foreign}
+        check_given(given, "OneBP")
+        values = {key: config.final_config_dict.get(key) for key in cls.model_fields}
+        return _validated(cls, values)
+
+
+class RecBoleSettings(TypedDict, total=False):
+    """Types and ranges of the RecBole keys that a run uses."""
+
+    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    epochs: _Count
+    train_batch_size: _Positive
+    learning_rate: Annotated[FiniteFloat, Field(gt=0)]
+    learner: Annotated[Learner, _Lower]
+    weight_decay: Annotated[FiniteFloat, Field(ge=0)]
+    eval_step: _Count
+    stopping_step: _Count
+    eval_batch_size: _Positive
+    metrics: _Names
+    topk: _Cutoffs
+    valid_metric: str
+    metric_decimal_place: _Count
+    loss_decimal_place: _Count
+    worker: _Count
+    gpu_id: str | int | tuple[int, ...]
+    use_gpu: bool
+    reproducibility: bool
+    shuffle: bool
+    show_progress: bool
+    enable_amp: bool
+    enable_scaler: bool
+    save_dataset: bool
+    save_dataloaders: bool
+    clip_grad_norm: dict[str, Any] | None
+    eval_args: dict[str, Any]
+    train_neg_sample_args: dict[str, Any] | None
+    data_path: str
+    checkpoint_dir: str
+    output_dir: str
+
+
+_Parsed = TypeVar("_Parsed")
+
+
+def _validated(kind: type[_Parsed], values: Mapping[str, Any]) -> _Parsed:
+    """An object of ``kind``, or a :class:`UserError` that names the first wrong key, its value and what is allowed."""
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] != "value_error":
+            message = f"{first['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
+        raise UserError(f"{where}: {message}" if where else message) from None
+
+
+def check_given(given: Mapping[str, Any], model: str) -> None:
+    """Check the keys that the user set, before RecBole reads them.
+
+    Another model's keys, which a shared config may carry, are mentioned in the log.
+
+    Raises:
+        UserError: for an unknown model or key, or a value of the wrong type or out of range.
+    """
+    check_model_name(model)
+    others = check_keys(given, model)
+    if others:
+        getLogger().info("keys of other models, which %s does not read: %s", model, ", ".join(sorted(others)))
+    _validated(RecBoleSettings, given)
+
+
+class RunConfig(Config):
+    """RecBole's configuration from what is given here and from nothing else.
+
+    RecBole's own class also reads ``sys.argv`` and passes every string through ``eval``.
+    """
+
+    def _load_cmd_line(self) -> dict[str, Any]:
+        return {}
+
+    def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
+        return config_dict
+
+    def _load_config_files(self, file_list: list[str] | None) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        for file in file_list or []:
+            try:
+                merged.update(super()._load_config_files([file]))
+            except OSError as error:
+                raise UserError(f"config file {file}: cannot be read: {error.strerror}") from None
+            except yaml.YAMLError as error:
+                raise UserError(f"config file {file}: not YAML: {error}") from None
+            except (TypeError, ValueError):  # a YAML list or a bare word, bytes that are no text
+                raise UserError(f"config file {file}: expected lines of 'key: value'") from None
+        return merged
+
+    def _merge_external_config_dict(self) -> None:
+        super()._merge_external_config_dict()
+        given = self.external_config_dict
+        for key in ("model", "dataset"):
+            if not isinstance(given.get(key), str):
+                raise UserError(f"{key}: none given; pass --{key}=NAME, or name it in a config file")
+        check_given(given, given["model"])
+
+    def _set_default_parameters(self) -> None:
+        super()._set_default_parameters()
+        self._check_valid_metric()
+
+    def _check_valid_metric(self) -> None:
+        final = self.final_config_dict
+        name, _, cutoff = final["valid_metric"].lower().partition("@")
+        known = [metric.lower() for metric in final["metrics"]]
+        ranking = final["eval_type"] == EvaluatorType.RANKING
+        if name not in known or (ranking and cutoff and cutoff not in map(str, final["topk"])):
+            raise UserError(
+                f"valid_metric: {final['valid_metric']} is not computed; metrics: {', '.join(final['metrics'])}"
+                f" at topk: {', '.join(map(str, final['topk']))}"
+            )

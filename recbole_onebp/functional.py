@@ -1,0 +1,140 @@
+"""The method as functions of tensors: no RecBole, no state, no configuration.
+
+Source: Chen and Wang, "One Backpropagation in Two Tower Recommendation Models", arXiv 2403.18227.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["Duplicates", "aggregate_rows_", "fold_in", "info_nce", "moving_aggregate_", "spread"]
+
+Duplicates = Literal["sequential", "last", "mean"]
+
+
+def info_nce(pos_score: Tensor, neg_score: Tensor, temperature: float = 1.0) -> Tensor:
+    """Softmax loss of each positive against its own negatives, averaged over the batch (paper, the loss module).
+
+    ``mean_b -log( exp(pos_b / t) / (exp(pos_b / t) + sum_n exp(neg_bn / t)) )``, computed as logits and cross-entropy,
+    so that no temperature overflows it.
+
+    Args:
+        pos_score: scores of the observed pairs, shape ``(B,)``.
+        neg_score: scores of each pair's negatives, shape ``(B, N)``.
+        temperature: t, greater than 0.
+
+    Returns:
+        The loss, a scalar tensor.
+
+    Raises:
+        ValueError: if the shapes do not fit or the temperature is not positive.
+    """
+    if pos_score.dim() != 1 or neg_score.dim() != 2 or len(pos_score) != len(neg_score):
+        raise ValueError(
+            f"expected pos_score (B,) and neg_score (B, N), got {tuple(pos_score.shape)} and {tuple(neg_score.shape)}"
+        )
+    if not temperature > 0:
+        raise ValueError(f"temperature must be greater than 0, got {temperature}")
+    logits = torch.cat([pos_score.unsqueeze(1), neg_score], dim=1) / temperature  # (B, 1 + N), the positive first
+    return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+
+
+@torch.no_grad()
+def moving_aggregate_(
+    user_table: Tensor, user: Tensor, item_e: Tensor, beta: float, duplicates: Duplicates = "sequential"
+) -> None:
+    """Move every user of a batch towards the items it took, in place (paper, the moving aggregation).
+
+    For a user that occurs once: ``e_u <- beta e_u + (1 - beta) e_i``.  For one that occurs k times, with items
+    ``i_1 .. i_k`` in batch order:
+
+    - ``sequential`` applies all of them in turn: ``beta^k e_u + (1 - beta) sum_j beta^(k - j) e_{i_j}``;
+    - ``last`` applies only the last pair, as the reference code's indexed assignment does;
+    - ``mean`` takes one step towards their mean: ``beta e_u + (1 - beta) mean_j e_{i_j}``.
+
+    Vectorised, and deterministic on CPU and GPU alike: rows are summed in batch order, never by atomics.
+
+    Args:
+        user_table: encodings of all users, shape ``(U, d)``; changed in place.
+        user: internal ids of the batch's users, shape ``(B,)``, in batch order.
+        item_e: encodings of the items they took, shape ``(B, d)``.
+        beta: what a user keeps of itself, 0 to 1.
+        duplicates: the rule for a user that occurs more than once.
+
+    Raises:
+        ValueError: if beta is out of range, the rule is unknown or the shapes do not fit.
+    """
+    if item_e.shape != (len(user), user_table.shape[1]):
+        raise ValueError(f"expected item_e {(len(user), user_table.shape[1])}, got {tuple(item_e.shape)}")
+    aggregate_rows_(user_table, user, torch.arange(len(user), device=user.device), item_e, beta, duplicates)
+
+
+@torch.no_grad()
+def aggregate_rows_(
+    user_table: Tensor, user: Tensor, row: Tensor, encodings: Tensor, beta: float, duplicates: Duplicates
+) -> None:
+    """:func:`moving_aggregate_` towards ``encodings[row]``, without making a copy of those rows.
+
+    Args:
+        user_table: shape ``(U, d)``; changed in place.
+        user: shape ``(B,)``.
+        row: indices into ``encodings``, shape ``(B,)``.
+        encodings: shape ``(M, d)``.
+        beta: 0 to 1.
+        duplicates: as in :func:`moving_aggregate_`.
+    """
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta must lie in [0, 1], got {beta}")
+    order = torch.argsort(user, stable=True)  # groups the users, keeps batch order within each
+    unique, count = torch.unique_consecutive(user[order], return_counts=True)
+    start = count.cumsum(0) - count
+    # How many pairs of the same user come after this one: k - j.
+    later = (start + count - 1).repeat_interleave(count) - torch.arange(len(user), device=user.device)
+    if duplicates == "sequential":
+        weight, kept = (1 - beta) * beta ** later.to(encodings.dtype), beta ** count.to(encodings.dtype)
+    elif duplicates == "last":
+        weight, kept = (1 - beta) * (later == 0).to(encodings.dtype), encodings.new_full((len(unique),), beta)
+    elif duplicates == "mean":
+        weight = (1 - beta) / count.repeat_interleave(count).to(encodings.dtype)
+        kept = encodings.new_full((len(unique),), beta)
+    else:
+        raise ValueError(f"duplicates must be sequential, last or mean, got {duplicates!r}")
+    # A bag is one user's pairs: their weighted sum, in batch order.
+    pulled = F.embedding_bag(row[order], encodings, start, mode="sum", per_sample_weights=weight)
+    user_table[unique] = kept.unsqueeze(1) * user_table[unique] + pulled
+
+
+@torch.no_grad()
+def fold_in(item_e: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Encode a user never seen from the items it took: their (weighted) mean, the fixed point of the aggregation.
+
+    Args:
+        item_e: encodings of the user's items, shape ``(n, d)``, n at least 1.
+        weights: one non-negative weight an item, shape ``(n,)``, not all zero; equal weights if None.
+
+    Returns:
+        The user's encoding, shape ``(d,)``.
+
+    Raises:
+        ValueError: if there is no item, or the weights do not fit.
+    """
+    if item_e.dim() != 2 or len(item_e) == 0:
+        raise ValueError(f"expected item_e (n, d) with n >= 1, got {tuple(item_e.shape)}")
+    if weights is None:
+        return item_e.mean(dim=0)
+    if weights.shape != (len(item_e),) or bool((weights < 0).any()) or not bool(weights.sum() > 0):
+        raise ValueError(f"expected {len(item_e)} non-negative weights with a positive sum, got {weights.tolist()}")
+    return (weights / weights.sum()).to(item_e.dtype) @ item_e
+
+
+def spread(table: Tensor) -> float:
+    """How far apart the rows of ``table`` (n, d) point: 1 minus the squared length of the mean of the unit rows.
+
+    Close to 1 when the directions cancel out, 0 when all rows point one way, that is, when the encodings have
+    collapsed (it is 1 minus the mean cosine over all pairs of rows, each row with itself included).
+    """
+    return float(1 - F.normalize(table, dim=1).mean(dim=0).square().sum())

@@ -1,0 +1,32 @@
+"""Logging of a command: to stdout and to the run's log file, as RecBole words it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from pathlib import Path
+
+__all__ = ["start"]
+
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return _COLOR.sub("", super().format(record))
+
+
+def start(file: Path, level: str = "INFO") -> None:
+    """Send everything that is logged to stdout and to ``file``; RecBole's colours stay where a person looks on.
+
+    Args:
+        file: the log file; written anew.
+        level: RecBole's key ``state``: DEBUG, INFO, WARNING, ERROR or CRITICAL.
+    """
+    line = "%(asctime)s %(levelname)-7s %(message)s"
+    to_stdout, to_file = logging.StreamHandler(sys.stdout), logging.FileHandler(file, mode="w", encoding="utf-8")
+    to_stdout.setFormatter((logging.Formatter if sys.stdout.isatty() else _Plain)(line, datefmt="%H:%M:%S"))
+    to_file.setFormatter(_Plain(line))
+    logging.basicConfig(level=level, handlers=[to_stdout, to_file], force=True)
+    logging.captureWarnings(True)

@@ -1,0 +1,154 @@
+"""OneBP: a two-tower recommender whose user tower needs no gradient.
+
+Source: Chen and Wang, "One Backpropagation in Two Tower Recommendation Models", arXiv 2403.18227.
+"""
+
+from __future__ import annotations
+
+import torch
+from recbole.config import Config
+from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import GeneralRecommender
+from recbole.utils import InputType
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recbole_onebp.config import OneBPConfig
+from recbole_onebp.functional import aggregate_rows_, info_nce, moving_aggregate_
+
+__all__ = ["OneBP"]
+
+
+class OneBP(GeneralRecommender):
+    """Items learn by gradient; a user is a moving aggregation of the encodings of the items it took.
+
+    With ``backprop: two`` both tables learn by gradient and no user is moved: the paper's TwoBP.
+
+    Attributes:
+        item_table: item encodings, parameter ``(n_items, d)``.
+        user_table: user encodings ``(n_users, d)``: a buffer, or a parameter with ``backprop: two``.
+
+    Row 0 of both is RecBole's padding: zero from the start, never trained, sampled or recommended.
+    """
+
+    input_type = InputType.PAIRWISE
+
+    item_table: nn.Parameter
+    user_table: Tensor
+
+    def __init__(self, config: Config, dataset: Dataset) -> None:
+        """Build the tables.
+
+        Args:
+            config: RecBole's configuration; :class:`~recbole_onebp.config.OneBPConfig` checks it.
+            dataset: the train data, for the number of users and items and, with ``aggregation: epoch``, their pairs.
+
+        Raises:
+            UserError: for a configuration that makes no sense.
+        """
+        super().__init__(config, dataset)
+        self.hyper = OneBPConfig.from_recbole(config)
+        size = self.hyper.embedding_size
+        users, items = _xavier_rows(self.n_users, size), _xavier_rows(self.n_items, size)
+        self.item_table = nn.Parameter(items)
+        if self.hyper.backprop == "two":
+            self.user_table = nn.Parameter(users)
+        else:
+            self.register_buffer("user_table", users)
+        self._users_are_moved = False
+        self._train_pairs: tuple[Tensor, Tensor] | None = None
+        if self.hyper.aggregation == "epoch":
+            self._train_pairs = dataset.inter_feat[self.USER_ID], dataset.inter_feat[self.ITEM_ID]
+
+    # ----------------------------------------------------------------------------------------------------- encoding
+
+    def _look_up(self, table: Tensor, ids: Tensor) -> Tensor:
+        """Rows of a table, unit length with ``score: cosine``; their gradient is sparse for ``sparse_adam``."""
+        rows = F.embedding(ids, table, padding_idx=0, sparse=self.hyper.learner == "sparse_adam")
+        return self._scaled(rows)
+
+    def _scaled(self, encodings: Tensor) -> Tensor:
+        return F.normalize(encodings, dim=-1) if self.hyper.score == "cosine" else encodings
+
+    # --------------------------------------------------------------------------------------------------------- loss
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        """The InfoNCE loss of a batch from RecBole's pairwise loader.
+
+        The loader repeats the B pairs N times, once for each block of negatives; every pair counts once here.
+
+        Args:
+            interaction: users and items of B pairs, N times over, and B * N negatives.
+
+        Returns:
+            The mean loss of the B pairs, a scalar tensor.
+
+        Raises:
+            RuntimeError: if nobody is going to move the users (training by RecBole's own Trainer).
+        """
+        if self.hyper.backprop == "one" and not self._users_are_moved:
+            raise RuntimeError(
+                "OneBP's users get no gradient: OneBPTrainer moves them, and this loss is asked for without it. Use "
+                "the trainer that recbole.utils.get_trainer(config['MODEL_TYPE'], 'OneBP') returns; in a loop of your "
+                "own call users_will_be_moved() once, and move_users(interaction) after every optimizer step."
+            )
+        user, item = self._positives(interaction)
+        negative = interaction[self.NEG_ITEM_ID].view(-1, len(user)).T  # (B, N)
+        user_e = self._look_up(self.user_table, user)  # (B, d); a constant with backprop: one
+        item_e = self._look_up(self.item_table, item)  # (B, d)
+        negative_e = self._look_up(self.item_table, negative)  # (B, N, d)
+        pos_score = (user_e * item_e).sum(dim=-1)
+        neg_score = (negative_e @ user_e.unsqueeze(-1)).squeeze(-1)
+        return info_nce(pos_score, neg_score, self.hyper.temperature)
+
+    def _positives(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
+        """Users and items of a batch, ``(B,)`` each: the first of the loader's N equal blocks."""
+        n_pairs = len(interaction) // self.hyper.train_neg_sample_args.sample_num
+        return interaction[self.USER_ID][:n_pairs], interaction[self.ITEM_ID][:n_pairs]
+
+    # -------------------------------------------------------------------------------------------------- aggregation
+
+    def users_will_be_moved(self) -> None:
+        """Promise to move the users: :meth:`move_users` after every step or :meth:`move_all_users` every epoch."""
+        self._users_are_moved = True
+
+    @torch.no_grad()
+    def move_users(self, interaction: Interaction) -> None:
+        """Move a batch's users towards their items as these stand now, after the optimizer step (paper, once a step).
+
+        Args:
+            interaction: the batch that :meth:`calculate_loss` was given.
+        """
+        user, item = self._positives(interaction)
+        item_e = self._look_up(self.item_table, item)
+        moving_aggregate_(self.user_table, user, item_e, self.hyper.beta, self.hyper.duplicates)
+
+    @torch.no_grad()
+    def move_all_users(self) -> None:
+        """Move every user towards the mean of all its train items (``aggregation: epoch``)."""
+        if self._train_pairs is None:
+            raise RuntimeError(f"aggregation is {self.hyper.aggregation!r}: users are moved by move_users")
+        user, item = (ids.to(self.user_table.device) for ids in self._train_pairs)
+        items = self._scaled(self.item_table)
+        aggregate_rows_(self.user_table, user, item, items, self.hyper.beta, duplicates="mean")
+
+    # --------------------------------------------------------------------------------------------------- prediction
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        """Scores of the pairs of users and items, shape ``(B,)``."""
+        user_e = self._look_up(self.user_table, interaction[self.USER_ID])
+        item_e = self._look_up(self.item_table, interaction[self.ITEM_ID])
+        return (user_e * item_e).sum(dim=-1)
+
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """Scores of the users with all items, padding included, flattened to ``(B * n_items,)``."""
+        user_e = self._look_up(self.user_table, interaction[self.USER_ID])
+        return (user_e @ self._scaled(self.item_table).T).view(-1)
+
+
+def _xavier_rows(n_rows: int, size: int) -> Tensor:
+    """A table of xavier-normal rows after a zero padding row."""
+    table = torch.zeros(n_rows, size)
+    nn.init.xavier_normal_(table[1:])
+    return table

@@ -1,0 +1,255 @@
+"""From names to a trained model, the same way for OneBP and for any recommender of RecBole."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from time import perf_counter
+from typing import Any
+
+import torch
+from recbole.data import create_dataset, data_preparation
+from recbole.trainer import Trainer
+from recbole.utils import get_model, get_trainer, init_seed
+
+from recbole_onebp import __version__
+from recbole_onebp.config import RunConfig
+from recbole_onebp.data_checks import check_dataset, check_files
+from recbole_onebp.errors import UserError
+from recbole_onebp.run_folder import RunFolder
+
+__all__ = ["Result", "Run", "build", "build_from", "load_config"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What ``result.json`` holds.  Counts are without RecBole's padding row; epochs are numbered from 0, as it does."""
+
+    model: str
+    dataset: str
+    seed: int
+    epochs_run: int
+    best_epoch: int
+    """The epoch whose model was tested: the best on validation, or the last one without validation."""
+    valid: dict[str, float]
+    test: dict[str, float]
+    seconds: dict[str, float]
+    """Wall-clock time of ``data``, ``train``, ``valid`` and ``test``."""
+    epoch_seconds: list[float]
+    """Training alone, validation not included."""
+    peak_rss_mb: float
+    n_users: int
+    n_items: int
+    n_train: int
+    parameters: int
+    """Trained by gradient; a user table that is moved is not among them."""
+    versions: dict[str, str]
+    device: str
+
+
+@dataclass
+class Record:
+    """What a trainer did, epoch by epoch."""
+
+    folder: RunFolder
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+
+    def train(self, epoch: int, seconds: float, loss: Any, extra: Mapping[str, float]) -> None:
+        losses = loss if isinstance(loss, tuple) else (loss,)
+        total = None if None in losses else float(sum(losses))
+        self.epochs.append(
+            {"epoch": epoch, "train_loss": total, "train_seconds": seconds, "valid": {}, "valid_seconds": 0.0, **extra}
+        )
+
+    def validate(self, seconds: float, result: Mapping[str, float]) -> None:
+        self.epochs[-1].update(valid=_floats(result), valid_seconds=seconds)
+
+    def write_last(self) -> None:
+        if self.epochs:
+            self.folder.add_epoch(self.epochs[-1])
+
+    def total(self, key: str) -> float:
+        return float(sum(epoch[key] for epoch in self.epochs))
+
+
+class _Recorded:
+    """Mixed into a trainer class: notes the time, the loss and the validation of each epoch."""
+
+    record: Record
+
+    def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
+        self.record.write_last()
+        start = perf_counter()
+        loss = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)  # type: ignore[misc]
+        self.record.train(epoch_idx, perf_counter() - start, loss, getattr(self, "encoding_stats", {}))
+        return loss
+
+    def _valid_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        start = perf_counter()
+        score, result = super()._valid_epoch(*args, **kwargs)  # type: ignore[misc]
+        self.record.validate(perf_counter() - start, result)
+        return score, result
+
+
+def _recorded(trainer_class: type[Trainer]) -> type[Trainer]:
+    return type(trainer_class.__name__, (_Recorded, trainer_class), {"__module__": trainer_class.__module__})
+
+
+@dataclass
+class Run:
+    """A model, its data and its trainer, ready to :meth:`fit`."""
+
+    config: RunConfig
+    folder: RunFolder
+    dataset: Any
+    train_data: Any
+    valid_data: Any
+    test_data: Any
+    model: torch.nn.Module
+    trainer: Any
+    data_seconds: float
+
+    def fit(self) -> Result:
+        """Train, choose the epoch on validation, test that one once, and write the run folder."""
+        config, trainer, record = self.config, self.trainer, self.trainer.record
+        start = perf_counter()
+        try:
+            trainer.fit(self.train_data, self.valid_data, saved=True, show_progress=config["show_progress"])
+        finally:
+            record.write_last()
+        fit_seconds = perf_counter() - start
+        start = perf_counter()
+        test = trainer.evaluate(self.test_data, load_best_model=True, show_progress=config["show_progress"])
+        test_seconds = perf_counter() - start
+
+        best_epoch, best_valid = _best(record.epochs, trainer.best_valid_score, trainer.valid_metric)
+        valid_seconds = record.total("valid_seconds")
+        result = Result(
+            model=config["model"],
+            dataset=config["dataset"],
+            seed=config["seed"],
+            epochs_run=len(record.epochs),
+            best_epoch=best_epoch,
+            valid=best_valid,
+            test=_floats(test),
+            seconds={
+                "data": self.data_seconds,
+                "train": fit_seconds - valid_seconds,
+                "valid": valid_seconds,
+                "test": test_seconds,
+            },
+            epoch_seconds=[epoch["train_seconds"] for epoch in record.epochs],
+            peak_rss_mb=_peak_rss_mb(),
+            n_users=self.dataset.user_num - 1,
+            n_items=self.dataset.item_num - 1,
+            n_train=len(self.train_data.dataset),
+            parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            versions=_versions(),
+            device=_device_name(config["device"]),
+        )
+        self.folder.draw_curves(record.epochs, trainer.valid_metric, f"{result.model} on {result.dataset}")
+        self.folder.write_result(asdict(result))
+        return result
+
+
+def build(
+    model: str,
+    dataset: str,
+    config_file_list: Sequence[str] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+) -> Run:
+    """Load the data and make the model and its trainer; reads no ``sys.argv``.
+
+    Args:
+        model: ``OneBP`` or any of RecBole's models.
+        dataset: name of a folder below ``data_path``, or ``ml-100k``, which RecBole carries.
+        config_file_list: YAML files, later ones override earlier ones.
+        config_dict: overrides them.
+
+    Raises:
+        UserError: for whatever the caller can mend, in one line.
+    """
+    return build_from(*load_config(config_file_list, {**(config_dict or {}), "model": model, "dataset": dataset}))
+
+
+def load_config(
+    config_file_list: Sequence[str] | None, config_dict: Mapping[str, Any]
+) -> tuple[RunConfig, RunFolder]:
+    """The checked configuration and the run's folder.
+
+    Raises:
+        UserError: for a key or value that is wrong, or a folder that cannot be written.
+    """
+    with _as_user_error("configuration"):
+        config = RunConfig(config_file_list=list(config_file_list or []), config_dict=dict(config_dict))
+    check_files(config)
+    given = config["output_dir"]
+    folder = RunFolder(given) if given else RunFolder.fresh(config["dataset"], config["model"])
+    config["output_dir"] = config["checkpoint_dir"] = str(folder.path)
+    folder.write_config(config.final_config_dict)
+    return config, folder
+
+
+def build_from(config: RunConfig, folder: RunFolder) -> Run:
+    """The second half of :func:`build`; seeds are set where RecBole's ``run_recbole`` sets them."""
+    start = perf_counter()
+    init_seed(config["seed"], config["reproducibility"])
+    with _as_user_error(f"data set {config['dataset']}"):
+        dataset = create_dataset(config)
+        check_dataset(config, dataset)
+        train_data, valid_data, test_data = data_preparation(config, dataset)
+    data_seconds = perf_counter() - start
+
+    init_seed(config["seed"], config["reproducibility"])
+    try:
+        model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
+    except ModuleNotFoundError as error:
+        raise UserError(f"model: {config['model']} needs the package {error.name}: pip install {error.name}") from None
+    trainer = _recorded(get_trainer(config["MODEL_TYPE"], config["model"]))(config, model)
+    trainer.record = Record(folder)
+    trainer.saved_model_file = str(folder.checkpoint)
+    return Run(config, folder, dataset, train_data, valid_data, test_data, model, trainer, data_seconds)
+
+
+@contextmanager
+def _as_user_error(what: str) -> Iterator[None]:
+    """RecBole answers a wrong value or a wrong file with one of these, after our own checks; a bug is none of them."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(f"{what}: {error}") from error
+
+
+def _best(epochs: list[dict[str, Any]], score: float, metric: str) -> tuple[int, dict[str, float]]:
+    """Number and validation result of the last epoch with the best score; the last epoch without validation."""
+    best = [epoch for epoch in epochs if epoch["valid"].get(metric) == score] or epochs[-1:]
+    return (best[-1]["epoch"], best[-1]["valid"]) if best else (-1, {})
+
+
+def _floats(result: Mapping[str, Any] | None) -> dict[str, float]:
+    return {key: float(value) for key, value in (result or {}).items()}
+
+
+def _peak_rss_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("recbole", "torch", "numpy", "scipy", "pandas")
+    return {
+        "recbole_onebp": __version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"

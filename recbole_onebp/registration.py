@@ -1,0 +1,63 @@
+"""OneBP by name in RecBole's own entry points: ``run_recbole(model="OneBP")``, ``get_model``, ``get_trainer``, ..."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import wrapt
+import yaml
+
+from recbole_onebp.errors import UserError
+from recbole_onebp.resources import properties_dir, property_file
+
+__all__ = ["register"]
+
+_MODELS = str(Path(__file__).parent / "recbole_models")
+
+
+def register() -> None:
+    """Make RecBole find OneBP, OneBPTrainer and our defaults.
+
+    Nothing of ours is imported yet: one of our modules may be what is importing RecBole right now.
+    """
+    # get_model looks for a module recbole.model.general_recommender.<name>: it finds recbole_models/onebp.py there.
+    wrapt.register_post_import_hook(lambda package: package.__path__.append(_MODELS), "recbole.model.general_recommender")
+    # get_trainer looks for recbole.trainer.<Name>Trainer.
+    import_module("recbole.trainer").__getattr__ = _trainer  # type: ignore[method-assign]
+    wrapt.wrap_function_wrapper("recbole.config.configurator", "Config._load_internal_config_dict", _add_defaults)
+
+
+def _trainer(name: str) -> Any:
+    if name != "OneBPTrainer":
+        raise AttributeError(f"module 'recbole.trainer' has no attribute {name!r}")
+    return import_module("recbole_onebp.trainer").OneBPTrainer
+
+
+def _add_defaults(wrapped: Callable[..., None], config: Any, args: Any, kwargs: Any) -> None:
+    """Read our YAML files after RecBole's and below everything that the user gave."""
+    wrapped(*args, **kwargs)
+    _, model_class, dataset = args
+    defaults, given = config.internal_config_dict, config.external_config_dict
+    if model_class.__name__ == "OneBP":
+        config._update_internal_config_dict(properties_dir() / "model" / "OneBP.yaml")
+        defaults.update(_preset(given.get("preset", defaults["preset"]), dataset, config.yaml_loader))
+    dataset_file = property_file("dataset", dataset)
+    if dataset_file is not None:
+        config._update_internal_config_dict(dataset_file)
+    if given.get("output_dir"):
+        defaults["checkpoint_dir"] = given["output_dir"]
+
+
+def _preset(name: str, dataset: str, loader: Any) -> dict[str, Any]:
+    """The keys of ``properties/preset/<name>.yaml``: those of ``all`` and, above them, those of the data set."""
+    if name == "default":
+        return {}
+    path = property_file("preset", name) if isinstance(name, str) else None
+    if path is None:
+        known = ["default", *sorted(file.stem for file in (properties_dir() / "preset").glob("*.yaml"))]
+        raise UserError(f"preset: there is none named {name!r}; known presets: {', '.join(known)}")
+    preset = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    return {**preset["all"], **preset["datasets"].get(dataset, {})}

@@ -1,0 +1,109 @@
+"""The folder of a run: where it is and what is written into it, always whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_onebp.errors import UserError
+
+__all__ = ["RunFolder", "write_atomically"]
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then put it in place at once."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class RunFolder:
+    """One run's folder: ``config.yaml``, ``metrics.jsonl``, ``result.json``, ``curves.png``, ``checkpoint.pth``,
+    ``run.log`` and ``tensorboard/``."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Make the folder.
+
+        Raises:
+            UserError: if it cannot be made or written to.
+        """
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / "metrics.jsonl", lambda file: file.write_text(""))
+        except OSError as error:
+            raise UserError(f"output_dir: {self.path} cannot be written to: {error.strerror}") from None
+
+    @classmethod
+    def fresh(cls, dataset: str, model: str) -> RunFolder:
+        """A folder of its own below ``runs/``, named after the data set, the model and the time."""
+        stem = f"{dataset}-{model}-{datetime.now():%Y%m%d-%H%M%S}"
+        path, number = Path("runs") / stem, 2
+        while path.exists():
+            path, number = Path("runs") / f"{stem}-{number}", number + 1
+        return cls(path)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.pth"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "run.log"
+
+    def write_config(self, values: Mapping[str, Any]) -> None:
+        """Write the effective configuration; what is no plain value (a device, an enum) by its name."""
+        plain = {key: _plain(value) for key, value in sorted(values.items())}
+        text = yaml.safe_dump(plain, allow_unicode=True, sort_keys=True)
+        write_atomically(self.path / "config.yaml", lambda file: file.write_text(text, encoding="utf-8"))
+
+    def write_result(self, values: Mapping[str, Any]) -> None:
+        text = json.dumps(values, indent=2) + "\n"
+        write_atomically(self.path / "result.json", lambda file: file.write_text(text, encoding="utf-8"))
+
+    def add_epoch(self, values: Mapping[str, Any]) -> None:
+        """Append a line to ``metrics.jsonl``; a reader sees whole lines, also while the run goes on."""
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def draw_curves(self, epochs: Iterable[Mapping[str, Any]], valid_metric: str, title: str) -> None:
+        """Draw the train loss and the validation metric over the epochs."""
+        # Here, because matplotlib is slow to import and a run that fails early needs no picture.
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+
+        epochs = list(epochs)
+        panels = [("train loss", [(e["epoch"], e["train_loss"]) for e in epochs if e["train_loss"] is not None])]
+        key = valid_metric.lower()
+        panels.append((f"validation {key}", [(e["epoch"], e["valid"][key]) for e in epochs if key in e["valid"]]))
+        panels = [(label, points) for label, points in panels if points]
+        if not panels:
+            return
+        figure = Figure(figsize=(4.8 * len(panels), 3.4), layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(title)
+        for number, (label, points) in enumerate(panels, start=1):
+            axes = figure.add_subplot(1, len(panels), number)
+            axes.plot(*zip(*points, strict=True), marker="o" if len(points) < 30 else None, markersize=3)
+            axes.set(xlabel="epoch", ylabel=label)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(alpha=0.3)
+        write_atomically(self.path / "curves.png", lambda file: figure.savefig(file, dpi=150, format="png"))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

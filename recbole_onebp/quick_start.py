@@ -122,6 +122,7 @@ class Run:
             trainer.fit(self.train_data, self.valid_data, saved=True, show_progress=config["show_progress"])
         finally:
             record.write_last()
+            trainer.tensorboard.flush()
         fit_seconds = perf_counter() - start
         start = perf_counter()
         test = trainer.evaluate(self.test_data, load_best_model=True, show_progress=config["show_progress"])

@@ -232,6 +232,23 @@ def fill_nan() -> None:
     dataset_module.pd = Pandas("pandas")
 
 
+def _agg_takes_the_whole_column() -> bool:
+    return bool(np.isscalar(pd.Series([[1], [2, 3]]).agg(len)))
+
+
+@_patch("no issue yet: since pandas 3", _agg_takes_the_whole_column)
+def sequence_lengths() -> None:
+    """The lengths of a sequence feature are taken by column.agg(len), which under pandas 3 is the length of the
+    column: movie titles, tags and all other token_seq fields cannot be loaded."""
+
+    def len_of_each(obj: Any) -> Any:
+        return obj.map(len) if isinstance(obj, pd.Series) else len(obj)
+
+    # These modules take the length of a column nowhere else.
+    for name in ("dataset", "kg_dataset", "sequential_dataset"):
+        import_module(f"recbole.data.dataset.{name}").len = len_of_each  # type: ignore[attr-defined]
+
+
 def _frames_are_read_only() -> bool:
     return not pd.DataFrame({"x": [0.0]})["x"].to_numpy().flags.writeable
 

@@ -136,7 +136,8 @@ def main() -> None:
         "",
     ]
     for rule, values in last.items():
-        away = [statistics.mean(column) - ref for column, ref in zip(zip(*values), REFERENCE[args.epochs], strict=True)]
+        means = [statistics.mean(column) for column in zip(*values, strict=True)]
+        away = [mean - reference for mean, reference in zip(means, REFERENCE[args.epochs], strict=True)]
         within = all(abs(value) <= TOLERANCE for value in away)
         lines.append(
             f"`{rule}`, last epoch: {away[0]:+.4f} / {away[1]:+.4f} from the reference code, "

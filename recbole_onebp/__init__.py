@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from recbole_onebp.trainer import OneBPTrainer
 
 __version__ = "0.1.0"
-__all__ = ["OneBP", "OneBPTrainer", "Result", "Run", "build", "__version__"]
+__all__ = ["OneBP", "OneBPTrainer", "Result", "Run", "__version__", "build"]
 
 _HOME = {
     "OneBP": "recbole_onebp.model",

@@ -47,14 +47,16 @@ def _check_interactions(path: Path, config: Config) -> None:
     columns = dict(column.rpartition(":")[::2] for column in header.split(separator))
     if "" in columns or not columns:
         raise UserError(f"{path}, line 1: {header!r}: expected columns as name:type, separated by {separator!r}")
-    wanted = (config["load_col"] or {}).get("inter", [])
-    for column in {config["USER_ID_FIELD"]: 0, config["ITEM_ID_FIELD"]: 0, **dict.fromkeys(wanted if wanted != "*" else [])}:
+    # None and "*" both stand for all columns, as with RecBole.
+    listed = (config["load_col"] or {"inter": "*"}).get("inter", [])
+    wanted = list(columns) if listed == "*" else listed
+    for column in [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"], *wanted]:
         if column not in columns:
             raise UserError(f"{path}: no column {column}; it has {', '.join(columns)}")
     if not has_rows:
         raise UserError(f"{path}: no interactions below the header")
     for column, kind in columns.items():
-        if kind == "float" and (wanted == "*" or column in wanted or not config["load_col"]):
+        if kind == "float" and column in wanted:
             _check_numbers(path, column, f"{column}:{kind}", separator, encoding)
 
 

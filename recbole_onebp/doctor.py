@@ -40,10 +40,10 @@ def report() -> bool:
         print(f"\n{compat.missing_recbole()}")
         return False
 
-    import torch
-    from recbole_onebp.compat import patches
-
     import recbole.quick_start  # noqa: F401  what needs patching is patched now
+    import torch
+
+    from recbole_onebp.compat import patches
 
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     print(f"device          cpu, {torch.get_num_threads()} threads; CUDA device: {cuda}")

@@ -119,7 +119,8 @@ class Run:
         config, trainer, record = self.config, self.trainer, self.trainer.record
         start = perf_counter()
         try:
-            trainer.fit(self.train_data, self.valid_data, saved=True, show_progress=config["show_progress"])
+            with _missing_package(config["model"]):
+                trainer.fit(self.train_data, self.valid_data, saved=True, show_progress=config["show_progress"])
         finally:
             record.write_last()
             trainer.tensorboard.flush()
@@ -178,9 +179,7 @@ def build(
     return build_from(*load_config(config_file_list, {**(config_dict or {}), "model": model, "dataset": dataset}))
 
 
-def load_config(
-    config_file_list: Sequence[str] | None, config_dict: Mapping[str, Any]
-) -> tuple[RunConfig, RunFolder]:
+def load_config(config_file_list: Sequence[str] | None, config_dict: Mapping[str, Any]) -> tuple[RunConfig, RunFolder]:
     """The checked configuration and the run's folder.
 
     Raises:
@@ -207,10 +206,8 @@ def build_from(config: RunConfig, folder: RunFolder) -> Run:
     data_seconds = perf_counter() - start
 
     init_seed(config["seed"], config["reproducibility"])
-    try:
+    with _missing_package(config["model"]):
         model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
-    except ModuleNotFoundError as error:
-        raise UserError(f"model: {config['model']} needs the package {error.name}: pip install {error.name}") from None
     trainer = _recorded(get_trainer(config["MODEL_TYPE"], config["model"]))(config, model)
     trainer.record = Record(folder)
     trainer.saved_model_file = str(folder.checkpoint)
@@ -226,6 +223,19 @@ def _as_user_error(what: str) -> Iterator[None]:
         raise
     except (ValueError, NotImplementedError) as error:
         raise UserError(f"{what}: {error}") from error
+
+
+_PIP_NAMES = {"faiss": "faiss-cpu", "kmeans_pytorch": "kmeans-pytorch"}
+
+
+@contextmanager
+def _missing_package(model: str) -> Iterator[None]:
+    """Some of RecBole's models import packages that RecBole does not ask for, when they are made or trained."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = error.name or str(error)
+        raise UserError(f"{model} needs the package {name}: pip install {_PIP_NAMES.get(name, name)}") from None
 
 
 def _best(epochs: list[dict[str, Any]], score: float, metric: str) -> tuple[int, dict[str, float]]:

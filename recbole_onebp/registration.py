@@ -24,10 +24,14 @@ def register() -> None:
     Nothing of ours is imported yet: one of our modules may be what is importing RecBole right now.
     """
     # get_model looks for a module recbole.model.general_recommender.<name>: it finds recbole_models/onebp.py there.
-    wrapt.register_post_import_hook(lambda package: package.__path__.append(_MODELS), "recbole.model.general_recommender")
+    wrapt.register_post_import_hook(_add_models, "recbole.model.general_recommender")
     # get_trainer looks for recbole.trainer.<Name>Trainer.
     import_module("recbole.trainer").__getattr__ = _trainer  # type: ignore[method-assign]
     wrapt.wrap_function_wrapper("recbole.config.configurator", "Config._load_internal_config_dict", _add_defaults)
+
+
+def _add_models(package: Any) -> None:
+    package.__path__.append(_MODELS)
 
 
 def _trainer(name: str) -> Any:

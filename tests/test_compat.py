@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,8 @@ from recbole.data import create_dataset
 from recbole.utils import ModelType
 
 import recbole_onebp
-from recbole_onebp.compat import patches
 from conftest import write_inter
+from recbole_onebp.compat import patches
 
 
 def needs(name):
@@ -131,7 +132,8 @@ def test_fill_nan_is_what_fills_them():
         logger = trainer_module.getLogger()
         inter_feat = frame
 
-    with pytest.warns(Warning):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         unpatched(Dataset())
     assert frame["x"].isna().all()
 
@@ -152,7 +154,7 @@ def test_grad_scaler(recwarn, tiny):
 def test_checkpoint_load(tmp_path):
     path = tmp_path / "object.pth"
     torch.save(ModelType.GENERAL, path)
-    with pytest.raises(Exception, match="[Ww]eights.only"):
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
         torch.load(path)
     assert trainer_module.torch.load(path) is ModelType.GENERAL
     assert trainer_module.torch.float32 is torch.float32

@@ -75,8 +75,10 @@ def test_load_data_and_model_of_our_run_and_of_recboles(tiny, tiny_config, tmp_p
     config, model, dataset, *_, test_data = load_data_and_model(str(tmp_path / "run" / "checkpoint.pth"))
     assert torch.load is strict
     assert config["model"] == "OneBP"
-    assert torch.equal(model.user_table, torch.load(tmp_path / "run" / "checkpoint.pth", weights_only=False)[
-        "state_dict"]["user_table"])
+    assert torch.equal(
+        model.user_table,
+        torch.load(tmp_path / "run" / "checkpoint.pth", weights_only=False)["state_dict"]["user_table"],
+    )
     assert dataset.user_num == 31
     assert recbole_onebp.OneBPTrainer(config, model).evaluate(test_data, load_best_model=False)["recall@10"] > 0
 

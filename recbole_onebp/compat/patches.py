@@ -198,7 +198,7 @@ def _chained_fillna_is_lost() -> bool:
 def fill_nan() -> None:
     """Dataset fills missing features by df[field].fillna(inplace=True), which does nothing under pandas 3's copy on
     write: NaN reaches the model without a word."""
-    dataset_module = import_module("recbole.data.dataset.dataset")
+    dataset_module: Any = import_module("recbole.data.dataset.dataset")
     feature_type = import_module("recbole.utils").FeatureType
 
     def fill_first(wrapped: Callable[[], None], dataset: Any, _args: Any, _kwargs: Any) -> None:
@@ -279,7 +279,8 @@ def _old_scaler_is_deprecated() -> bool:
 @_patch("no issue yet: since torch 2.4", _old_scaler_is_deprecated)
 def grad_scaler() -> None:
     """Every epoch makes a torch.cuda.amp.GradScaler, which is deprecated for torch.amp.GradScaler and says so."""
-    import_module("recbole.trainer.trainer").amp = torch.amp
+    trainer_module: Any = import_module("recbole.trainer.trainer")
+    trainer_module.amp = torch.amp
 
 
 def _trusting_load(*args: Any, **kwargs: Any) -> Any:

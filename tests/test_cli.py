@@ -1,0 +1,273 @@
+"""The command line as a user meets it, bad input included: one line that begins with error:, and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from matplotlib.image import imread
+
+from conftest import write_inter
+from recbole_onebp.cli import main, parse_overrides
+from recbole_onebp.errors import UserError
+
+
+@pytest.fixture
+def train(tiny_config, capsys):
+    """Runs ``recbole-onebp train`` on the tiny data set; ``train(beta=1.5)`` returns the exit code and stderr."""
+
+    def run(*arguments, **overrides):
+        values = {"model": "OneBP", "dataset": "tiny", **tiny_config, **overrides}
+        code = main(["train", *arguments, *(f"--{key}={value}" for key, value in values.items() if value is not None)])
+        run.out, err = capsys.readouterr()
+        return code, err
+
+    return run
+
+
+def refusal(outcome):
+    """The one error line of a refused command."""
+    code, err = outcome
+    assert code == 2
+    assert "Traceback" not in err
+    (line,) = (line for line in err.splitlines() if line.startswith("error:"))
+    assert err.splitlines()[-1] == line
+    return line
+
+
+def test_a_run_writes_its_folder(train, tmp_path, capsys):
+    assert train()[0] == 0
+    folder = tmp_path / "run"
+    assert {path.name for path in folder.iterdir()} == {
+        "checkpoint.pth", "config.yaml", "curves.png", "metrics.jsonl", "result.json", "run.log", "tensorboard"
+    }  # fmt: skip
+    result = json.loads((folder / "result.json").read_text())
+    assert set(result) == {
+        "model", "dataset", "seed", "epochs_run", "best_epoch", "valid", "test", "seconds", "epoch_seconds",
+        "peak_rss_mb", "n_users", "n_items", "n_train", "parameters", "versions", "device",
+    }  # fmt: skip
+    assert (result["n_users"], result["n_items"], result["epochs_run"]) == (30, 40, 3)
+    assert result["n_train"] == 30 * 10
+    assert set(result["seconds"]) == {"data", "train", "valid", "test"}
+    assert len(result["epoch_seconds"]) == 3
+    assert 0 < result["test"]["recall@10"] <= 1
+    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [epoch["epoch"] for epoch in epochs] == [0, 1, 2]
+    assert epochs[result["best_epoch"]]["valid"] == result["valid"]
+    assert all(epoch["user_spread"] > 0 for epoch in epochs)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (config["beta"], config["model"], config["output_dir"]) == (0.99, "OneBP", str(folder))
+    assert imread(folder / "curves.png").shape[0] > 300
+    log = (folder / "run.log").read_text()
+    assert "wrote" in log
+    assert "\x1b" not in log
+    state = torch.load(folder / "checkpoint.pth", weights_only=False)["state_dict"]
+    assert set(state) == {"item_table", "user_table"}
+    assert list(Path.cwd().iterdir()) == [folder]
+
+
+def test_logs_go_to_stdout_and_bars_to_stderr(train):
+    code, err = train(show_progress=True)
+    assert code == 0
+    assert "Train" in err
+    assert "test, epoch" in train.out
+    assert train(show_progress=False) == (0, "")
+
+
+def test_without_output_dir_the_folder_is_named_after_the_run(train):
+    assert train(output_dir=None)[0] == 0
+    assert train(output_dir=None)[0] == 0
+    folders = sorted(path.name for path in Path("runs").iterdir())
+    assert len(folders) == 2
+    assert all(name.startswith("tiny-OneBP-20") for name in folders)
+
+
+def test_baselines_run_by_the_same_command(train, tmp_path):
+    assert train(model="BPR")[0] == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["model"] == "BPR"
+
+
+def test_model_and_data_set_may_stand_in_a_config_file(train, tmp_path):
+    (tmp_path / "a.yaml").write_text("model: OneBP\nbeta: 0.5\n")
+    (tmp_path / "b.yaml").write_text("dataset: tiny\nbeta: 0.25\n")
+    files = f"--config_files={tmp_path / 'a.yaml'} {tmp_path / 'b.yaml'}"
+    assert train(files, model=None, dataset=None)[0] == 0
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["beta"] == 0.25
+    assert "model: none given; pass --model=NAME" in refusal(train(model=None))
+
+
+def test_no_validation_means_the_last_epoch(train, tmp_path):
+    assert train(eval_step=0)[0] == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["best_epoch"], result["valid"]) == (2, {})
+    assert result["test"]["recall@10"] > 0
+
+
+def test_values_are_read_and_never_evaluated():
+    values = parse_overrides(
+        ["--a=1e-3", "--b=[10, 20]", "--c=None", "--d=true", "--e=x=y", "--f=O'Brien", "--g={'RS':[0.8,0.1,0.1]}",
+         "--h=__import__('os').getcwd()", "--i=", "--j=[0,inf)", "--k=0,1", "--l=a\\d", "--m=" + "[" * 5000]
+    )  # fmt: skip
+    assert values["a"] == 0.001
+    assert values["b"] == [10, 20]
+    assert values["c"] is None
+    assert values["d"] is True
+    assert values["e"] == "x=y"
+    assert values["f"] == "O'Brien"
+    assert values["g"] == {"RS": [0.8, 0.1, 0.1]}
+    assert values["h"] == "__import__('os').getcwd()"
+    assert values["i"] == ""
+    assert values["j"] == "[0,inf)"
+    assert values["k"] == (0, 1)
+    assert values["l"] == "a\\d"
+    assert values["m"] == "[" * 5000
+
+
+@pytest.mark.parametrize("argument", ["--beta", "beta=1", "--=1", "--9x=1", "extra"])
+def test_another_form_is_refused(argument):
+    with pytest.raises(UserError, match="expected --key=value"):
+        parse_overrides([argument])
+
+
+def test_a_key_given_twice_is_refused():
+    with pytest.raises(UserError, match=r"--beta is given twice: 0\.5 and 0\.9"):
+        parse_overrides(["--beta=0.5", "--beta=0.9"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"beta": 1.5}, "beta: 1.5 is not allowed"),
+        ({"learning_rate": "abc"}, "learning_rate: 'abc' is not allowed"),
+        ({"betta": 0.5}, "betta: no such configuration key; did you mean beta?"),
+        ({"model": "OneBp"}, "model: there is none named 'OneBp'; did you mean OneBP?"),
+        ({"dataset": "absent"}, "data set absent: no folder"),
+        ({"metrics": "['Recal']"}, "There is no metric named 'Recal'"),
+        ({"nproc": 2}, "nproc"),
+    ],
+)
+def test_bad_values(train, overrides, said):
+    assert said in refusal(train(**overrides))
+
+
+@pytest.mark.parametrize(("model", "package"), [("NCL", "faiss")])
+def test_a_model_that_lacks_a_package_names_it(train, monkeypatch, model, package):
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    assert f"{model} needs the package {package}: pip install" in refusal(train(model=model))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no file"),
+        ("", "empty; expected a header such as user_id:token item_id:token"),
+        ("user_id:token\titem_id:token\n", "no interactions below the header"),
+        ("user_id:token\trating:float\na\t1\n", "no column item_id; it has user_id, rating"),
+        ("user_id\titem_id\na\tb\n", "line 1: 'user_id\\titem_id': expected columns as name:type"),
+        ("user_id:token\titem_id:token\trating:float\na\tx\t1\nb\ty\tgood\n", "line 3: rating is 'good', expected"),
+        ("user_id:token\titem_id:token\trating:number\na\tx\t1\n", "Type number from field rating is not supported"),
+        (b"\xff\xfe\x00", "not text in utf-8"),
+    ],
+)  # fmt: skip
+def test_bad_files(train, tmp_path, content, said):
+    folder = tmp_path / "data" / "bad"
+    folder.mkdir(parents=True)
+    path = folder / "bad.inter"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    columns = "['user_id', 'item_id', 'rating']" if content and "rating:" in str(content) else "['user_id', 'item_id']"
+    outcome = train(dataset="bad", data_path=str(tmp_path / "data"), load_col=f"{{'inter': {columns}}}")
+    line = refusal(outcome)
+    assert said in line
+    assert str(path) in line or "Type number" in line
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([(f"u{u}", "x") for u in range(9)], "1 item is left after filtering; a recommender needs at least 2"),
+        ([(f"u{u}", i) for u in range(3) for i in range(20 if u == 1 else 12)], "user u1 has taken all 20 items"),
+    ],
+)
+def test_data_that_leaves_no_choice(train, tmp_path, rows, said):
+    write_inter(tmp_path / "data" / "poor", rows)
+    assert said in refusal(train(dataset="poor", data_path=str(tmp_path / "data")))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read: No such file"),
+        ("beta: [0.5", "not YAML"),
+        ("- beta\n", "expected lines of 'key: value'"),
+        ("beta", "expected lines of 'key: value'"),
+        ("", "expected lines of 'key: value'"),
+    ],
+)
+def test_bad_config_files(train, tmp_path, content, said):
+    path = tmp_path / "settings.yaml"
+    if content is not None:
+        path.write_text(content)
+    line = refusal(train(f"--config_files={path}"))
+    assert said in line
+    assert str(path) in line
+
+
+def test_a_folder_that_cannot_be_written(train, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "output_dir: " in refusal(train(output_dir=str(tmp_path / "file" / "run")))
+
+
+@pytest.mark.parametrize("arguments", [["trian"], ["doctor", "--verbose"], ["train", "--epochs", "2"], []])
+def test_bad_commands(arguments, capsys):
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_doctor(capsys):
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "recbole         1.2.1" in out
+    assert "numpy_aliases: " in out
+    assert "failed" not in out
+
+
+def start(tiny_config, tmp_path, **overrides):
+    values = {"model": "OneBP", "dataset": "tiny", **tiny_config, **overrides}
+    command = [sys.executable, "-c", "import sys; from recbole_onebp.cli import main; sys.exit(main())", "train"]
+    return subprocess.Popen(
+        [*command, *(f"--{key}={value}" for key, value in values.items())],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_ctrl_c_in_an_epoch_leaves_the_last_checkpoint_intact(tiny_config, tmp_path):
+    process = start(tiny_config, tmp_path, epochs=100_000, stopping_step=100_000)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 2) and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("interrupted")
+    checkpoint = torch.load(tmp_path / "run" / "checkpoint.pth", weights_only=False)
+    assert torch.isfinite(checkpoint["state_dict"]["user_table"]).all()
+    assert not list((tmp_path / "run").glob("*.tmp"))
+    assert not (tmp_path / "run" / "result.json").exists()
+    for line in metrics.read_text().splitlines():
+        json.loads(line)

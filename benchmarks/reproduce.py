@@ -23,7 +23,8 @@ import pandas as pd
 import recbole_onebp
 
 NAME = "onebp-ml-100k"
-# The reference code run on the same split with its published settings; Recall@20 and NDCG@20 of that epoch.
+# The reference code (same commit), run on a CPU on the same split with its published settings: Recall@20 and NDCG@20 of
+# the epoch's model, not of the best one so far.
 REFERENCE = {
     100: (0.3102, 0.3733),
     200: (0.3227, 0.3902),
@@ -129,6 +130,7 @@ def main() -> None:
         f"`python benchmarks/reproduce.py --data DIR --seeds {' '.join(map(str, args.seeds))} --epochs {args.epochs}`",
         "",
         "Recall@20 / NDCG@20 on the test part, mean ± standard deviation over seeds, over the users with a test item.",
+        "Reference code: studentcej/OneBP, commit 8ad479b, run on a CPU with the same settings; that epoch's model.",
         f"recbole_onebp {recbole_onebp.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
         f"{platform.machine()} CPU, one thread a run.",
         "",

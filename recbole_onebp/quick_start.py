@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from importlib.metadata import version
 from time import perf_counter
 from typing import Any
 
+import psutil
 import torch
 from recbole.data import create_dataset, data_preparation
 from recbole.trainer import Trainer
@@ -249,6 +249,10 @@ def _floats(result: Mapping[str, Any] | None) -> dict[str, float]:
 
 
 def _peak_rss_mb() -> float:
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 

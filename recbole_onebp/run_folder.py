@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,9 @@ from typing import Any
 import yaml
 
 from recbole_onebp.errors import UserError
+from recbole_onebp.files import write_atomically
 
-__all__ = ["RunFolder", "write_atomically"]
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then put it in place at once."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+__all__ = ["RunFolder"]
 
 
 class RunFolder:
@@ -31,7 +21,7 @@ class RunFolder:
     ``run.log`` and ``tensorboard/``."""
 
     def __init__(self, path: str | Path) -> None:
-        """Make the folder.
+        """Make the folder; what an earlier run left there is no longer its result.
 
         Raises:
             UserError: if it cannot be made or written to.
@@ -40,6 +30,8 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / "metrics.jsonl", lambda file: file.write_text(""))
+            for name in ("result.json", "curves.png"):
+                (self.path / name).unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"output_dir: {self.path} cannot be written to: {error.strerror}") from None
 

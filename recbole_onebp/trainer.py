@@ -10,6 +10,7 @@ from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
 from torch import Tensor
 
+from recbole_onebp.errors import UserError
 from recbole_onebp.functional import spread
 from recbole_onebp.model import OneBP
 
@@ -32,6 +33,14 @@ class OneBPTrainer(Trainer):
     """
 
     def __init__(self, config: Config, model: OneBP) -> None:
+        """Take over the model.
+
+        Raises:
+            UserError: for RecBole's distributed mode: it broadcasts rank 0's buffers at every step, and the users that
+                the other ranks have moved would be lost.
+        """
+        if not config["single_spec"]:
+            raise UserError("nproc: OneBP trains in one process; RecBole's distributed mode would lose user updates")
         super().__init__(config, model)
         self.encoding_stats: dict[str, float] = {}
         self._batch: Interaction | None = None

@@ -17,17 +17,16 @@ from recbole_onebp.keys import model_names
 _MODULES = {path.stem for path in (Path(recbole.__file__).parent / "model" / "general_recommender").glob("[a-z]*.py")}
 MODELS = sorted(name for name in model_names() if name.lower() in _MODULES)
 
-NEEDS = {"NCL": "faiss", "LDiffRec": "kmeans_pytorch"}
-"""Packages that RecBole does not ask for, though these models import them."""
+NEEDS = {"NCL": "faiss"}
+"""Packages that RecBole does not ask for, though a model imports them."""
 
 SMALL = {
     "ConvNCF": {"embedding_size": 16, "cnn_channels": [1, 8, 8], "cnn_kernels": [4, 4], "cnn_strides": [4, 4]},
     "DGCF": {"train_batch_size": 20_000, "n_layers": 1},
-    "NAIS": {"train_batch_size": 20_000},
-    "NNCF": {"train_batch_size": 20_000},
+    "NAIS": {"embedding_size": 4, "weight_size": 4},
+    "NNCF": {"num_conv_kernel": 8, "neigh_num": 5},
     "RecVAE": {"mlp_hidden_size": [64]},
     "RaCT": {"pretrain_epochs": 1, "train_stage": "actor_pretrain"},
-    "SLIMElastic": {"alpha": 1.0},
 }
 """Smaller than the model's defaults, which take minutes an epoch on a CPU."""
 

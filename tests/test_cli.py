@@ -253,6 +253,13 @@ def start(tiny_config, tmp_path, **overrides):
     )
 
 
+def test_a_new_run_in_an_old_folder_leaves_no_old_result(train, tmp_path):
+    assert train()[0] == 0
+    write_inter(tmp_path / "data" / "poor", [("u", "x"), ("v", "x")])
+    assert train(dataset="poor", data_path=str(tmp_path / "data"))[0] == 2
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
 def test_ctrl_c_in_an_epoch_leaves_the_last_checkpoint_intact(tiny_config, tmp_path):
     process = start(tiny_config, tmp_path, epochs=100_000, stopping_step=100_000)
     metrics = tmp_path / "run" / "metrics.jsonl"

@@ -87,7 +87,7 @@ def test_ray_stub():
 
 @needs("numpy_aliases")
 def test_numpy_aliases():
-    original = in_a_fresh_python("from recbole.config import Config; Config.compatibility_settings(None)")
+    original = in_a_fresh_python("from recbole.data.interaction import Interaction; Interaction({'a': [1.0]})")
     assert "AttributeError" in original.stderr
     assert np.float is np.float64
     assert np.zeros(2, dtype=np.bool).dtype == bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,15 +11,16 @@ from pathlib import Path
 import pytest
 
 import recbole_onebp
+from recbole_onebp.files import write_atomically
 from recbole_onebp.resources import properties_dir, property_file
-from recbole_onebp.run_folder import RunFolder, write_atomically
+from recbole_onebp.run_folder import RunFolder
 
 PACKAGE = Path(recbole_onebp.__file__).parent
 
 # Lower may not import higher; modules of one layer may not import one another, except where they are one package.
 LAYERS = [
-    {"errors", "functional", "resources", "logs", "compat"},
-    {"keys", "run_folder", "data_checks"},
+    {"errors", "files", "functional", "resources", "logs"},
+    {"compat", "keys", "run_folder", "data_checks"},
     {"config"},
     {"model"},
     {"trainer"},
@@ -62,6 +64,18 @@ def test_imports_point_one_way():
             assert imported in RANK, f"{imported}, imported by {name}, has no layer"
             assert RANK[imported] < RANK[name], f"{name} imports {imported}, which lies above it"
     assert seen - {"__init__"} == set(RANK)
+
+
+def test_the_picture_shows_the_imports():
+    """docs/architecture.md draws every import: ``a --> b`` at the top of a module, ``a -.-> b`` inside a function."""
+    picture = (Path(__file__).parent.parent / "docs" / "architecture.md").read_text()
+    drawn = set(re.findall(r"^ *(\w+) (?:-->|-\.->) (\w+)", picture, flags=re.MULTILINE))
+    actual = {
+        (module_name(path), imported)
+        for path in PACKAGE.rglob("*.py")
+        for imported in imports_of(path) - {module_name(path)}
+    }
+    assert drawn == actual | {("registration", "trainer")}
 
 
 def test_functions_of_the_method_need_no_recbole():

@@ -29,6 +29,8 @@ import scipy.sparse as sp
 import torch
 import wrapt
 
+from recbole_onebp.files import write_atomically
+
 __all__ = ["PATCHES", "STATUS", "Patch", "apply_all"]
 
 
@@ -154,16 +156,17 @@ _NUMPY_ALIASES: dict[str, Any] = {
 
 
 def _numpy_lost_aliases() -> bool:
-    return any(not hasattr(np, name) for name in ("float_", "complex_", "unicode_"))
+    return "float" not in vars(np)  # hasattr would have numpy warn
 
 
 @_patch("R#1604, R#2162, R#2216", _numpy_lost_aliases)
 def numpy_aliases() -> None:
-    """Config sets np.float, np.bool, ... from aliases that numpy 2 removed, and data, metrics and layers read them."""
+    """Data structures, metrics and layers read np.float, np.bool, ..., gone since numpy 1.24; Config, which brings them
+    back, does so from aliases that numpy 2 removed."""
 
     def compatibility_settings(_self: Any = None) -> None:
         for name, value in _NUMPY_ALIASES.items():
-            if name not in vars(np):  # not hasattr: numpy warns when a removed alias is looked up
+            if name not in vars(np):
                 setattr(np, name, value)
 
     import_module("recbole.config").Config.compatibility_settings = compatibility_settings
@@ -288,16 +291,10 @@ def _trusting_load(*args: Any, **kwargs: Any) -> Any:
 
 
 def _atomic_save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
-    if not isinstance(f, (str, os.PathLike)):
+    if isinstance(f, (str, os.PathLike)):
+        write_atomically(Path(f), lambda temporary: torch.save(obj, temporary, *args, **kwargs))
+    else:
         torch.save(obj, f, *args, **kwargs)
-        return
-    path = Path(f)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        torch.save(obj, temporary, *args, **kwargs)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _CheckpointTorch(types.ModuleType):

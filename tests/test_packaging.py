@@ -1,0 +1,73 @@
+"""The wheel, the clone and an editable install carry and find the same files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+CLONE = Path(__file__).parent.parent
+FIND = "import recbole_onebp.resources as r; print(r.__file__, r.property_file('model', 'OneBP'))"
+
+
+def pip(*arguments: object) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def python(code: str, path: Path, cwd: Path) -> list[str]:
+    """What the code prints, in words, with ``path`` first on the module search path."""
+    environment = {**os.environ, "PYTHONPATH": str(path)}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=cwd, check=True, capture_output=True, text=True
+    ).stdout.split()
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """A copy of the sources, since building writes beside them."""
+    copy = tmp_path_factory.mktemp("sources") / "clone"
+    ignored = shutil.ignore_patterns(".git", ".venv*", "build", "dist", "*.egg-info", "runs", "dataset")
+    shutil.copytree(CLONE, copy, ignore=ignored)
+    return copy
+
+
+def test_wheel(sources, tmp_path):
+    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, sources)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    expected = {
+        str(path.relative_to(sources)) for path in (sources / "recbole_onebp").rglob("*.py")
+    } | {
+        f"recbole_onebp/{path.relative_to(sources)}" for path in (sources / "properties").rglob("*.yaml")
+    }  # fmt: skip
+    assert expected | {"recbole_onebp/py.typed"} <= names
+    assert not {name for name in names if name.startswith(("tests/", "benchmarks/", "properties/"))}
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    module, found = python(FIND, tmp_path / "site", tmp_path)
+    assert Path(found) == Path(module).parent / "properties" / "model" / "OneBP.yaml"
+    assert str(tmp_path / "site") in found
+
+
+def test_editable_install(sources, tmp_path):
+    pip("install", "--no-deps", "--no-build-isolation", "--target", tmp_path / "site", "--editable", sources)
+    # --target writes .pth files, which only a site directory reads.
+    code = f"import site; site.addsitedir({str(tmp_path / 'site')!r})\n{FIND}"
+    _, found = python(code, tmp_path, tmp_path)
+    assert Path(found) == sources / "properties" / "model" / "OneBP.yaml"
+
+
+def test_clone(tmp_path, tiny_config):
+    """``python run_recbole_onebp.py`` runs the clone it lies in, from wherever it is started."""
+    values = {**tiny_config, "model": "OneBP", "dataset": "tiny", "epochs": 1}
+    command = [sys.executable, CLONE / "run_recbole_onebp.py", *(f"--{key}={value}" for key, value in values.items())]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs_run"] == 1
+    _, found = python(FIND, CLONE, tmp_path)
+    assert Path(found) == CLONE / "properties" / "model" / "OneBP.yaml"

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -117,6 +118,7 @@ class Run:
     def fit(self) -> Result:
         """Train, choose the epoch on validation, test that one once, and write the run folder."""
         config, trainer, record = self.config, self.trainer, self.trainer.record
+        saved_before = _identity(trainer.saved_model_file)
         start = perf_counter()
         try:
             with _missing_package(config["model"]):
@@ -124,6 +126,8 @@ class Run:
         finally:
             record.write_last()
             trainer.tensorboard.flush()
+        if _identity(trainer.saved_model_file) == saved_before:  # a pretraining stage keeps no best model
+            trainer._save_checkpoint(len(record.epochs) - 1)
         fit_seconds = perf_counter() - start
         start = perf_counter()
         test = trainer.evaluate(self.test_data, load_best_model=True, show_progress=config["show_progress"])
@@ -223,6 +227,12 @@ def _as_user_error(what: str) -> Iterator[None]:
         raise
     except (ValueError, NotImplementedError) as error:
         raise UserError(f"{what}: {error}") from error
+
+
+def _identity(file: str) -> tuple[int, int] | None:
+    """Tells whether a file has been written anew, be it of the same name."""
+    path = Path(file)
+    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
 
 
 _PIP_NAMES = {"faiss": "faiss-cpu", "kmeans_pytorch": "kmeans-pytorch"}

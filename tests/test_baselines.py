@@ -24,11 +24,12 @@ SMALL = {
     "ConvNCF": {"embedding_size": 16, "cnn_channels": [1, 8, 8], "cnn_kernels": [4, 4], "cnn_strides": [4, 4]},
     "DGCF": {"train_batch_size": 20_000, "n_layers": 1},
     "NAIS": {"embedding_size": 4, "weight_size": 4},
-    "NNCF": {"num_conv_kernel": 8, "neigh_num": 5},
+    "NCL": {"num_clusters": 100},
+    "NNCF": {"num_conv_kernel": 2, "neigh_embedding_size": 4, "eval_args": {"mode": "uni100"}},
     "RecVAE": {"mlp_hidden_size": [64]},
     "RaCT": {"pretrain_epochs": 1, "train_stage": "actor_pretrain"},
 }
-"""Smaller than the model's defaults, which take minutes an epoch on a CPU."""
+"""Smaller than the model's defaults, which take minutes an epoch on a CPU, or (NCL) more clusters than users."""
 
 
 def test_the_list_is_recboles():

@@ -9,6 +9,7 @@ to ``tests/test_compat.py`` that fails without it.
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import sys
@@ -283,7 +284,10 @@ def _old_scaler_is_deprecated() -> bool:
 def grad_scaler() -> None:
     """Every epoch makes a torch.cuda.amp.GradScaler, which is deprecated for torch.amp.GradScaler and says so."""
     trainer_module: Any = import_module("recbole.trainer.trainer")
-    trainer_module.amp = torch.amp
+    # All that RecBole's trainers take from the old module.
+    trainer_module.amp = types.SimpleNamespace(
+        GradScaler=torch.amp.GradScaler, autocast=functools.partial(torch.amp.autocast, "cuda")
+    )
 
 
 def _trusting_load(*args: Any, **kwargs: Any) -> Any:

@@ -11,6 +11,10 @@ import pytest
 import recbole_onebp
 
 
+def pytest_report_header() -> str:
+    return f"recbole_onebp: {Path(recbole_onebp.__file__).parent}"
+
+
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whatever a test leaves behind, it leaves in its own folder; the root logger stays as it was."""

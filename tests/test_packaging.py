@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import wrapt
 
 CLONE = Path(__file__).parent.parent
 FIND = "import recbole_onebp.resources as r; print(r.__file__, r.property_file('model', 'OneBP'))"
@@ -21,11 +22,11 @@ def pip(*arguments: object) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-def python(code: str, path: Path, cwd: Path) -> list[str]:
+def python(code: str, path: Path, cwd: Path, *flags: str) -> list[str]:
     """What the code prints, in words, with ``path`` first on the module search path."""
     environment = {**os.environ, "PYTHONPATH": str(path)}
     return subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=cwd, check=True, capture_output=True, text=True
+        [sys.executable, *flags, "-c", code], env=environment, cwd=cwd, check=True, capture_output=True, text=True
     ).stdout.split()
 
 
@@ -57,9 +58,10 @@ def test_wheel(sources, tmp_path):
 
 def test_editable_install(sources, tmp_path):
     pip("install", "--no-deps", "--no-build-isolation", "--target", tmp_path / "site", "--editable", sources)
-    # --target writes .pth files, which only a site directory reads.
+    # -S leaves out the environment's own packages, the installed wheel among them; a site directory reads .pth files.
+    shutil.copytree(Path(wrapt.__file__).parent, tmp_path / "site" / "wrapt")
     code = f"import site; site.addsitedir({str(tmp_path / 'site')!r})\n{FIND}"
-    _, found = python(code, tmp_path, tmp_path)
+    _, found = python(code, tmp_path, tmp_path, "-S")
     assert Path(found) == sources / "properties" / "model" / "OneBP.yaml"
 
 

@@ -10,7 +10,7 @@ from recbole.utils.case_study import full_sort_topk
 import recbole_onebp
 from recbole_onebp import logs
 
-EPOCHS = 60
+EPOCHS = 30
 USERS = ["196", "22", "405"]
 
 

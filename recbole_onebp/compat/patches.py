@@ -335,10 +335,16 @@ def _load_refuses_objects() -> bool:
     return False
 
 
-@_patch("R#2212", _load_refuses_objects)
-def checkpoint_load() -> None:
-    """RecBole's checkpoints hold a pickled Config, which torch.load refuses since 2.6; also, a run stopped while it
-    saved left half a checkpoint. Only RecBole's own calls change: torch.load stays as strict as it is."""
+def _saves_in_place() -> bool:
+    save = import_module("recbole.trainer").Trainer._save_checkpoint
+    return "replace" not in save.__code__.co_names
+
+
+@_patch("R#2212", lambda: _load_refuses_objects() or _saves_in_place())
+def checkpoints() -> None:
+    """RecBole's checkpoints hold a pickled Config, which torch.load refuses since 2.6; and they are written in place,
+    so that a run stopped while it saves loses the old one too. Only RecBole's own calls change: torch.load stays as
+    strict as it is."""
 
     def use(module: Any) -> None:
         module.torch = _CheckpointTorch("torch")

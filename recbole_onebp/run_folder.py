@@ -74,10 +74,10 @@ class RunFolder:
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
 
-        epochs = list(epochs)
-        panels = [("train loss", [(e["epoch"], e["train_loss"]) for e in epochs if e["train_loss"] is not None])]
-        key = valid_metric.lower()
-        panels.append((f"validation {key}", [(e["epoch"], e["valid"][key]) for e in epochs if key in e["valid"]]))
+        epochs, key = list(epochs), valid_metric.lower()
+        losses = [(e["epoch"], e["train_loss"]) for e in epochs if e["train_loss"] is not None]
+        scores = [(e["epoch"], e["valid"][key]) for e in epochs if key in e["valid"]]
+        panels = [("train loss, summed over steps", losses), (f"validation {key}", scores)]
         panels = [(label, points) for label, points in panels if points]
         if not panels:
             return

@@ -43,24 +43,22 @@ def test_every_patch_says_what_it_is_for():
 
 
 def test_applying_twice_changes_nothing():
-    watched = {
-        "init": trainer_module.Trainer.__init__,
-        "fill": dataset_module.Dataset._fill_nan,
-        "torch": trainer_module.torch,
-        "pd": dataset_module.pd,
-        "compat": Config.compatibility_settings,
-        "load": sys.modules["recbole.quick_start"].load_data_and_model,
-    }
+    def patched():
+        return (
+            trainer_module.Trainer.__init__,
+            trainer_module.torch,
+            trainer_module.amp,
+            dataset_module.Dataset._fill_nan,
+            dataset_module.pd,
+            Config.compatibility_settings,
+            Config._load_internal_config_dict,
+            sys.modules["recbole.quick_start"].load_data_and_model,
+        )
+
+    before = patched()
     patches.apply_all()
     recbole_onebp.compat.install()
-    assert watched == {
-        "init": trainer_module.Trainer.__init__,
-        "fill": dataset_module.Dataset._fill_nan,
-        "torch": trainer_module.torch,
-        "pd": dataset_module.pd,
-        "compat": Config.compatibility_settings,
-        "load": sys.modules["recbole.quick_start"].load_data_and_model,
-    }
+    assert patched() == before
 
 
 def test_a_failing_patch_is_reported_and_not_fatal(monkeypatch):

@@ -93,7 +93,7 @@ def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from recbole_onebp import logs, quick_start
 
     config, folder = quick_start.load_config((arguments.config_files or "").split(), overrides)
-    logs.start(folder.log, config["state"] or "INFO")
+    logs.start(folder.log, (config["state"] or "INFO").upper())
     logger = logging.getLogger()
     logger.info(config)
     run = quick_start.build_from(config, folder)

@@ -23,7 +23,7 @@ from pydantic import (
 )
 from recbole.config import Config
 from recbole.utils import EvaluatorType
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from recbole_onebp.errors import UserError
 from recbole_onebp.functional import Duplicates
@@ -121,6 +121,38 @@ class OneBPConfig(BaseModel):
         return _validated(cls, values)
 
 
+_Ratio = Annotated[FiniteFloat, Field(ge=0)]
+
+
+class _Split(TypedDict, total=False):
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
+
+    RS: Annotated[list[_Ratio], Field(min_length=3, max_length=3)]
+    LS: str
+    TS: Any
+
+
+class _EvalArgs(TypedDict, total=False):
+    """RecBole's ``eval_args``."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
+
+    split: _Split
+    group_by: Literal["user", "none"] | None
+    order: Literal["RO", "TO"]
+    mode: str | dict[str, str]
+
+
+class _ClipGradNorm(TypedDict):
+    """Arguments of ``torch.nn.utils.clip_grad_norm_``."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
+
+    max_norm: Annotated[FiniteFloat, Field(gt=0)]
+    norm_type: NotRequired[FiniteFloat]
+    error_if_nonfinite: NotRequired[bool]
+
+
 class RecBoleSettings(TypedDict, total=False):
     """Types and ranges of the RecBole keys that a run uses."""
 
@@ -141,6 +173,9 @@ class RecBoleSettings(TypedDict, total=False):
     metric_decimal_place: _Count
     loss_decimal_place: _Count
     worker: _Count
+    state: Annotated[Literal["debug", "info", "warning", "error", "critical"], _Lower]
+    load_col: dict[str, list[str] | Literal["*"]] | None
+    benchmark_filename: list[str] | None
     gpu_id: str | int | tuple[int, ...]
     use_gpu: bool
     reproducibility: bool
@@ -150,8 +185,8 @@ class RecBoleSettings(TypedDict, total=False):
     enable_scaler: bool
     save_dataset: bool
     save_dataloaders: bool
-    clip_grad_norm: dict[str, Any] | None
-    eval_args: dict[str, Any]
+    clip_grad_norm: _ClipGradNorm | None
+    eval_args: _EvalArgs
     train_neg_sample_args: dict[str, Any] | None
     data_path: str
     checkpoint_dir: str

@@ -15,7 +15,8 @@ __all__ = ["check_dataset", "check_files"]
 
 
 def check_files(config: Config) -> None:
-    """Check the interaction files: there, not empty, with the columns that are asked for, numbers where they belong.
+    """Check the atomic files: there, not empty, with the columns that are asked for, an id in every interaction and
+    numbers where they belong.
 
     Raises:
         UserError: names the file, the line or column, and what would be right.
@@ -26,45 +27,62 @@ def check_files(config: Config) -> None:
             f"data set {name}: no folder {folder}; set data_path to the folder that holds {name}/, or use ml-100k, "
             "which RecBole carries"
         )
-    parts = config["benchmark_filename"]
-    names = [f"{name}.inter"] if parts is None else [f"{name}.{part}.inter" for part in parts]
-    for path in (folder / file for file in names):
-        if not path.is_file():
-            raise UserError(f"data set {name}: no file {path}")
-        _check_interactions(path, config)
+    parts, ids = config["benchmark_filename"], [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]]
+    for file in [f"{name}.inter"] if parts is None else [f"{name}.{part}.inter" for part in parts]:
+        if not (folder / file).is_file():
+            raise UserError(f"data set {name}: no file {folder / file}")
+        _check_table(folder / file, "inter", ids, config)
+    for kind in ("user", "item"):
+        path = folder / f"{name}.{kind}"
+        if path.is_file() and (config["load_col"] is None or kind in config["load_col"]):
+            _check_table(path, kind, [], config)
 
 
-def _check_interactions(path: Path, config: Config) -> None:
+def _check_table(path: Path, kind: str, ids: list[str], config: Config) -> None:
     separator, encoding = config["field_separator"], config["encoding"] or "utf-8"
     try:
         with open(path, encoding=encoding) as file:
             header = file.readline().rstrip("\r\n")
             has_rows = bool(file.readline().strip())
+    except LookupError:
+        raise UserError(f"encoding: {encoding!r} is not one that Python knows") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not text in {encoding}; set the key encoding to the file's own") from None
     if not header:
-        raise UserError(f"{path}: empty; expected a header such as user_id:token{separator}item_id:token".expandtabs(1))
+        raise UserError(f"{path}: empty; expected a header such as user_id:token item_id:token")
+    if header.startswith("\ufeff"):
+        raise UserError(f"{path}: begins with a byte order mark; set encoding: utf-8-sig")
     columns = dict(column.rpartition(":")[::2] for column in header.split(separator))
-    if "" in columns or not columns:
+    if "" in columns:
         raise UserError(f"{path}, line 1: {header!r}: expected columns as name:type, separated by {separator!r}")
     # None and "*" both stand for all columns, as with RecBole.
-    listed = (config["load_col"] or {"inter": "*"}).get("inter", [])
+    listed = "*" if config["load_col"] is None else config["load_col"].get(kind, [])
     wanted = list(columns) if listed == "*" else listed
-    for column in [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"], *wanted]:
+    for column in [*ids, *wanted]:
         if column not in columns:
-            raise UserError(f"{path}: no column {column}; it has {', '.join(columns)}")
+            raise UserError(
+                f"{path}: no column {column}; it has {', '.join(columns)}, taking {separator!r} as field_separator"
+            )
     if not has_rows:
-        raise UserError(f"{path}: no interactions below the header")
-    for column, kind in columns.items():
-        if kind == "float" and column in wanted:
-            _check_numbers(path, column, f"{column}:{kind}", separator, encoding)
-
-
-def _check_numbers(path: Path, column: str, title: str, separator: str, encoding: str) -> None:
-    values = pd.read_csv(path, sep=separator, usecols=[title], encoding=encoding, dtype={title: str})[title]
-    wrong = np.flatnonzero(pd.to_numeric(values, errors="coerce").isna() & values.notna())
-    if len(wrong):
-        raise UserError(f"{path}, line {wrong[0] + 2}: {column} is {values.iloc[wrong[0]]!r}, expected a number")
+        raise UserError(f"{path}: no {'interactions' if kind == 'inter' else 'rows'} below the header")
+    checked = {
+        column: f"{column}:{columns[column]}" for column in wanted if columns[column] == "float" or column in ids
+    }
+    if not checked:
+        return
+    try:
+        table = pd.read_csv(path, sep=separator, usecols=list(checked.values()), encoding=encoding, dtype=str)
+    except pd.errors.ParserError as error:
+        raise UserError(f"{path}: {error}") from None
+    for column, title in checked.items():
+        values = table[title]
+        if column in ids:
+            wrong, expected = values.isna(), "an id"
+        else:
+            wrong, expected = pd.to_numeric(values, errors="coerce").isna() & values.notna(), "a number"
+        if wrong.any():
+            line = int(np.flatnonzero(wrong)[0])
+            raise UserError(f"{path}, line {line + 2}: {column} is {values.iloc[line]!r}, expected {expected}")
 
 
 def check_dataset(config: Config, dataset: Any) -> None:

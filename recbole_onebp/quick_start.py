@@ -189,7 +189,7 @@ def load_config(config_file_list: Sequence[str] | None, config_dict: Mapping[str
     Raises:
         UserError: for a key or value that is wrong, or a folder that cannot be written.
     """
-    with _as_user_error("configuration"):
+    with _as_user_error("configuration"), _missing_package(str(config_dict.get("model"))):
         config = RunConfig(config_file_list=list(config_file_list or []), config_dict=dict(config_dict))
     check_files(config)
     given = config["output_dir"]
@@ -212,7 +212,7 @@ def build_from(config: RunConfig, folder: RunFolder) -> Run:
     init_seed(config["seed"], config["reproducibility"])
     with _missing_package(config["model"]):
         model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
-    trainer = _recorded(get_trainer(config["MODEL_TYPE"], config["model"]))(config, model)
+        trainer = _recorded(get_trainer(config["MODEL_TYPE"], config["model"]))(config, model)
     trainer.record = Record(folder)
     trainer.saved_model_file = str(folder.checkpoint)
     return Run(config, folder, dataset, train_data, valid_data, test_data, model, trainer, data_seconds)
@@ -246,6 +246,8 @@ def _missing_package(model: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         name = error.name or str(error)
         raise UserError(f"{model} needs the package {name}: pip install {_PIP_NAMES.get(name, name)}") from None
+    except ImportError as error:  # RecBole's own words, for wandb
+        raise UserError(str(error)) from None
 
 
 def _best(epochs: list[dict[str, Any]], score: float, metric: str) -> tuple[int, dict[str, float]]:

@@ -152,6 +152,8 @@ def test_a_key_given_twice_is_refused():
         ({"dataset": "absent"}, "data set absent: no folder"),
         ({"metrics": "['Recal']"}, "There is no metric named 'Recal'"),
         ({"nproc": 2}, "nproc"),
+        ({"encoding": "utf-99"}, "encoding: 'utf-99' is not one that Python knows"),
+        ({"log_wandb": True}, "wandb"),
     ],
 )
 def test_bad_values(train, overrides, said):
@@ -175,6 +177,10 @@ def test_a_model_that_lacks_a_package_names_it(train, monkeypatch, model, packag
         ("user_id:token\titem_id:token\trating:float\na\tx\t1\nb\ty\tgood\n", "line 3: rating is 'good', expected"),
         ("user_id:token\titem_id:token\trating:number\na\tx\t1\n", "Type number from field rating is not supported"),
         (b"\xff\xfe\x00", "not text in utf-8"),
+        (b"\xef\xbb\xbfuser_id:token\titem_id:token\na\tx\n", "byte order mark; set encoding: utf-8-sig"),
+        ("user_id:token item_id:token\na x\n", "taking '\\t' as field_separator"),
+        ("user_id:token\titem_id:token\na\tx\n\ty\n", "line 3: user_id is nan, expected an id"),
+        ("user_id:token\titem_id:token\na\tx\nb\n", "line 3: item_id is nan, expected an id"),
     ],
 )  # fmt: skip
 def test_bad_files(train, tmp_path, content, said):
@@ -188,6 +194,15 @@ def test_bad_files(train, tmp_path, content, said):
     line = refusal(outcome)
     assert said in line
     assert str(path) in line or "Type number" in line
+
+
+def test_a_bad_number_in_an_item_file(train, tmp_path):
+    folder = tmp_path / "data" / "bad"
+    write_inter(folder, [("a", "x"), ("b", "y")])
+    (folder / "bad.item").write_text("item_id:token\tyear:float\nx\t1990\ny\tlong ago\n")
+    columns = "{'inter': ['user_id', 'item_id'], 'item': ['item_id', 'year']}"
+    line = refusal(train(dataset="bad", data_path=str(tmp_path / "data"), load_col=columns))
+    assert "bad.item, line 3: year is 'long ago', expected a number" in line
 
 
 @pytest.mark.parametrize(

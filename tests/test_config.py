@@ -50,6 +50,13 @@ def test_it_is_parsed_once_and_frozen():
         ("metrics", 3, "valid list"),
         ("show_progress", "perhaps", "valid boolean"),
         ("seed", 2**32, "less than 4294967296"),
+        ("state", "loud", "'debug', 'info'"),
+        ("load_col", 3, "valid dictionary"),
+        ("load_col", {"inter": 5}, "load_col.inter"),
+        ("eval_args", 3, "eval_args: 3 is not allowed"),
+        ("eval_args", {"split": {"RS": [0.8, 0.2]}}, "eval_args.split.RS"),
+        ("eval_args", {"order": "random"}, "'RO' or 'TO'"),
+        ("clip_grad_norm", {"norm": 1.0}, "clip_grad_norm"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(key, value, allowed):

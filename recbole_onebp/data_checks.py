@@ -65,9 +65,8 @@ def _check_table(path: Path, kind: str, ids: list[str], config: Config) -> None:
             )
     if not has_rows:
         raise UserError(f"{path}: no {'interactions' if kind == 'inter' else 'rows'} below the header")
-    checked = {
-        column: f"{column}:{columns[column]}" for column in wanted if columns[column] == "float" or column in ids
-    }
+    titles = {column: f"{column}:{columns[column]}" for column in wanted}
+    checked = {column: title for column, title in titles.items() if title.endswith(":float") or column in ids}
     if not checked:
         return
     try:

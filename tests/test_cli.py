@@ -153,17 +153,22 @@ def test_a_key_given_twice_is_refused():
         ({"metrics": "['Recal']"}, "There is no metric named 'Recal'"),
         ({"nproc": 2}, "nproc"),
         ({"encoding": "utf-99"}, "encoding: 'utf-99' is not one that Python knows"),
-        ({"log_wandb": True}, "wandb"),
     ],
 )
 def test_bad_values(train, overrides, said):
     assert said in refusal(train(**overrides))
 
 
-@pytest.mark.parametrize(("model", "package"), [("NCL", "faiss")])
-def test_a_model_that_lacks_a_package_names_it(train, monkeypatch, model, package):
+@pytest.mark.parametrize(
+    ("overrides", "package", "said"),
+    [
+        ({"model": "NCL"}, "faiss", "NCL needs the package faiss: pip install faiss-cpu"),
+        ({"log_wandb": True}, "wandb", "pip install wandb"),
+    ],
+)
+def test_a_package_that_is_missing_is_named(train, monkeypatch, overrides, package, said):
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
-    assert f"{model} needs the package {package}: pip install" in refusal(train(model=model))
+    assert said in refusal(train(**overrides))
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,7 @@ def _unit(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
     return (z >> np.uint64(11)).astype(np.float64) * _TO_UNIT
 
 
+_USERS_A_TASK = 32
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 _U11, _U27, _U30, _U31 = np.uint64(11), np.uint64(27), np.uint64(30), np.uint64(31)
 _UGOLDEN, _UMIX_1, _UMIX_2 = np.uint64(_GOLDEN), np.uint64(_MIX_1), np.uint64(_MIX_2)
@@ -215,50 +216,71 @@ def _mix_compiled(z):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always", **_OPTIONS)
-def _number_below(start, slot, limit):  # type: ignore[no-untyped-def]
-    z = _mix_compiled(start + np.uint64(slot + 1) * _UGOLDEN)
-    return np.int64(np.float64(np.int64(z >> _U11)) * _TO_UNIT * limit)
+def _numbers_below(limit, start, number):  # type: ignore[no-untyped-def]
+    scale = _TO_UNIT * np.float64(limit)
+    for slot in range(len(number)):
+        z = _mix_compiled(start + np.uint64(slot + 1) * _UGOLDEN)
+        number[slot] = np.int64(np.float64(np.int64(z >> _U11)) * scale)
 
 
 @njit(inline="always", **_OPTIONS)
-def _count_up_to(gap, start, size, number):  # type: ignore[no-untyped-def]
-    """How many of the sorted ``gap[start : start + size]`` are at most ``number``; no branch depends on the data."""
-    at, left = start, size
+def _count_up_to(row, number, count):  # type: ignore[no-untyped-def]
+    """How many of the sorted ``row`` are at most each number: all binary searches level by level, without a branch."""
+    for slot in range(len(number)):
+        count[slot] = 0
+    left = len(row)
     while left > 1:
         half = left >> 1
-        at += half * np.int64(gap[at + half - 1] <= number)
+        for slot in range(len(number)):
+            at = count[slot] + half
+            count[slot] = at if row[at - 1] <= number[slot] else count[slot]
         left -= half
     if left == 1:
-        at += np.int64(gap[at] <= number)
-    return at - start
+        for slot in range(len(number)):
+            count[slot] += np.int64(row[count[slot]] <= number[slot])
+
+
+@njit(inline="always", **_OPTIONS)
+def _touch(user, indptr, gap, free):  # type: ignore[no-untyped-def]
+    """Read a little of each user's row, so that the waits for memory overlap; the sum means nothing."""
+    touched = 0
+    for b in range(len(user)):
+        start, end = indptr[user[b]], indptr[user[b] + 1]
+        if end > start:
+            touched += gap[start] + gap[(start + end) >> 1] + gap[end - 1] + free[user[b]]
+    return touched & 1
 
 
 @njit(parallel=True, **_OPTIONS)
 def _draw_uniform(user, pair, key, indptr, gap, free, out):  # type: ignore[no-untyped-def]
-    for b in prange(len(user)):
-        first = indptr[user[b]]
-        size = indptr[user[b] + 1] - first
-        limit = np.float64(free[user[b]])
-        start = _mix_compiled(key + np.uint64(pair[b]) * _UGOLDEN)
-        for slot in range(out.shape[1]):
-            number = _number_below(start, slot, limit)
-            out[b, slot] = 1 + number + _count_up_to(gap, first, size, number)
+    for task in prange((len(user) + _USERS_A_TASK - 1) // _USERS_A_TASK):
+        number, count = np.empty(out.shape[1], dtype=np.int64), np.empty(out.shape[1], dtype=np.int64)
+        begin, end = task * _USERS_A_TASK, min(len(user), (task + 1) * _USERS_A_TASK)
+        out[begin, 0] = _touch(user[begin:end], indptr, gap, free)
+        for b in range(begin, end):
+            _numbers_below(free[user[b]], _mix_compiled(key + np.uint64(pair[b]) * _UGOLDEN), number)
+            _count_up_to(gap[indptr[user[b]] : indptr[user[b] + 1]], number, count)
+            for slot in range(len(number)):
+                out[b, slot] = 1 + number[slot] + count[slot]
 
 
 @njit(parallel=True, **_OPTIONS)
 def _draw_weighted(user, pair, key, indptr, gap, free, taken, before, out):  # type: ignore[no-untyped-def]
-    for b in prange(len(user)):
-        first = indptr[user[b]]
-        size = indptr[user[b] + 1] - first
-        limit = np.float64(free[user[b]])
-        start = _mix_compiled(key + np.uint64(pair[b]) * _UGOLDEN)
-        for slot in range(out.shape[1]):
-            at = _number_below(start, slot, limit)
-            passed = _count_up_to(gap, first, size, at)
-            if passed > 0:  # put back the weight of the taken items that lie below
-                last = first + passed - 1
-                at += before[taken[last] + 1] - gap[last]
-            out[b, slot] = _count_up_to(before, 0, len(before), at) - 1
+    for task in prange((len(user) + _USERS_A_TASK - 1) // _USERS_A_TASK):
+        number, count = np.empty(out.shape[1], dtype=np.int64), np.empty(out.shape[1], dtype=np.int64)
+        begin, end = task * _USERS_A_TASK, min(len(user), (task + 1) * _USERS_A_TASK)
+        out[begin, 0] = _touch(user[begin:end], indptr, gap, free)
+        for b in range(begin, end):
+            first = indptr[user[b]]
+            _numbers_below(free[user[b]], _mix_compiled(key + np.uint64(pair[b]) * _UGOLDEN), number)
+            _count_up_to(gap[first : indptr[user[b] + 1]], number, count)
+            for slot in range(len(number)):
+                if count[slot] > 0:  # put back the weight of the taken items that lie below
+                    last = first + count[slot] - 1
+                    number[slot] += before[taken[last] + 1] - gap[last]
+            _count_up_to(before, number, count)
+            for slot in range(len(number)):
+                out[b, slot] = count[slot] - 1
 
 
 # -------------------------------------------------------------------------------------------------------------- device

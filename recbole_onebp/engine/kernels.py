@@ -83,42 +83,52 @@ def pair_scores(
     n_pairs, n_negatives = negative.shape
     size = user_e.shape[1]
     scale = np.float32(inverse_temperature / n_pairs)
-    for b in prange(n_pairs):
-        ids[b, 0] = item[b]
-        ids[b, 1:] = negative[b]
-        user = user_e[b]
-        highest = np.float32(-np.inf)
-        for n in range(1 + n_negatives):
-            row = item_table[ids[b, n]]
-            product, square = _F0, _F0
-            if cosine:
-                for k in range(size):
-                    product += user[k] * row[k]
-                    square += row[k] * row[k]
-                product /= max(np.float32(math.sqrt(square)), _TINY)
-            else:
-                for k in range(size):
-                    product += user[k] * row[k]
-            logit = product * inverse_temperature
+    for task in prange((n_pairs + _ROWS_A_TASK - 1) // _ROWS_A_TASK):
+        start, end = task * _ROWS_A_TASK, min(n_pairs, (task + 1) * _ROWS_A_TASK)
+        for b in range(start, end):
+            ids[b, 0] = item[b]
+            for n in range(n_negatives):
+                ids[b, 1 + n] = negative[b, n]
+        # Products alone, then the rest: so the loads of many rows are under way at once.
+        for b in range(start, end):
+            user = user_e[b]
+            for n in range(1 + n_negatives):
+                row = item_table[ids[b, n]]
+                product, square = _F0, _F0
+                if cosine:
+                    for k in range(size):
+                        product += user[k] * row[k]
+                        square += row[k] * row[k]
+                    product /= max(np.float32(math.sqrt(square)), _TINY)
+                else:
+                    for k in range(size):
+                        product += user[k] * row[k]
+                coefficient[b, n] = product * inverse_temperature
+        for b in range(start, end):
+            logit = coefficient[b]
             if len(shift):
-                logit += shift[ids[b, n]]
-            coefficient[b, n] = logit
-            highest = max(highest, logit)
-        first, total = coefficient[b, 0], _F0
-        for n in range(1 + n_negatives):
-            coefficient[b, n] = _exp(coefficient[b, n] - highest)
-            total += coefficient[b, n]
-        loss[b] = np.float32(math.log(total)) + highest - first
-        for n in range(1 + n_negatives):
-            coefficient[b, n] *= scale / total
-        coefficient[b, 0] -= scale
-        if len(user_gradient):
-            user_gradient[b, :] = 0
+                for n in range(1 + n_negatives):
+                    logit[n] += shift[ids[b, n]]
+            first, highest, total = logit[0], logit[0], _F0
+            for n in range(1, 1 + n_negatives):
+                highest = max(highest, logit[n])
+            for n in range(1 + n_negatives):
+                logit[n] = _exp(logit[n] - highest)
+                total += logit[n]
+            loss[b] = np.float32(math.log(total)) + highest - first
+            share = scale / total
+            for n in range(1 + n_negatives):
+                logit[n] *= share
+            logit[0] -= scale
+        for b in range(start, min(end, len(user_gradient))):
+            gradient = user_gradient[b]
+            for k in range(size):
+                gradient[k] = 0
             for n in range(1 + n_negatives):
                 row = item_table[ids[b, n]]
                 weight = coefficient[b, n] * (_inverse_norm(row) if cosine else _F1)
                 for k in range(size):
-                    user_gradient[b, k] += weight * row[k]
+                    gradient[k] += weight * row[k]
 
 
 @njit(parallel=True, **_OPTIONS)
@@ -187,17 +197,6 @@ def link(ids, head, following, rows):
     return count
 
 
-@njit(inline="always", **_OPTIONS)
-def _adam(table, first, second, row, gradient, scale, epsilon, beta1, beta2, decay):
-    for k in range(len(gradient)):
-        g = gradient[k] + decay * table[row, k]
-        m = beta1 * first[row, k] + (_F1 - beta1) * g
-        v = beta2 * second[row, k] + (_F1 - beta2) * g * g
-        first[row, k] = m
-        second[row, k] = v
-        table[row, k] -= scale * m / (np.float32(math.sqrt(v)) + epsilon)
-
-
 @njit(parallel=True, **_OPTIONS)
 def step_rows(
     rows, head, following, coefficient, group, source, cosine,
@@ -220,24 +219,35 @@ def step_rows(
         gradient = np.empty(size, dtype=np.float32)
         for at in range(task * _ROWS_A_TASK, min(len(rows), (task + 1) * _ROWS_A_TASK)):
             row = rows[at]
-            gradient[:] = 0
+            value, mean, square = table[row], first[row], second[row]
+            for k in range(size):
+                gradient[k] = decay * value[k]
             place = head[row]
-            touched = place >= 0
-            if unlink:
-                head[row] = -1
-            while place >= 0:
-                weight, origin = coefficient[place], place // group
-                for k in range(size):
-                    gradient[k] += weight * source[origin, k]
-                place = following[place]
-            if cosine and touched:
-                inverse, along = _inverse_norm(table[row]), _F0
-                for k in range(size):
-                    along += gradient[k] * table[row, k]
-                along *= inverse * inverse
-                for k in range(size):
-                    gradient[k] = inverse * (gradient[k] - along * table[row, k])
-            _adam(table, first, second, row, gradient, scale, epsilon, beta1, beta2, decay)
+            if place >= 0:
+                if unlink:
+                    head[row] = -1
+                inverse, along = _F1, _F0
+                if cosine:  # through the normalisation: the part along the row is lost, the rest is scaled
+                    inverse = _inverse_norm(value)
+                while place >= 0:
+                    weight, origin = coefficient[place] * inverse, source[place // group]
+                    for k in range(size):
+                        gradient[k] += weight * origin[k]
+                    if cosine:
+                        for k in range(size):
+                            along += weight * origin[k] * value[k]
+                    place = following[place]
+                if cosine:
+                    along *= inverse * inverse
+                    for k in range(size):
+                        gradient[k] -= along * value[k]
+            for k in range(size):
+                g = gradient[k]
+                m = beta1 * mean[k] + (_F1 - beta1) * g
+                v = beta2 * square[k] + (_F1 - beta2) * g * g
+                mean[k] = m
+                square[k] = v
+                value[k] -= scale * m / (np.float32(math.sqrt(v)) + epsilon)
 
 
 @njit(parallel=True, **_OPTIONS)
@@ -253,26 +263,28 @@ def move_users(users, head, following, item, item_table, cosine, user_table, bet
     size = user_table.shape[1]
     keep, take = np.float32(beta), np.float32(1 - beta)
     for task in prange((len(users) + _ROWS_A_TASK - 1) // _ROWS_A_TASK):
-        mean = np.empty(size, dtype=np.float32)
+        total = np.empty(size, dtype=np.float32)
         for at in range(task * _ROWS_A_TASK, min(len(users), (task + 1) * _ROWS_A_TASK)):
-            user = users[at]
-            place = head[user]
-            head[user] = -1
-            mean[:] = 0
+            moved = user_table[users[at]]
+            place = head[users[at]]
+            head[users[at]] = -1
+            for k in range(size):
+                total[k] = 0
             count = 0
             while place >= 0:
                 if rule != LAST or following[place] < 0:
                     row = item_table[item[place]]
                     weight = _inverse_norm(row) if cosine else _F1
-                    count += 1
                     if rule == MEAN:
+                        count += 1
                         for k in range(size):
-                            mean[k] += weight * row[k]
+                            total[k] += weight * row[k]
                     else:
+                        weight *= take
                         for k in range(size):
-                            user_table[user, k] = keep * user_table[user, k] + take * weight * row[k]
+                            moved[k] = keep * moved[k] + weight * row[k]
                 place = following[place]
             if rule == MEAN:
                 weight = take / np.float32(count)
                 for k in range(size):
-                    user_table[user, k] = keep * user_table[user, k] + weight * mean[k]
+                    moved[k] = keep * moved[k] + weight * total[k]

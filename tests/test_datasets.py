@@ -405,15 +405,18 @@ def test_lines_without_items_are_users_without_pairs(tmp_path):
         ({"./train.txt": TRAIN, "test.txt": TEST}, "/mirror/"),
     ],
 )
-@pytest.mark.parametrize("kind", ["blob", "sha256"])
+@pytest.mark.parametrize("kind", ["yaml", "json", "sha256sum", "ls-tree"])
 def test_a_mirror_with_its_own_pins(small, server, tmp_path, capsys, listed, paths, kind):
     """A stand-in of other content, known by the mirror's list and not by the catalogue's."""
     train = TRAIN + "20 1 2 3\n"
     server.files = {f"{paths}train.txt": train.encode(), f"{paths}test.txt": TEST.encode()}
-    digest = blob_id if kind == "blob" else lambda text: hashlib.sha256(text.encode()).hexdigest()
+    digest = (lambda text: hashlib.sha256(text.encode()).hexdigest()) if kind == "sha256sum" else blob_id
     pins = {path: digest(train if text == TRAIN else text) for path, text in listed.items()}
-    (tmp_path / "pins.yaml").write_text(yaml.safe_dump(pins))
-    arguments = ["fetch", "small", f"--url={server.base}/mirror/", f"--pins={tmp_path / 'pins.yaml'}"]
+    lines = {"sha256sum": "{1}  {0}\n", "ls-tree": "100644 blob {1}\t{0}\n"}
+    text = json.dumps(pins) if kind == "json" else yaml.safe_dump(pins)
+    text = "".join(lines[kind].format(*item) for item in pins.items()) if kind in lines else text
+    (tmp_path / "pins").write_text(text)
+    arguments = ["fetch", "small", f"--url={server.base}/mirror/", f"--pins={tmp_path / 'pins'}"]
     code, out, _ = run(*arguments, capsys=capsys)
     assert code == 0
     assert "is not the published file" in out

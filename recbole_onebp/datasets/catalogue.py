@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,8 +85,9 @@ def mirrored(published: Published, base: str, pins: Path | None) -> Published:
     Args:
         published: the data set.
         base: a file lies at ``base/path``.
-        pins: a YAML or JSON file of ``path: id``, where a path is the published one or the end of it (``train.txt``,
-            ``gowalla/train.txt``) and an id is a git blob id or a SHA-256; without it the published paths and ids hold.
+        pins: a YAML or JSON file of ``path: id``, or what ``sha256sum`` or ``git ls-tree -r`` print, where a path is
+            the published one or the end of it (``train.txt``, ``gowalla/train.txt``) and an id is a git blob id or a
+            SHA-256; without it the published paths and ids hold.
 
     Raises:
         UserError: if ``pins`` cannot be read, names a file of the data set not at all or twice, or holds no ids.
@@ -101,12 +103,17 @@ def mirrored(published: Published, base: str, pins: Path | None) -> Published:
 
 def _read_pins(path: Path) -> dict[str, str]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"--pins {path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except UnicodeDecodeError:
+        text = content = ""
+    except yaml.YAMLError:
         content = None
     if not isinstance(content, dict):
+        content = {file: pin for pin, file in re.findall(r"\b([0-9a-f]{40,64})\s+\*?(\S+)$", text, flags=re.MULTILINE)}
+    if not content:
         raise UserError(f"--pins {path}: expected lines of 'path: id', with a git blob id or a SHA-256")
     return {str(key).removeprefix("./").lstrip("/"): str(value).lower() for key, value in content.items()}
 

@@ -84,8 +84,10 @@ def _add_convert(commands: Any) -> None:
     convert.add_argument("files", nargs="+", type=Path, metavar="FILE")
     convert.add_argument("--name", help="of the data set; default: the first file's")
     convert.add_argument("--data_path", type=Path, default=Path("dataset"), metavar="DIR", help="default: dataset")
-    for flag in ("user", "item", "rating", "time"):
+    for flag in ("user", "item"):
         convert.add_argument(f"--{flag}", metavar="COLUMN", help="its name, or number from 1 with --no_header")
+    for flag in ("rating", "time"):
+        convert.add_argument(f"--{flag}", metavar="COLUMN", help="the same; rows without are bad rows; '': not read")
     convert.add_argument("--sep", help="between columns, such as ';', '\\t' or '::'; default: by the suffix")
     convert.add_argument("--no_header", action="store_true", help="the first line is a row")
     convert.add_argument("--encoding", default="utf-8")

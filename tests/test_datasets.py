@@ -795,6 +795,12 @@ def converted(text, name="x.csv", **settings):
     return parts_of(Path("data/x"))
 
 
+def test_a_rating_that_is_not_wanted_is_not_missed(capsys):
+    Path("x.csv").write_text("user,item,rating\na,x,\nb,y,2\n")
+    assert run("convert", "x.csv", "--rating=", capsys=capsys)[0] == 0
+    assert Path("dataset/x/x.inter").read_text() == "user_id:token\titem_id:token\na\tx\nb\ty\n"
+
+
 def test_duplicates_go_by_time():
     rows = "user,item,time,rating\na,x,3,1\na,x,1,2\na,x,2,3\nb,y,1,1\n"
     for keep, rating in (("first", "2"), ("last", "1")):
@@ -934,6 +940,9 @@ def test_several_files_one_after_the_other():
         ("x.csv", b"user,item\na,x\n", ["--k_core=2"], "x: no rows are left for all"),
         ("x.csv", b"user,item\na,x\n", ["--ratios", "0.8", "0.2", "0"], "--ratios 0.8 0.2 0.0: expected three numbers"),
         ("x.csv", b"user,item\na,x\n", ["--name=a/b"], "--name a/b: expected the name of a folder"),
+        ("x.csv", b"user,item\na,x\n", ["--name=gowalla"], "--name gowalla: stands for another data set"),
+        ("ml-100k.zip", b"", [], "--name ml-100k: stands for another data set, which --dataset=ml-100k would take"),
+        ("x.csv", b"user,item\na,x\n", ["--item="], "x.csv: which column is the item? name it by --item"),
         ("x.csv", b"user,item\na,x\n", ["--split=half"], "invalid choice: 'half'"),
         ("x.csv", b"user,item\na,x\n", ["--data_path=x.csv"], "x.csv/x: cannot be written: Not a directory"),
         ("x.parquet", b"no", [], "x.parquet: not a Parquet file"),
@@ -969,8 +978,8 @@ def test_an_existing_data_set_is_not_overwritten(capsys):
 
 ids = st.one_of(
     st.sampled_from(["NA", "null", "nan", "None", " ", "1.0", "01", "1e5", '"', '"a"', "a b", "[PAD]x", "#", "é"]),
-    st.text(st.characters(exclude_characters="\r\n,", exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_size=1),
-)  # fmt: skip
+    st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF).filter(str.isprintable), min_size=1),
+)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from recbole_onebp.datasets.catalogue import CATALOGUE
 from recbole_onebp.datasets.folder import counts, write_manifest, write_parts
 from recbole_onebp.datasets.hashes import sha256
 from recbole_onebp.datasets.splits import by_ratio, by_time, leave_one_out
@@ -69,6 +70,10 @@ def convert(
     folder = data_path / name
     if Path(name).name != name:
         raise UserError(f"--name {name}: expected the name of a folder below --data_path")
+    if name in {*CATALOGUE, "ml-100k"}:
+        raise UserError(
+            f"--name {name}: stands for another data set, which --dataset={name} would take; choose another"
+        )
     if folder.exists() and not force:
         raise UserError(f"{folder} exists already; --force replaces it, or choose another --name")
     steps: dict[str, int] = {}

@@ -37,7 +37,8 @@ class TableFormat:
 
     columns: Mapping[str, str] = field(default_factory=dict)
     """``user_id``, ``item_id``, ``rating``, ``timestamp`` -> the file's column, by its name, or by its number from 1
-    where there is no header; one that is not given is looked for under its usual names."""
+    where there is no header; one that is not given is looked for under its usual names, and a rating or time given as
+    ``""`` is not read."""
     separator: str | None = None
     """Of one character or more; None: as the suffix says."""
     header: bool = True
@@ -153,12 +154,12 @@ def _read_text(content: bytes, where: str, suffix: str, form: TableFormat) -> pd
 def _choose(where: str, names: list[str], form: TableFormat) -> dict[str, str]:
     """Which of the file's columns is which of ours."""
     listed = f"its columns are {', '.join(names)}"
-    if unknown := [column for column in form.columns.values() if column not in names]:
+    chosen = {key: column for key, column in form.columns.items() if column}
+    if unknown := [column for column in chosen.values() if column not in names]:
         raise UserError(f"{where}: no column {unknown[0]}; {listed}")
-    chosen = dict(form.columns)
     for key, usual in _USUAL.items():
         fitting = [name for name in names if name.partition(":")[0].replace("_", "").lower() in usual]
-        if key not in chosen and len(fitting) == 1:
+        if key not in form.columns and len(fitting) == 1:
             chosen[key] = fitting[0]
         elif key not in chosen and key in ("user_id", "item_id"):
             hint = "" if form.header else ", by their numbers"

@@ -28,6 +28,7 @@ from typing_extensions import NotRequired, TypedDict
 from recbole_onebp.errors import UserError
 from recbole_onebp.functional import Duplicates
 from recbole_onebp.keys import check_keys, check_model_name
+from recbole_onebp.parts import check_parts
 
 __all__ = ["NegativeSampling", "OneBPConfig", "RecBoleSettings", "RunConfig", "check_given"]
 
@@ -224,6 +225,7 @@ class RecBoleSettings(TypedDict, total=False):
     checkpoint_dir: str
     output_dir: str
     fast_sampler: bool
+    refit: bool
 
 
 _Parsed = TypeVar("_Parsed")
@@ -293,6 +295,7 @@ class RunConfig(Config):
     def _set_default_parameters(self) -> None:
         super()._set_default_parameters()
         self._check_valid_metric()
+        check_parts(self.external_config_dict, self.internal_config_dict, self.final_config_dict)
 
     def _check_valid_metric(self) -> None:
         final = self.final_config_dict

@@ -20,8 +20,8 @@ PACKAGE = Path(recbole_onebp.__file__).parent
 # Lower may not import higher; modules of one layer may not import one another, except where they are one package.
 LAYERS = [
     {"errors", "files", "functional", "resources", "logs"},
-    {"compat", "keys", "run_folder", "data_checks", "sampling"},
-    {"config", "recbole_data"},
+    {"compat", "keys", "run_folder", "data_checks", "parts", "sampling"},
+    {"config", "datasets", "recbole_data"},
     {"model"},
     {"engine"},
     {"trainer"},

@@ -93,7 +93,7 @@ def check_keys(given: Iterable[str], model: str) -> list[str]:
     others = []
     for key in given:
         if key not in known:
-            raise UserError(f"{key}: no such configuration key{nearest(key, known)}")
+            raise UserError(f"{key}: no such configuration key{nearest(str(key), known)}")
         if key not in own:
             others.append(key)
     return others

@@ -19,7 +19,7 @@ from recbole.trainer import Trainer
 from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_onebp import __version__
-from recbole_onebp.config import RunConfig
+from recbole_onebp.config import OneBPConfig, RunConfig
 from recbole_onebp.data_checks import check_dataset, check_files
 from recbole_onebp.datasets.fetch import provide
 from recbole_onebp.errors import UserError
@@ -120,6 +120,8 @@ class Run:
     def fit(self) -> Result:
         """Train, choose the epoch on validation, test that one once, and write the run folder."""
         config, trainer, record = self.config, self.trainer, self.trainer.record
+        if record.epochs:
+            raise RuntimeError("this run has been trained already; build another one")
         saved_before = _identity(trainer.saved_model_file)
         start = perf_counter()
         try:
@@ -194,12 +196,13 @@ def load_config(config_file_list: Sequence[str] | None, config_dict: Mapping[str
     """
     with _as_user_error("configuration"), _missing_package(str(config_dict.get("model"))):
         config = RunConfig(config_file_list=list(config_file_list or []), config_dict=dict(config_dict))
+        if config["model"] == "OneBP":
+            OneBPConfig.from_recbole(config)  # before anything is loaded or written
     provide(config["dataset"], Path(config["data_path"]).parent)
     check_files(config)
     given = config["output_dir"]
     folder = RunFolder(given) if given else RunFolder.fresh(config["dataset"], config["model"])
     config["output_dir"] = config["checkpoint_dir"] = str(folder.path)
-    folder.write_config(config.final_config_dict)
     return config, folder
 
 
@@ -218,6 +221,7 @@ def build_from(config: RunConfig, folder: RunFolder) -> Run:
     init_seed(config["seed"], config["reproducibility"])
     with _missing_package(config["model"]):
         model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
+        folder.start(config.final_config_dict)
         trainer = _recorded(get_trainer(config["MODEL_TYPE"], config["model"]))(config, model)
     trainer.record = Record(folder)
     trainer.saved_model_file = str(folder.checkpoint)

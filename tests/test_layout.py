@@ -109,6 +109,6 @@ def test_config_holds_only_plain_values(tmp_path):
     import torch
     import yaml
 
-    RunFolder(tmp_path).write_config({"device": torch.device("cpu"), "topk": (5, 10), "eval_args": {"split": {"a": 1}}})
+    RunFolder(tmp_path).start({"device": torch.device("cpu"), "topk": (5, 10), "eval_args": {"split": {"a": 1}}})
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert written == {"device": "cpu", "topk": [5, 10], "eval_args": {"split": {"a": 1}}}

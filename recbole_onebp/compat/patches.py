@@ -232,7 +232,13 @@ def fill_nan() -> None:
             frame[sequences] = frame[sequences].astype(object).fillna("")
             return frame
 
+    def quietly(wrapped: Callable[..., Any], _dataset: Any, args: Any, kwargs: Any) -> Any:
+        with warnings.catch_warnings():  # its fillna, on what read_csv has filled already
+            warnings.simplefilter("ignore")
+            return wrapped(*args, **kwargs)
+
     wrapt.wrap_function_wrapper(dataset_module, "Dataset._fill_nan", fill_first)
+    wrapt.wrap_function_wrapper(dataset_module, "Dataset._load_feat", quietly)
     dataset_module.pd = Pandas("pandas")
 
 

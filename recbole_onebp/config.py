@@ -191,6 +191,8 @@ class RecBoleSettings(TypedDict, total=False):
     data_path: str
     checkpoint_dir: str
     output_dir: str
+    fast_evaluator: bool
+    eval_memory_mb: Annotated[FiniteFloat, Field(gt=0)]
 
 
 _Parsed = TypeVar("_Parsed")

@@ -241,6 +241,8 @@ class RecBoleSettings(TypedDict, total=False):
     output_dir: str
     fast_sampler: bool
     refit: bool
+    fast_evaluator: bool
+    eval_memory_mb: Annotated[FiniteFloat, Field(gt=0)]
 
 
 _Parsed = TypeVar("_Parsed")

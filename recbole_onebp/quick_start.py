@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
+import pandas as pd
 import psutil
 import torch
 from recbole.data import create_dataset, data_preparation
@@ -116,6 +117,21 @@ class Run:
     model: torch.nn.Module
     trainer: Any
     data_seconds: float
+
+    def per_user_metrics(self, part: Literal["valid", "test"] = "test") -> pd.DataFrame:
+        """The metrics of every user of a part, by the model as it stands: after :meth:`fit`, that of the best epoch.
+
+        See :func:`recbole_onebp.evaluation.per_user_metrics`; ``.to_parquet(path)`` and the like write the table.
+
+        Raises:
+            UserError: for another part, or an evaluation that is not by user.
+        """
+        from recbole_onebp.evaluation import per_user_metrics
+
+        if part not in ("valid", "test"):
+            raise UserError(f"per-user metrics: there is no part {part!r}; parts: valid, test")
+        self.trainer.eval_collector.data_collect(self.train_data)  # as fit does, for metrics that know the popularity
+        return per_user_metrics(self.trainer, self.valid_data if part == "valid" else self.test_data)
 
     def fit(self) -> Result:
         """Train, choose the epoch on validation, test that one once, and write the run folder."""

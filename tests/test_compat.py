@@ -194,6 +194,14 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pth"]
 
 
+def test_metric_counts(tiny):
+    """RecBole sends the number of items and the counters to the CPU, which only tensors take."""
+    run = tiny("BPR", metrics=["Recall", "ItemCoverage", "AveragePopularity"], valid_metric="Recall@10", epochs=1)
+    result = run.fit()
+    assert 0 < result.test["itemcoverage@10"] <= 1
+    assert result.test["averagepopularity@10"] > 1
+
+
 def test_output_folders(tiny_config, tmp_path):
     sys.modules["recbole.quick_start"].run_recbole(
         model="Pop", dataset="tiny", config_dict={**tiny_config, "output_dir": str(tmp_path / "here")}

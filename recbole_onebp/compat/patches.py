@@ -381,6 +381,39 @@ def checkpoints() -> None:
     _replace(original, trusting(original))
 
 
+# ------------------------------------------------------------------------------------------------------------- metrics
+
+
+def _counts_are_taken_for_tensors() -> bool:
+    collector_module: Any = import_module("recbole.evaluator.collector")
+    collector = object.__new__(collector_module.Collector)
+    collector.data_struct = collector_module.DataStruct()
+    collector.data_struct.set("data.num_items", 1)
+    try:
+        collector.get_data_struct()
+    except AttributeError:
+        return True
+    return False
+
+
+@_patch("no issue yet: since 1.2.1", _counts_are_taken_for_tensors)
+def metric_counts() -> None:
+    """ItemCoverage, GiniIndex, AveragePopularity and TailPercentage cannot be computed: the numbers of items and users
+    and their counters are sent to the CPU as if they were tensors."""
+
+    def tensors_only(wrapped: Callable[[], Any], collector: Any, _args: Any, _kwargs: Any) -> Any:
+        collected = collector.data_struct._data_dict
+        counts = {name: value for name, value in collected.items() if not hasattr(value, "cpu")}
+        for name in counts:
+            del collected[name]
+        struct = wrapped()
+        for values in (collected, struct._data_dict):
+            values.update(counts)
+        return struct
+
+    wrapt.wrap_function_wrapper("recbole.evaluator.collector", "Collector.get_data_struct", tensors_only)
+
+
 # ------------------------------------------------------------------------------------------------------------- folders
 
 _output_dir: ContextVar[str | None] = ContextVar("output_dir", default=None)

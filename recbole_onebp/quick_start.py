@@ -22,7 +22,9 @@ from recbole.utils import get_model, get_trainer, init_seed
 from recbole_onebp import __version__
 from recbole_onebp.config import RunConfig
 from recbole_onebp.data_checks import check_dataset, check_files
+from recbole_onebp.datasets.fetch import provide
 from recbole_onebp.errors import UserError
+from recbole_onebp.parts import add_validation_to_train
 from recbole_onebp.run_folder import RunFolder
 
 __all__ = ["Result", "Run", "build", "build_from", "load_config"]
@@ -174,7 +176,8 @@ def build(
 
     Args:
         model: ``OneBP`` or any of RecBole's models.
-        dataset: name of a folder below ``data_path``, or ``ml-100k``, which RecBole carries.
+        dataset: name of a folder below ``data_path``, or ``ml-100k``, which RecBole carries; where there is no such
+            folder and the name is one that ``recbole-onebp fetch`` knows, it is fetched.
         config_file_list: YAML files, later ones override earlier ones.
         config_dict: overrides them.
 
@@ -192,6 +195,7 @@ def load_config(config_file_list: Sequence[str] | None, config_dict: Mapping[str
     """
     with _as_user_error("configuration"), _missing_package(str(config_dict.get("model"))):
         config = RunConfig(config_file_list=list(config_file_list or []), config_dict=dict(config_dict))
+    provide(config["dataset"], Path(config["data_path"]).parent)
     check_files(config)
     given = config["output_dir"]
     folder = RunFolder(given) if given else RunFolder.fresh(config["dataset"], config["model"])
@@ -207,6 +211,8 @@ def build_from(config: RunConfig, folder: RunFolder) -> Run:
     with _as_user_error(f"data set {config['dataset']}"):
         dataset = create_dataset(config)
         check_dataset(config, dataset)
+        if config["refit"]:
+            add_validation_to_train(dataset)
         train_data, valid_data, test_data = data_preparation(config, dataset)
     data_seconds = perf_counter() - start
 
@@ -216,6 +222,7 @@ def build_from(config: RunConfig, folder: RunFolder) -> Run:
         trainer = _recorded(get_trainer(config["MODEL_TYPE"], config["model"]))(config, model)
     trainer.record = Record(folder)
     trainer.saved_model_file = str(folder.checkpoint)
+    valid_data = None if config["refit"] else valid_data
     return Run(config, folder, dataset, train_data, valid_data, test_data, model, trainer, data_seconds)
 
 

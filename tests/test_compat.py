@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +204,23 @@ def test_without_output_dir_recbole_writes_where_it_always_did(tiny_config, tmp_
     del tiny_config["output_dir"]
     sys.modules["recbole.quick_start"].run_recbole(model="Pop", dataset="tiny", config_dict=tiny_config)
     assert {path.name for path in Path.cwd().iterdir()} >= {"log", "log_tensorboard", "saved"}
+
+
+@needs("download_barrier")
+def test_download_barrier(tmp_path, monkeypatch):
+    """RecBole's own downloader, with the network taken out of it, in a single process."""
+    with zipfile.ZipFile(tmp_path / "ml-1m.zip", "w") as archive:
+        archive.writestr("ml-1m.inter", "user_id:token\titem_id:token\na\tx\nb\ty\n")
+
+    def copy(url, folder):
+        return shutil.copy(tmp_path / "ml-1m.zip", folder)
+
+    monkeypatch.setattr(dataset_module, "decide_download", lambda url: True)
+    monkeypatch.setattr(dataset_module, "download_url", copy)
+    config = Config(model="BPR", dataset="ml-1m", config_dict={"data_path": str(tmp_path / "data")})
+    assert len(create_dataset(config)) == 2
+    with pytest.raises(ValueError, match="Default process group has not been initialized"):
+        torch.distributed.barrier()
 
 
 @needs("distutils_version")

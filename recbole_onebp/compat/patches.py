@@ -424,6 +424,34 @@ def output_folders() -> None:
     wrapt.wrap_function_wrapper("recbole.trainer.trainer", "Trainer.__init__", remember_folder)
 
 
+# ------------------------------------------------------------------------------------------------------------ download
+
+
+def _waits_for_nobody() -> bool:
+    names = import_module("recbole.data.dataset.dataset").Dataset._download.__code__.co_names
+    return "barrier" in names and "is_initialized" not in names
+
+
+@_patch("R#1989", _waits_for_nobody)
+def download_barrier() -> None:
+    """A data set that RecBole downloads ends the run: Dataset._download closes with a barrier of torch.distributed,
+    also in a single process, where there is no group to wait for."""
+
+    def barrier() -> None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()
+
+    class Torch(types.ModuleType):
+        """torch, whose ``distributed`` has the one function that this module calls."""
+
+        distributed = types.SimpleNamespace(barrier=barrier)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
+    import_module("recbole.data.dataset.dataset").torch = Torch("torch")  # type: ignore[attr-defined]
+
+
 # ----------------------------------------------------------------------------------------------------------- distutils
 
 

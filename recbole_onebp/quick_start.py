@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -290,10 +291,13 @@ def _floats(result: Mapping[str, Any] | None) -> dict[str, float]:
 def _peak_rss_mb() -> float:
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / 2**20
+    if sys.platform == "linux":  # where ru_maxrss of a new process starts at what its parent had
+        peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        if peak:  # not on every container's kernel
+            return int(peak[1]) / 2**10
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _versions() -> dict[str, str]:

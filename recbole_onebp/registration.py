@@ -25,8 +25,9 @@ def register() -> None:
     """
     # get_model looks for a module recbole.model.general_recommender.<name>: it finds recbole_models/onebp.py there.
     wrapt.register_post_import_hook(_add_models, "recbole.model.general_recommender")
-    # get_trainer looks for recbole.trainer.<Name>Trainer.
-    import_module("recbole.trainer").__getattr__ = _trainer  # type: ignore[method-assign]
+    # get_trainer looks for recbole.trainer.<Name>Trainer, create_dataset for recbole.data.dataset.<Name>Dataset.
+    _answer("recbole.trainer", "OneBPTrainer", "recbole_onebp.trainer")
+    _answer("recbole.data.dataset", "OneBPDataset", "recbole_onebp.lean_dataset")
     wrapt.wrap_function_wrapper("recbole.config.configurator", "Config._load_internal_config_dict", _add_defaults)
     wrapt.wrap_function_wrapper("recbole.data.utils", "create_samplers", _choose_sampler)
     wrapt.wrap_function_wrapper("recbole.data.utils", "get_dataloader", _choose_loader)
@@ -38,10 +39,15 @@ def _add_models(package: Any) -> None:
     package.__path__.append(_MODELS)
 
 
-def _trainer(name: str) -> Any:
-    if name != "OneBPTrainer":
-        raise AttributeError(f"module 'recbole.trainer' has no attribute {name!r}")
-    return import_module("recbole_onebp.trainer").OneBPTrainer
+def _answer(module: str, name: str, home: str) -> None:
+    """Let a module of RecBole's have a class of ours, which is loaded when it is asked for."""
+
+    def __getattr__(asked: str) -> Any:  # noqa: N807
+        if asked != name:
+            raise AttributeError(f"module {module!r} has no attribute {asked!r}")
+        return getattr(import_module(home), name)
+
+    import_module(module).__getattr__ = __getattr__  # type: ignore[method-assign]
 
 
 def _add_defaults(wrapped: Callable[..., None], config: Any, args: Any, kwargs: Any) -> None:

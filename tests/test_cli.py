@@ -16,6 +16,7 @@ import yaml
 from matplotlib.image import imread
 
 from conftest import write_inter
+from recbole_onebp import data_checks
 from recbole_onebp.cli import main, parse_overrides
 from recbole_onebp.errors import UserError
 
@@ -232,6 +233,24 @@ def test_bad_files(train, tmp_path, content, said):
     line = refusal(outcome)
     assert said in line
     assert str(path) in line or "Type number" in line
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (b"u\t\t1", "line 7: item_id is nan, expected an id"),
+        (b"u\tx\tgood", "line 7: rating is 'good', expected a number"),
+        (b"u\t\xff\t1", "not text in utf-8; set the key encoding"),
+    ],
+)
+def test_bad_rows_further_down(train, tmp_path, monkeypatch, row, said):
+    monkeypatch.setattr(data_checks, "_CHUNK", 2)
+    path = write_inter(tmp_path / "data" / "bad", [("u", "x", 1)] * 5, "user_id:token\titem_id:token\trating:float")
+    path.write_bytes(path.read_bytes() + row + b"\n")
+    columns = "{'inter': ['user_id', 'item_id', 'rating']}"
+    line = refusal(train(dataset="bad", data_path=str(tmp_path / "data"), load_col=columns))
+    assert said in line
+    assert str(path) in line
 
 
 def test_a_bad_number_in_an_item_file(train, tmp_path):

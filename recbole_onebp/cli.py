@@ -1,4 +1,4 @@
-"""The command line: ``recbole-onebp train ...``, ``fetch``, ``convert``, ``doctor``, and ``run_recbole_onebp.py``.
+"""The command line: ``recbole-onebp train``, ``compare``, ``fetch``, ``convert``, ``doctor``; ``run_recbole_onebp.py``.
 
 Exit codes: 0 done; 2 for what the user can mend, told in one line that starts with ``error:``; 1 a bug; 130 Ctrl-C.
 """
@@ -45,6 +45,19 @@ def _parser() -> argparse.ArgumentParser:
     for flag in ("--ip", "--port", "--world_size", "--group_offset"):  # RecBole's, for several processes
         train.add_argument(flag, help=argparse.SUPPRESS)
     train.set_defaults(run=_train)
+
+    compare = commands.add_parser(
+        "compare",
+        help="models x seeds on one split, with a report",
+        description="Train models on one split, each run in a process of its own, and report. What is finished is not "
+        "run again. Every key, of the file or of all models, goes as --key=value.",
+        epilog="example: recbole-onebp compare properties/compare/quick.yaml --output_dir=out --jobs=2",
+        allow_abbrev=False,
+    )
+    compare.add_argument("config_files", nargs="+", metavar="CONFIG.yaml", help="later ones override earlier ones")
+    compare.add_argument("--output_dir", metavar="DIR", help="default: runs/compare-CONFIG")
+    compare.add_argument("--jobs", type=int, metavar="N", help="runs at a time; default: 1")
+    compare.set_defaults(run=_compare)
 
     _add_fetch(commands)
     _add_convert(commands)
@@ -145,8 +158,12 @@ def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     compat.require_recbole()
 
     from recbole_onebp import logs, quick_start
+    from recbole_onebp.config import RunConfig
 
-    config, folder = quick_start.load_config((arguments.config_files or "").split(), overrides)
+    files = (arguments.config_files or "").split()
+    if "models" in RunConfig.read_files(files):
+        return _compare_files(files, overrides)
+    config, folder = quick_start.load_config(files, overrides)
     logs.start(folder.log, (config["state"] or "INFO").upper())
     logger = logging.getLogger()
     logger.info(config)
@@ -158,6 +175,20 @@ def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         shown = "  ".join(f"{name}: {value:.4f}" for name, value in getattr(result, part).items())
         logger.info("%s, epoch %d: %s", part, result.best_epoch, shown or "not evaluated")
     logger.info("wrote %s", folder.path)
+    return 0
+
+
+def _compare(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    compat.require_recbole()
+    given = {key: value for key in ("output_dir", "jobs") if (value := getattr(arguments, key)) is not None}
+    return _compare_files(arguments.config_files, {**parse_overrides(rest), **given})
+
+
+def _compare_files(files: Sequence[str], overrides: dict[str, Any]) -> int:
+    from recbole_onebp.compare import compare
+
+    _say_to_stdout()
+    compare(files, overrides)
     return 0
 
 

@@ -28,7 +28,7 @@ from recbole_onebp.errors import UserError
 from recbole_onebp.parts import add_validation_to_train
 from recbole_onebp.run_folder import RunFolder
 
-__all__ = ["Result", "Run", "build", "build_from", "load_config"]
+__all__ = ["Result", "Run", "build", "build_from", "load_config", "load_data", "read_config"]
 
 
 @dataclass(frozen=True)
@@ -211,28 +211,48 @@ def load_config(config_file_list: Sequence[str] | None, config_dict: Mapping[str
     Raises:
         UserError: for a key or value that is wrong, or a folder that cannot be written.
     """
-    with _as_user_error("configuration"), _missing_package(str(config_dict.get("model"))):
-        config = RunConfig(config_file_list=list(config_file_list or []), config_dict=dict(config_dict))
-        if config["model"] == "OneBP":
-            OneBPConfig.from_recbole(config)  # before anything is loaded or written
-    provide(config["dataset"], Path(config["data_path"]).parent)
-    check_files(config)
+    config = read_config(config_file_list, config_dict)
     given = config["output_dir"]
     folder = RunFolder(given) if given else RunFolder.fresh(config["dataset"], config["model"])
     config["output_dir"] = config["checkpoint_dir"] = str(folder.path)
     return config, folder
 
 
-def build_from(config: RunConfig, folder: RunFolder) -> Run:
-    """The second half of :func:`build`; seeds are set where RecBole's ``run_recbole`` sets them."""
-    start = perf_counter()
-    init_seed(config["seed"], config["reproducibility"])
+def read_config(config_file_list: Sequence[str] | None, config_dict: Mapping[str, Any]) -> RunConfig:
+    """The checked configuration; its data set is there, fetched if need be.
+
+    Raises:
+        UserError: for a key or value that is wrong, or a data set that is.
+    """
+    with _as_user_error("configuration"), _missing_package(str(config_dict.get("model"))):
+        config = RunConfig(config_file_list=list(config_file_list or []), config_dict=dict(config_dict))
+        if config["model"] == "OneBP":
+            OneBPConfig.from_recbole(config)  # before anything is loaded or written
+    provide(config["dataset"], Path(config["data_path"]).parent)
+    check_files(config)
+    return config
+
+
+def load_data(config: RunConfig) -> tuple[Any, Any, Any, Any]:
+    """The data set and the loaders of its train, validation and test part.
+
+    Raises:
+        UserError: for what is wrong in the files or cannot be split.
+    """
+    split_seed = config["split_seed"]
+    init_seed(config["seed"] if split_seed is None else split_seed, config["reproducibility"])
     with _as_user_error(f"data set {config['dataset']}"):
         dataset = create_dataset(config)
         check_dataset(config, dataset)
         if config["refit"]:
             add_validation_to_train(dataset)
-        train_data, valid_data, test_data = data_preparation(config, dataset)
+        return dataset, *data_preparation(config, dataset)
+
+
+def build_from(config: RunConfig, folder: RunFolder) -> Run:
+    """The second half of :func:`build`; seeds are set where RecBole's ``run_recbole`` sets them."""
+    start = perf_counter()
+    dataset, train_data, valid_data, test_data = load_data(config)
     data_seconds = perf_counter() - start
 
     init_seed(config["seed"], config["reproducibility"])

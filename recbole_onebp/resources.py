@@ -8,13 +8,13 @@ _PACKAGE = Path(__file__).parent
 
 
 def properties_dir() -> Path:
-    """The folder with ``model/``, ``preset/`` and ``dataset/``."""
+    """The folder with ``model/``, ``preset/``, ``dataset/`` and ``compare/``."""
     # In a wheel it lies inside the package; in a clone, from which an editable install runs too, beside it.
     inside = _PACKAGE / "properties"
     return inside if inside.is_dir() else _PACKAGE.parent / "properties"
 
 
 def property_file(kind: str, name: str) -> Path | None:
-    """``properties/<kind>/<name>.yaml`` if there is one; ``kind`` is ``model``, ``preset`` or ``dataset``."""
+    """``properties/<kind>/<name>.yaml`` if there is one; a kind is a folder there."""
     path = properties_dir() / kind / f"{name}.yaml"
     return path if path.is_file() else None

@@ -73,7 +73,7 @@ def _full(result: Result, _file: Path) -> str:
 
 
 def _short(result: Result, _file: Path) -> str:
-    lines = [f"| {_where(result)} | median (least to most) | target | |", "|---|---|---|---|"]
+    lines = [_where(result), "", "| | median (least to most) | target | |", "|---|---|---|---|"]
     for row in result["rows"].values():
         if row.get("target") is not None or "median" not in row:
             lines.append(f"| {row['title']} | {_spread(row)} | {_target(row)} | {_verdict(row)} |")

@@ -83,11 +83,43 @@ class OneBPConfig(BaseModel):
     duplicates: Duplicates
     """What happens to a user that occurs more than once in a batch."""
     train_neg_sample_args: NegativeSampling
+    negatives: Literal["per_pair", "shared"]
+    """Every pair has ``sample_num`` negatives of its own, or all pairs of a step share ``n_shared_negatives``."""
+    n_shared_negatives: _Positive
+    """How many, with ``negatives: shared``; drawn whoever took them, and a pair's own item does not count."""
+    logq_correction: bool
+    """Subtract from the logits the logarithm of an item's share in the draws (``negatives: shared``)."""
+    item_bias: bool
+    """Items learn a bias too, which is added to the logits."""
+    engine: Literal["auto", "reference", "fast"]
+    """The loop that trains: RecBole's with autograd (``reference``) or the fused one; ``auto`` takes that if it can."""
+    train_batch_size: _Positive
+    """RecBole's: pairs times negatives with ``negatives: per_pair``, pairs with ``shared``."""
     learner: Annotated[Learner, _Lower]
     weight_decay: Annotated[FiniteFloat, Field(ge=0)]
 
+    @property
+    def repeats(self) -> int:
+        """How often RecBole's loader repeats a pair: once for each negative of its own."""
+        return 1 if self.negatives == "shared" else self.train_neg_sample_args.sample_num
+
+    @property
+    def positives_a_step(self) -> int:
+        """Pairs a step."""
+        return max(self.train_batch_size // self.repeats, 1)
+
     @model_validator(mode="after")
     def _check(self) -> OneBPConfig:
+        if self.negatives == "shared" and self.train_neg_sample_args.dynamic:
+            raise ValueError(
+                "negatives: shared with train_neg_sample_args.dynamic: True: dynamic negatives are a pair's own; "
+                "use negatives: per_pair, or dynamic: False"
+            )
+        if self.negatives == "per_pair" and self.logq_correction:
+            raise ValueError(
+                "logq_correction: True with negatives: per_pair: it corrects for shared draws; "
+                "use negatives: shared, or logq_correction: False"
+            )
         if self.learner == "sparse_adam" and self.weight_decay > 0:
             raise ValueError(
                 f"learner: sparse_adam with weight_decay: {self.weight_decay}: it would decay only the rows of a "
@@ -191,6 +223,7 @@ class RecBoleSettings(TypedDict, total=False):
     data_path: str
     checkpoint_dir: str
     output_dir: str
+    fast_sampler: bool
 
 
 _Parsed = TypeVar("_Parsed")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Duplicates", "aggregate_rows_", "fold_in", "info_nce", "moving_aggregate_", "spread"]
+__all__ = ["Duplicates", "fold_in", "info_nce", "moving_aggregate_", "spread"]
 
 Duplicates = Literal["sequential", "last", "mean"]
 
@@ -56,7 +56,8 @@ def moving_aggregate_(
     - ``last`` applies only the last pair, as the reference code's indexed assignment does;
     - ``mean`` takes one step towards their mean: ``beta e_u + (1 - beta) mean_j e_{i_j}``.
 
-    Vectorised, and deterministic on CPU and GPU alike: rows are summed in batch order, never by atomics.
+    Vectorised, and deterministic on CPU and GPU alike: rows are summed in batch order, never by atomics, and a user's
+    row is written with one value.
 
     Args:
         user_table: encodings of all users, shape ``(U, d)``; changed in place.
@@ -70,42 +71,31 @@ def moving_aggregate_(
     """
     if item_e.shape != (len(user), user_table.shape[1]):
         raise ValueError(f"expected item_e {(len(user), user_table.shape[1])}, got {tuple(item_e.shape)}")
-    aggregate_rows_(user_table, user, torch.arange(len(user), device=user.device), item_e, beta, duplicates)
-
-
-@torch.no_grad()
-def aggregate_rows_(
-    user_table: Tensor, user: Tensor, row: Tensor, encodings: Tensor, beta: float, duplicates: Duplicates
-) -> None:
-    """:func:`moving_aggregate_` towards ``encodings[row]``, without making a copy of those rows.
-
-    Args:
-        user_table: shape ``(U, d)``; changed in place.
-        user: shape ``(B,)``.
-        row: indices into ``encodings``, shape ``(B,)``.
-        encodings: shape ``(M, d)``.
-        beta: 0 to 1.
-        duplicates: as in :func:`moving_aggregate_`.
-    """
     if not 0 <= beta <= 1:
         raise ValueError(f"beta must lie in [0, 1], got {beta}")
-    order = torch.argsort(user, stable=True)  # groups the users, keeps batch order within each
-    unique, count = torch.unique_consecutive(user[order], return_counts=True)
+    if len(user) == 0:
+        return
+    user, order = user.sort(stable=True)  # groups the users, keeps batch order within each
+    place = torch.arange(len(user), device=user.device)
+    group = torch.cat([user.new_zeros(1), (user[1:] != user[:-1]).long()]).cumsum(0)
+    # One group a user.  Shapes must not depend on their number, which a GPU would have to be waited for: the groups
+    # that are left over are empty, and stand for the last user once more.
+    count = torch.zeros_like(user).index_add_(0, group, torch.ones_like(user))
     start = count.cumsum(0) - count
-    # How many pairs of the same user come after this one: k - j.
-    later = (start + count - 1).repeat_interleave(count) - torch.arange(len(user), device=user.device)
+    later = (start + count - 1)[group] - place  # how many pairs of the same user come after this one: k - j
     if duplicates == "sequential":
-        weight, kept = (1 - beta) * beta ** later.to(encodings.dtype), beta ** count.to(encodings.dtype)
+        weight, kept = (1 - beta) * beta ** later.to(item_e.dtype), beta ** count.to(item_e.dtype)
     elif duplicates == "last":
-        weight, kept = (1 - beta) * (later == 0).to(encodings.dtype), encodings.new_full((len(unique),), beta)
+        weight, kept = (1 - beta) * (later == 0).to(item_e.dtype), item_e.new_full((len(user),), beta)
     elif duplicates == "mean":
-        weight = (1 - beta) / count.repeat_interleave(count).to(encodings.dtype)
-        kept = encodings.new_full((len(unique),), beta)
+        weight, kept = (1 - beta) / count[group].to(item_e.dtype), item_e.new_full((len(user),), beta)
     else:
         raise ValueError(f"duplicates must be sequential, last or mean, got {duplicates!r}")
     # A bag is one user's pairs: their weighted sum, in batch order.
-    pulled = F.embedding_bag(row[order], encodings, start, mode="sum", per_sample_weights=weight)
-    user_table[unique] = kept.unsqueeze(1) * user_table[unique] + pulled
+    pulled = F.embedding_bag(order, item_e, start, mode="sum", per_sample_weights=weight)
+    filled = torch.minimum(place, group[-1])
+    row = torch.zeros_like(user).index_copy_(0, group, user)[filled]
+    user_table.index_copy_(0, row, kept[filled].unsqueeze(1) * user_table[row] + pulled[filled])
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from recbole_onebp.resources import properties_dir
 
 __all__ = ["check_keys", "check_model_name", "model_names", "nearest"]
 
-RUN_KEYS = frozenset({"output_dir"})
+RUN_KEYS = frozenset({"output_dir", "fast_sampler"})
 """What our own commands read beside the model's keys."""
 
 # Read by RecBole's code, though none of its YAML files names them.

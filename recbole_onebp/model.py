@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_onebp.config import OneBPConfig
-from recbole_onebp.functional import aggregate_rows_, info_nce, moving_aggregate_
+from recbole_onebp.functional import info_nce, moving_aggregate_
 
 __all__ = ["OneBP"]
 
@@ -28,14 +28,20 @@ class OneBP(GeneralRecommender):
     Attributes:
         item_table: item encodings, parameter ``(n_items, d)``.
         user_table: user encodings ``(n_users, d)``: a buffer, or a parameter with ``backprop: two``.
+        item_bias: parameter ``(n_items, 1)``, or None without ``item_bias: True``.
+        shared_negatives: the items of the step that is next, ``(M,)``, with ``negatives: shared``; the trainer sets it.
 
-    Row 0 of both is RecBole's padding: zero from the start, never trained, sampled or recommended.
+    Row 0 of all is RecBole's padding: zero from the start, never trained, sampled or recommended.
     """
 
     input_type = InputType.PAIRWISE
 
     item_table: nn.Parameter
     user_table: Tensor
+    item_bias: nn.Parameter | None
+    shared_negatives: Tensor
+    log_q: Tensor | None = None
+    """Logarithm of each item's share in the shared draws, ``(n_items,)``, with ``logq_correction: True``."""
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
         """Build the tables.
@@ -56,10 +62,13 @@ class OneBP(GeneralRecommender):
             self.user_table = nn.Parameter(users)
         else:
             self.register_buffer("user_table", users)
+        self.item_bias = nn.Parameter(torch.zeros(self.n_items, 1)) if self.hyper.item_bias else None
         self._users_are_moved = False
-        self._train_pairs: tuple[Tensor, Tensor] | None = None
-        if self.hyper.aggregation == "epoch":
-            self._train_pairs = dataset.inter_feat[self.USER_ID], dataset.inter_feat[self.ITEM_ID]
+        self._history: tuple[Tensor, Tensor] | None = None
+        if self.hyper.aggregation == "epoch":  # the train items of user u are item[start[u] : start[u + 1]]
+            user, order = dataset.inter_feat[self.USER_ID].sort(stable=True)
+            start = torch.searchsorted(user, torch.arange(self.n_users + 1))
+            self._history = dataset.inter_feat[self.ITEM_ID][order], start
 
     # ----------------------------------------------------------------------------------------------------- encoding
 
@@ -68,18 +77,26 @@ class OneBP(GeneralRecommender):
         rows = F.embedding(ids, table, padding_idx=0, sparse=self.hyper.learner == "sparse_adam")
         return self._scaled(rows)
 
+    def _bias(self, item: Tensor) -> Tensor | float:
+        """What an item's bias adds to its score, shape of ``item``: the temperature divides scores, not the bias."""
+        if self.item_bias is None:
+            return 0.0
+        sparse = self.hyper.learner == "sparse_adam"
+        return self.hyper.temperature * F.embedding(item, self.item_bias, padding_idx=0, sparse=sparse).squeeze(-1)
+
     def _scaled(self, encodings: Tensor) -> Tensor:
         return F.normalize(encodings, dim=-1) if self.hyper.score == "cosine" else encodings
 
     # --------------------------------------------------------------------------------------------------------- loss
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
-        """The InfoNCE loss of a batch from RecBole's pairwise loader.
+        """The InfoNCE loss of a batch from RecBole's loader.
 
-        The loader repeats the B pairs N times, once for each block of negatives; every pair counts once here.
+        With ``negatives: per_pair`` the loader repeats the B pairs N times, once for each block of negatives; every
+        pair counts once here.  With ``shared`` it brings the B pairs, and the negatives are ``shared_negatives``.
 
         Args:
-            interaction: users and items of B pairs, N times over, and B * N negatives.
+            interaction: users and items of B pairs, N times over, and B * N negatives; or the B pairs alone.
 
         Returns:
             The mean loss of the B pairs, a scalar tensor.
@@ -94,17 +111,26 @@ class OneBP(GeneralRecommender):
                 "own call users_will_be_moved() once, and move_users(interaction) after every optimizer step."
             )
         user, item = self._positives(interaction)
-        negative = interaction[self.NEG_ITEM_ID].view(-1, len(user)).T  # (B, N)
         user_e = self._look_up(self.user_table, user)  # (B, d); a constant with backprop: one
-        item_e = self._look_up(self.item_table, item)  # (B, d)
-        negative_e = self._look_up(self.item_table, negative)  # (B, N, d)
-        pos_score = (user_e * item_e).sum(dim=-1)
-        neg_score = (negative_e @ user_e.unsqueeze(-1)).squeeze(-1)
+        pos_score = (user_e * self._look_up(self.item_table, item)).sum(dim=-1) + self._shift(item)
+        if self.hyper.negatives == "shared":
+            negative = self.shared_negatives  # (M,)
+            neg_score = user_e @ self._look_up(self.item_table, negative).T + self._shift(negative)  # (B, M)
+            neg_score = neg_score.masked_fill(negative == item.unsqueeze(1), -torch.inf)
+        else:
+            negative = interaction[self.NEG_ITEM_ID].view(-1, len(user)).T  # (B, N)
+            negative_e = self._look_up(self.item_table, negative)  # (B, N, d)
+            neg_score = (negative_e @ user_e.unsqueeze(-1)).squeeze(-1) + self._shift(negative)
         return info_nce(pos_score, neg_score, self.hyper.temperature)
 
+    def _shift(self, item: Tensor) -> Tensor | float:
+        """What is added to the items' scores in the loss: the temperature takes it back."""
+        shift = self._bias(item)
+        return shift if self.log_q is None else shift - self.hyper.temperature * self.log_q[item]
+
     def _positives(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
-        """Users and items of a batch, ``(B,)`` each: the first of the loader's N equal blocks."""
-        n_pairs = len(interaction) // self.hyper.train_neg_sample_args.sample_num
+        """Users and items of a batch, ``(B,)`` each: the first of the loader's equal blocks."""
+        n_pairs = len(interaction) // self.hyper.repeats
         return interaction[self.USER_ID][:n_pairs], interaction[self.ITEM_ID][:n_pairs]
 
     # -------------------------------------------------------------------------------------------------- aggregation
@@ -113,25 +139,29 @@ class OneBP(GeneralRecommender):
         """Promise to move the users: :meth:`move_users` after every step or :meth:`move_all_users` every epoch."""
         self._users_are_moved = True
 
-    @torch.no_grad()
     def move_users(self, interaction: Interaction) -> None:
         """Move a batch's users towards their items as these stand now, after the optimizer step (paper, once a step).
 
         Args:
             interaction: the batch that :meth:`calculate_loss` was given.
         """
-        user, item = self._positives(interaction)
-        item_e = self._look_up(self.item_table, item)
+        self.move(*self._positives(interaction))
+
+    @torch.no_grad()
+    def move(self, user: Tensor, item: Tensor) -> None:
+        """:meth:`move_users` for pairs of users and items, ``(B,)`` each."""
+        item_e = self._scaled(self.item_table[item])
         moving_aggregate_(self.user_table, user, item_e, self.hyper.beta, self.hyper.duplicates)
 
     @torch.no_grad()
     def move_all_users(self) -> None:
         """Move every user towards the mean of all its train items (``aggregation: epoch``)."""
-        if self._train_pairs is None:
+        if self._history is None:
             raise RuntimeError(f"aggregation is {self.hyper.aggregation!r}: users are moved by move_users")
-        user, item = (ids.to(self.user_table.device) for ids in self._train_pairs)
-        items = self._scaled(self.item_table)
-        aggregate_rows_(self.user_table, user, item, items, self.hyper.beta, duplicates="mean")
+        item, start = (ids.to(self.user_table.device) for ids in self._history)
+        mean = F.embedding_bag(item, self._scaled(self.item_table), start, mode="mean", include_last_offset=True)
+        moved = self.hyper.beta * self.user_table + (1 - self.hyper.beta) * mean
+        self.user_table.copy_(torch.where((start[1:] > start[:-1]).unsqueeze(1), moved, self.user_table))
 
     # --------------------------------------------------------------------------------------------------- prediction
 
@@ -139,12 +169,15 @@ class OneBP(GeneralRecommender):
         """Scores of the pairs of users and items, shape ``(B,)``."""
         user_e = self._look_up(self.user_table, interaction[self.USER_ID])
         item_e = self._look_up(self.item_table, interaction[self.ITEM_ID])
-        return (user_e * item_e).sum(dim=-1)
+        return (user_e * item_e).sum(dim=-1) + self._bias(interaction[self.ITEM_ID])
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Scores of the users with all items, padding included, flattened to ``(B * n_items,)``."""
         user_e = self._look_up(self.user_table, interaction[self.USER_ID])
-        return (user_e @ self._scaled(self.item_table).T).view(-1)
+        scores = user_e @ self._scaled(self.item_table).T
+        if self.item_bias is not None:
+            scores += self.hyper.temperature * self.item_bias.T
+        return scores.view(-1)
 
 
 def _xavier_rows(n_rows: int, size: int) -> Tensor:

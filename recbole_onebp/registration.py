@@ -28,6 +28,8 @@ def register() -> None:
     # get_trainer looks for recbole.trainer.<Name>Trainer.
     import_module("recbole.trainer").__getattr__ = _trainer  # type: ignore[method-assign]
     wrapt.wrap_function_wrapper("recbole.config.configurator", "Config._load_internal_config_dict", _add_defaults)
+    wrapt.wrap_function_wrapper("recbole.data.utils", "create_samplers", _choose_sampler)
+    wrapt.wrap_function_wrapper("recbole.data.utils", "get_dataloader", _choose_loader)
 
 
 def _add_models(package: Any) -> None:
@@ -53,6 +55,28 @@ def _add_defaults(wrapped: Callable[..., None], config: Any, args: Any, kwargs: 
         config._update_internal_config_dict(dataset_file)
     if given.get("output_dir"):
         defaults["checkpoint_dir"] = given["output_dir"]
+
+
+def _choose_sampler(wrapped: Callable[..., Any], _instance: Any, args: Any, kwargs: Any) -> Any:
+    """Let ``create_samplers`` make our samplers where the configuration asks for them."""
+    config, utils = args[0], import_module("recbole.data.utils")
+    fast, of_train = config["fast_sampler"], config["model"] == "OneBP"
+    original = utils.Sampler
+    if fast or of_train:
+        samplers = import_module("recbole_onebp.recbole_data")
+        utils.Sampler = samplers.sampler_class(fast, of_train)  # type: ignore[attr-defined]
+    try:
+        return wrapped(*args, **kwargs)
+    finally:
+        utils.Sampler = original  # type: ignore[attr-defined]
+
+
+def _choose_loader(wrapped: Callable[..., Any], _instance: Any, args: Any, kwargs: Any) -> Any:
+    """With ``negatives: shared`` the train loader brings no negatives."""
+    config, phase = args
+    if config["model"] == "OneBP" and phase == "train" and config["negatives"] == "shared":
+        return import_module("recbole_onebp.recbole_data").PairDataLoader
+    return wrapped(*args, **kwargs)
 
 
 def _preset(name: str, dataset: str, loader: Any) -> dict[str, Any]:

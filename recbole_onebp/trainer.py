@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
 from recbole.config import Config
 from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
+from recbole.utils import set_color
 from torch import Tensor
+from tqdm import tqdm
 
+from recbole_onebp.engine import Engine, Plan, make_engine, why_not_fast
 from recbole_onebp.errors import UserError
 from recbole_onebp.functional import spread
 from recbole_onebp.model import OneBP
@@ -21,7 +27,7 @@ _COLLAPSED = 1e-3
 
 
 class OneBPTrainer(Trainer):
-    """Trains OneBP: gradient steps by RecBole's loop, and the moving aggregation around it.
+    """Trains OneBP: by the fast engine, or with gradient steps by RecBole's loop and the moving aggregation around it.
 
     The users move after each optimizer step (``aggregation: step``), with the item encodings that the step has left,
     or once after each epoch (``aggregation: epoch``); a step that AMP skipped moves nobody, and neither does
@@ -37,20 +43,40 @@ class OneBPTrainer(Trainer):
 
         Raises:
             UserError: for RecBole's distributed mode: it broadcasts rank 0's buffers at every step, and the users that
-                the other ranks have moved would be lost.
+                the other ranks have moved would be lost; for ``engine: fast`` where it cannot train this.
         """
         if not config["single_spec"]:
             raise UserError("nproc: OneBP trains in one process; RecBole's distributed mode would lose user updates")
         super().__init__(config, model)
         self.encoding_stats: dict[str, float] = {}
         self._batch: Interaction | None = None
+        self._plan: Plan | None = None
+        self._planned: Any = None  # the data set that it is for
+        self._engine: Engine | None = None
+        self._shared_negatives: Iterator[Tensor] = iter(())
+        obstacle = why_not_fast(config, model)
+        if model.hyper.engine == "fast" and obstacle:
+            raise UserError(f"engine: fast does not go with {obstacle}; use engine: reference, or auto")
+        self.engine = "reference" if model.hyper.engine == "reference" or obstacle else "fast"
         if model.hyper.backprop == "one":
             model.users_will_be_moved()
             if model.hyper.aggregation == "step":
                 self.optimizer.register_step_post_hook(self._move_users)
 
+    def _plan_of(self, train_data: Any) -> Plan:
+        """The steps over the train data, made when they are first needed."""
+        dataset, hyper = train_data._dataset, self.model.hyper
+        if self._plan is None or self._planned is not dataset:
+            self._planned, self._engine = dataset, None
+            user, item = (dataset.inter_feat[field].numpy() for field in (dataset.uid_field, dataset.iid_field))
+            seed, shuffle = self.config["seed"], self.config["shuffle"]
+            self._plan = Plan(user, item, dataset.user_num, dataset.item_num, hyper, seed, shuffle)
+        return self._plan
+
     def _loss_of_batch(self, interaction: Interaction) -> Tensor:
         self._batch = interaction
+        if self.model.hyper.negatives == "shared":
+            self.model.shared_negatives = next(self._shared_negatives)
         return self.model.calculate_loss(interaction)
 
     def _move_users(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
@@ -62,10 +88,33 @@ class OneBPTrainer(Trainer):
         self._batch = None
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
-        loss = super()._train_epoch(train_data, epoch_idx, loss_func or self._loss_of_batch, show_progress)
-        if self.model.hyper.aggregation == "epoch":
-            self.model.move_all_users()
+        if self.engine == "fast":
+            loss = self._fast_epoch(train_data, epoch_idx, show_progress)
+        else:
+            if self.model.hyper.negatives == "shared":
+                self._share_negatives(self._plan_of(train_data), epoch_idx)
+            loss = super()._train_epoch(train_data, epoch_idx, loss_func or self._loss_of_batch, show_progress)
+            if self.model.hyper.aggregation == "epoch":
+                self.model.move_all_users()
         self._watch(epoch_idx)
+        return loss
+
+    def _share_negatives(self, plan: Plan, epoch_idx: int) -> None:
+        """Have the reference engine's steps share the same negatives as the fast engine's."""
+        drawn = (plan.shared_negatives(step, epoch_idx) for step in count())
+        self._shared_negatives = (torch.as_tensor(ids, dtype=torch.long, device=self.device) for ids in drawn)
+        if self.model.hyper.logq_correction:
+            self.model.log_q = torch.as_tensor(plan.log_q(), device=self.device)
+
+    def _fast_epoch(self, train_data: Any, epoch_idx: int, show_progress: bool) -> float:
+        self.model.train()
+        plan = self._plan_of(train_data)
+        if self._engine is None:
+            self._engine = make_engine(self.model, self.optimizer, plan)
+        description = set_color(f"Train {epoch_idx:>5}", "pink")
+        bar = partial(tqdm, total=len(plan), ncols=100, desc=description, disable=not show_progress)
+        loss = self._engine.train_epoch(epoch_idx, bar)
+        self._check_nan(torch.tensor(loss))
         return loss
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_onebp.functional import aggregate_rows_, fold_in, info_nce, moving_aggregate_, spread
+from recbole_onebp.functional import fold_in, info_nce, moving_aggregate_, spread
 
 RULES = ["sequential", "last", "mean"]
 
@@ -75,15 +75,6 @@ def test_aggregation_is_deterministic_over_threads(duplicates):
         torch.set_num_threads(threads)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
-
-
-def test_aggregation_by_rows_needs_no_copy_of_them():
-    table, encodings = torch.randn(4, 3), torch.randn(6, 3)
-    user, row = torch.tensor([1, 2, 1, 1]), torch.tensor([5, 0, 5, 2])
-    expected = table.clone()
-    moving_aggregate_(expected, user, encodings[row], 0.7, "sequential")
-    aggregate_rows_(table, user, row, encodings, 0.7, "sequential")
-    assert torch.equal(table, expected)
 
 
 @pytest.mark.parametrize(

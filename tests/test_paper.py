@@ -48,7 +48,7 @@ class Reference:
 @pytest.mark.parametrize("duplicates", ["last", "sequential"])
 def test_fifty_steps_equal_the_papers_method(tiny, duplicates):
     settings = {"beta": 0.9, "temperature": 0.7, "learning_rate": 0.01, "weight_decay": 1e-3}
-    run = tiny(duplicates=duplicates, train_batch_size=100, **settings)
+    run = tiny(duplicates=duplicates, train_batch_size=100, engine="reference", **settings)
     model = run.model.double()
     reference = Reference(model.user_table, model.item_table.detach(), **settings)
     for _ in range(4):

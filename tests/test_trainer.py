@@ -11,7 +11,7 @@ from recbole_onebp.functional import moving_aggregate_
 
 
 def test_users_move_after_each_step_with_the_new_items(tiny):
-    run = tiny()
+    run = tiny(engine="reference")
     batch = next(iter(run.train_data))
     n_pairs = len(batch) // 5
     user, item = batch["user_id"][:n_pairs], batch["item_id"][:n_pairs]

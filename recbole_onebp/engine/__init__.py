@@ -1,0 +1,52 @@
+"""Engines: what runs an epoch of OneBP.
+
+``reference`` is RecBole's own loop over :class:`~recbole_onebp.model.OneBP` under autograd, and not in this package.
+``fast`` is :class:`FusedEngine` on the CPU and :class:`DeviceEngine` on CUDA.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from recbole.config import Config
+
+from recbole_onebp.engine.plan import Batch, Plan, Progress
+from recbole_onebp.model import OneBP
+
+__all__ = ["Batch", "Engine", "Plan", "make_engine", "why_not_fast"]
+
+
+class Engine(Protocol):
+    """Trains a model in place."""
+
+    def train_epoch(self, epoch: int, progress: Progress = iter) -> float:
+        """Train on every pair once and return the sum of the steps' mean losses."""
+        ...
+
+
+def why_not_fast(config: Config, model: OneBP) -> str | None:
+    """What in this run the fast engine does not do, in words; None if it can train it."""
+    hyper = model.hyper
+    if hyper.learner not in ("adam", "sparse_adam"):
+        return f"learner: {hyper.learner} (it has adam and sparse_adam)"
+    if hyper.negatives == "per_pair" and hyper.train_neg_sample_args.dynamic:
+        return "train_neg_sample_args.dynamic: True"
+    if config["enable_amp"]:
+        return "enable_amp: True"
+    if config["clip_grad_norm"]:
+        return "clip_grad_norm"
+    if config["device"].type not in ("cpu", "cuda"):
+        return f"device {config['device']}"
+    return None
+
+
+def make_engine(model: OneBP, optimizer: torch.optim.Optimizer, plan: Plan) -> Engine:
+    """The fast engine for the device that the model lies on."""
+    if model.item_table.device.type == "cuda":
+        from recbole_onebp.engine.device import DeviceEngine
+
+        return DeviceEngine(model, optimizer, plan)
+    from recbole_onebp.engine.fused import FusedEngine  # here, because numba takes its time to import
+
+    return FusedEngine(model, optimizer, plan)

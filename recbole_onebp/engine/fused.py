@@ -1,0 +1,185 @@
+"""The fast engine for the CPU: the gradient written out, and the optimizer's step taken where the gradient is made.
+
+Same mathematics as :class:`~recbole_onebp.model.OneBP` under autograd and torch's Adam or SparseAdam, whose state it
+uses, so that RecBole's checkpoints hold what they always hold.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from recbole_onebp.engine import kernels
+from recbole_onebp.engine.plan import Batch, Ids, Plan, Progress
+from recbole_onebp.model import OneBP
+
+__all__ = ["FusedEngine"]
+
+Floats = npt.NDArray[np.float32]
+_RULES = {"sequential": kernels.SEQUENTIAL, "last": kernels.LAST, "mean": kernels.MEAN}
+
+
+class _Links:
+    """Where in a batch each row of a table occurs, see :func:`kernels.link`."""
+
+    def __init__(self, n_rows: int, n_places: int) -> None:
+        self.head = np.full(n_rows, -1, dtype=np.int32)
+        self.following = np.empty(n_places, dtype=np.int32)
+        self._rows = np.empty(min(n_rows, n_places), dtype=np.int32)
+
+    def link(self, ids: Ids) -> Ids:
+        """Link the places of ``ids`` and return the rows that occur."""
+        return self._rows[: kernels.link(ids, self.head, self.following, self._rows)]
+
+
+class _Trained:
+    """A parameter and Adam's moments as arrays over the tensors' own memory, for one epoch."""
+
+    def __init__(self, parameter: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        self._state, self._group = optimizer.state[parameter], optimizer.param_groups[0]
+        self._sparse = isinstance(optimizer, torch.optim.SparseAdam)
+        if not self._state:  # as torch makes it at the first step
+            self._state["step"] = 0 if self._sparse else torch.tensor(0.0)
+            self._state["exp_avg"] = torch.zeros_like(parameter)
+            self._state["exp_avg_sq"] = torch.zeros_like(parameter)
+        self.table: Floats = parameter.detach().numpy()
+        self._moments: tuple[Floats, Floats] = (self._state["exp_avg"].numpy(), self._state["exp_avg_sq"].numpy())
+        self._all = np.arange(1, len(self.table), dtype=np.int32)
+
+    def step(
+        self, touched: Ids, links: _Links, coefficient: Floats, group: int, source: Floats, cosine: bool, unlink: bool
+    ) -> None:
+        """Adam's step: on every row (``adam``; the padding row excepted), or on those touched (``sparse_adam``)."""
+        self._state["step"] += 1
+        number, (beta1, beta2) = int(self._state["step"]), self._group["betas"]
+        root = math.sqrt(1 - beta2**number)
+        kernels.step_rows(
+            touched if self._sparse else self._all, links.head, links.following, coefficient, group, source, cosine,
+            self.table, *self._moments,
+            np.float32(self._group["lr"] * root / (1 - beta1**number)),
+            np.float32(self._group["eps"] * (1 if self._sparse else root)),
+            np.float32(beta1), np.float32(beta2), np.float32(self._group.get("weight_decay", 0)), unlink,
+        )  # fmt: skip
+
+
+class FusedEngine:
+    """Trains a model on the CPU, an epoch a call.
+
+    Args:
+        model: its tables are changed in place.
+        optimizer: torch's Adam or SparseAdam over the model's parameters; its state is changed as its own step would.
+        plan: the steps.
+    """
+
+    def __init__(self, model: OneBP, optimizer: torch.optim.Optimizer, plan: Plan) -> None:
+        self.model, self.optimizer, self.plan = model, optimizer, plan
+        self.hyper = hyper = model.hyper
+        self._cosine, self._inverse_temperature = hyper.score == "cosine", np.float32(1 / hyper.temperature)
+        n_pairs, n_shared = min(hyper.positives_a_step, len(plan.user)), hyper.n_shared_negatives
+        if hyper.negatives == "shared":
+            self._score, n_places, n_origins = self._score_shared, n_pairs + n_shared, n_pairs + n_shared
+            self._scores, self._negative_e = torch.empty(n_pairs, n_shared), torch.empty(n_shared, hyper.embedding_size)
+        else:
+            self._score, n_places, n_origins = self._score_pairs, n_pairs * (1 + hyper.repeats), n_pairs
+        # The gradient of an item's row is a sum of rows of _source, weighted by the coefficients of its places.
+        self._source = torch.empty(n_origins, hyper.embedding_size)
+        self._bias_source = torch.empty(n_origins, 1)
+        self._coefficient = np.empty(n_places, dtype=np.float32)
+        self._places = np.empty(n_places, dtype=np.int32)
+        self._user_gradient = torch.empty(n_pairs * (hyper.backprop == "two"), hyper.embedding_size)
+        self._item_e = torch.empty(n_pairs, hyper.embedding_size)
+        self._loss = np.empty(n_pairs, dtype=np.float32)
+        self._item_links = _Links(len(model.item_table), n_places)
+        self._user_links = _Links(len(model.user_table), len(plan.user) if hyper.aggregation == "epoch" else n_pairs)
+        self._log_q = plan.log_q() if hyper.logq_correction else None
+
+    def train_epoch(self, epoch: int, progress: Progress = iter) -> float:
+        """Train on every pair once.
+
+        Args:
+            epoch: its number, on which order and negatives depend.
+            progress: wraps the steps, to show how far they are.
+
+        Returns:
+            The sum of the steps' mean losses, as RecBole's trainer counts it.
+        """
+        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        # Anew each epoch: whoever loads a checkpoint replaces the optimizer's tensors.
+        model, two = self.model, self.hyper.backprop == "two"
+        self._items = _Trained(model.item_table, self.optimizer)
+        self._bias = None if model.item_bias is None else _Trained(model.item_bias, self.optimizer)
+        self._users = _Trained(model.user_table, self.optimizer) if two else None
+        self._user_table: Floats = model.user_table.detach().numpy()
+        total = sum(map(self._step, progress(self.plan.batches(epoch))), start=0.0)
+        if self.hyper.aggregation == "epoch":
+            self._move(self.plan.user, self.plan.item, "mean")
+        return total
+
+    def _step(self, batch: Batch) -> float:
+        n_pairs = len(batch.user)
+        kernels.gather(batch.user, self._user_table, self._cosine, self._source[:n_pairs].numpy())
+        n_places, group = self._score(batch)
+        coefficient, links = self._coefficient[:n_places], self._item_links
+        touched = links.link(self._places[:n_places])
+        if self._bias is not None:
+            self._bias.step(touched, links, coefficient, group, self._bias_source.numpy(), cosine=False, unlink=False)
+        self._items.step(touched, links, coefficient, group, self._source.numpy(), self._cosine, unlink=True)
+        if self._users is not None:
+            touched, ones = self._user_links.link(batch.user), np.ones(n_pairs, dtype=np.float32)
+            gradient = self._user_gradient.numpy()
+            self._users.step(touched, self._user_links, ones, 1, gradient, self._cosine, unlink=True)
+        elif self.hyper.aggregation == "step":
+            self._move(batch.user, batch.item, self.hyper.duplicates)
+        return float(self._loss[:n_pairs].mean(dtype=np.float64))
+
+    def _score_pairs(self, batch: Batch) -> tuple[int, int]:
+        """Fill in places, coefficients and loss; return the number of places, and how many share an origin."""
+        n_pairs, group = len(batch.user), 1 + batch.negative.shape[1]
+        n_places = n_pairs * group
+        self._bias_source.fill_(self.hyper.temperature)  # which divides scores, but not biases
+        kernels.pair_scores(
+            batch.item, batch.negative, self._source.numpy(), self._items.table, self._shift(),
+            self._inverse_temperature, self._cosine, self._places[:n_places].reshape(n_pairs, group),
+            self._coefficient[:n_places].reshape(n_pairs, group), self._loss, self._user_gradient.numpy(),
+        )  # fmt: skip
+        return n_places, group
+
+    def _score_shared(self, batch: Batch) -> tuple[int, int]:
+        n_pairs, n_places = len(batch.user), len(batch.user) + len(batch.negative)
+        user_e, item_e, negative_e = self._source[:n_pairs], self._item_e[:n_pairs], self._negative_e
+        kernels.gather(batch.item, self._items.table, self._cosine, item_e.numpy())
+        kernels.gather(batch.negative, self._items.table, self._cosine, negative_e.numpy())
+        scores = torch.mm(user_e, negative_e.T, out=self._scores[:n_pairs])
+        self._coefficient[n_pairs:n_places] = 1
+        self._places[:n_pairs], self._places[n_pairs:n_places] = batch.item, batch.negative
+        kernels.shared_scores(
+            batch.item, batch.negative, scores.numpy(), user_e.numpy(), item_e.numpy(), self._shift(),
+            self._inverse_temperature, self._loss, self._coefficient,
+        )  # fmt: skip
+        torch.mm(scores.T, user_e, out=self._source[n_pairs:n_places])
+        if self._bias is not None:
+            self._bias_source[:n_pairs] = self.hyper.temperature
+            self._bias_source[n_pairs:n_places, 0] = scores.sum(dim=0) * self.hyper.temperature
+        if self._users is not None:
+            positive = torch.from_numpy(self._coefficient[:n_pairs]).unsqueeze(1)
+            torch.addmm(positive * item_e, scores, negative_e, out=self._user_gradient[:n_pairs])
+        return n_places, 1
+
+    def _shift(self) -> Floats:
+        """What is added to an item's logit, ``(n_items,)``; empty where nothing is."""
+        shift = np.empty(0, dtype=np.float32) if self._bias is None else self._bias.table[:, 0]
+        if self._log_q is not None:
+            shift = shift - self._log_q if len(shift) else -self._log_q
+        return shift
+
+    def _move(self, user: Ids, item: Ids, rule: str) -> None:
+        users, links = self._user_links.link(user), self._user_links
+        kernels.move_users(
+            users, links.head, links.following, item, self._items.table, self._cosine, self._user_table,
+            self.hyper.beta, _RULES[rule],
+        )  # fmt: skip

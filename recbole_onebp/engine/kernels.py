@@ -1,0 +1,290 @@
+"""The fused engine's loops, compiled by numba.
+
+A step is three sweeps, each parallel over what it writes, so that no two threads meet and the result does not depend on
+their number: over the pairs (scores, loss, and the loss's derivative by each score), over the rows of a table that the
+step touches (their gradient and, at once, the optimizer's step), and over the users (the moving aggregation).  A row
+finds its places in the batch by a linked list: ``head[row]`` is the first, ``following[place]`` the next one, -1 ends.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+__all__ = ["LAST", "MEAN", "SEQUENTIAL", "gather", "link", "move_users", "pair_scores", "shared_scores", "step_rows"]
+
+SEQUENTIAL, LAST, MEAN = 0, 1, 2
+
+# Sums may be reordered, which is what lets them use vector registers; NaN and infinity keep their meaning.
+_OPTIONS: dict[str, Any] = {
+    "cache": True,
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
+}
+_ROWS_A_TASK = 32
+_F0, _F1 = np.float32(0), np.float32(1)
+_TINY = np.float32(1e-12)
+"""What torch's ``normalize`` divides by at least."""
+
+
+@njit(inline="always", **_OPTIONS)
+def _exp(x):
+    """e^x for x <= 0, within 2 units of the last place, in operations that vectorise (Cephes' expf)."""
+    x = np.float32(-87) if x < np.float32(-87) else x  # NaN stays NaN
+    n = np.float32(np.rint(x * np.float32(1.44269504088896341)))
+    r = x - n * np.float32(0.693359375) - n * np.float32(-2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + _F1
+    return p * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+@njit(inline="always", **_OPTIONS)
+def _inverse_norm(row):
+    square = _F0
+    for k in range(len(row)):
+        square += row[k] * row[k]
+    return _F1 / max(np.float32(math.sqrt(square)), _TINY)
+
+
+@njit(parallel=True, **_OPTIONS)
+def gather(ids, table, cosine, out):
+    """``out[b] = table[ids[b]]``, at unit length with ``cosine``."""
+    for b in prange(len(ids)):
+        row = table[ids[b]]
+        scale = _inverse_norm(row) if cosine else _F1
+        for k in range(len(row)):
+            out[b, k] = scale * row[k]
+
+
+@njit(parallel=True, **_OPTIONS)
+def pair_scores(
+    item, negative, user_e, item_table, shift, inverse_temperature, cosine, ids, coefficient, loss, user_gradient
+):
+    """Softmax loss of each pair against its own negatives.
+
+    Args:
+        item, negative: ``(B,)`` and ``(B, N)``.
+        user_e: ``(B, d)``, unit length with ``cosine``.
+        shift: added to an item's logit, ``(n_items,)``, or empty.
+        ids: filled with item and negatives, ``(B, 1 + N)``.
+        coefficient: filled with the derivative of the mean loss by each score, ``(B, 1 + N)``.
+        loss: filled, ``(B,)``.
+        user_gradient: filled with the derivative by ``user_e``, ``(B, d)``, or empty.
+    """
+    n_pairs, n_negatives = negative.shape
+    size = user_e.shape[1]
+    scale = np.float32(inverse_temperature / n_pairs)
+    for task in prange((n_pairs + _ROWS_A_TASK - 1) // _ROWS_A_TASK):
+        start, end = task * _ROWS_A_TASK, min(n_pairs, (task + 1) * _ROWS_A_TASK)
+        for b in range(start, end):
+            ids[b, 0] = item[b]
+            for n in range(n_negatives):
+                ids[b, 1 + n] = negative[b, n]
+        # Products alone, then the rest: so the loads of many rows are under way at once.
+        for b in range(start, end):
+            user = user_e[b]
+            for n in range(1 + n_negatives):
+                row = item_table[ids[b, n]]
+                product, square = _F0, _F0
+                if cosine:
+                    for k in range(size):
+                        product += user[k] * row[k]
+                        square += row[k] * row[k]
+                    product /= max(np.float32(math.sqrt(square)), _TINY)
+                else:
+                    for k in range(size):
+                        product += user[k] * row[k]
+                coefficient[b, n] = product * inverse_temperature
+        for b in range(start, end):
+            logit = coefficient[b]
+            if len(shift):
+                for n in range(1 + n_negatives):
+                    logit[n] += shift[ids[b, n]]
+            first, highest, total = logit[0], logit[0], _F0
+            for n in range(1, 1 + n_negatives):
+                highest = max(highest, logit[n])
+            for n in range(1 + n_negatives):
+                logit[n] = _exp(logit[n] - highest)
+                total += logit[n]
+            loss[b] = np.float32(math.log(total)) + highest - first
+            share = scale / total
+            for n in range(1 + n_negatives):
+                logit[n] *= share
+            logit[0] -= scale
+        for b in range(start, min(end, len(user_gradient))):
+            gradient = user_gradient[b]
+            for k in range(size):
+                gradient[k] = 0
+            for n in range(1 + n_negatives):
+                row = item_table[ids[b, n]]
+                weight = coefficient[b, n] * (_inverse_norm(row) if cosine else _F1)
+                for k in range(size):
+                    gradient[k] += weight * row[k]
+
+
+@njit(parallel=True, **_OPTIONS)
+def shared_scores(item, negative, scores, user_e, item_e, shift, inverse_temperature, loss, coefficient):
+    """Softmax loss of each pair against the step's shared negatives; one that is the pair's own item does not count.
+
+    Args:
+        item, negative: ``(B,)`` and ``(M,)``.
+        scores: of users and negatives, ``(B, M)``; overwritten with the derivative of the mean loss by each.
+        user_e, item_e: ``(B, d)``, unit length with ``cosine``.
+        shift: added to an item's logit, ``(n_items,)``, or empty.
+        loss: filled, ``(B,)``.
+        coefficient: filled with the derivative of the mean loss by the positive's score, ``(B,)``.
+    """
+    n_pairs, n_negatives = scores.shape
+    scale = np.float32(inverse_temperature / n_pairs)
+    negative_shift = np.zeros(n_negatives, dtype=np.float32)
+    if len(shift):
+        for n in range(n_negatives):
+            negative_shift[n] = shift[negative[n]]
+    for b in prange(n_pairs):
+        own = item[b]
+        product = _F0
+        for k in range(user_e.shape[1]):
+            product += user_e[b, k] * item_e[b, k]
+        first = product * inverse_temperature
+        if len(shift):
+            first += shift[own]
+        row = scores[b]
+        highest = first
+        for n in range(n_negatives):
+            row[n] = row[n] * inverse_temperature + negative_shift[n]
+            highest = max(highest, row[n])
+        positive = _exp(first - highest)
+        total = positive
+        for n in range(n_negatives):
+            row[n] = _F0 if negative[n] == own else _exp(row[n] - highest)
+            total += row[n]
+        loss[b] = np.float32(math.log(total)) + highest - first
+        for n in range(n_negatives):
+            row[n] *= scale / total
+        coefficient[b] = scale * (positive / total - _F1)
+
+
+@njit(**_OPTIONS)
+def link(ids, head, following, rows):
+    """Link the places of each id, in batch order.
+
+    Args:
+        ids: ``(P,)``.
+        head: ``(n_rows,)``, -1 everywhere; filled.
+        following: ``(P,)``; filled.
+        rows: filled with the ids that occur.
+
+    Returns:
+        How many occur.
+    """
+    count = 0
+    for place in range(len(ids) - 1, -1, -1):
+        row = ids[place]
+        if head[row] < 0:
+            rows[count] = row
+            count += 1
+        following[place] = head[row]
+        head[row] = place
+    return count
+
+
+@njit(parallel=True, **_OPTIONS)
+def step_rows(
+    rows, head, following, coefficient, group, source, cosine,
+    table, first, second, scale, epsilon, beta1, beta2, decay, unlink,
+):  # fmt: skip
+    """Gradient of each row, and Adam's step on it.
+
+    The gradient of row r is the sum of ``coefficient[p] * source[p // group]`` over its places p; with ``cosine`` it
+    is taken through the row's normalisation.
+
+    Args:
+        rows: which rows to step, each once; one without a place has no gradient.
+        head, following: links of :func:`link`; with ``unlink`` they are undone.
+        table, first, second: the parameter and Adam's two moments, ``(n_rows, d)``.
+        scale, epsilon: ``table -= scale * first / (sqrt(second) + epsilon)``.
+        decay: weight decay.
+    """
+    size = table.shape[1]
+    for task in prange((len(rows) + _ROWS_A_TASK - 1) // _ROWS_A_TASK):
+        gradient = np.empty(size, dtype=np.float32)
+        for at in range(task * _ROWS_A_TASK, min(len(rows), (task + 1) * _ROWS_A_TASK)):
+            row = rows[at]
+            value, mean, square = table[row], first[row], second[row]
+            for k in range(size):
+                gradient[k] = decay * value[k]
+            place = head[row]
+            if place >= 0:
+                if unlink:
+                    head[row] = -1
+                inverse, along = _F1, _F0
+                if cosine:  # through the normalisation: the part along the row is lost, the rest is scaled
+                    inverse = _inverse_norm(value)
+                while place >= 0:
+                    weight, origin = coefficient[place] * inverse, source[place // group]
+                    for k in range(size):
+                        gradient[k] += weight * origin[k]
+                    if cosine:
+                        for k in range(size):
+                            along += weight * origin[k] * value[k]
+                    place = following[place]
+                if cosine:
+                    along *= inverse * inverse
+                    for k in range(size):
+                        gradient[k] -= along * value[k]
+            for k in range(size):
+                g = gradient[k]
+                m = beta1 * mean[k] + (_F1 - beta1) * g
+                v = beta2 * square[k] + (_F1 - beta2) * g * g
+                mean[k] = m
+                square[k] = v
+                value[k] -= scale * m / (np.float32(math.sqrt(v)) + epsilon)
+
+
+@njit(parallel=True, **_OPTIONS)
+def move_users(users, head, following, item, item_table, cosine, user_table, beta, rule):
+    """The moving aggregation of a batch, see :func:`recbole_onebp.functional.moving_aggregate_`.
+
+    Args:
+        users: the users that occur, each once.
+        head, following: links of :func:`link`; ``head`` is left at -1 for these users.
+        item: of each pair, ``(B,)``.
+        rule: SEQUENTIAL, LAST or MEAN.
+    """
+    size = user_table.shape[1]
+    keep, take = np.float32(beta), np.float32(1 - beta)
+    for task in prange((len(users) + _ROWS_A_TASK - 1) // _ROWS_A_TASK):
+        total = np.empty(size, dtype=np.float32)
+        for at in range(task * _ROWS_A_TASK, min(len(users), (task + 1) * _ROWS_A_TASK)):
+            moved = user_table[users[at]]
+            place = head[users[at]]
+            head[users[at]] = -1
+            for k in range(size):
+                total[k] = 0
+            count = 0
+            while place >= 0:
+                if rule != LAST or following[place] < 0:
+                    row = item_table[item[place]]
+                    weight = _inverse_norm(row) if cosine else _F1
+                    if rule == MEAN:
+                        count += 1
+                        for k in range(size):
+                            total[k] += weight * row[k]
+                    else:
+                        weight *= take
+                        for k in range(size):
+                            moved[k] = keep * moved[k] + weight * row[k]
+                place = following[place]
+            if rule == MEAN:
+                weight = take / np.float32(count)
+                for k in range(size):
+                    moved[k] = keep * moved[k] + weight * total[k]

@@ -1,0 +1,206 @@
+"""The fast engines against the reference: RecBole's loop with autograd and torch's optimizers, under the same draws."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numba
+import numpy as np
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+
+from recbole_onebp.engine import make_engine
+from recbole_onebp.engine.device import DeviceEngine
+from recbole_onebp.engine.fused import FusedEngine
+from recbole_onebp.errors import UserError
+
+ENGINES = [FusedEngine, DeviceEngine]
+EPOCHS = 3
+
+
+class SameDraws:
+    """Train data that brings RecBole's loop the very batches of a plan."""
+
+    def __init__(self, run, epoch):
+        self._dataset = run.train_data._dataset
+        self._plan, self._epoch = run.trainer._plan_of(run.train_data), epoch
+
+    def __iter__(self):
+        for user, item, negative in self._plan.batches(self._epoch):
+            shared = negative.ndim == 1
+            repeats = 1 if shared else negative.shape[1]
+            batch = {
+                "user_id": torch.tensor(user).long().repeat(repeats),
+                "item_id": torch.tensor(item).long().repeat(repeats),
+            }
+            if not shared:
+                batch["neg_item_id"] = torch.tensor(negative.T.reshape(-1)).long()
+            yield Interaction(batch)
+
+
+def assert_same(reference, fast, tolerance=1e-5):
+    theirs, ours = reference.model.state_dict(), fast.model.state_dict()
+    assert theirs.keys() == ours.keys()
+    for name, table in theirs.items():
+        torch.testing.assert_close(ours[name], table, rtol=0, atol=tolerance)
+        assert not ours[name][0].any()
+    theirs, ours = (run.trainer.optimizer.state_dict()["state"] for run in (reference, fast))
+    assert theirs.keys() == ours.keys()
+    for number, state in theirs.items():
+        assert float(ours[number]["step"]) == float(state["step"])
+        for moment in ("exp_avg", "exp_avg_sq"):
+            dense = state[moment].to_dense() if state[moment].is_sparse else state[moment]
+            torch.testing.assert_close(ours[number][moment], dense, rtol=1e-3, atol=1e-6)
+
+
+def compare(tiny, engine, **overrides):
+    settings = {"learning_rate": 0.01, "beta": 0.9, "temperature": 0.5, "n_shared_negatives": 16, **overrides}
+    reference, fast = tiny(**settings, engine="reference"), tiny(**settings, engine="fast")
+    fast.trainer._engine = engine(fast.model, fast.trainer.optimizer, fast.trainer._plan_of(fast.train_data))
+    for epoch in range(EPOCHS):
+        expected = reference.trainer._train_epoch(SameDraws(fast, epoch), epoch)
+        assert fast.trainer._train_epoch(fast.train_data, epoch) == pytest.approx(expected, abs=1e-4)
+    assert_same(reference, fast)
+    return fast
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "optimizer", [{"learner": "adam"}, {"learner": "adam", "weight_decay": 0.01}, {"learner": "sparse_adam"}]
+)
+@pytest.mark.parametrize(("score", "negatives"), list(product(["dot", "cosine"], ["per_pair", "shared"])))
+def test_tables_and_moments_agree(tiny, engine, optimizer, score, negatives):
+    compare(tiny, engine, score=score, negatives=negatives, item_bias=True, **optimizer)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "options", [{"duplicates": "last"}, {"duplicates": "mean"}, {"aggregation": "epoch"}, {"backprop": "two"},
+                {"backprop": "two", "learner": "sparse_adam"}]
+)  # fmt: skip
+@pytest.mark.parametrize(("score", "negatives"), [("dot", "per_pair"), ("cosine", "shared")])
+def test_every_way_to_move_users_agrees(tiny, engine, options, score, negatives):
+    compare(tiny, engine, score=score, negatives=negatives, **options)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("negatives", ["per_pair", "shared"])
+def test_popularity_and_log_q_agree(tiny, engine, negatives):
+    args = {"distribution": "popularity", "sample_num": 3, "alpha": 0.5}
+    compare(tiny, engine, negatives=negatives, logq_correction=negatives == "shared", train_neg_sample_args=args)
+
+
+def test_log_q_makes_a_difference_only_where_shares_differ(tiny):
+    def loss(**options):
+        run = tiny(negatives="shared", learning_rate=0.01, **options)
+        return run.trainer._train_epoch(run.train_data, 0)
+
+    popular = {"train_neg_sample_args": {"distribution": "popularity", "alpha": 1.0}}
+    assert loss(logq_correction=True) == pytest.approx(loss(), abs=1e-4)
+    assert abs(loss(logq_correction=True, **popular) - loss(**popular)) > 0.01
+
+
+@pytest.mark.parametrize("negatives", ["per_pair", "shared"])
+def test_the_number_of_threads_does_not_matter(tiny, negatives):
+    if numba.config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("one thread only")
+    tables, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            run = tiny(negatives=negatives, item_bias=True)
+            run.trainer._train_epoch(run.train_data, 0)
+            tables.append({name: table.clone() for name, table in run.model.state_dict().items()})
+    finally:
+        torch.set_num_threads(before)
+    if negatives == "per_pair":
+        assert all(torch.equal(tables[0][name], tables[1][name]) for name in tables[0])
+    else:  # torch's matrix products may sum in another order
+        for name in tables[0]:
+            torch.testing.assert_close(tables[0][name], tables[1][name], rtol=0, atol=1e-6)
+
+
+def test_order_and_negatives_change_with_the_epoch_and_the_seed_alone(tiny):
+    plan, again, other = (run.trainer._plan_of(run.train_data) for run in (tiny(), tiny(), tiny(seed=7)))
+    for one, two in zip(plan.batches(4), again.batches(4), strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+    assert not np.array_equal(plan.order(4), plan.order(5))
+    assert not np.array_equal(plan.order(4), other.order(4))
+    assert sorted(plan.order(4)) == list(range(300))
+    assert np.array_equal(tiny(shuffle=False).trainer._plan_of(tiny().train_data).order(4), np.arange(300))
+
+
+def test_a_step_has_the_pairs_that_the_batch_size_says(tiny):
+    sizes = [len(batch.user) for batch in tiny(train_batch_size=160).trainer._plan_of(tiny().train_data).batches(0)]
+    assert sizes == [32] * 9 + [12]
+    sizes = [
+        len(b.user)
+        for b in tiny(train_batch_size=160, negatives="shared").trainer._plan_of(tiny().train_data).batches(0)
+    ]
+    assert sizes == [160, 140]
+
+
+def test_auto_is_fast_where_it_can_be(tiny):
+    assert tiny().trainer.engine == "fast"
+    assert tiny(engine="reference").trainer.engine == "reference"
+    for options in (
+        {"learner": "sgd"},
+        {"enable_amp": True},
+        {"clip_grad_norm": {"max_norm": 1.0}},
+        {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 2, "dynamic": True, "candidate_num": 2}},
+    ):
+        assert tiny(**options).trainer.engine == "reference"
+        with pytest.raises(UserError, match="engine: fast does not go with"):
+            tiny(engine="fast", **options)
+
+
+def test_the_device_chooses_the_engine(tiny):
+    run = tiny()
+    plan = run.trainer._plan_of(run.train_data)
+    assert isinstance(make_engine(run.model, run.trainer.optimizer, plan), FusedEngine)
+
+
+def test_a_checkpoint_carries_the_optimizer_over(tiny, tmp_path):
+    """Three epochs in a row equal two, a checkpoint, and one more."""
+    straight = tiny(output_dir=str(tmp_path / "a"))
+    for epoch in range(3):
+        straight.trainer._train_epoch(straight.train_data, epoch)
+    first = tiny(output_dir=str(tmp_path / "b"))
+    for epoch in range(2):
+        first.trainer._train_epoch(first.train_data, epoch)
+    first.trainer._save_checkpoint(1)
+    second = tiny(output_dir=str(tmp_path / "c"))
+    second.trainer.resume_checkpoint(first.trainer.saved_model_file)
+    second.trainer._train_epoch(second.train_data, 2)
+    for name, table in straight.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], table)
+
+
+def test_a_loss_that_is_not_a_number_is_told(tiny):
+    run = tiny()
+    run.model.item_table.data[5] = torch.nan
+    with pytest.raises(ValueError, match="loss is nan"):
+        run.trainer._train_epoch(run.train_data, 0)
+
+
+def test_engines_may_take_turns(tiny):
+    """The optimizer's state is torch's, so the reference engine goes on where the fast one stopped."""
+    run = tiny()
+    run.trainer._train_epoch(run.train_data, 0)
+    run.trainer.engine = "reference"
+    run.trainer._train_epoch(run.train_data, 1)
+    (state,) = run.trainer.optimizer.state.values()
+    assert float(state["step"]) == 20
+
+
+def test_a_bias_takes_part_in_every_score(tiny):
+    run = tiny(item_bias=True, temperature=0.5, epochs=1)
+    model = run.model
+    model.item_bias.data[7] = 4.0
+    users = Interaction({"user_id": torch.tensor([1, 2])})
+    full = model.full_sort_predict(users).view(2, -1)
+    plain = model.user_table[1:3] @ model.item_table.T
+    torch.testing.assert_close(full - plain, torch.zeros(2, 41).index_fill(1, torch.tensor([7]), 2.0))
+    pairs = Interaction({"user_id": torch.tensor([1, 1]), "item_id": torch.tensor([7, 8])})
+    torch.testing.assert_close(model.predict(pairs), full[0, [7, 8]])

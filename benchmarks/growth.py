@@ -13,7 +13,9 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -45,7 +47,7 @@ FITTED_FROM = {"interactions": 1_000_000}
 """Below that many interactions the epoch is too short to say how it grows."""
 POSITIVES = 2048
 LEARNERS = ("adam", "sparse_adam")
-Ids = NDArray[np.int64]
+Ids = NDArray[np.int32]
 
 
 def power_law_pairs(n: int, n_users: int, n_items: int, seed: int) -> tuple[Ids, Ids]:
@@ -57,17 +59,18 @@ def power_law_pairs(n: int, n_users: int, n_items: int, seed: int) -> tuple[Ids,
     if n > n_users * n_items // 4:
         raise UserError(f"{n:,} distinct pairs of {n_users:,} users and {n_items:,} items would not be a power law")
     rng = np.random.default_rng(seed)
-    keys: Ids = np.empty(0, dtype=np.int64)
+    keys = np.empty(0, dtype=np.int64)
     while len(keys) < n:  # pairs drawn twice are dropped, so a few rounds are needed
         missing = n - len(keys) + n // 50 + 100
         keys = np.concatenate([keys, _ranks(n_users, missing, rng) * n_items + _ranks(n_items, missing, rng)])
         keys.sort()
         keys = keys[np.diff(keys, prepend=-1) > 0]
     rng.shuffle(keys)
-    return keys[:n] // n_items + 1, keys[:n] % n_items + 1
+    user, item = np.divmod(keys[:n], n_items)
+    return (user + 1).astype(np.int32), (item + 1).astype(np.int32)
 
 
-def _ranks(size: int, n: int, rng: np.random.Generator) -> Ids:
+def _ranks(size: int, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """``n`` ranks from 0 below ``size``: the inverse of the power law's distribution function, at uniform places."""
     low, high = (size / 100) ** 0.2, (size + size / 100) ** 0.2
     ranks = ((low + (high - low) * rng.random(n)) ** 5 - size / 100).astype(np.int64)
@@ -75,11 +78,38 @@ def _ranks(size: int, n: int, rng: np.random.Generator) -> Ids:
 
 
 def make_engine(user: Ids, item: Ids, n_users: int, n_items: int, config: Mapping[str, Any]) -> Callable[[], float]:
-    """A function that trains an epoch and returns its mean loss; ids and counts as in RecBole, with padding row 0."""
-    from recbole_onebp.engine import Engine
+    """The fast engine on plain arrays, without RecBole's data set, loaders and trainer.
 
-    engine = Engine(user, item, n_users, n_items, config)
-    return engine.epoch
+    Args:
+        user: internal user ids, shape ``(n,)``.
+        item: internal item ids, shape ``(n,)``.
+        n_users: the padding row included, as everywhere in RecBole.
+        n_items: likewise.
+        config: OneBP's keys that differ from their defaults, with ``learning_rate`` and ``seed``.
+
+    Returns:
+        A function that trains an epoch and returns its mean loss.
+    """
+    import torch
+    import yaml
+
+    from recbole_onebp.config import OneBPConfig
+    from recbole_onebp.engine import Plan
+    from recbole_onebp.engine.fused import FusedEngine
+    from recbole_onebp.resources import properties_dir
+
+    defaults = yaml.safe_load((properties_dir() / "model" / "OneBP.yaml").read_text(encoding="utf-8"))
+    values = {**defaults, **config}
+    hyper = OneBPConfig(**{key: values[key] for key in OneBPConfig.model_fields})
+    generator = torch.Generator().manual_seed(config["seed"])
+    users, items = (0.01 * torch.randn(n, hyper.embedding_size, generator=generator) for n in (n_users, n_items))
+    # What the engine reads of a model.
+    model: Any = SimpleNamespace(hyper=hyper, user_table=users, item_table=torch.nn.Parameter(items), item_bias=None)
+    learner = torch.optim.SparseAdam if hyper.learner == "sparse_adam" else torch.optim.Adam
+    plan = Plan(user, item, n_users, n_items, hyper, config["seed"])
+    engine = FusedEngine(model, learner([model.item_table], lr=config["learning_rate"]), plan)
+    epochs = count()
+    return lambda: engine.train_epoch(next(epochs)) / len(plan)
 
 
 def fitted_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
@@ -93,8 +123,8 @@ def measure(size: Mapping[str, int], learner: str, repeats: int, seed: int) -> l
     user, item = power_law_pairs(size["interactions"], size["users"], size["items"], seed)
     config = {
         "embedding_size": size["dimension"],
-        "n_negatives": size["negatives"],
-        "n_positives": POSITIVES,
+        "train_neg_sample_args": {"distribution": "uniform", "sample_num": size["negatives"]},
+        "train_batch_size": POSITIVES * size["negatives"],  # RecBole counts negatives
         "learner": learner,
         "learning_rate": 1e-3,
         "seed": seed,

@@ -112,7 +112,7 @@ def test_made_data_is_distinct_skewed_and_seeded():
     assert user.max() <= 1_000
     assert item.min() == 1
     assert item.max() <= 500
-    assert len(np.unique(user * 1_000 + item)) == 20_000
+    assert len(np.unique(user.astype(np.int64) * 1_000 + item)) == 20_000
     head, tail = ((item <= 50).sum(), (item > 450).sum())
     assert 3 * tail < head
     again = growth.power_law_pairs(20_000, 1_000, 500, seed=3)

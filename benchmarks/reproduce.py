@@ -111,6 +111,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
     parser.add_argument("--out", type=Path, help="write the table there as well")
     args = parser.parse_args()
+    for part in ("train", "test"):
+        if not (args.data / f"{part}.csv").is_file():
+            parser.error(f"--data {args.data}: no {part}.csv there")
 
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts in the children
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(args.jobs) as pool:

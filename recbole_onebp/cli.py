@@ -1,4 +1,4 @@
-"""The command line: ``recbole-onebp train ...``, ``recbole-onebp doctor``, and ``run_recbole_onebp.py``.
+"""The command line: ``recbole-onebp train ...``, ``fetch``, ``convert``, ``doctor``, and ``run_recbole_onebp.py``.
 
 Exit codes: 0 done; 2 for what the user can mend, told in one line that starts with ``error:``; 1 a bug; 130 Ctrl-C.
 """
@@ -12,6 +12,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from recbole_onebp import __version__, compat
@@ -38,16 +39,69 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     train.add_argument("-m", "--model", help="OneBP, or any of RecBole's models")
-    train.add_argument("-d", "--dataset", help="ml-100k, or a folder of atomic files below data_path")
+    train.add_argument("-d", "--dataset", help="ml-100k, a name that fetch knows, or a folder below data_path")
     train.add_argument("--config_files", help="YAML files, separated by spaces; later ones override earlier ones")
     train.add_argument("--nproc", type=int, default=1, help="processes; only 1 so far")
     for flag in ("--ip", "--port", "--world_size", "--group_offset"):  # RecBole's, for several processes
         train.add_argument(flag, help=argparse.SUPPRESS)
     train.set_defaults(run=_train)
 
+    _add_fetch(commands)
+    _add_convert(commands)
+
     doctor = commands.add_parser("doctor", help="versions, device, what is patched and why, what is missing")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _add_fetch(commands: Any) -> None:
+    fetch = commands.add_parser(
+        "fetch",
+        help="get a data set by name, verified, with a validation part",
+        description="Get gowalla, yelp2018, amazon-book, onebp-ml-100k, onebp-ml-1m or what RecBole downloads.",
+        epilog="example: recbole-onebp fetch gowalla --from=copy_of_gowalla",
+        allow_abbrev=False,
+    )
+    fetch.add_argument("name", metavar="NAME")
+    fetch.add_argument("--from", dest="source", type=Path, metavar="DIR", help="a folder with the published files, or "
+                       "train.* and test.*")  # fmt: skip
+    fetch.add_argument("--url", metavar="BASE", help="a mirror: files lie at BASE/path")
+    fetch.add_argument("--pins", type=Path, metavar="FILE", help="the mirror's files and their git blob ids or SHA-256")
+    fetch.add_argument("--data_path", type=Path, default=Path("dataset"), metavar="DIR", help="default: dataset")
+    fetch.add_argument("--force", action="store_true", help="replace what is there")
+    fetch.set_defaults(run=_fetch)
+
+
+def _add_convert(commands: Any) -> None:
+    convert = commands.add_parser(
+        "convert",
+        help="CSV, TSV, Parquet or a GroupLens zip to RecBole's atomic files",
+        description="Turn files of interactions, a row each, into a data set that --dataset takes.",
+        epilog="example: recbole-onebp convert ratings.csv --name=mine --user=customer --item=sku --min_rating=4 "
+        "--k_core=5 --split=ratio",
+        allow_abbrev=False,
+    )
+    convert.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    convert.add_argument("--name", help="of the data set; default: the first file's")
+    convert.add_argument("--data_path", type=Path, default=Path("dataset"), metavar="DIR", help="default: dataset")
+    for flag in ("user", "item"):
+        convert.add_argument(f"--{flag}", metavar="COLUMN", help="its name, or number from 1 with --no_header")
+    for flag in ("rating", "time"):
+        convert.add_argument(f"--{flag}", metavar="COLUMN", help="the same; rows without are bad rows; '': not read")
+    convert.add_argument("--sep", help="between columns, such as ';', '\\t' or '::'; default: by the suffix")
+    convert.add_argument("--no_header", action="store_true", help="the first line is a row")
+    convert.add_argument("--encoding", default="utf-8")
+    convert.add_argument("--bad_rows", choices=("drop", "refuse"), default="drop", help="default: drop, and show them")
+    convert.add_argument("--min_rating", type=float, help="leave lower rated rows out")
+    convert.add_argument("--duplicates", choices=("first", "last", "keep"), default="first",
+                         help="which row of a user and item stays; default: first")  # fmt: skip
+    convert.add_argument("--k_core", type=int, default=0, help="least number of rows a user and an item")
+    convert.add_argument("--split", choices=("none", "ratio", "leave_one_out", "time"), default="none",
+                         help="default: none, RecBole splits in each run")  # fmt: skip
+    convert.add_argument("--ratios", nargs=3, type=float, default=(0.8, 0.1, 0.1), metavar=("TRAIN", "VALID", "TEST"))
+    convert.add_argument("--seed", type=int, default=2020, help="of the split")
+    convert.add_argument("--force", action="store_true", help="replace what is there")
+    convert.set_defaults(run=_convert)
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
@@ -107,9 +161,54 @@ def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
-def _doctor(_arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+def _refuse_others(rest: Sequence[str]) -> None:
     if rest:
         raise UserError(f"unrecognized arguments: {' '.join(rest)}")
+
+
+def _say_to_stdout() -> None:
+    logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout, force=True)
+
+
+def _fetch(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    _refuse_others(rest)
+    from recbole_onebp.datasets.fetch import fetch
+
+    _say_to_stdout()
+    fetch(arguments.name, arguments.data_path, arguments.source, arguments.url, arguments.pins, arguments.force)
+    return 0
+
+
+def _convert(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    _refuse_others(rest)
+    from recbole_onebp.datasets.convert import Conversion, convert
+    from recbole_onebp.datasets.tables import TableFormat
+
+    _say_to_stdout()
+    given = {"user_id": arguments.user, "item_id": arguments.item, "rating": arguments.rating}
+    form = TableFormat(
+        columns={key: column for key, column in {**given, "timestamp": arguments.time}.items() if column is not None},
+        separator=arguments.sep.replace("\\t", "\t") if arguments.sep else None,
+        header=not arguments.no_header,
+        encoding=arguments.encoding,
+    )
+    conversion = Conversion(
+        form=form,
+        bad_rows=arguments.bad_rows,
+        min_rating=arguments.min_rating,
+        duplicates=arguments.duplicates,
+        k_core=arguments.k_core,
+        split=arguments.split,
+        ratios=arguments.ratios,
+        seed=arguments.seed,
+    )
+    name = arguments.name or arguments.files[0].stem
+    convert(arguments.files, name, arguments.data_path, conversion, arguments.force)
+    return 0
+
+
+def _doctor(_arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    _refuse_others(rest)
     from recbole_onebp.doctor import report
 
     healthy = report()

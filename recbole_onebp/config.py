@@ -6,12 +6,14 @@ misspelt key.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from logging import getLogger
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -28,6 +30,7 @@ from typing_extensions import NotRequired, TypedDict
 from recbole_onebp.errors import UserError
 from recbole_onebp.functional import Duplicates
 from recbole_onebp.keys import check_keys, check_model_name
+from recbole_onebp.parts import check_parts
 
 __all__ = ["NegativeSampling", "OneBPConfig", "RecBoleSettings", "RunConfig", "check_given"]
 
@@ -185,6 +188,16 @@ class _ClipGradNorm(TypedDict):
     error_if_nonfinite: NotRequired[bool]
 
 
+def _check_intervals(text: str) -> str:
+    end = r"\s*-?(?:\d+(?:\.\d+)?|inf)\s*"
+    if not all(re.fullmatch(rf"\s*[\[(]{end},{end}[\])]\s*", interval) for interval in text.split(";")):
+        raise ValueError(f"{text!r} is not allowed: expected an interval such as [5,inf)")
+    return text
+
+
+_Intervals = Annotated[str, AfterValidator(_check_intervals)]
+
+
 class RecBoleSettings(TypedDict, total=False):
     """Types and ranges of the RecBole keys that a run uses."""
 
@@ -219,11 +232,17 @@ class RecBoleSettings(TypedDict, total=False):
     save_dataloaders: bool
     clip_grad_norm: _ClipGradNorm | None
     eval_args: _EvalArgs
+    user_inter_num_interval: _Intervals | None
+    item_inter_num_interval: _Intervals | None
+    val_interval: dict[str, _Intervals] | None
     train_neg_sample_args: dict[str, Any] | None
     data_path: str
     checkpoint_dir: str
     output_dir: str
     fast_sampler: bool
+    refit: bool
+    fast_evaluator: bool
+    eval_memory_mb: Annotated[FiniteFloat, Field(gt=0)]
 
 
 _Parsed = TypeVar("_Parsed")
@@ -273,13 +292,17 @@ class RunConfig(Config):
         merged: dict[str, Any] = {}
         for file in file_list or []:
             try:
-                merged.update(super()._load_config_files([file]))
+                loaded = super()._load_config_files([file])
             except OSError as error:
                 raise UserError(f"config file {file}: cannot be read: {error.strerror}") from None
             except yaml.YAMLError as error:
                 raise UserError(f"config file {file}: not YAML: {error}") from None
             except (TypeError, ValueError):  # a YAML list or a bare word, bytes that are no text
                 raise UserError(f"config file {file}: expected lines of 'key: value'") from None
+            for key in loaded:
+                if not isinstance(key, str):  # YAML reads on, yes and null as something else
+                    raise UserError(f"config file {file}: the key {key!r} is no text; if it is meant, put it in quotes")
+            merged.update(loaded)
         return merged
 
     def _merge_external_config_dict(self) -> None:
@@ -293,6 +316,7 @@ class RunConfig(Config):
     def _set_default_parameters(self) -> None:
         super()._set_default_parameters()
         self._check_valid_metric()
+        check_parts(self.external_config_dict, self.internal_config_dict, self.final_config_dict)
 
     def _check_valid_metric(self) -> None:
         final = self.final_config_dict

@@ -13,6 +13,9 @@ from recbole_onebp.errors import UserError
 
 __all__ = ["check_dataset", "check_files"]
 
+_CHUNK = 1 << 16
+"""Lines that are read at a time."""
+
 
 def check_files(config: Config) -> None:
     """Check the atomic files: there, not empty, with the columns that are asked for, an id in every interaction and
@@ -70,18 +73,27 @@ def _check_table(path: Path, kind: str, ids: list[str], config: Config) -> None:
     if not checked:
         return
     try:
-        table = pd.read_csv(path, sep=separator, usecols=list(checked.values()), encoding=encoding, dtype=str)
+        with pd.read_csv(
+            path, sep=separator, usecols=list(checked.values()), encoding=encoding, dtype=object, chunksize=_CHUNK
+        ) as chunks:
+            for chunk in chunks:
+                _check_values(path, chunk.rename(columns=lambda title: title.rpartition(":")[0]), ids)
     except pd.errors.ParserError as error:
         raise UserError(f"{path}: {error}") from None
-    for column, title in checked.items():
-        values = table[title]
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not text in {encoding}; set the key encoding to the file's own") from None
+
+
+def _check_values(path: Path, table: pd.DataFrame, ids: list[str]) -> None:
+    for column, values in table.items():
         if column in ids:
             wrong, expected = values.isna(), "an id"
         else:
             wrong, expected = pd.to_numeric(values, errors="coerce").isna() & values.notna(), "a number"
         if wrong.any():
-            line = int(np.flatnonzero(wrong)[0])
-            raise UserError(f"{path}, line {line + 2}: {column} is {values.iloc[line]!r}, expected {expected}")
+            row = int(np.flatnonzero(wrong)[0])
+            line = table.index[row] + 2  # chunks are numbered through the file, from 0 below the header
+            raise UserError(f"{path}, line {line}: {column} is {values.iloc[row]!r}, expected {expected}")
 
 
 def check_dataset(config: Config, dataset: Any) -> None:
@@ -97,12 +109,13 @@ def check_dataset(config: Config, dataset: Any) -> None:
         )
     if (config["train_neg_sample_args"] or {}).get("distribution", "none") == "none":
         return
-    pairs = dataset.inter_feat[[dataset.uid_field, dataset.iid_field]].drop_duplicates()
-    taken = np.bincount(pairs[dataset.uid_field], minlength=dataset.user_num)
-    full = np.flatnonzero(taken == dataset.item_num - 1)
+    inter, user, item = dataset.inter_feat, dataset.uid_field, dataset.iid_field
+    busy = np.bincount(inter[user], minlength=dataset.user_num) >= dataset.item_num - 1  # if only by repeating items
+    pairs = inter.loc[busy[inter[user]], [user, item]].drop_duplicates()
+    full = np.flatnonzero(np.bincount(pairs[user], minlength=dataset.user_num) == dataset.item_num - 1)
     if len(full):
-        user = dataset.id2token(dataset.uid_field, full[0])
+        token = dataset.id2token(user, full[0])
         raise UserError(
-            f"data set {config['dataset']}: user {user} has taken all {dataset.item_num - 1} items, so no negative "
+            f"data set {config['dataset']}: user {token} has taken all {dataset.item_num - 1} items, so no negative "
             'can be drawn for it; leave such users out by user_inter_num_interval: "[0,N]"'
         )

@@ -16,7 +16,7 @@ from recbole_onebp.resources import properties_dir
 
 __all__ = ["check_keys", "check_model_name", "model_names", "nearest"]
 
-RUN_KEYS = frozenset({"output_dir", "fast_sampler"})
+RUN_KEYS = frozenset({"output_dir", "fast_sampler", "fast_evaluator", "eval_memory_mb", "refit"})
 """What our own commands read beside the model's keys."""
 
 # Read by RecBole's code, though none of its YAML files names them.
@@ -93,7 +93,7 @@ def check_keys(given: Iterable[str], model: str) -> list[str]:
     others = []
     for key in given:
         if key not in known:
-            raise UserError(f"{key}: no such configuration key{nearest(key, known)}")
+            raise UserError(f"{key}: no such configuration key{nearest(str(key), known)}")
         if key not in own:
             others.append(key)
     return others

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 from pathlib import Path
+from typing import TextIO
 
 __all__ = ["start"]
 
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class _Stdout(logging.StreamHandler[TextIO]):
+    """Goes on in silence when nobody reads any more, as after ``| head``; the file has everything."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            self.setStream(open(os.devnull, "w"))  # noqa: SIM115  as long as the process
+        else:
+            super().handleError(record)
 
 
 class _Plain(logging.Formatter):
@@ -21,11 +33,11 @@ def start(file: Path, level: str = "INFO") -> None:
     """Send everything that is logged to stdout and to ``file``; RecBole's colours stay where a person looks on.
 
     Args:
-        file: the log file; written anew.
+        file: the log file; added to.
         level: RecBole's key ``state``: DEBUG, INFO, WARNING, ERROR or CRITICAL.
     """
     line = "%(asctime)s %(levelname)-7s %(message)s"
-    to_stdout, to_file = logging.StreamHandler(sys.stdout), logging.FileHandler(file, mode="w", encoding="utf-8")
+    to_stdout, to_file = _Stdout(sys.stdout), logging.FileHandler(file, encoding="utf-8")
     to_stdout.setFormatter((logging.Formatter if sys.stdout.isatty() else _Plain)(line, datefmt="%H:%M:%S"))
     to_file.setFormatter(_Plain(line))
     logging.basicConfig(level=level, handlers=[to_stdout, to_file], force=True)

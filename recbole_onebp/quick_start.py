@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,8 +11,9 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
+import pandas as pd
 import psutil
 import torch
 from recbole.data import create_dataset, data_preparation
@@ -19,9 +21,11 @@ from recbole.trainer import Trainer
 from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_onebp import __version__
-from recbole_onebp.config import RunConfig
+from recbole_onebp.config import OneBPConfig, RunConfig
 from recbole_onebp.data_checks import check_dataset, check_files
+from recbole_onebp.datasets.fetch import provide
 from recbole_onebp.errors import UserError
+from recbole_onebp.parts import add_validation_to_train
 from recbole_onebp.run_folder import RunFolder
 
 __all__ = ["Result", "Run", "build", "build_from", "load_config"]
@@ -115,9 +119,26 @@ class Run:
     trainer: Any
     data_seconds: float
 
+    def per_user_metrics(self, part: Literal["valid", "test"] = "test") -> pd.DataFrame:
+        """The metrics of every user of a part, by the model as it stands: after :meth:`fit`, that of the best epoch.
+
+        See :func:`recbole_onebp.evaluation.per_user_metrics`; ``.to_parquet(path)`` and the like write the table.
+
+        Raises:
+            UserError: for another part, or an evaluation that is not by user.
+        """
+        from recbole_onebp.evaluation import per_user_metrics
+
+        if part not in ("valid", "test"):
+            raise UserError(f"per-user metrics: there is no part {part!r}; parts: valid, test")
+        self.trainer.eval_collector.data_collect(self.train_data)  # as fit does, for metrics that know the popularity
+        return per_user_metrics(self.trainer, self.valid_data if part == "valid" else self.test_data)
+
     def fit(self) -> Result:
         """Train, choose the epoch on validation, test that one once, and write the run folder."""
         config, trainer, record = self.config, self.trainer, self.trainer.record
+        if record.epochs:
+            raise RuntimeError("this run has been trained already; build another one")
         saved_before = _identity(trainer.saved_model_file)
         start = perf_counter()
         try:
@@ -173,7 +194,8 @@ def build(
 
     Args:
         model: ``OneBP`` or any of RecBole's models.
-        dataset: name of a folder below ``data_path``, or ``ml-100k``, which RecBole carries.
+        dataset: name of a folder below ``data_path``, or ``ml-100k``, which RecBole carries; where there is no such
+            folder and the name is one that ``recbole-onebp fetch`` knows, it is fetched.
         config_file_list: YAML files, later ones override earlier ones.
         config_dict: overrides them.
 
@@ -191,11 +213,13 @@ def load_config(config_file_list: Sequence[str] | None, config_dict: Mapping[str
     """
     with _as_user_error("configuration"), _missing_package(str(config_dict.get("model"))):
         config = RunConfig(config_file_list=list(config_file_list or []), config_dict=dict(config_dict))
+        if config["model"] == "OneBP":
+            OneBPConfig.from_recbole(config)  # before anything is loaded or written
+    provide(config["dataset"], Path(config["data_path"]).parent)
     check_files(config)
     given = config["output_dir"]
     folder = RunFolder(given) if given else RunFolder.fresh(config["dataset"], config["model"])
     config["output_dir"] = config["checkpoint_dir"] = str(folder.path)
-    folder.write_config(config.final_config_dict)
     return config, folder
 
 
@@ -206,15 +230,19 @@ def build_from(config: RunConfig, folder: RunFolder) -> Run:
     with _as_user_error(f"data set {config['dataset']}"):
         dataset = create_dataset(config)
         check_dataset(config, dataset)
+        if config["refit"]:
+            add_validation_to_train(dataset)
         train_data, valid_data, test_data = data_preparation(config, dataset)
     data_seconds = perf_counter() - start
 
     init_seed(config["seed"], config["reproducibility"])
     with _missing_package(config["model"]):
         model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
+        folder.start(config.final_config_dict)
         trainer = _recorded(get_trainer(config["MODEL_TYPE"], config["model"]))(config, model)
     trainer.record = Record(folder)
     trainer.saved_model_file = str(folder.checkpoint)
+    valid_data = None if config["refit"] else valid_data
     return Run(config, folder, dataset, train_data, valid_data, test_data, model, trainer, data_seconds)
 
 
@@ -263,10 +291,13 @@ def _floats(result: Mapping[str, Any] | None) -> dict[str, float]:
 def _peak_rss_mb() -> float:
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / 2**20
+    if sys.platform == "linux":  # where ru_maxrss of a new process starts at what its parent had
+        peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        if peak:  # not on every container's kernel
+            return int(peak[1]) / 2**10
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _versions() -> dict[str, str]:

@@ -25,21 +25,29 @@ def register() -> None:
     """
     # get_model looks for a module recbole.model.general_recommender.<name>: it finds recbole_models/onebp.py there.
     wrapt.register_post_import_hook(_add_models, "recbole.model.general_recommender")
-    # get_trainer looks for recbole.trainer.<Name>Trainer.
-    import_module("recbole.trainer").__getattr__ = _trainer  # type: ignore[method-assign]
+    # get_trainer looks for recbole.trainer.<Name>Trainer, create_dataset for recbole.data.dataset.<Name>Dataset.
+    _answer("recbole.trainer", "OneBPTrainer", "recbole_onebp.trainer")
+    _answer("recbole.data.dataset", "OneBPDataset", "recbole_onebp.lean_dataset")
     wrapt.wrap_function_wrapper("recbole.config.configurator", "Config._load_internal_config_dict", _add_defaults)
     wrapt.wrap_function_wrapper("recbole.data.utils", "create_samplers", _choose_sampler)
     wrapt.wrap_function_wrapper("recbole.data.utils", "get_dataloader", _choose_loader)
+    wrapt.wrap_function_wrapper("recbole.trainer.trainer", "Collector", _choose_collector)
+    wrapt.wrap_function_wrapper("recbole.trainer.trainer", "Trainer._full_sort_batch_eval", _choose_scoring)
 
 
 def _add_models(package: Any) -> None:
     package.__path__.append(_MODELS)
 
 
-def _trainer(name: str) -> Any:
-    if name != "OneBPTrainer":
-        raise AttributeError(f"module 'recbole.trainer' has no attribute {name!r}")
-    return import_module("recbole_onebp.trainer").OneBPTrainer
+def _answer(module: str, name: str, home: str) -> None:
+    """Let a module of RecBole's have a class of ours, which is loaded when it is asked for."""
+
+    def __getattr__(asked: str) -> Any:  # noqa: N807
+        if asked != name:
+            raise AttributeError(f"module {module!r} has no attribute {asked!r}")
+        return getattr(import_module(home), name)
+
+    import_module(module).__getattr__ = __getattr__  # type: ignore[method-assign]
 
 
 def _add_defaults(wrapped: Callable[..., None], config: Any, args: Any, kwargs: Any) -> None:
@@ -71,14 +79,6 @@ def _choose_sampler(wrapped: Callable[..., Any], _instance: Any, args: Any, kwar
         utils.Sampler = original  # type: ignore[attr-defined]
 
 
-def _choose_loader(wrapped: Callable[..., Any], _instance: Any, args: Any, kwargs: Any) -> Any:
-    """With ``negatives: shared`` the train loader brings no negatives."""
-    config, phase = args
-    if config["model"] == "OneBP" and phase == "train" and config["negatives"] == "shared":
-        return import_module("recbole_onebp.recbole_data").PairDataLoader
-    return wrapped(*args, **kwargs)
-
-
 def _preset(name: str, dataset: str, loader: Any) -> dict[str, Any]:
     """The keys of ``properties/preset/<name>.yaml``: those of ``all`` and, above them, those of the data set."""
     if name == "default":
@@ -89,3 +89,41 @@ def _preset(name: str, dataset: str, loader: Any) -> dict[str, Any]:
         raise UserError(f"preset: there is none named {name!r}; known presets: {', '.join(known)}")
     preset = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     return {**preset["all"], **preset["datasets"].get(dataset, {})}
+
+
+def _evaluates_fast(config: Any, *phases: str) -> bool:
+    """``fast_evaluator: true``, where it applies: one of the phases ranks all items for each user."""
+    mode = config["eval_args"]["mode"]
+    full = any(mode[phase] == "full" for phase in phases)
+    return bool(config["fast_evaluator"]) and full and config["MODEL_TYPE"].name != "SEQUENTIAL"
+
+
+def _choose_loader(wrapped: Callable[..., Any], _instance: Any, args: Any, kwargs: Any) -> Any:
+    """Let ``get_dataloader`` return our loaders where the configuration asks for them."""
+
+    def ours(config: Any, phase: str) -> Any:
+        if phase == "train":
+            shared = config["model"] == "OneBP" and config["negatives"] == "shared"
+            return import_module("recbole_onebp.recbole_data").PairDataLoader if shared else None
+        fast = _evaluates_fast(config, "valid" if phase == "valid" else "test")
+        return import_module("recbole_onebp.evaluation").FastFullSortEvalDataLoader if fast else None
+
+    return ours(*args, **kwargs) or wrapped(*args, **kwargs)
+
+
+def _choose_collector(wrapped: Callable[..., Any], _instance: Any, args: Any, kwargs: Any) -> Any:
+    """Let trainers make our collector where the configuration asks for it."""
+
+    def fast(config: Any) -> bool:
+        return _evaluates_fast(config, "valid", "test")
+
+    collector = import_module("recbole_onebp.evaluation").FastCollector if fast(*args, **kwargs) else wrapped
+    return collector(*args, **kwargs)
+
+
+def _choose_scoring(wrapped: Callable[..., Any], trainer: Any, args: Any, kwargs: Any) -> Any:
+    """Let a block of users be scored by our operations where the configuration asks for it."""
+    if not _evaluates_fast(trainer.config, "valid", "test"):
+        return wrapped(*args, **kwargs)
+    with import_module("recbole_onebp.evaluation").NumpyScores():
+        return wrapped(*args, **kwargs)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,17 +24,37 @@ class RunFolder:
     ``run.log`` and ``tensorboard/``."""
 
     def __init__(self, path: str | Path) -> None:
-        """Make the folder; what an earlier run left there is no longer its result.
+        """Make the folder; what an earlier run left there stays until :meth:`start`.
 
         Raises:
             UserError: if it cannot be made or written to.
         """
         self.path = Path(path)
-        try:
+        with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / "metrics.jsonl", lambda file: file.write_text(""))
-            for name in ("result.json", "curves.png"):
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+            if self.log.exists():
+                self.log.open("a").close()
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Now that a run begins, remove what an earlier one left, and write the effective configuration.
+
+        Args:
+            config: what is no plain value in it (a device, an enum) is written by its name.
+        """
+        with self._writing():
+            for name in ("result.json", "curves.png", "checkpoint.pth", "metrics.jsonl"):
                 (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+            plain = {key: _plain(value) for key, value in sorted(config.items())}
+            text = yaml.safe_dump(plain, allow_unicode=True, sort_keys=True)
+            write_atomically(self.path / "config.yaml", lambda file: file.write_text(text, encoding="utf-8"))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise UserError(f"output_dir: {self.path} cannot be written to: {error.strerror}") from None
 
@@ -51,12 +74,6 @@ class RunFolder:
     @property
     def log(self) -> Path:
         return self.path / "run.log"
-
-    def write_config(self, values: Mapping[str, Any]) -> None:
-        """Write the effective configuration; what is no plain value (a device, an enum) by its name."""
-        plain = {key: _plain(value) for key, value in sorted(values.items())}
-        text = yaml.safe_dump(plain, allow_unicode=True, sort_keys=True)
-        write_atomically(self.path / "config.yaml", lambda file: file.write_text(text, encoding="utf-8"))
 
     def write_result(self, values: Mapping[str, Any]) -> None:
         text = json.dumps(values, indent=2) + "\n"

@@ -16,6 +16,7 @@ import yaml
 from matplotlib.image import imread
 
 from conftest import write_inter
+from recbole_onebp import data_checks
 from recbole_onebp.cli import main, parse_overrides
 from recbole_onebp.errors import UserError
 
@@ -111,6 +112,38 @@ def test_no_validation_means_the_last_epoch(train, tmp_path):
     assert result["test"]["recall@10"] > 0
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"beta": 1.5}, {"learner": "sparse_adam", "weight_decay": 0.1}, {"dataset": "absent"}]
+)
+def test_a_refused_run_leaves_the_earlier_one_as_it_was(train, tmp_path, wrong):
+    assert train()[0] == 0
+    folder = tmp_path / "run"
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != "run.log"}
+    refusal(train(**wrong))
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_a_folder_holds_one_run(train, tmp_path):
+    assert train()[0] == 0
+    first = set((tmp_path / "run" / "tensorboard").rglob("events*"))
+    assert train(model="BPR")[0] == 0
+    state = torch.load(tmp_path / "run" / "checkpoint.pth", weights_only=False)
+    assert state["config"]["model"] == "BPR"
+    assert not first & set((tmp_path / "run" / "tensorboard").rglob("events*"))
+
+
+def test_nobody_has_to_read_what_is_said(tiny_config):
+    values = {"model": "OneBP", "dataset": "tiny", **tiny_config}
+    code = "import sys; from recbole_onebp.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "train", *(f"--{key}={value}" for key, value in values.items())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert "BrokenPipe" not in process.stderr.read()
+    assert process.returncode == 0
+    assert "wrote" in (Path(tiny_config["output_dir"]) / "run.log").read_text()
+
+
 def test_values_are_read_and_never_evaluated():
     values = parse_overrides(
         ["--a=1e-3", "--b=[10, 20]", "--c=None", "--d=true", "--e=x=y", "--f=O'Brien", "--g={'RS':[0.8,0.1,0.1]}",
@@ -152,6 +185,7 @@ def test_a_key_given_twice_is_refused():
         ({"dataset": "absent"}, "data set absent: no folder"),
         ({"metrics": "['Recal']"}, "There is no metric named 'Recal'"),
         ({"nproc": 2}, "nproc"),
+        ({"user_inter_num_interval": "foo"}, "user_inter_num_interval: 'foo' is not allowed: expected an interval"),
         ({"encoding": "utf-99"}, "encoding: 'utf-99' is not one that Python knows"),
     ],
 )
@@ -201,6 +235,24 @@ def test_bad_files(train, tmp_path, content, said):
     assert str(path) in line or "Type number" in line
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (b"u\t\t1", "line 7: item_id is nan, expected an id"),
+        (b"u\tx\tgood", "line 7: rating is 'good', expected a number"),
+        (b"u\t\xff\t1", "not text in utf-8; set the key encoding"),
+    ],
+)
+def test_bad_rows_further_down(train, tmp_path, monkeypatch, row, said):
+    monkeypatch.setattr(data_checks, "_CHUNK", 2)
+    path = write_inter(tmp_path / "data" / "bad", [("u", "x", 1)] * 5, "user_id:token\titem_id:token\trating:float")
+    path.write_bytes(path.read_bytes() + row + b"\n")
+    columns = "{'inter': ['user_id', 'item_id', 'rating']}"
+    line = refusal(train(dataset="bad", data_path=str(tmp_path / "data"), load_col=columns))
+    assert said in line
+    assert str(path) in line
+
+
 def test_a_bad_number_in_an_item_file(train, tmp_path):
     folder = tmp_path / "data" / "bad"
     write_inter(folder, [("a", "x"), ("b", "y")])
@@ -227,6 +279,7 @@ def test_data_that_leaves_no_choice(train, tmp_path, rows, said):
     [
         (None, "cannot be read: No such file"),
         ("beta: [0.5", "not YAML"),
+        ("on: 2\n", "the key True is no text"),
         ("- beta\n", "expected lines of 'key: value'"),
         ("beta", "expected lines of 'key: value'"),
         ("", "expected lines of 'key: value'"),
@@ -271,13 +324,6 @@ def start(tiny_config, tmp_path, **overrides):
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-
-
-def test_a_new_run_in_an_old_folder_leaves_no_old_result(train, tmp_path):
-    assert train()[0] == 0
-    write_inter(tmp_path / "data" / "poor", [("u", "x"), ("v", "x")])
-    assert train(dataset="poor", data_path=str(tmp_path / "data"))[0] == 2
-    assert not (tmp_path / "run" / "result.json").exists()
 
 
 def test_ctrl_c_in_an_epoch_leaves_the_last_checkpoint_intact(tiny_config, tmp_path):

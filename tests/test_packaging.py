@@ -34,8 +34,9 @@ def python(code: str, path: Path, cwd: Path, *flags: str) -> list[str]:
 def sources(tmp_path_factory):
     """A copy of the sources, since building writes beside them."""
     copy = tmp_path_factory.mktemp("sources") / "clone"
-    ignored = shutil.ignore_patterns(".git", ".venv*", "build", "dist", "*.egg-info", "runs", "dataset")
-    shutil.copytree(CLONE, copy, ignore=ignored)
+    ignored = shutil.ignore_patterns(".git", ".venv*", "build", "dist", "*.egg-info", "runs")
+    data = {str(CLONE): {"dataset"}}  # at the top only: properties/dataset/ is ours
+    shutil.copytree(CLONE, copy, ignore=lambda folder, names: ignored(folder, names) | data.get(str(folder), set()))
     return copy
 
 

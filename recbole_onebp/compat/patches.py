@@ -232,7 +232,13 @@ def fill_nan() -> None:
             frame[sequences] = frame[sequences].astype(object).fillna("")
             return frame
 
+    def quietly(wrapped: Callable[..., Any], _dataset: Any, args: Any, kwargs: Any) -> Any:
+        with warnings.catch_warnings():  # its fillna, on what read_csv has filled already
+            warnings.simplefilter("ignore")
+            return wrapped(*args, **kwargs)
+
     wrapt.wrap_function_wrapper(dataset_module, "Dataset._fill_nan", fill_first)
+    wrapt.wrap_function_wrapper(dataset_module, "Dataset._load_feat", quietly)
     dataset_module.pd = Pandas("pandas")
 
 
@@ -375,6 +381,39 @@ def checkpoints() -> None:
     _replace(original, trusting(original))
 
 
+# ------------------------------------------------------------------------------------------------------------- metrics
+
+
+def _counts_are_taken_for_tensors() -> bool:
+    collector_module: Any = import_module("recbole.evaluator.collector")
+    collector = object.__new__(collector_module.Collector)
+    collector.data_struct = collector_module.DataStruct()
+    collector.data_struct.set("data.num_items", 1)
+    try:
+        collector.get_data_struct()
+    except AttributeError:
+        return True
+    return False
+
+
+@_patch("no issue yet: since 1.2.1", _counts_are_taken_for_tensors)
+def metric_counts() -> None:
+    """ItemCoverage, GiniIndex, AveragePopularity and TailPercentage cannot be computed: the numbers of items and users
+    and their counters are sent to the CPU as if they were tensors."""
+
+    def tensors_only(wrapped: Callable[[], Any], collector: Any, _args: Any, _kwargs: Any) -> Any:
+        collected = collector.data_struct._data_dict
+        counts = {name: value for name, value in collected.items() if not hasattr(value, "cpu")}
+        for name in counts:
+            del collected[name]
+        struct = wrapped()
+        for values in (collected, struct._data_dict):
+            values.update(counts)
+        return struct
+
+    wrapt.wrap_function_wrapper("recbole.evaluator.collector", "Collector.get_data_struct", tensors_only)
+
+
 # ------------------------------------------------------------------------------------------------------------- folders
 
 _output_dir: ContextVar[str | None] = ContextVar("output_dir", default=None)
@@ -422,6 +461,34 @@ def output_folders() -> None:
     _replace(init_logger, init_logger_in)
     _replace(get_tensorboard, get_tensorboard_in)
     wrapt.wrap_function_wrapper("recbole.trainer.trainer", "Trainer.__init__", remember_folder)
+
+
+# ------------------------------------------------------------------------------------------------------------ download
+
+
+def _waits_for_nobody() -> bool:
+    names = import_module("recbole.data.dataset.dataset").Dataset._download.__code__.co_names
+    return "barrier" in names and "is_initialized" not in names
+
+
+@_patch("R#1989", _waits_for_nobody)
+def download_barrier() -> None:
+    """A data set that RecBole downloads ends the run: Dataset._download closes with a barrier of torch.distributed,
+    also in a single process, where there is no group to wait for."""
+
+    def barrier() -> None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()
+
+    class Torch(types.ModuleType):
+        """torch, whose ``distributed`` has the one function that this module calls."""
+
+        distributed = types.SimpleNamespace(barrier=barrier)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
+    import_module("recbole.data.dataset.dataset").torch = Torch("torch")  # type: ignore[attr-defined]
 
 
 # ----------------------------------------------------------------------------------------------------------- distutils

@@ -1,0 +1,31 @@
+"""How a file is known: by its git blob id, as repositories list it, or its SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+__all__ = ["git_blob_id", "matches", "sha256"]
+
+
+def _hexdigest(algorithm: str, path: Path, prefix: bytes = b"") -> str:
+    digest = hashlib.new(algorithm, prefix, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def git_blob_id(path: Path) -> str:
+    r"""What ``git hash-object`` prints: the SHA-1 of ``blob <size>\0<bytes>``, in hexadecimal."""
+    return _hexdigest("sha1", path, b"blob %d\0" % path.stat().st_size)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    return _hexdigest("sha256", path)
+
+
+def matches(path: Path, pin: str) -> bool:
+    """Whether ``pin``, a git blob id (40 digits) or a SHA-256 (64), is that of the file."""
+    return pin == (git_blob_id(path) if len(pin) == 40 else sha256(path))

@@ -1,0 +1,411 @@
+"""RecBole's full-sort evaluation with the waste taken out: the same lists, hits and metrics.
+
+RecBole's own trainer, evaluator and metric classes run as they are.  What is replaced is the loader that feeds them
+(sparse matrices instead of Python sets, blocks of users that fit a memory budget) and the collector that reduces a
+block of scores to what the metrics need (one scan a user instead of a selection and a matrix of users x items).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from logging import getLogger
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from numba import njit
+from recbole.config import Config
+from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
+from recbole.evaluator import Collector, Evaluator
+from recbole.evaluator.collector import DataStruct
+from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.sampler import Sampler
+from threadpoolctl import ThreadpoolController
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from recbole_onebp.errors import UserError
+
+__all__ = ["FastCollector", "FastFullSortEvalDataLoader", "NumpyScores", "per_user_metrics", "top_items"]
+
+DEFAULT_MEMORY_MB = 30
+"""In reach of the last-level cache, and below 32 MB, from where on glibc has the system give every block anew."""
+
+_SCORE_BYTES = 4
+_RANK_BYTES = 100
+"""Of a score and what RecBole holds beside it while it ranks all items (GAUC)."""
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+
+class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
+    """Blocks of users with the items to find and the items to hide, as RecBole's loader hands them out.
+
+    Attributes:
+        positives: the items to find, ``(n_users, n_items)``, bool CSR.
+        history: the items to hide: taken in this part or an earlier one, and not to be found.
+        uid_list: the users with something to find, ascending.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset, sampler: Any, shuffle: bool = False) -> None:
+        """Take over one part of the data.
+
+        Args:
+            config: RecBole's configuration; ``eval_memory_mb`` bounds a block's scores.
+            dataset: the part to evaluate, built by RecBole.
+            sampler: RecBole's, of this part's phase: it knows the earlier parts.
+            shuffle: not possible; logged and ignored, as RecBole does.
+        """
+        self.logger = getLogger()
+        self.uid_field, self.iid_field = dataset.uid_field, dataset.iid_field
+        self.positives = _union([dataset], dataset)
+        # With repeatable: True it is another sampler, and RecBole hides nothing.
+        seen = sampler.datasets[: sampler.phases.index(sampler.phase) + 1] if isinstance(sampler, Sampler) else []
+        self.history = _union(seen, dataset) > self.positives
+        self.uid_list = torch.from_numpy(np.flatnonzero(np.diff(self.positives.indptr)))
+        self.user_df = dataset.join(Interaction({self.uid_field: self.uid_list}))
+        self.sample_size = len(self.uid_list)
+        if shuffle:
+            self.logger.warning("FullSortEvalDataLoader can't shuffle")
+        # Past the parent's, which fills Python sets user by user.
+        super(FullSortEvalDataLoader, self).__init__(config, dataset, sampler, shuffle=False)
+
+    def _init_batch_size_and_step(self) -> None:
+        n_items = self._dataset.item_num
+        budget = (self.config["eval_memory_mb"] or DEFAULT_MEMORY_MB) * 2**20
+        self.step = max(1, int(budget // (n_items * self._bytes_a_score())))
+        self.set_batch_size(self.step * n_items)
+
+    def _bytes_a_score(self) -> int:
+        if "gauc" in (metric.lower() for metric in self.config["metrics"]):
+            return _RANK_BYTES
+        if self.config.model_class.full_sort_predict is not AbstractRecommender.full_sort_predict:
+            return _SCORE_BYTES
+        # RecBole's trainer then pairs every user with every item, features and all.
+        features = (self.user_df, self._dataset.get_item_feature())
+        return _SCORE_BYTES + sum(column[:1].nbytes for feature in features for column in feature.interaction.values())
+
+    def collate_fn(self, index: Sequence[int]) -> tuple[Interaction, tuple[Tensor, Tensor], Tensor, Tensor]:
+        """A block of users, and the (row, item) pairs to hide and to find."""
+        users = self.user_df[np.array(index)]
+        ids = users[self.uid_field].numpy()
+        return users, _pairs(self.history[ids]), *_pairs(self.positives[ids])
+
+    # What RecBole's case studies and its users read.
+
+    @property
+    def uid2positive_item(self) -> _ItemsOfUsers:
+        return _ItemsOfUsers(self.positives)
+
+    @property
+    def uid2history_item(self) -> _ItemsOfUsers:
+        return _ItemsOfUsers(self.history)
+
+    @property
+    def uid2items_num(self) -> npt.NDArray[np.int64]:
+        return np.diff(self.positives.indptr).astype(np.int64)
+
+
+class _ItemsOfUsers:
+    """Rows of a CSR matrix as RecBole keeps them: a tensor of items for a user, an array of tensors for many.
+
+    RecBole has ``None`` for a user without a row in the part, and trips over it; here the user has its items.
+    """
+
+    def __init__(self, matrix: sp.csr_array) -> None:
+        self._matrix = matrix
+
+    def __len__(self) -> int:
+        return int(self._matrix.shape[0])
+
+    def __getitem__(self, users: Any) -> Any:
+        picked = np.arange(len(self))[users]
+        if picked.ndim == 0:
+            return self._items(picked)
+        rows = np.empty(len(picked), dtype=object)
+        rows[:] = [self._items(user) for user in picked]
+        return rows
+
+    def _items(self, user: Any) -> Tensor:
+        start, stop = self._matrix.indptr[user : user + 2]
+        return torch.from_numpy(self._matrix.indices[start:stop].astype(np.int64))
+
+
+def _union(datasets: Iterable[Dataset], like: Dataset) -> sp.csr_array:
+    """Which user has taken which item in any of the data sets; the shape is that of ``like``."""
+    shape = like.user_num, like.item_num
+    union = sp.csr_array(shape, dtype=bool)
+    for dataset in datasets:
+        ids = (dataset.inter_feat[field].numpy() for field in (like.uid_field, like.iid_field))
+        user, item = (column.astype(np.int32) for column in ids)
+        union = union + sp.csr_array((np.ones(len(user), dtype=bool), (user, item)), shape=shape)
+    return union
+
+
+def _pairs(block: sp.csr_array) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the entries."""
+    row = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
+    return torch.from_numpy(row), torch.from_numpy(block.indices.astype(np.int64))
+
+
+# ------------------------------------------------------------------------------------------------------------- threads
+
+
+@lru_cache(maxsize=1)
+def _threads() -> ThreadPoolExecutor:
+    # These sleep when they have nothing to do; a second pool of OpenMP's would spin beside torch's.
+    return ThreadPoolExecutor(thread_name_prefix="evaluation")
+
+
+def _in_threads(function: Callable[..., Any], *tensors: Tensor) -> None:
+    """Call the function once for each of torch's threads, with that share of the tensors' rows, as arrays."""
+    shares = [tensor.detach().tensor_split(torch.get_num_threads()) for tensor in tensors]
+    list(_threads().map(lambda *share: function(*(rows.numpy() for rows in share)), *shares))
+
+
+# -------------------------------------------------------------------------------------------------------------- scores
+
+
+class NumpyScores(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While active, numpy computes what all models and RecBole's trainer do with the scores of a block on the CPU.
+
+    The product of users (B, d) and items (d, n), n in the tens of thousands: torch's oneMKL picks a kernel on AMD
+    processors that takes twice the time of numpy's OpenBLAS (d = 64, B = 150, n = 41,000).  And the hiding of items
+    already taken: so little work, that torch's threads would spin for longer, in the way of all others.
+    """
+
+    _WIDE = 8192
+    """Columns of a product; oneMKL is as fast on fewer."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.mm.default and args[1].shape[1] >= self._WIDE and all(map(_is_dense_float32, args)):
+            users, items = args
+            return _product(users, items)
+        if func is torch.ops.aten.index_put_.default and len(args) == 3 and _is_dense_float32(args[0]):
+            scores, index, value = args
+            if all(ids is not None and ids.device.type == "cpu" for ids in index):
+                scores.detach().numpy()[tuple(ids.numpy() for ids in index)] = value.numpy()
+                return scores
+        return func(*args, **(kwargs or {}))
+
+
+def _is_dense_float32(matrix: Tensor) -> bool:
+    return matrix.device.type == "cpu" and matrix.dtype == torch.float32 and matrix.layout == torch.strided
+
+
+def _product(users: Tensor, items: Tensor) -> Tensor:
+    """``users @ items``, ``(B, d)`` and ``(d, n)``; each thread makes a share of the columns with a BLAS of its own."""
+    scores = torch.empty(users.shape[0], items.shape[1])
+    left = users.detach().numpy()
+    with _blas().limit(limits=1, user_api="blas"):
+        _in_threads(lambda columns, out: np.matmul(left, columns.T, out=out.T), items.T, scores.T)
+    return scores
+
+
+@lru_cache(maxsize=1)
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+# --------------------------------------------------------------------------------------------------------------- top-k
+
+
+def top_items(scores: Tensor, k: int) -> Tensor:
+    """The k best scored columns of each row, best first: ``torch.topk(scores, k)[1]``, faster.
+
+    Equal scores fall as they do there, so that metrics agree with RecBole's for models that score many items alike
+    too.  On the CPU, with n >= 64 k, torch calls C++'s ``std::partial_sort``; its heap is repeated here step by step
+    (libstdc++'s: where torch is built with another C++ library, ties may differ), and what lies between the steps is
+    vectorised.  Everywhere else torch itself is asked.
+
+    Args:
+        scores: ``(B, n)``, floating point.
+        k: at most n.
+
+    Returns:
+        Columns, ``(B, k)``, int64, on the device of the scores.
+
+    Raises:
+        UserError: for scores that are NaN, which torch would rank first.
+    """
+    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64) and 64 * k <= scores.shape[1]:
+        items = torch.empty(len(scores), k, dtype=torch.int64)
+        is_nan = torch.zeros(len(scores), dtype=torch.bool)
+        _in_threads(_scan, scores.contiguous(), items, is_nan)
+    else:
+        values, items = torch.topk(scores, k)
+        is_nan = values[:, 0].isnan()
+    if is_nan.any():
+        raise UserError(
+            f"evaluation: {int(is_nan.sum())} of {len(scores)} users have scores that are not a number; the model has "
+            "diverged, a lower learning_rate may help"
+        )
+    return items
+
+
+_BLOCK = 128
+"""Scores that are compared with the worst of the best at once."""
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _scan(scores: Any, items: Any, is_nan: Any) -> None:
+    """Fill in the best columns of each row of scores, best first, and whether the row holds a NaN."""
+    k = items.shape[1]
+    for r in range(len(scores)):
+        row, item, best = scores[r], items[r], scores[r, :k].copy()
+        for i in range(k):
+            item[i] = i
+            is_nan[r] |= np.isnan(best[i])
+        for parent in range((k - 2) // 2, -1, -1):
+            _sift(best, item, parent, k, best[parent], item[parent])
+        for start in range(k, len(row), _BLOCK):
+            block = row[start : start + _BLOCK]
+            if _any_above(block, best[0]):
+                for i in range(len(block)):
+                    if block[i] > best[0]:
+                        _sift(best, item, 0, k, block[i], start + i)
+                    elif np.isnan(block[i]):
+                        is_nan[r] = True
+        for last in range(k - 1, 0, -1):
+            worst, column = best[0], item[0]
+            _sift(best, item, 0, last, best[last], item[last])
+            best[last], item[last] = worst, column
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _any_above(scores: Any, threshold: Any) -> Any:
+    """Whether a score is above the threshold, or NaN."""
+    # Of bytes LLVM makes vector instructions; of booleans and wider numbers it does not, or slower ones.
+    above = np.uint8(0)
+    for i in range(len(scores)):
+        above |= np.uint8(not (scores[i] <= threshold))
+    return above != 0
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _sift(score: Any, item: Any, hole: int, size: int, new_score: Any, new_item: int) -> None:
+    """Put an entry in the place of another into a heap, worst on top: the moves of libstdc++'s ``__adjust_heap``."""
+    top = child = hole
+    while child < (size - 1) // 2:  # sink the hole to the bottom, along the worse children
+        child = 2 * (child + 1)
+        if score[child] > score[child - 1]:
+            child -= 1
+        score[hole], item[hole] = score[child], item[child]
+        hole = child
+    if size % 2 == 0 and child == (size - 2) // 2:
+        child = 2 * child + 1
+        score[hole], item[hole] = score[child], item[child]
+        hole = child
+    while hole > top and score[(hole - 1) // 2] > new_score:  # and let the entry rise from there
+        score[hole], item[hole] = score[(hole - 1) // 2], item[(hole - 1) // 2]
+        hole = (hole - 1) // 2
+    score[hole], item[hole] = new_score, new_item
+
+
+# ------------------------------------------------------------------------------------------------------------- metrics
+
+
+class _Parts(DataStruct):
+    """What is collected, block by block; put together once, where RecBole copies all of it for every block."""
+
+    def update_tensor(self, name: str, value: Tensor) -> None:
+        self._data_dict.setdefault(name, []).append(value.detach())
+
+    def join(self) -> None:
+        for name, value in self._data_dict.items():
+            if isinstance(value, list):
+                self._data_dict[name] = torch.cat(value)
+
+
+class FastCollector(Collector):
+    """Reduces a block of scores to the best items and the hits among them; the rest is RecBole's."""
+
+    _OURS = ("rec.items", "rec.topk")
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.data_struct = _Parts()
+        self._needed = {name for name in self._OURS if self.register.need(name)}
+        for name in self._OURS:  # RecBole's part of the work is what the register still asks for
+            setattr(self.register, name, False)
+
+    def eval_batch_collect(
+        self, scores_tensor: Tensor, interaction: Interaction, positive_u: Tensor, positive_i: Tensor
+    ) -> None:
+        """Collect from a block of scores ``(B, n_items)``; the positives are pairs of a row and an item."""
+        if self._needed:
+            items = top_items(scores_tensor, max(self.topk))
+            if "rec.items" in self._needed:
+                self.data_struct.update_tensor("rec.items", items)
+            if "rec.topk" in self._needed:
+                hits = _hits(items, positive_u, positive_i, scores_tensor.shape[1])
+                self.data_struct.update_tensor("rec.topk", hits)
+        super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+
+    def get_data_struct(self) -> DataStruct:
+        self.data_struct.join()
+        return super().get_data_struct()
+
+
+def _hits(items: Tensor, positive_u: Tensor, positive_i: Tensor, n_items: int) -> Tensor:
+    """``(B, k + 1)``: whether each of the items ``(B, k)`` is a positive of its row; last, how many the row has."""
+    # By numpy: so little is done, that torch's threads would spin for longer than they work.
+    positives = np.unique((positive_u * n_items + positive_i).numpy())
+    listed = np.arange(len(items))[:, np.newaxis] * n_items + items.cpu().numpy()
+    hit = np.isin(listed, positives, assume_unique=True)
+    n_positives = np.bincount(positives // n_items, minlength=len(items))
+    return torch.from_numpy(np.column_stack((hit, n_positives)))
+
+
+class _PerUserEvaluator(Evaluator):
+    """RecBole's evaluator, that keeps the values of each user before the metrics average them."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.values: dict[str, npt.NDArray[Any]] = {}
+        for metric in self.metric_class.values():
+            if hasattr(metric, "topk_result"):
+                metric.topk_result = self._keep
+
+    def _keep(self, metric: str, value: npt.NDArray[Any]) -> dict[str, float]:
+        self.values.update({f"{metric}@{k}": value[:, k - 1] for k in self.config["topk"]})
+        return {}
+
+
+def per_user_metrics(trainer: Any, eval_data: Any) -> pd.DataFrame:
+    """RecBole's metrics of every evaluated user, of the trainer's model as it stands.
+
+    Args:
+        trainer: any of RecBole's; the metrics and cut-offs are those of its configuration.
+        eval_data: a full-sort or a sampled (``uni100``, ...) evaluation loader, such as ``run.test_data``.
+
+    Returns:
+        A row a user with something to find, indexed by external user id, and a column a metric and cut-off, such as
+        ``recall@10``; the mean of a column is the metric that RecBole reports.  Metrics of all users at once (GAUC,
+        item coverage, Gini index, Shannon entropy) have no column.
+
+    Raises:
+        UserError: for an evaluation that is not by user.
+    """
+    users = getattr(eval_data, "uid_list", None)
+    if users is None:
+        raise UserError(
+            "per-user metrics: this evaluation is not by user: it ranks for every interaction, or scores them"
+        )
+    stock, trainer.evaluator = trainer.evaluator, _PerUserEvaluator(trainer.config)
+    try:
+        trainer.evaluate(eval_data, load_best_model=False)
+        values = trainer.evaluator.values
+    finally:
+        trainer.evaluator = stock
+    dataset = eval_data._dataset
+    index = pd.Index(dataset.id2token(dataset.uid_field, np.asarray(users)), name=dataset.uid_field)
+    return pd.DataFrame(values, index=index)

@@ -147,16 +147,16 @@ def sweep(quantity: str, sizes: Sequence[int], learner: str, repeats: int, seed:
     for value in sizes:
         rounds.append(measure({**BASE, quantity: value}, learner, repeats, seed))
         print(f"  {quantity} {value:>11,}, {learner}: {min(rounds[-1]):.4g} s an epoch", flush=True)
-    start = FITTED_FROM.get(quantity, 0)
-    points = [(size, seconds) for size, seconds in zip(sizes, rounds, strict=True) if size >= start]
-    fitted, of_rounds = [size for size, _ in points], zip(*(seconds for _, seconds in points), strict=True)
+    start = FITTED_FROM.get(quantity, sizes[0])
+    fitted = [size for size in sizes if size >= start]
+    of_rounds = zip(*rounds[-len(fitted) :], strict=True)
     return {
         "quantity": quantity,
         "learner": learner,
         "sizes": list(sizes),
         "seconds": [[float(f"{value:.5g}") for value in values] for values in rounds],
         "fitted_from": fitted[0],
-        "exponents": [round(fitted_exponent(fitted, seconds), 4) for seconds in of_rounds] if len(fitted) > 1 else [],
+        "exponents": [round(fitted_exponent(fitted, seconds), 4) for seconds in of_rounds],
     }
 
 
@@ -181,13 +181,11 @@ def draw(sweeps: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
             sizes, medians = np.array(entry["sizes"]), np.array([np.median(s) for s in entry["seconds"]])
             ranges = [[m - min(s), max(s) - m] for m, s in zip(medians, entry["seconds"], strict=True)]
             axes.errorbar(sizes, medians, yerr=np.transpose(ranges), fmt="o", color=color, markersize=4, capsize=2)
-            label = entry["learner"]
-            if entry["exponents"]:
-                inside = sizes >= entry["fitted_from"]
-                slope, offset = np.polyfit(np.log(sizes[inside]), np.log(medians[inside]), 1)
-                line = np.exp(offset) * sizes[inside] ** slope
-                label += f", exponent {np.median(entry['exponents']):.2f}"
-                axes.plot(sizes[inside], line, color=color, linewidth=1.2, label=label)
+            inside = sizes >= entry["fitted_from"]
+            slope, offset = np.polyfit(np.log(sizes[inside]), np.log(medians[inside]), 1)
+            line = np.exp(offset) * sizes[inside] ** slope
+            label = f"{entry['learner']}, exponent {np.median(entry['exponents']):.2f}"
+            axes.plot(sizes[inside], line, color=color, linewidth=1.2, label=label)
         ticks = entry["sizes"]
         axes.xaxis.set_major_locator(FixedLocator(ticks))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -218,6 +216,8 @@ def main() -> int:
     parser.add_argument("--largest", type=int, default=SWEEPS["interactions"][-1], help="most interactions to go to")
     args = parser.parse_args()
     try:
+        if args.largest < 3_000_000:
+            raise UserError(f"--largest {args.largest:,}: the law is fitted from 1 million to at least 3 million")
         use_threads(args.threads)
         machine = Machine.here()
         sweeps = []

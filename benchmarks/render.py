@@ -86,8 +86,6 @@ def _growth(result: Result, file: Path) -> str:
     lines.append("|---|---|---|---|---|")
     for entry in result["sweeps"]:
         exponents = entry["exponents"]
-        if not exponents:
-            continue
         spread = {"median": statistics.median(exponents), "min": min(exponents), "max": max(exponents)}
         sizes = f"{entry['fitted_from']:,} | {entry['sizes'][-1]:,}"
         lines.append(f"| {entry['quantity']} | `{entry['learner']}` | {sizes} | {_spread(spread)} |")

@@ -39,6 +39,9 @@ def check_files(config: Config) -> None:
         path = folder / f"{name}.{kind}"
         if path.is_file() and (config["load_col"] is None or kind in config["load_col"]):
             _check_table(path, kind, [], config)
+    time, wanted = config["TIME_FIELD"], (config["load_col"] or {}).get("inter", "*")
+    if parts is None and config["eval_args"]["order"] == "TO" and wanted != "*" and time not in wanted:
+        raise UserError(f"eval_args.order: TO sorts by {time}, which load_col leaves out; add it, or use order: RO")
 
 
 def _check_table(path: Path, kind: str, ids: list[str], config: Config) -> None:
@@ -47,6 +50,8 @@ def _check_table(path: Path, kind: str, ids: list[str], config: Config) -> None:
         with open(path, encoding=encoding) as file:
             header = file.readline().rstrip("\r\n")
             has_rows = bool(file.readline().strip())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except LookupError:
         raise UserError(f"encoding: {encoding!r} is not one that Python knows") from None
     except UnicodeDecodeError:
@@ -66,6 +71,9 @@ def _check_table(path: Path, kind: str, ids: list[str], config: Config) -> None:
             raise UserError(
                 f"{path}: no column {column}; it has {', '.join(columns)}, taking {separator!r} as field_separator"
             )
+    for column in ids:
+        if columns[column] != "token":
+            raise UserError(f"{path}, line 1: {column}:{columns[column]}: ids are tokens; write {column}:token")
     if not has_rows:
         raise UserError(f"{path}: no {'interactions' if kind == 'inter' else 'rows'} below the header")
     titles = {column: f"{column}:{columns[column]}" for column in wanted}

@@ -7,9 +7,7 @@ block of scores to what the metrics need (one scan a user instead of a selection
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 from logging import getLogger
 from typing import Any
 
@@ -18,7 +16,6 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from numba import njit
 from recbole.config import Config
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.dataset import Dataset
@@ -27,13 +24,12 @@ from recbole.evaluator import Collector, Evaluator
 from recbole.evaluator.collector import DataStruct
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.sampler import Sampler
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_onebp.errors import UserError
+from recbole_onebp.ranking import top_items
 
-__all__ = ["FastCollector", "FastFullSortEvalDataLoader", "NumpyScores", "per_user_metrics", "top_items"]
+__all__ = ["FastCollector", "FastFullSortEvalDataLoader", "per_user_metrics"]
 
 DEFAULT_MEMORY_MB = 30
 """In reach of the last-level cache, and below 32 MB, from where on glibc has the system give every block anew."""
@@ -154,160 +150,6 @@ def _pairs(block: sp.csr_array) -> tuple[Tensor, Tensor]:
     """Rows and columns of the entries."""
     row = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
     return torch.from_numpy(row), torch.from_numpy(block.indices.astype(np.int64))
-
-
-# ------------------------------------------------------------------------------------------------------------- threads
-
-
-@lru_cache(maxsize=1)
-def _threads() -> ThreadPoolExecutor:
-    # These sleep when they have nothing to do; a second pool of OpenMP's would spin beside torch's.
-    return ThreadPoolExecutor(thread_name_prefix="evaluation")
-
-
-def _in_threads(function: Callable[..., Any], *tensors: Tensor) -> None:
-    """Call the function once for each of torch's threads, with that share of the tensors' rows, as arrays."""
-    shares = [tensor.detach().tensor_split(torch.get_num_threads()) for tensor in tensors]
-    list(_threads().map(lambda *share: function(*(rows.numpy() for rows in share)), *shares))
-
-
-# -------------------------------------------------------------------------------------------------------------- scores
-
-
-class NumpyScores(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While active, numpy computes what all models and RecBole's trainer do with the scores of a block on the CPU.
-
-    The product of users (B, d) and items (d, n), n in the tens of thousands: torch's oneMKL picks a kernel on AMD
-    processors that takes twice the time of numpy's OpenBLAS (d = 64, B = 150, n = 41,000).  And the hiding of items
-    already taken: so little work, that torch's threads would spin for longer, in the way of all others.
-    """
-
-    _WIDE = 8192
-    """Columns of a product; oneMKL is as fast on fewer."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.mm.default and args[1].shape[1] >= self._WIDE and all(map(_is_dense_float32, args)):
-            users, items = args
-            return _product(users, items)
-        if func is torch.ops.aten.index_put_.default and len(args) == 3 and _is_dense_float32(args[0]):
-            scores, index, value = args
-            if all(ids is not None and ids.device.type == "cpu" for ids in index):
-                scores.detach().numpy()[tuple(ids.numpy() for ids in index)] = value.numpy()
-                return scores
-        return func(*args, **(kwargs or {}))
-
-
-def _is_dense_float32(matrix: Tensor) -> bool:
-    return matrix.device.type == "cpu" and matrix.dtype == torch.float32 and matrix.layout == torch.strided
-
-
-def _product(users: Tensor, items: Tensor) -> Tensor:
-    """``users @ items``, ``(B, d)`` and ``(d, n)``; each thread makes a share of the columns with a BLAS of its own."""
-    scores = torch.empty(users.shape[0], items.shape[1])
-    left = users.detach().numpy()
-    with _blas().limit(limits=1, user_api="blas"):
-        _in_threads(lambda columns, out: np.matmul(left, columns.T, out=out.T), items.T, scores.T)
-    return scores
-
-
-@lru_cache(maxsize=1)
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController()
-
-
-# --------------------------------------------------------------------------------------------------------------- top-k
-
-
-def top_items(scores: Tensor, k: int) -> Tensor:
-    """The k best scored columns of each row, best first: ``torch.topk(scores, k)[1]``, faster.
-
-    Equal scores fall as they do there, so that metrics agree with RecBole's for models that score many items alike
-    too.  On the CPU, with n >= 64 k, torch calls C++'s ``std::partial_sort``; its heap is repeated here step by step
-    (libstdc++'s: where torch is built with another C++ library, ties may differ), and what lies between the steps is
-    vectorised.  Everywhere else torch itself is asked.
-
-    Args:
-        scores: ``(B, n)``, floating point.
-        k: at most n.
-
-    Returns:
-        Columns, ``(B, k)``, int64, on the device of the scores.
-
-    Raises:
-        UserError: for scores that are NaN, which torch would rank first.
-    """
-    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64) and 64 * k <= scores.shape[1]:
-        items = torch.empty(len(scores), k, dtype=torch.int64)
-        is_nan = torch.zeros(len(scores), dtype=torch.bool)
-        _in_threads(_scan, scores.contiguous(), items, is_nan)
-    else:
-        values, items = torch.topk(scores, k)
-        is_nan = values[:, 0].isnan()
-    if is_nan.any():
-        raise UserError(
-            f"evaluation: {int(is_nan.sum())} of {len(scores)} users have scores that are not a number; the model has "
-            "diverged, a lower learning_rate may help"
-        )
-    return items
-
-
-_BLOCK = 128
-"""Scores that are compared with the worst of the best at once."""
-
-
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _scan(scores: Any, items: Any, is_nan: Any) -> None:
-    """Fill in the best columns of each row of scores, best first, and whether the row holds a NaN."""
-    k = items.shape[1]
-    for r in range(len(scores)):
-        row, item, best = scores[r], items[r], scores[r, :k].copy()
-        for i in range(k):
-            item[i] = i
-            is_nan[r] |= np.isnan(best[i])
-        for parent in range((k - 2) // 2, -1, -1):
-            _sift(best, item, parent, k, best[parent], item[parent])
-        for start in range(k, len(row), _BLOCK):
-            block = row[start : start + _BLOCK]
-            if _any_above(block, best[0]):
-                for i in range(len(block)):
-                    if block[i] > best[0]:
-                        _sift(best, item, 0, k, block[i], start + i)
-                    elif np.isnan(block[i]):
-                        is_nan[r] = True
-        for last in range(k - 1, 0, -1):
-            worst, column = best[0], item[0]
-            _sift(best, item, 0, last, best[last], item[last])
-            best[last], item[last] = worst, column
-
-
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _any_above(scores: Any, threshold: Any) -> Any:
-    """Whether a score is above the threshold, or NaN."""
-    # Of bytes LLVM makes vector instructions; of booleans and wider numbers it does not, or slower ones.
-    above = np.uint8(0)
-    for i in range(len(scores)):
-        above |= np.uint8(not (scores[i] <= threshold))
-    return above != 0
-
-
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _sift(score: Any, item: Any, hole: int, size: int, new_score: Any, new_item: int) -> None:
-    """Put an entry in the place of another into a heap, worst on top: the moves of libstdc++'s ``__adjust_heap``."""
-    top = child = hole
-    while child < (size - 1) // 2:  # sink the hole to the bottom, along the worse children
-        child = 2 * (child + 1)
-        if score[child] > score[child - 1]:
-            child -= 1
-        score[hole], item[hole] = score[child], item[child]
-        hole = child
-    if size % 2 == 0 and child == (size - 2) // 2:
-        child = 2 * child + 1
-        score[hole], item[hole] = score[child], item[child]
-        hole = child
-    while hole > top and score[(hole - 1) // 2] > new_score:  # and let the entry rise from there
-        score[hole], item[hole] = score[(hole - 1) // 2], item[(hole - 1) // 2]
-        hole = (hole - 1) // 2
-    score[hole], item[hole] = new_score, new_item
 
 
 # ------------------------------------------------------------------------------------------------------------- metrics

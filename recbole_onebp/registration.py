@@ -32,7 +32,7 @@ def register() -> None:
     wrapt.wrap_function_wrapper("recbole.data.utils", "create_samplers", _choose_sampler)
     wrapt.wrap_function_wrapper("recbole.data.utils", "get_dataloader", _choose_loader)
     wrapt.wrap_function_wrapper("recbole.trainer.trainer", "Collector", _choose_collector)
-    wrapt.wrap_function_wrapper("recbole.trainer.trainer", "Trainer._full_sort_batch_eval", _choose_scoring)
+    wrapt.wrap_function_wrapper("recbole.trainer.trainer", "Trainer.evaluate", _choose_scoring)
 
 
 def _add_models(package: Any) -> None:
@@ -122,8 +122,8 @@ def _choose_collector(wrapped: Callable[..., Any], _instance: Any, args: Any, kw
 
 
 def _choose_scoring(wrapped: Callable[..., Any], trainer: Any, args: Any, kwargs: Any) -> Any:
-    """Let a block of users be scored by our operations where the configuration asks for it."""
+    """Let trainers work out only the scores that matter where the configuration asks for it."""
     if not _evaluates_fast(trainer.config, "valid", "test"):
         return wrapped(*args, **kwargs)
-    with import_module("recbole_onebp.evaluation").NumpyScores():
+    with import_module("recbole_onebp.ranking").BoundedProducts():
         return wrapped(*args, **kwargs)

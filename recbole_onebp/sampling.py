@@ -19,6 +19,7 @@ import scipy.sparse as sp
 import torch
 from numba import njit, prange
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from recbole_onebp.errors import UserError
 
@@ -132,10 +133,16 @@ class NegativeSampler:
         """
         out = np.empty((len(user), n), dtype=np.int32)
         key = np.uint64(_key(self.seed, epoch))
+        if len(user) == 0 or n == 0:
+            return out
+        # A DataLoader's worker is a fork of a process that may have run OpenMP's threads, which would end it.
+        threads = get_worker_info() is None
         if self.before is None:
-            _draw_uniform(user, pair, key, self.indptr, self.gap, self.free, out)
+            draw = _draw_uniform_in_threads if threads else _draw_uniform
+            draw(user, pair, key, self.indptr, self.gap, self.free, out)
         else:
-            _draw_weighted(user, pair, key, self.indptr, self.gap, self.free, self.taken, self.before, out)
+            draw = _draw_weighted_in_threads if threads else _draw_weighted
+            draw(user, pair, key, self.indptr, self.gap, self.free, self.taken, self.before, out)
         return out
 
     def draw_shared(self, n: int, step: int, epoch: int) -> npt.NDArray[np.int32]:
@@ -251,36 +258,48 @@ def _touch(user, indptr, gap, free):  # type: ignore[no-untyped-def]
     return touched & 1
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(**_OPTIONS)
 def _draw_uniform(user, pair, key, indptr, gap, free, out):  # type: ignore[no-untyped-def]
-    for task in prange((len(user) + _USERS_A_TASK - 1) // _USERS_A_TASK):
-        number, count = np.empty(out.shape[1], dtype=np.int64), np.empty(out.shape[1], dtype=np.int64)
-        begin, end = task * _USERS_A_TASK, min(len(user), (task + 1) * _USERS_A_TASK)
-        out[begin, 0] = _touch(user[begin:end], indptr, gap, free)
-        for b in range(begin, end):
-            _numbers_below(free[user[b]], _mix_compiled(key + np.uint64(pair[b]) * _UGOLDEN), number)
-            _count_up_to(gap[indptr[user[b]] : indptr[user[b] + 1]], number, count)
-            for slot in range(len(number)):
-                out[b, slot] = 1 + number[slot] + count[slot]
+    number, count = np.empty(out.shape[1], dtype=np.int64), np.empty(out.shape[1], dtype=np.int64)
+    out[0, 0] = _touch(user, indptr, gap, free)
+    for b in range(len(user)):
+        _numbers_below(free[user[b]], _mix_compiled(key + np.uint64(pair[b]) * _UGOLDEN), number)
+        _count_up_to(gap[indptr[user[b]] : indptr[user[b] + 1]], number, count)
+        for slot in range(len(number)):
+            out[b, slot] = 1 + number[slot] + count[slot]
+
+
+@njit(**_OPTIONS)
+def _draw_weighted(user, pair, key, indptr, gap, free, taken, before, out):  # type: ignore[no-untyped-def]
+    number, count = np.empty(out.shape[1], dtype=np.int64), np.empty(out.shape[1], dtype=np.int64)
+    out[0, 0] = _touch(user, indptr, gap, free)
+    for b in range(len(user)):
+        first = indptr[user[b]]
+        _numbers_below(free[user[b]], _mix_compiled(key + np.uint64(pair[b]) * _UGOLDEN), number)
+        _count_up_to(gap[first : indptr[user[b] + 1]], number, count)
+        for slot in range(len(number)):
+            if count[slot] > 0:  # put back the weight of the taken items that lie below
+                last = first + count[slot] - 1
+                number[slot] += before[taken[last] + 1] - gap[last]
+        _count_up_to(before, number, count)
+        for slot in range(len(number)):
+            out[b, slot] = count[slot] - 1
 
 
 @njit(parallel=True, **_OPTIONS)
-def _draw_weighted(user, pair, key, indptr, gap, free, taken, before, out):  # type: ignore[no-untyped-def]
+def _draw_uniform_in_threads(user, pair, key, indptr, gap, free, out):  # type: ignore[no-untyped-def]
     for task in prange((len(user) + _USERS_A_TASK - 1) // _USERS_A_TASK):
-        number, count = np.empty(out.shape[1], dtype=np.int64), np.empty(out.shape[1], dtype=np.int64)
-        begin, end = task * _USERS_A_TASK, min(len(user), (task + 1) * _USERS_A_TASK)
-        out[begin, 0] = _touch(user[begin:end], indptr, gap, free)
-        for b in range(begin, end):
-            first = indptr[user[b]]
-            _numbers_below(free[user[b]], _mix_compiled(key + np.uint64(pair[b]) * _UGOLDEN), number)
-            _count_up_to(gap[first : indptr[user[b] + 1]], number, count)
-            for slot in range(len(number)):
-                if count[slot] > 0:  # put back the weight of the taken items that lie below
-                    last = first + count[slot] - 1
-                    number[slot] += before[taken[last] + 1] - gap[last]
-            _count_up_to(before, number, count)
-            for slot in range(len(number)):
-                out[b, slot] = count[slot] - 1
+        a, b = task * _USERS_A_TASK, min(len(user), (task + 1) * _USERS_A_TASK)
+        _draw_uniform(user[a:b], pair[a:b], key, indptr, gap, free, out[a:b])
+
+
+@njit(parallel=True, **_OPTIONS)
+def _draw_weighted_in_threads(  # type: ignore[no-untyped-def]
+    user, pair, key, indptr, gap, free, taken, before, out
+):
+    for task in prange((len(user) + _USERS_A_TASK - 1) // _USERS_A_TASK):
+        a, b = task * _USERS_A_TASK, min(len(user), (task + 1) * _USERS_A_TASK)
+        _draw_weighted(user[a:b], pair[a:b], key, indptr, gap, free, taken, before, out[a:b])
 
 
 # -------------------------------------------------------------------------------------------------------------- device

@@ -7,12 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
 from recbole.evaluator import Collector
 from recbole.quick_start import run_recbole
@@ -20,8 +16,10 @@ from recbole.utils.case_study import full_sort_scores, full_sort_topk
 
 import recbole_onebp
 from conftest import write_inter
+from recbole_onebp import evaluation
 from recbole_onebp.errors import UserError
-from recbole_onebp.evaluation import FastCollector, FastFullSortEvalDataLoader, NumpyScores, top_items
+from recbole_onebp.evaluation import FastCollector, FastFullSortEvalDataLoader
+from recbole_onebp.ranking import BoundedProducts, ProductScores, top_items
 
 RANKING = ["Recall", "NDCG", "MRR", "MAP", "Hit", "Precision"]
 OF_ALL_USERS = ["GAUC", "ItemCoverage", "GiniIndex", "ShannonEntropy"]
@@ -87,6 +85,31 @@ def test_metrics_of_popularity_are_recboles_too(both):
     expected = evaluate(stock)
     assert {"averagepopularity@5", "tailpercentage@10"} < expected.keys()
     assert evaluate(fast) == expected
+
+
+@pytest.mark.parametrize(("model", "metrics"), [("OneBP", RANKING), ("BPR", [*RANKING, "GAUC"]), ("LightGCN", RANKING)])
+def test_metrics_are_recboles_when_scores_are_bounded_first(model, metrics, both, ml100k, monkeypatch):
+    monkeypatch.setattr(BoundedProducts, "_WIDE", 0)  # more than ml-100k has
+    pending = []
+
+    def top(scores: torch.Tensor, k: int) -> torch.Tensor:
+        pending.append(isinstance(scores, ProductScores) and scores.pending is not None)
+        return top_items(scores, k)
+
+    monkeypatch.setattr(evaluation, "top_items", top)
+    fast, stock = both(model, ml100k, metrics=metrics, metric_decimal_place=12, eval_memory_mb=1)
+    expected, pending[:] = evaluate(stock), []
+    assert evaluate(fast) == expected
+    assert pending[0] is False  # a table is turned when it comes again
+    assert pending[1] is True
+
+
+def test_a_diverged_model_is_not_evaluated(tiny):
+    run = tiny(epochs=1)
+    run.fit()
+    run.model.item_table.data[3] = torch.nan
+    with pytest.raises(UserError, match="the model has diverged"):
+        evaluate(run)
 
 
 def test_with_repeatable_nothing_is_hidden(both):
@@ -160,107 +183,6 @@ def test_metrics_do_not_depend_on_the_blocks(users_a_block, tiny):
     assert len(again) == -(-30 // users_a_block)
     run.test_data = again
     assert evaluate(run) == expected
-
-
-# --------------------------------------------------------------------------------------------------------------- top-k
-
-SCORES = st.integers(1, 4).flatmap(
-    lambda k: st.integers(64 * k, 64 * k + 300).flatmap(
-        lambda n: st.tuples(
-            arrays.arrays(
-                np.float32,
-                (3, n),
-                elements=st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 1.0]) | st.floats(-4, 4, width=32),
-            ),
-            st.just(k),
-        )
-    )
-)
-
-
-@given(SCORES)
-@settings(deadline=None, max_examples=60)
-def test_the_best_items_are_the_best(case):
-    scores, k = case
-    items = top_items(torch.from_numpy(scores), k).numpy()
-    assert all(len(set(row)) == k for row in items)
-    np.testing.assert_array_equal(np.take_along_axis(scores, items, axis=1), -np.sort(-scores, axis=1)[:, :k])
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="torch is built with another C++ library there")
-@pytest.mark.parametrize("k", [1, 2, 3, 7, 8, 20, 32])
-@pytest.mark.parametrize("levels", [1, 2, 10, 1000, 10**7])
-def test_ties_fall_as_torch_lets_them_fall(k, levels):
-    generator = torch.Generator().manual_seed(k * levels)
-    for n_items in (64 * k, 64 * k + 1, 5000):
-        scores = torch.randint(levels, (7, n_items), generator=generator).float()
-        scores[:, torch.randint(n_items, (n_items // 3,), generator=generator)] = -torch.inf
-        scores[5, k // 2 :] = -torch.inf  # fewer than k left
-        scores[6] = -torch.inf
-        assert torch.equal(top_items(scores, k), torch.topk(scores, k)[1])
-        assert torch.equal(top_items(scores.double(), k), torch.topk(scores.double(), k)[1])
-
-
-@pytest.mark.parametrize("scores", [torch.randn(5, 700).T, torch.randn(3, 900)[:, ::3], torch.randn(0, 300)])
-def test_scores_of_any_layout(scores):
-    assert torch.equal(top_items(scores, 3), torch.topk(scores, 3)[1])
-
-
-@pytest.mark.parametrize("n_items", [5, 1000])
-def test_k_close_to_all_items_and_other_types(n_items):
-    scores = torch.randn(4, n_items)
-    for other in (scores, scores.half(), scores.bfloat16()):
-        best = other.gather(1, top_items(other, n_items - 1))
-        assert torch.equal(best, other.sort(dim=1, descending=True)[0][:, :-1])
-
-
-@pytest.mark.parametrize("where", [0, 3, 7, 300, 999])
-@pytest.mark.parametrize("k", [5, 900])
-def test_nan_is_refused(where, k):
-    scores = torch.randn(4, 1000)
-    scores[2, where] = torch.nan
-    with pytest.raises(UserError, match="1 of 4 users have scores that are not a number"):
-        top_items(scores, k)
-
-
-def test_a_diverged_model_is_not_evaluated(tiny):
-    run = tiny(epochs=1)
-    run.fit()
-    run.model.item_table.data[3] = torch.nan
-    with pytest.raises(UserError, match="the model has diverged"):
-        evaluate(run)
-
-
-def test_wide_products_are_the_products():
-    users, items = torch.randn(9, 16), torch.nn.Parameter(torch.randn(9000, 16))
-    sparse = torch.eye(16).to_sparse()
-    with torch.no_grad():
-        expected = users @ items.T
-        with NumpyScores():
-            wide, narrow, other = users @ items.T, users @ users.T, sparse @ items.T
-    torch.testing.assert_close(wide, expected)
-    assert wide.is_contiguous()
-    torch.testing.assert_close(narrow, users @ users.T)
-    torch.testing.assert_close(other, items.T.detach())
-
-
-def test_assignments_by_index_are_the_assignments():
-    rows, columns = torch.tensor([0, 2, 2]), torch.tensor([1, 3, 0])
-    for value in (-torch.inf, torch.tensor([1.0, 2.0, 3.0])):
-        expected, scores = torch.zeros(3, 4), torch.zeros(3, 4)
-        expected[rows, columns] = value
-        with NumpyScores():
-            scores[rows, columns] = value
-        assert torch.equal(scores, expected)
-    for index in ((slice(None), columns), (torch.tensor([True, False, True]),)):
-        expected, scores = torch.zeros(3, 4), torch.zeros(3, 4)
-        expected[index] = 7
-        with NumpyScores():
-            scores[index] = 7
-        assert torch.equal(scores, expected)
-    with NumpyScores():
-        summed = torch.zeros(4).index_put_((torch.tensor([1, 1]),), torch.ones(2), accumulate=True)
-    assert summed.tolist() == [0, 2, 0, 0]
 
 
 # --------------------------------------------------------------------------------------------------------------- hooks

@@ -199,6 +199,18 @@ def test_baselines_learn_with_the_fast_sampler(tiny):
     assert tiny("BPR", fast_sampler=True, epochs=20, learning_rate=0.05).fit().test["recall@10"] > 0.25
 
 
+def test_workers_draw_too(tiny):
+    """They are forks of a process that has used threads."""
+    run = tiny()
+    run.trainer._train_epoch(run.train_data, 0)
+    run = tiny("BPR", fast_sampler=True, worker=1)
+    taken = run.train_data._sampler.used_ids
+    for batch in run.train_data:
+        assert not any(
+            i in taken[u] for u, i in zip(batch["user_id"].tolist(), batch["neg_item_id"].tolist(), strict=True)
+        )
+
+
 def test_shared_negatives_leave_the_loader_with_pairs(tiny):
     run = tiny(negatives="shared", train_batch_size=50)
     assert isinstance(run.train_data, PairDataLoader)

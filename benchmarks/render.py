@@ -1,0 +1,149 @@
+"""Write the numbers of ``benchmarks/results/*.json`` into ``README.md`` and ``docs/performance.md``.
+
+    python benchmarks/render.py [--check]
+
+Each place is a block between ``<!-- NAME: by benchmarks/render.py -->`` and ``<!-- end of NAME -->``. ``--check``
+writes nothing and exits with 1 if a file is not up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from recbole_onebp.files import write_atomically
+
+ROOT = Path(__file__).resolve().parent.parent
+Result = Mapping[str, Any]
+
+
+def speed(results: Path) -> str:
+    """Every row with its target, its parts and what was checked."""
+    return _each(results, "speed", _full) or "Not run: `python benchmarks/speed.py`."
+
+
+def speed_short(results: Path) -> str:
+    """The rows that have a target."""
+    return _each(results, "speed", _short) or "Not run: `python benchmarks/speed.py`."
+
+
+def gpu(results: Path) -> str:
+    return _each(results, "gpu", _full) or "Not run: no GPU was at hand; `python benchmarks/speed_gpu.py`."
+
+
+def growth(results: Path) -> str:
+    return _each(results, "growth", _growth) or "Not run: `python benchmarks/growth.py`."
+
+
+BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
+    "README.md": {"speed": speed_short},
+    "docs/performance.md": {"speed": speed, "growth": growth, "gpu": gpu},
+}
+
+
+def _each(results: Path, kind: str, table: Callable[[Result, Path], str]) -> str:
+    files = sorted(results.glob(f"*-{kind}.json"))
+    return "\n\n".join(table(json.loads(file.read_text(encoding="utf-8")), file) for file in files)
+
+
+def _where(result: Result) -> str:
+    machine, settings = result["machine"], result["settings"]
+    name = machine.get("gpu") or f"{machine['cpu']}, {settings['threads']} of {machine['cores']} cores"
+    packages = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
+    busy = f", load average before the run {machine['load_before']}" if machine["load_before"] > 0.5 else ""
+    return f"{name}, {machine['system']}; {packages}; {settings['repeats']} rounds, seed {settings['seed']}{busy}."
+
+
+def _full(result: Result, _file: Path) -> str:
+    lines = [_where(result), "", "| | median (least to most) | target | | made of (medians) |", "|---|---|---|---|---|"]
+    for row in result["rows"].values():
+        parts = "; ".join(f"{name} {_number(part['median'])}" for name, part in row.get("parts", {}).items())
+        note = f"{parts}. {row['note']}" if row.get("note") else parts
+        lines.append(f"| {row['title']} | {_spread(row)} | {_target(row)} | {_verdict(row)} | {note} |")
+    lines += ["", "Checked:", ""]
+    lines += [f"- {row['title']}: {row['checked']}." for row in result["rows"].values() if "checked" in row]
+    return "\n".join(lines)
+
+
+def _short(result: Result, _file: Path) -> str:
+    lines = [_where(result), "", "| | median (least to most) | target | |", "|---|---|---|---|"]
+    for row in result["rows"].values():
+        if row.get("target") is not None or "median" not in row:
+            lines.append(f"| {row['title']} | {_spread(row)} | {_target(row)} | {_verdict(row)} |")
+    return "\n".join(lines)
+
+
+def _growth(result: Result, file: Path) -> str:
+    base = ", ".join(f"{name} {value:,}" for name, value in result["settings"]["base"].items())
+    lines = [_where(result), f"Base: {base}.", "", "| grows | learner | from | to | exponent (least to most) |"]
+    lines.append("|---|---|---|---|---|")
+    for entry in result["sweeps"]:
+        exponents = entry["exponents"]
+        spread = {"median": statistics.median(exponents), "min": min(exponents), "max": max(exponents)}
+        sizes = f"{entry['fitted_from']:,} | {entry['sizes'][-1]:,}"
+        lines.append(f"| {entry['quantity']} | `{entry['learner']}` | {sizes} | {_spread(spread)} |")
+    picture = file.with_suffix(".png").name
+    lines += ["", f"![Seconds an epoch, on log-log axes](../benchmarks/results/{picture})"]
+    return "\n".join(lines)
+
+
+def _spread(row: Mapping[str, Any]) -> str:
+    return f"{_number(row['median'])} ({_number(row['min'])} to {_number(row['max'])})" if "median" in row else ""
+
+
+def _target(row: Mapping[str, Any]) -> str:
+    if row.get("target") is None:
+        return ""
+    return f"at {'least' if row['at_least'] else 'most'} {row['target']:g}"
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    verdict = row["verdict"]
+    return f"**{verdict}**" if verdict == "miss" else str(verdict)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def rendered(text: str, blocks: Mapping[str, Callable[[Path], str]], results: Path) -> str:
+    """``text`` with its blocks written anew.
+
+    Raises:
+        ValueError: if one of them is not there exactly once.
+    """
+    for name, table in blocks.items():
+        begin, end = f"<!-- {name}: by benchmarks/render.py -->", f"<!-- end of {name} -->"
+        found = re.findall(f"(?s){re.escape(begin)}.*?{re.escape(end)}", text)
+        if len(found) != 1:
+            raise ValueError(f"the block {name} is there {len(found)} times, not once")
+        text = text.replace(found[0], f"{begin}\n\n{table(results)}\n\n{end}")
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, exit with 1 if a file is not up to date")
+    check = parser.parse_args().check
+    stale = []
+    for name, blocks in BLOCKS.items():
+        path = ROOT / name
+        old = path.read_text(encoding="utf-8")
+        new = rendered(old, blocks, ROOT / "benchmarks" / "results")
+        if new != old:
+            stale.append(name)
+            if not check:
+                write_atomically(path, partial(Path.write_text, data=new, encoding="utf-8"))
+    print(f"{'not up to date' if check else 'written'}: {', '.join(stale)}" if stale else "all up to date")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

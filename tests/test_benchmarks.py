@@ -1,0 +1,224 @@
+"""The benchmarks' own arithmetic, and that the pages show the committed results."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recbole_onebp.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks_on_the_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+
+def test_pages_show_the_committed_results():
+    render = import_module("render")
+    for name, blocks in render.BLOCKS.items():
+        page = (ROOT / name).read_text()
+        assert render.rendered(page, blocks, ROOT / "benchmarks" / "results") == page, "run benchmarks/render.py"
+
+
+@pytest.fixture
+def rows():
+    measure = import_module("measure")
+    ratio = measure.Row("ours / theirs", [0.1, 0.3, 0.2], {"ours, s": [1, 3, 2], "theirs, s": [10.0] * 3}, "all", 0.25)
+    rate = measure.Row("rate", [10.0], {}, "shape", target=20, at_least=True, note="a note")
+    floor = measure.Row("floor", [2.0], {}, "losses")
+    return {
+        "a": ratio.as_json(),
+        "b": rate.as_json(),
+        "c": floor.as_json(),
+        "d": {"title": "reference", "verdict": "not run: needs --reference"},
+    }
+
+
+def test_rows_say_pass_or_miss(rows):
+    assert [row["verdict"] for row in rows.values()] == ["pass", "miss", "reported", "not run: needs --reference"]
+    assert (rows["a"]["median"], rows["a"]["min"], rows["a"]["max"]) == (0.2, 0.1, 0.3)
+    assert rows["a"]["parts"]["ours, s"]["median"] == 2
+
+
+def test_tables_hold_what_was_measured(tmp_path, rows):
+    render = import_module("render")
+    machine = {"cpu": "Some CPU", "cores": 2, "system": "Linux x86_64", "load_before": 0.1}
+    settings = {"threads": 2, "seed": 7, "repeats": 3}
+    result = {"machine": machine, "versions": {"torch": "2.0"}, "settings": settings, "rows": rows}
+    (tmp_path / "some-speed.json").write_text(json.dumps(result))
+    page = "<!-- speed: by benchmarks/render.py -->old<!-- end of speed -->"
+    short = render.rendered(page, {"speed": render.speed_short}, tmp_path)
+    where = "Some CPU, 2 of 2 cores, Linux x86_64; torch 2.0; 3 rounds, seed 7."
+    assert short.splitlines()[2:-2] == [
+        where,
+        "",
+        "| | median (least to most) | target | |",
+        "|---|---|---|---|",
+        "| ours / theirs | 0.2 (0.1 to 0.3) | at most 0.25 | pass |",
+        "| rate | 10 (10 to 10) | at least 20 | **miss** |",
+        "| reference |  |  | not run: needs --reference |",
+    ]
+    full = render.rendered(page, {"speed": render.speed}, tmp_path)
+    assert "| ours / theirs | 0.2 (0.1 to 0.3) | at most 0.25 | pass | ours, s 2; theirs, s 10 |" in full
+    assert "- rate: shape." in full
+    assert render.rendered(full, {"speed": render.speed}, tmp_path) == full
+    with pytest.raises(ValueError, match="growth is there 0 times"):
+        render.rendered(page, {"growth": render.growth}, tmp_path)
+
+
+def test_contestants_take_turns():
+    measure = import_module("measure")
+    calls = []
+
+    def contestant(name, seconds):
+        return lambda: calls.append(name) or seconds
+
+    assert measure.alternate(3, contestant("a", 1.0), contestant("b", 2.0)) == [[1.0] * 3, [2.0] * 3]
+    assert calls == ["a", "b"] * 3
+
+
+def test_a_failed_check_leaves_the_other_rows(capsys, rows):
+    measure = import_module("measure")
+
+    def wrong():
+        measure.claim(False, "losses differ")
+
+    def missing():
+        raise UserError("needs --reference")
+
+    def right():
+        return [measure.Row("right", [1.0], {}, "all")]
+
+    done, sound = measure.measure_all({"w": wrong, "m": missing, "r": right})
+    assert not sound
+    assert done["w"]["verdict"] == "check failed: losses differ"
+    assert done["m"]["verdict"] == "not run: needs --reference"
+    assert done["r"]["median"] == 1.0
+    assert "check failed" in capsys.readouterr().out
+
+
+def test_made_data_is_distinct_skewed_and_seeded():
+    growth = import_module("growth")
+    user, item = growth.power_law_pairs(20_000, 1_000, 500, seed=3)
+    assert user.min() == 1
+    assert user.max() <= 1_000
+    assert item.min() == 1
+    assert item.max() <= 500
+    assert len(np.unique(user.astype(np.int64) * 1_000 + item)) == 20_000
+    head, tail = ((item <= 50).sum(), (item > 450).sum())
+    assert 3 * tail < head
+    again = growth.power_law_pairs(20_000, 1_000, 500, seed=3)
+    assert np.array_equal(user, again[0])
+    assert np.array_equal(item, again[1])
+    with pytest.raises(UserError, match="distinct pairs"):
+        growth.power_law_pairs(1_000, 10, 10, seed=0)
+
+
+def test_exponent_of_a_known_law():
+    growth = import_module("growth")
+    sizes = [1e3, 1e4, 1e5, 1e6]
+    assert growth.fitted_exponent(sizes, [3e-6 * size**1.25 for size in sizes]) == pytest.approx(1.25)
+
+
+def test_growth_is_drawn(tmp_path):
+    growth = import_module("growth")
+    sweeps = [
+        {
+            "quantity": quantity,
+            "learner": learner,
+            "sizes": [10, 100, 1000],
+            "seconds": [[0.1, 0.2], [1.0, 1.1], [10.0, 11.0]],
+            "fitted_from": 10,
+            "exponents": [1.0, 1.1],
+        }
+        for quantity in ("interactions", "users", "items", "dimension")
+        for learner in growth.LEARNERS
+    ]
+    growth.draw(sweeps, tmp_path / "growth.png", "title")
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bytes_of_an_epoch_by_hand():
+    floor = import_module("floor")
+    user, item = np.array([1, 1, 2, 3]), np.array([5, 5, 6, 7])
+    touched = floor.touched_rows(user, item, n_items=8, positives=4, negatives=0, shared=True)
+    assert touched == floor.Touched(steps=1, pairs=4, users=3, items=3)
+    # 3 item rows and 3 user rows of 2 numbers, ids of 4 pairs
+    assert floor.bytes_of_epoch(touched, n_items=8, size=2, dense=False) == 3 * 6 * 8 + 3 * 2 * 8 + 4 * 8
+    assert floor.bytes_of_epoch(touched, n_items=8, size=2, dense=True) == 8 * 6 * 8 + 3 * 2 * 8 + 4 * 8
+    drawn = floor.touched_rows(user, item, n_items=8, positives=1, negatives=1000, shared=False)
+    assert drawn == floor.Touched(steps=4, pairs=4, users=4, items=4 * 7)
+
+
+def test_rates_are_finite():
+    floor = import_module("floor")
+    assert 0 < floor.bandwidth(2**16, repeats=1) < math.inf
+    assert 0 < floor.products_of_step(32, 16, 8, repeats=1) < math.inf
+
+
+AUTHORS = {
+    "main.py": """
+import os, torch, numpy as np
+os.environ["CUDA_LAUNCH_BLOCKING"] = "1"
+from parse import parse_args
+from data import Data, DataLoader
+def init_seed(seed): pass
+def model_init(): return Model(), None, None, 0
+class Model: pass
+def model_train(epoch):
+    print("swallowed")
+    rows = sum(len(batch) for batch in train_loader)
+    print("Loss:\\t%.8f\\tlr:" % (rows + arg.lr + num_users / 1000 + epoch / 10000), file=f)
+""",
+    "data.py": """
+from torch.utils.data import DataLoader
+class Data:
+    def __init__(self, pairs, arg, n_users, n_items): self.pairs = pairs
+    def __len__(self): return len(self.pairs)
+    def __getitem__(self, index): return self.pairs[index]
+    def collate_fn(self, batch): return batch
+""",
+    "parse.py": """
+import argparse
+def parse_args():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--batch_size", type=int)
+    parser.add_argument("--num_workers", type=int, default=0)
+    return parser.parse_args()
+""",
+    "model.py": "",
+}
+
+
+def test_the_authors_code_is_driven_through_its_own_functions(tmp_path):
+    reference = import_module("reference")
+    for name, text in AUTHORS.items():
+        (tmp_path / name).write_text(text)
+    pairs = np.array([[0, 1], [1, 1], [2, 0]])
+    with reference.ReferenceCode(tmp_path, pairs, 3, 2, {"lr": 0.5, "batch_size": 2}) as theirs:
+        for epoch in range(2):
+            seconds, loss = theirs.epoch()
+            assert seconds > 0
+            assert loss == pytest.approx(2 + 0.5 + 0.003 + epoch / 10000)  # the last, incomplete batch is dropped
+    (tmp_path / "data.py").unlink()
+    with pytest.raises(UserError, match=r"no data\.py there"):
+        reference.ReferenceCode(tmp_path, pairs, 3, 2, {})
+
+
+def test_missing_data_is_one_line(tmp_path, monkeypatch, capsys):
+    speed = import_module("speed")
+    monkeypatch.setattr(sys, "argv", ["speed.py", "--data_path", str(tmp_path), "--only", "bpr"])
+    assert speed.main() == 2
+    expected = (
+        f"error: {tmp_path}/gowalla/gowalla.train.inter is missing; recbole-onebp fetch gowalla --data_path {tmp_path}"
+    )
+    assert capsys.readouterr().err.startswith(expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -226,6 +227,10 @@ def _blas() -> ThreadpoolController:
 def _threads() -> ThreadPoolExecutor:
     # These sleep when they have nothing to do; a second pool of OpenMP's would spin beside torch's.
     return ThreadPoolExecutor(thread_name_prefix="ranking")
+
+
+if hasattr(os, "register_at_fork"):  # a fork has the pool, but none of its threads, and would wait for them
+    os.register_at_fork(after_in_child=_threads.cache_clear)
 
 
 def _in_threads(function: Callable[..., Any], *tensors: Tensor) -> None:

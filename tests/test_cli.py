@@ -317,7 +317,8 @@ def test_doctor(capsys):
 
 def start(tiny_config, tmp_path, **overrides):
     values = {"model": "OneBP", "dataset": "tiny", **tiny_config, **overrides}
-    command = [sys.executable, "-c", "import sys; from recbole_onebp.cli import main; sys.exit(main())", "train"]
+    heard = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"  # in any job
+    command = [sys.executable, "-c", f"{heard}; from recbole_onebp.cli import main; sys.exit(main())", "train"]
     return subprocess.Popen(
         [*command, *(f"--{key}={value}" for key, value in values.items())],
         stdout=subprocess.PIPE,

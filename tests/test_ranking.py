@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 
 import numpy as np
@@ -56,6 +57,21 @@ def test_ties_fall_as_torch_lets_them_fall(k, levels):
 @pytest.mark.parametrize("scores", [torch.randn(5, 700).T, torch.randn(3, 900)[:, ::3], torch.randn(0, 300)])
 def test_scores_of_any_layout(scores):
     assert torch.equal(top_items(scores, 3), torch.topk(scores, 3)[1])
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_fork_has_threads_of_its_own():
+    scores = torch.randn(4, 1000)
+    expected = top_items(scores, 5)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=lambda: sender.send(top_items(scores, 5).tolist()))
+    child.start()
+    answered = receiver.poll(60)
+    child.kill()
+    assert answered
+    assert receiver.recv() == expected.tolist()
 
 
 @pytest.mark.parametrize("n_items", [5, 1000])

@@ -45,6 +45,7 @@ SHARED = {
     "topk": [5, 10],
     "valid_metric": "NDCG@10",
 }
+SEQUENTIAL = {"model": "GRU4Rec", "train_neg_sample_args": None, "eval_args": {"order": "RO"}}
 TWO_BP = {"model": "OneBP", "label": "TwoBP", "backprop": "two"}
 
 
@@ -115,7 +116,7 @@ def test_a_model_may_bring_files_of_its_own(plan, tmp_path):
         ({"models": ["OneBP", {"model": "BPR", "topk": [10]}]}, r"models, BPR: topk: \[10\], but \[5, 10\] for OneBP"),
         ({"models": ["OneBP", {"model": "BPR", "valid_metric": "Recall@5"}]}, "models, BPR: valid_metric: Recall@5"),
         (
-            {"models": ["OneBP", {"model": "GRU4Rec", "train_neg_sample_args": None}]},
+            {"models": ["OneBP", SEQUENTIAL]},
             "models, GRU4Rec: GRU4Rec splits or ranks in its own way",
         ),
         ({"models": ["OneBP"], "valid_metric": "NDCG"}, "valid_metric: NDCG has no value for a user"),

@@ -32,7 +32,7 @@ from recbole_onebp.functional import Duplicates
 from recbole_onebp.keys import check_keys, check_model_name
 from recbole_onebp.parts import check_parts
 
-__all__ = ["NegativeSampling", "OneBPConfig", "RecBoleSettings", "RunConfig", "check_given"]
+__all__ = ["NegativeSampling", "OneBPConfig", "RecBoleSettings", "RunConfig", "check_given", "validated"]
 
 Learner = Literal["adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"]
 _Lower = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
@@ -153,7 +153,7 @@ class OneBPConfig(BaseModel):
         given = {key: value for key, value in config.external_config_dict.items() if key not in foreign}
         check_given(given, "OneBP")
         values = {key: config.final_config_dict.get(key) for key in cls.model_fields}
-        return _validated(cls, values)
+        return validated(cls, values)
 
 
 _Ratio = Annotated[FiniteFloat, Field(ge=0)]
@@ -248,7 +248,7 @@ class RecBoleSettings(TypedDict, total=False):
 _Parsed = TypeVar("_Parsed")
 
 
-def _validated(kind: type[_Parsed], values: Mapping[str, Any]) -> _Parsed:
+def validated(kind: type[_Parsed], values: Mapping[str, Any]) -> _Parsed:
     """An object of ``kind``, or a :class:`UserError` that names the first wrong key, its value and what is allowed."""
     try:
         return TypeAdapter(kind).validate_python(dict(values))
@@ -273,7 +273,7 @@ def check_given(given: Mapping[str, Any], model: str) -> None:
     others = check_keys(given, model)
     if others:
         getLogger().info("keys of other models, which %s does not read: %s", model, ", ".join(sorted(others)))
-    _validated(RecBoleSettings, given)
+    validated(RecBoleSettings, given)
 
 
 class RunConfig(Config):
@@ -287,6 +287,13 @@ class RunConfig(Config):
 
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
         return config_dict
+
+    @classmethod
+    def read_files(cls, files: list[str]) -> dict[str, Any]:
+        """The keys of YAML files as RecBole reads them (``1e-3`` is a number), later ones above earlier ones."""
+        reader = cls.__new__(cls)
+        reader.yaml_loader = reader._build_yaml_loader()
+        return reader._load_config_files(files)
 
     def _load_config_files(self, file_list: list[str] | None) -> dict[str, Any]:
         merged: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The command line: ``recbole-onebp train``, ``compare``, ``fetch``, ``convert``, ``doctor``; ``run_recbole_onebp.py``.
+"""The command line: ``recbole-onebp train``, ``compare``, ``tune``, ...; and ``run_recbole_onebp.py``.
 
 Exit codes: 0 done; 2 for what the user can mend, told in one line that starts with ``error:``; 1 a bug; 130 Ctrl-C.
 """
@@ -59,12 +59,28 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--jobs", type=int, metavar="N", help="runs at a time; default: 1")
     compare.set_defaults(run=_compare)
 
+    _add_tune(commands)
     _add_fetch(commands)
     _add_convert(commands)
 
     doctor = commands.add_parser("doctor", help="versions, device, what is patched and why, what is missing")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _add_tune(commands: Any) -> None:
+    tune = commands.add_parser(
+        "tune",
+        help="search hyper-parameters on validation",
+        description="Search the spaces of a YAML file, or go on with it. Keys for all models go as --key=value.",
+        epilog="example: recbole-onebp tune properties/tune/quick.yaml --trials=5",
+        allow_abbrev=False,
+    )
+    tune.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    tune.add_argument("--output_dir", type=Path, metavar="DIR", help="default: runs/tune-<name of the file>")
+    tune.add_argument("--trials", type=int, metavar="N", help="a model; default: the file's")
+    tune.add_argument("--jobs", type=int, default=1, metavar="N", help="models at a time; default: 1")
+    tune.set_defaults(run=_tune)
 
 
 def _add_fetch(commands: Any) -> None:
@@ -199,6 +215,18 @@ def _refuse_others(rest: Sequence[str]) -> None:
 
 def _say_to_stdout() -> None:
     logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout, force=True)
+
+
+def _tune(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    overrides = parse_overrides(rest)
+    if arguments.trials is not None:
+        overrides["trials"] = arguments.trials
+    compat.require_recbole()
+
+    from recbole_onebp.tune.runner import tune
+
+    tune(arguments.config, overrides, arguments.output_dir, arguments.jobs)
+    return 0
 
 
 def _fetch(arguments: argparse.Namespace, rest: Sequence[str]) -> int:

@@ -16,6 +16,7 @@ _OPTIONAL = {
     "kmeans_pytorch": "LDiffRec: pip install kmeans-pytorch",
     "lightgbm": "LightGBM: pip install lightgbm",
     "xgboost": "XGBoost: pip install xgboost",
+    "optuna": "recbole-onebp tune: pip install 'recbole-onebp[tune]'",
 }
 
 

@@ -29,16 +29,17 @@ class _Plain(logging.Formatter):
         return _COLOR.sub("", super().format(record))
 
 
-def start(file: Path, level: str = "INFO") -> None:
+def start(file: Path, level: str = "INFO", to_screen: bool = True) -> None:
     """Send everything that is logged to stdout and to ``file``; RecBole's colours stay where a person looks on.
 
     Args:
         file: the log file; added to.
         level: RecBole's key ``state``: DEBUG, INFO, WARNING, ERROR or CRITICAL.
+        to_screen: false for the file alone.
     """
     line = "%(asctime)s %(levelname)-7s %(message)s"
     to_stdout, to_file = _Stdout(sys.stdout), logging.FileHandler(file, encoding="utf-8")
     to_stdout.setFormatter((logging.Formatter if sys.stdout.isatty() else _Plain)(line, datefmt="%H:%M:%S"))
     to_file.setFormatter(_Plain(line))
-    logging.basicConfig(level=level, handlers=[to_stdout, to_file], force=True)
+    logging.basicConfig(level=level, handlers=[to_stdout, to_file] if to_screen else [to_file], force=True)
     logging.captureWarnings(True)

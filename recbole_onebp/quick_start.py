@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -28,7 +28,17 @@ from recbole_onebp.errors import UserError
 from recbole_onebp.parts import add_validation_to_train
 from recbole_onebp.run_folder import RunFolder
 
-__all__ = ["Result", "Run", "build", "build_from", "load_config", "load_data", "read_config"]
+__all__ = [
+    "Result",
+    "Run",
+    "build",
+    "build_from",
+    "load_config",
+    "load_data",
+    "parse_config",
+    "read_config",
+    "versions",
+]
 
 
 @dataclass(frozen=True)
@@ -134,19 +144,38 @@ class Run:
         self.trainer.eval_collector.data_collect(self.train_data)  # as fit does, for metrics that know the popularity
         return per_user_metrics(self.trainer, self.valid_data if part == "valid" else self.test_data)
 
+    def train(
+        self, saved: bool = True, on_validation: Callable[[int, float], None] | None = None
+    ) -> tuple[int, dict[str, float]]:
+        """Train and choose the epoch on validation; the test part is not looked at.
+
+        Args:
+            saved: keep the checkpoint of the best epoch.
+            on_validation: called after each validation with the epoch and its ``valid_metric``; what it raises ends the
+                training.
+
+        Returns:
+            Number and validation metrics of the best epoch.
+        """
+        trainer, show_progress = self.trainer, self.config["show_progress"]
+        if trainer.record.epochs:
+            raise RuntimeError("this run has been trained already; build another one")
+        # The trainers of RecBole's decision trees know no callback.
+        callback = {} if on_validation is None else {"callback_fn": on_validation}
+        try:
+            with _missing_package(self.config["model"]):
+                trainer.fit(self.train_data, self.valid_data, saved=saved, show_progress=show_progress, **callback)
+        finally:
+            trainer.record.write_last()
+            trainer.tensorboard.flush()
+        return _best(trainer.record.epochs, trainer.best_valid_score, trainer.valid_metric)
+
     def fit(self) -> Result:
         """Train, choose the epoch on validation, test that one once, and write the run folder."""
         config, trainer, record = self.config, self.trainer, self.trainer.record
-        if record.epochs:
-            raise RuntimeError("this run has been trained already; build another one")
         saved_before = _identity(trainer.saved_model_file)
         start = perf_counter()
-        try:
-            with _missing_package(config["model"]):
-                trainer.fit(self.train_data, self.valid_data, saved=True, show_progress=config["show_progress"])
-        finally:
-            record.write_last()
-            trainer.tensorboard.flush()
+        best_epoch, best_valid = self.train()
         if _identity(trainer.saved_model_file) == saved_before:  # a pretraining stage keeps no best model
             trainer._save_checkpoint(len(record.epochs) - 1)
         fit_seconds = perf_counter() - start
@@ -154,7 +183,6 @@ class Run:
         test = trainer.evaluate(self.test_data, load_best_model=True, show_progress=config["show_progress"])
         test_seconds = perf_counter() - start
 
-        best_epoch, best_valid = _best(record.epochs, trainer.best_valid_score, trainer.valid_metric)
         valid_seconds = record.total("valid_seconds")
         result = Result(
             model=config["model"],
@@ -176,7 +204,7 @@ class Run:
             n_items=self.dataset.item_num - 1,
             n_train=len(self.train_data.dataset),
             parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
-            versions=_versions(),
+            versions=versions(),
             device=_device_name(config["device"]),
         )
         self.folder.draw_curves(record.epochs, trainer.valid_metric, f"{result.model} on {result.dataset}")
@@ -224,12 +252,22 @@ def read_config(config_file_list: Sequence[str] | None, config_dict: Mapping[str
     Raises:
         UserError: for a key or value that is wrong, or a data set that is.
     """
+    config = parse_config(config_file_list, config_dict)
+    provide(config["dataset"], Path(config["data_path"]).parent)
+    check_files(config)
+    return config
+
+
+def parse_config(config_file_list: Sequence[str] | None, config_dict: Mapping[str, Any]) -> RunConfig:
+    """The checked configuration, whether or not its data set is there.
+
+    Raises:
+        UserError: for a key or value that is wrong.
+    """
     with _as_user_error("configuration"), _missing_package(str(config_dict.get("model"))):
         config = RunConfig(config_file_list=list(config_file_list or []), config_dict=dict(config_dict))
         if config["model"] == "OneBP":
             OneBPConfig.from_recbole(config)  # before anything is loaded or written
-    provide(config["dataset"], Path(config["data_path"]).parent)
-    check_files(config)
     return config
 
 
@@ -320,7 +358,8 @@ def _peak_rss_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of this package, Python, and what results depend on."""
     packages = ("recbole", "torch", "numpy", "scipy", "pandas")
     return {
         "recbole_onebp": __version__,

@@ -8,7 +8,7 @@ _PACKAGE = Path(__file__).parent
 
 
 def properties_dir() -> Path:
-    """The folder with ``model/``, ``preset/``, ``dataset/`` and ``compare/``."""
+    """The folder with ``model/``, ``preset/``, ``dataset/``, ``compare/`` and ``tune/``."""
     # In a wheel it lies inside the package; in a clone, from which an editable install runs too, beside it.
     inside = _PACKAGE / "properties"
     return inside if inside.is_dir() else _PACKAGE.parent / "properties"

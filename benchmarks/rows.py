@@ -48,7 +48,7 @@ COSINE: dict[str, Any] = {
 }
 PUBLISHED = {"N": NEGATIVES, "dim": 32, "lr": 5e-4, "l2": 1e-5, "beta": 0.99, "temperature": 1}
 """Of the authors' README for ML-100k, as flags of their code; ``preset: paper`` is the same."""
-EVAL_USERS = (4, 16, 64, 128, 256)
+EVAL_USERS = (4, 16, 64, 128, 256, 512)
 """Users a batch that RecBole's evaluation is tried with."""
 FRACTION = 8
 """LightGCN's epoch is timed on the first batches, one in so many."""

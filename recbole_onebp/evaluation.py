@@ -7,7 +7,7 @@ block of scores to what the metrics need (one scan a user instead of a selection
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from logging import getLogger
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from numba import njit
 from recbole.config import Config
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.dataset import Dataset
@@ -27,7 +28,7 @@ from recbole.sampler import Sampler
 from torch import Tensor
 
 from recbole_onebp.errors import UserError
-from recbole_onebp.ranking import top_items
+from recbole_onebp.ranking import top_items_later
 
 __all__ = ["FastCollector", "FastFullSortEvalDataLoader", "per_user_metrics"]
 
@@ -176,6 +177,7 @@ class FastCollector(Collector):
         super().__init__(config)
         self.data_struct = _Parts()
         self._needed = {name for name in self._OURS if self.register.need(name)}
+        self._started: tuple[Callable[[], Tensor], Tensor, int] | None = None
         for name in self._OURS:  # RecBole's part of the work is what the register still asks for
             setattr(self.register, name, False)
 
@@ -184,27 +186,47 @@ class FastCollector(Collector):
     ) -> None:
         """Collect from a block of scores ``(B, n_items)``; the positives are pairs of a row and an item."""
         if self._needed:
-            items = top_items(scores_tensor, max(self.topk))
+            later = top_items_later(scores_tensor, max(self.topk))
+            self._finish()  # what other threads have started on while the trainer made this block
+            self._started = later, positive_u * scores_tensor.shape[1] + positive_i, scores_tensor.shape[1]
+        super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+
+    def _finish(self) -> None:
+        """Collect from the block before."""
+        if self._started:
+            (later, positives, n_items), self._started = self._started, None
+            items = later()
             if "rec.items" in self._needed:
                 self.data_struct.update_tensor("rec.items", items)
             if "rec.topk" in self._needed:
-                hits = _hits(items, positive_u, positive_i, scores_tensor.shape[1])
-                self.data_struct.update_tensor("rec.topk", hits)
-        super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+                self.data_struct.update_tensor("rec.topk", _hits(items, positives, n_items))
 
     def get_data_struct(self) -> DataStruct:
+        self._finish()
         self.data_struct.join()
         return super().get_data_struct()
 
 
-def _hits(items: Tensor, positive_u: Tensor, positive_i: Tensor, n_items: int) -> Tensor:
-    """``(B, k + 1)``: whether each of the items ``(B, k)`` is a positive of its row; last, how many the row has."""
-    # By numpy: so little is done, that torch's threads would spin for longer than they work.
-    positives = np.unique((positive_u * n_items + positive_i).numpy())
-    listed = np.arange(len(items))[:, np.newaxis] * n_items + items.cpu().numpy()
-    hit = np.isin(listed, positives, assume_unique=True)
-    n_positives = np.bincount(positives // n_items, minlength=len(items))
-    return torch.from_numpy(np.column_stack((hit, n_positives)))
+def _hits(items: Tensor, positives: Tensor, n_items: int) -> Tensor:
+    """``(B, k + 1)``: whether each of the items ``(B, k)`` is a positive of its row; last, how many the row has.
+
+    Positives are ``row * n_items + item``.
+    """
+    keys = positives.cpu().numpy()
+    if (np.diff(keys) <= 0).any():
+        keys = np.unique(keys)
+    hits = np.zeros((len(items), items.shape[1] + 1), dtype=np.int64)
+    _mark_hits(items.cpu().numpy(), keys // n_items, keys % n_items, hits)
+    return torch.from_numpy(hits)
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _mark_hits(items: Any, rows: Any, positives: Any, hits: Any) -> None:
+    for row, positive in zip(rows, positives):  # noqa: B905 (numba's zip takes no more)
+        hits[row, -1] += 1
+        for place, item in enumerate(items[row]):
+            if item == positive:
+                hits[row, place] = 1
 
 
 class _PerUserEvaluator(Evaluator):

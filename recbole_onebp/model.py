@@ -64,6 +64,7 @@ class OneBP(GeneralRecommender):
             self.register_buffer("user_table", users)
         self.item_bias = nn.Parameter(torch.zeros(self.n_items, 1)) if self.hyper.item_bias else None
         self._users_are_moved = False
+        self._ranked: tuple[list[int], Tensor] | None = None
         self._history: tuple[Tensor, Tensor] | None = None
         if self.hyper.aggregation == "epoch":  # the train items of user u are item[start[u] : start[u + 1]]
             user, order = dataset.inter_feat[self.USER_ID].sort(stable=True)
@@ -174,10 +175,30 @@ class OneBP(GeneralRecommender):
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Scores of the users with all items, padding included, flattened to ``(B * n_items,)``."""
         user_e = self._look_up(self.user_table, interaction[self.USER_ID])
-        scores = user_e @ self._scaled(self.item_table).T
         if self.item_bias is not None:
-            scores += self.hyper.temperature * self.item_bias.T
-        return scores.view(-1)
+            user_e = F.pad(user_e, (0, 1), value=1.0)
+        return (user_e @ self._ranked_items().T).view(-1)
+
+    def _ranked_items(self) -> Tensor:
+        """What users are multiplied by, ``(n_items, d)``, with ``item_bias`` ``(n_items, d + 1)``.
+
+        Made once for an evaluation: also because a product with a table that comes again is quicker, see ``ranking``.
+        """
+        parts = [self.item_table] if self.item_bias is None else [self.item_table, self.item_bias]
+        versions = [part._version for part in parts]
+        if self._ranked is None or self._ranked[0] != versions:
+            items = self._scaled(self.item_table)
+            if self.item_bias is not None:
+                items = torch.cat((items, self.hyper.temperature * self.item_bias), dim=1)
+            if self.training or torch.is_grad_enabled():
+                return items
+            self._ranked = versions, items
+        return self._ranked[1]
+
+    def train(self, mode: bool = True) -> OneBP:
+        """To training or evaluation, as of any module; what was made for an evaluation is made anew."""
+        self._ranked = None
+        return super().train(mode)
 
 
 def _xavier_rows(n_rows: int, size: int) -> Tensor:

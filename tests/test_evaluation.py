@@ -16,10 +16,10 @@ from recbole.utils.case_study import full_sort_scores, full_sort_topk
 
 import recbole_onebp
 from conftest import write_inter
-from recbole_onebp import evaluation
+from recbole_onebp import evaluation, ranking
 from recbole_onebp.errors import UserError
 from recbole_onebp.evaluation import FastCollector, FastFullSortEvalDataLoader
-from recbole_onebp.ranking import BoundedProducts, ProductScores, top_items
+from recbole_onebp.ranking import BoundedProducts, ProductScores, top_items_later
 
 RANKING = ["Recall", "NDCG", "MRR", "MAP", "Hit", "Precision"]
 OF_ALL_USERS = ["GAUC", "ItemCoverage", "GiniIndex", "ShannonEntropy"]
@@ -87,20 +87,30 @@ def test_metrics_of_popularity_are_recboles_too(both):
     assert evaluate(fast) == expected
 
 
-@pytest.mark.parametrize(("model", "metrics"), [("OneBP", RANKING), ("BPR", [*RANKING, "GAUC"]), ("LightGCN", RANKING)])
-def test_metrics_are_recboles_when_scores_are_bounded_first(model, metrics, both, ml100k, monkeypatch):
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ("OneBP", {}),
+        ("OneBP", {"score": "cosine", "item_bias": True}),
+        ("BPR", {"metrics": [*RANKING, "GAUC"]}),
+        ("LightGCN", {}),
+    ],
+)
+def test_metrics_are_recboles_when_scores_are_bounded_first(model, settings, both, ml100k, monkeypatch):
     monkeypatch.setattr(BoundedProducts, "_WIDE", 0)  # more than ml-100k has
+    monkeypatch.setattr(ranking, "_multiplies_int8", lambda: True)
     pending = []
 
-    def top(scores: torch.Tensor, k: int) -> torch.Tensor:
+    def top(scores: torch.Tensor, k: int) -> Callable[[], torch.Tensor]:
         pending.append(isinstance(scores, ProductScores) and scores.pending is not None)
-        return top_items(scores, k)
+        return top_items_later(scores, k)
 
-    monkeypatch.setattr(evaluation, "top_items", top)
-    fast, stock = both(model, ml100k, metrics=metrics, metric_decimal_place=12, eval_memory_mb=1)
+    monkeypatch.setattr(evaluation, "top_items_later", top)
+    settings = {"metrics": RANKING, "metric_decimal_place": 12, "eval_memory_mb": 1} | settings
+    fast, stock = both(model, ml100k, **settings)
     expected, pending[:] = evaluate(stock), []
     assert evaluate(fast) == expected
-    assert pending[0] is False  # a table is turned when it comes again
+    assert pending[0] is False  # a table is rounded when it comes again
     assert pending[1] is True
 
 

@@ -203,13 +203,13 @@ def lightgcn(bench: Bench) -> list[Row]:
     a, b = alternate(bench.repeats, timed(ours.epoch), scaled)
     medians = [float(np.median(eighth)) for eighth in np.array_split(whole.seconds, FRACTION)]
     shown = ", ".join(f"{median:.3g}" for median in medians)
-    claim(max(medians) < 1.3 * min(medians), f"LightGCN's batches differ: {shown} s, the medians of an epoch's eighths")
+    claim(max(medians) < 1.5 * min(medians), f"LightGCN's batches differ: {shown} s, the medians of an epoch's eighths")
     return [
         Row(
             "OneBP (N = 5, per_pair) / RecBole LightGCN (3 layers), train epoch, gowalla",
             ratios(a, b),
             {"OneBP, s": a, "LightGCN, s": b, "LightGCN, one whole epoch, s": [sum(whole.seconds)]},
-            f"{LOSSES}; the median batch of each eighth of one whole LightGCN epoch within 30 % of the others'",
+            f"{LOSSES}; the median batch of each eighth of one whole LightGCN epoch within 50 % of the others'",
             target=0.02,
             note=f"LightGCN timed on {part.n} of its {theirs.steps} batches, scaled up",
         )

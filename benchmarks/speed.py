@@ -3,20 +3,23 @@
     python benchmarks/speed.py [--data_path dataset] [--reference DIR] [--only ROW ...] [--repeats 5] [--json OUT]
 
 The rows are explained in ``benchmarks/README.md``. A run of all of them writes ``results/<machine>-speed.json``; with
-``--only`` nothing is written unless ``--json`` says where.
+``--only`` nothing is written unless ``--json`` says where, and other rows of the same machine, versions and
+settings that lie there stay.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from measure import (
     RESULTS,
@@ -53,12 +56,29 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _earlier_rows(path: Path, here: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows of a results file, none if there is no file; refused if they were not measured as they would be here."""
+    if not path.is_file():
+        return {}
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    varying = {"load_before", "run_seconds"}
+    for part, expected in here.items():
+        different = [key for key in expected if key not in varying and earlier[part].get(key) != expected[key]]
+        if different:
+            raise UserError(f"{path}: its rows have another {part} ({', '.join(different)}); name another file")
+    return dict(earlier["rows"])
+
+
 def main() -> int:
     args = parse_args()
     all_rows = set(args.only) == set(NAMES)
     machine = Machine.here()
     start = perf_counter()
+    out = args.json or (RESULTS / f"{machine.slug}-speed.json" if all_rows else None)
+    settings = {"threads": args.threads, "seed": args.seed, "repeats": args.repeats}
+    result = {"machine": asdict(machine), "versions": versions("numba"), "settings": settings}
     try:
+        earlier = _earlier_rows(out, result) if out and not all_rows else {}
         check_data(args.data_path, sorted({NEEDS_DATA[name] for name in args.only if name in NEEDS_DATA}))
         use_threads(args.threads)
         logging.disable(logging.INFO)
@@ -72,16 +92,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    out = args.json or (RESULTS / f"{machine.slug}-speed.json" if all_rows else None)
     if out:
-        settings = {
-            "threads": args.threads,
-            "seed": args.seed,
-            "repeats": args.repeats,
-            "run_seconds": round(perf_counter() - start),
-        }
-        result = {"machine": asdict(machine), "versions": versions("numba"), "settings": settings, "rows": rows}
-        write_json(out, result)
+        settings["run_seconds"] = round(perf_counter() - start)
+        write_json(out, {**result, "rows": {**earlier, **rows}})
     print(f"{perf_counter() - start:.0f} s in all")
     return 0 if sound else 1
 

@@ -222,3 +222,15 @@ def test_missing_data_is_one_line(tmp_path, monkeypatch, capsys):
         f"error: {tmp_path}/gowalla/gowalla.train.inter is missing; recbole-onebp fetch gowalla --data_path {tmp_path}"
     )
     assert capsys.readouterr().err.startswith(expected)
+
+
+def test_rows_measured_alike_stay_and_others_are_refused(tmp_path):
+    speed = import_module("speed")
+    path = tmp_path / "some-speed.json"
+    here = {"machine": {"cpu": "A", "load_before": 0.1}, "versions": {"torch": "2"}, "settings": {"seed": 1}}
+    assert speed._earlier_rows(path, here) == {}
+    earlier = {**here, "settings": {"seed": 1, "run_seconds": 7}, "rows": {"bpr": {"median": 0.1}}}
+    path.write_text(json.dumps(earlier))
+    assert speed._earlier_rows(path, {**here, "machine": {"cpu": "A", "load_before": 0.4}}) == earlier["rows"]
+    with pytest.raises(UserError, match=r"another settings \(seed\)"):
+        speed._earlier_rows(path, {**here, "settings": {"seed": 2}})

@@ -111,19 +111,24 @@ class _Table:
     Attributes:
         items: ``(d, n)``, as in the product.
         rows: the same, an item a row.
-        rounded: an item a column, ``(d, n)``, int8.
-        scale, error, length: ``(n,)``, of an item: what the int8 are to be multiplied by; the distance and the length
-            of the vector.
+        tiles: the same, rounded to int8, in parts of columns: the part of the columns, ``(d, tile)``, and what to
+            multiply each column by, ``(tile,)``.
+        error, length: ``(n,)``, of an item: the distance of the rounded from the vector, and the vector's length.
         pays: whether bounds are quick, and have spared most scores so far.
     """
 
+    TILE = 2048
+    """Few enough for the bounds of a thread's users to stay in the second-level cache; and as many as ``k``, or more."""
+
     def __init__(self, items: Tensor) -> None:
         self.items = items.detach()
-        self.rows = self.items.T.contiguous()
-        rounded, self.scale, self.error = _rounded(self.rows)
-        self.rounded = rounded.T.contiguous()
-        self.length = torch.linalg.vector_norm(self.rows, dim=1)
-        self.pays = len(items) >= 16 and _multiplies_int8() and _is_of_common_size(self.rows)
+        rows = self.items.T.contiguous()
+        self.rows: _Floats = rows.numpy()
+        rounded, scale, self.error = _rounded(rows)
+        self.length = torch.linalg.vector_norm(rows, dim=1)
+        parts = (slice(start, start + self.TILE) for start in range(0, len(rows), self.TILE))
+        self.tiles = [(part, rounded[part].T.contiguous(), scale[part].numpy()) for part in parts]
+        self.pays = len(items) >= 16 and _multiplies_int8() and _is_of_common_size(rows)
 
 
 def _rounded(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -202,9 +207,6 @@ class _Block:
         scores: ``(B, n)``, once they have been worked out.
     """
 
-    _TILE = 2048
-    """Items that are bounded at once: few enough for their bounds to stay in the second-level cache."""
-
     def __init__(self, users: Tensor, table: _Table) -> None:
         self.users, self.table = users, table
         self.shape = torch.Size((len(users), table.items.shape[1]))
@@ -243,26 +245,23 @@ class _Block:
 
     def _top_items(self, hidden: Any, span: Tensor, users: Tensor, items: Tensor, is_nan: Tensor) -> None:
         """The same for some rows, in one thread: tile by tile, the best so far in a heap a row."""
-        table, n_items = self.table, self.shape[1]
+        table = self.table
         rounded, scale, error = _rounded(users)
         length = torch.linalg.vector_norm(users, dim=1) + error  # at least that of the rounded vector
         # Of |i|, what bounds the other two terms together for all these users; and what is lost in sums of float32s.
         most = float((error / length).nan_to_num().max()) + 2 * (users.shape[1] + 4) * np.finfo(np.float32).eps
-        slack = table.error + most * table.length
+        slack = (table.error + most * table.length).numpy()
         best = torch.empty(items.shape)
         state = [tensor.numpy() for tensor in (span, users, scale, length / scale, best, items, is_nan)]
-        tile = max(self._TILE, items.shape[1])
-        memory = torch.empty(len(users) * tile, dtype=torch.int32)  # once: what a thread frees, glibc gives back
+        memory = torch.empty(len(users) * table.TILE, dtype=torch.int32)  # once: what a thread frees, glibc gives back
         n_worked_out = 0
-        for start in range(0, n_items, tile):
-            some = slice(start, start + tile)
-            columns = table.rounded[:, some]
-            products = memory[: len(users) * columns.shape[1]].view(len(users), -1)
+        for part, columns, column_scale in table.tiles:
+            products = memory[: len(users) * len(column_scale)].view(len(users), -1)
             torch._int_mm(rounded, columns, out=products)
-            bounds = (columns.numpy() for columns in (products, table.scale[some], slack[some]))
-            n_worked_out += _scan_bounds(*bounds, start, table.rows.numpy(), hidden, *state)
+            bounds = products.numpy(), column_scale, slack[part]
+            n_worked_out += _scan_bounds(*bounds, part.start, table.rows, hidden, *state)
         _sort_heaps(best.numpy(), items.numpy())
-        if n_worked_out > len(users) * n_items / 16:
+        if n_worked_out > users.shape[0] * self.shape[1] / 16:
             table.pays = False
 
 
@@ -306,7 +305,8 @@ if hasattr(os, "register_at_fork"):  # a fork has the pool, but none of its thre
 
 def _in_threads(function: Callable[..., Any], *tensors: Tensor) -> Iterable[object]:
     """Call the function once for each of torch's threads, with that share of the tensors' rows; done at their end."""
-    shares = [tensor.tensor_split(torch.get_num_threads()) for tensor in tensors]
+    n_shares = max(1, min(torch.get_num_threads(), len(tensors[0])))
+    shares = [tensor.tensor_split(n_shares) for tensor in tensors]
     return _threads().map(function, *shares)
 
 
@@ -341,7 +341,7 @@ def top_items_later(scores: Tensor, k: int) -> Callable[[], Tensor]:
     if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64) and 64 * k <= n_items:
         items = torch.empty(n_users, k, dtype=torch.int64)
         is_nan = torch.zeros(n_users, dtype=torch.bool)
-        if isinstance(scores, ProductScores) and (block := scores.pending) is not None:
+        if isinstance(scores, ProductScores) and (block := scores.pending) is not None and k <= _Table.TILE:
             started = block.top_items(items, is_nan)
         else:
             rows = (scores.detach().contiguous(), items, is_nan)

@@ -169,7 +169,7 @@ def test_users_and_items_of_zeros_are_bounded(narrow):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch is built with another C++ library there")
 def test_tiles_are_put_together(narrow, monkeypatch):
-    monkeypatch.setattr(ranking._Block, "_TILE", 100)
+    monkeypatch.setattr(ranking._Table, "TILE", 100)
     users, items = torch.randn(5, 16), torch.randn(16, 1234)
     for k in (1, 7, 19):
         assert torch.equal(top_items(bounded(users, items), k), torch.topk(users @ items, k)[1])

@@ -118,7 +118,7 @@ class _Table:
     """
 
     TILE = 2048
-    """Few enough for the bounds of a thread's users to stay in the second-level cache; and as many as ``k``, or more."""
+    """Few enough for the bounds of a thread's users to stay in the second-level cache; ``k`` is at most as many."""
 
     def __init__(self, items: Tensor) -> None:
         self.items = items.detach()
@@ -288,9 +288,9 @@ def _blas() -> ThreadpoolController:
 
 
 @lru_cache(maxsize=1)
-def _threads() -> ThreadPoolExecutor:
+def _threads(number: int) -> ThreadPoolExecutor:
     # These sleep when they have nothing to do; a pool of OpenMP's would spin beside them.
-    return ThreadPoolExecutor(thread_name_prefix="ranking", initializer=_work_alone)
+    return ThreadPoolExecutor(number, thread_name_prefix="ranking", initializer=_work_alone)
 
 
 def _work_alone() -> None:
@@ -305,9 +305,9 @@ if hasattr(os, "register_at_fork"):  # a fork has the pool, but none of its thre
 
 def _in_threads(function: Callable[..., Any], *tensors: Tensor) -> Iterable[object]:
     """Call the function once for each of torch's threads, with that share of the tensors' rows; done at their end."""
-    n_shares = max(1, min(torch.get_num_threads(), len(tensors[0])))
-    shares = [tensor.tensor_split(n_shares) for tensor in tensors]
-    return _threads().map(function, *shares)
+    n_threads = torch.get_num_threads()
+    n_shares = max(1, min(n_threads, len(tensors[0])))
+    return _threads(n_threads).map(function, *(tensor.tensor_split(n_shares) for tensor in tensors))
 
 
 # --------------------------------------------------------------------------------------------------------------- top-k

@@ -99,6 +99,12 @@ def test_two_models_from_file_to_trained_model(file, tiny_config, tmp_path, caps
         result = json.loads((run / "result.json").read_text())
         assert result["valid"]["ndcg@10"] == model["best_value"]
         assert result["best_epoch"] == model["best_epoch"]
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        assert config["learning_rate"] == model["best_params"]["learning_rate"]
+        assert config["train_neg_sample_args"]["distribution"] == "uniform"
+        if label == "BPR":
+            chosen = model["best_params"]["train_neg_sample_args.sample_num"]
+            assert config["train_neg_sample_args"]["sample_num"] == chosen
 
     entries = [
         {"label": label, "model": model["model"], "tuned": str(out)} for label, model in summary["models"].items()
@@ -108,12 +114,6 @@ def test_two_models_from_file_to_trained_model(file, tiny_config, tmp_path, caps
     for spec, model in zip(compared.runs(), 2 * list(summary["models"].values()), strict=False):
         assert spec.given["learning_rate"] == model["best_params"]["learning_rate"]
         assert spec.entry.trials == 2
-        config = yaml.safe_load((run / "config.yaml").read_text())
-        assert config["learning_rate"] == model["best_params"]["learning_rate"]
-        assert config["train_neg_sample_args"]["distribution"] == "uniform"
-        if label == "BPR":
-            chosen = model["best_params"]["train_neg_sample_args.sample_num"]
-            assert config["train_neg_sample_args"]["sample_num"] == chosen
 
 
 def test_the_test_part_is_never_evaluated(search, monkeypatch):

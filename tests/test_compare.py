@@ -364,7 +364,7 @@ def test_the_report_folder(compared):
         "per_user.parquet",
     }
     assert {path.stem for path in (folder / "figures").iterdir()} == {
-        "difference", "time", "curves", "activity", "popularity", "diversity", "seconds", "memory"
+        "difference", "time", "cost", "curves", "activity", "popularity", "diversity", "seconds", "memory"
     }  # fmt: skip
     for path in (folder / "figures").iterdir():
         assert imread(path).shape[0] > 400
@@ -375,7 +375,7 @@ def test_the_page_holds_everything_itself(compared):
     page = (compared / "out" / "report.html").read_text()
     assert page.count("plotly.js v") == 1
     assert not re.search(r'<(script|link|img)[^>]+(src|href)="?http', page)
-    assert page.count('<div id="chart-') == 8
+    assert page.count('<div id="chart-') == 9
     assert "<tr class=reference><td>OneBP</td>" in page
 
 
@@ -459,7 +459,7 @@ def test_a_yaml_with_models_is_a_comparison_for_train_too(tiny_path, tmp_path, c
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["differences"] == []
     assert report["models"][0]["tuning"] == {"trials": 8, "pruned": 3, "epochs": 60, "seconds": 41.7}
-    assert "Pop 8 trials of at most 60 epochs, 3 of them pruned, 42 s." in "\n".join(report["notes"])
+    assert "Pop 8 trials (3 pruned) of at most 60 epochs in 42 s." in "\n".join(report["notes"])
     assert re.search(r"\| Pop +\|.*\| 8 +\|", (tmp_path / "out" / "report.md").read_text())
     assert main(["train", "--model=OneBP", f"--config_files={file}"]) == 2
     assert "error: model: a comparison has models" in capsys.readouterr().err

@@ -68,7 +68,9 @@ def charts_of(comparison: Comparison) -> list[Chart]:
 
     def curve_in_time(model: Model) -> tuple[list[float], list[float]]:
         epochs, values = curve(model)
-        seconds = np.cumsum([epoch["train_seconds"] for epoch in model.runs[0].epochs])
+        result = model.runs[0].result
+        made = result["seconds"]["train"] - sum(result["epoch_seconds"])  # where EASE and ItemKNN do all their work
+        seconds = made + np.cumsum([epoch["train_seconds"] for epoch in model.runs[0].epochs])
         return [max(float(seconds[int(epoch)]), 1e-3) for epoch in epochs], values
 
     def bars(value: Callable[[FinishedRun], float]) -> list[Series]:
@@ -80,6 +82,10 @@ def charts_of(comparison: Comparison) -> list[Chart]:
         for model in models
         if (row := comparison.difference(model.label, primary)) is not None
     ]  # fmt: skip
+    costs = [
+        series(model, [np.mean([run.result["seconds"]["train"] for run in model.runs])], [model.test[primary]["mean"]])
+        for model in models
+    ]
     varied = next((name for name in comparison.beyond if name.startswith("diversity")), None)
     first = "Validation, the first finished seed of each model"
     metric, found = shown(primary), f"test pairs in the top {models[0].runs[0].lists.shape[1]}"
@@ -89,6 +95,8 @@ def charts_of(comparison: Comparison) -> list[Chart]:
               "intervals", intervals),
         Chart("time", f"{metric} against training time", f"{first}; seconds of training alone, log scale.",
               "seconds of training", f"validation {metric}", "lines", of_each(curve_in_time), log_x=True),
+        Chart("cost", "Accuracy and training time", "Test, mean over seeds; seconds of the whole training without "
+              "validation, log scale.", "seconds of training", f"test {metric}", "points", costs, log_x=True),
         Chart("curves", "Learning curves", f"{first}.", "epoch", f"validation {metric}", "lines", of_each(curve)),
         Chart("activity", f"{metric} by user activity", "Test users in four groups by their train pairs; mean over "
               "seeds.", "train pairs of the user", f"test {metric}", "lines", of_each(comparison.by_activity)),

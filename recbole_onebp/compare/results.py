@@ -241,7 +241,7 @@ class Comparison:
                 f"had {most} trials on validation. Models marked * had less of a chance."
             )
         budgets = [
-            f"{model.label} {tuning.trials} trials of at most {tuning.epochs} epochs, {tuning.pruned} of them pruned, "
+            f"{model.label} {tuning.trials} trials ({tuning.pruned} pruned) of at most {tuning.epochs} epochs in "
             f"{tuning.seconds:.0f} s"
             for model in self.models
             if (tuning := model.tuning) is not None

@@ -28,9 +28,6 @@ EPOCHS = {"ml-100k": 100, "onebp-ml-100k": 100, "onebp-ml-1m": 40}
 """At most, a trial or a run: what fits into hours of a CPU."""
 UNTUNED = {"Pop"}
 """Has nothing to tune."""
-PAPER = ["OneBP-paper", "TwoBP-paper"]
-"""The paper's claim on its own terms."""
-Result = dict[str, Any]
 
 
 def entries_of(kind: str, labels: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -57,8 +54,8 @@ def search(shared: Mapping[str, Any], labels: Sequence[str], trials: int | None)
     return folder
 
 
-def compared(shared: Mapping[str, Any], labels: Sequence[str], tuned: Path, reference: str) -> tuple[Path, Result]:
-    """Compare the models of these labels; returns the report's folder and ``report.json``."""
+def compared(shared: Mapping[str, Any], labels: Sequence[str], tuned: Path) -> Path:
+    """Compare the models of these labels; returns the report's folder."""
     from recbole_onebp.compare import compare
 
     entries = [
@@ -66,24 +63,20 @@ def compared(shared: Mapping[str, Any], labels: Sequence[str], tuned: Path, refe
         for entry in entries_of("compare", labels)
     ]
     output_dir = str(Path("runs") / f"compare-{shared['dataset']}")
-    given = {**shared, "models": entries, "reference": reference, "output_dir": output_dir}
-    folder = compare([str(plan_of("compare"))], given)
-    return folder, json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return compare([str(plan_of("compare"))], {**shared, "models": entries, "output_dir": output_dir})
 
 
-def write_results(folder: Path, tuned: Path, command: str, left_out: Sequence[str], paper: Sequence[Result]) -> Path:
+def write_results(folder: Path, tuned: Path, command: str, left_out: Sequence[str]) -> Path:
     """What is small and worth keeping of a report and its search."""
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     out = ROOT / "benchmarks" / "results" / f"{report['dataset']}-comparison"
     out.mkdir(parents=True, exist_ok=True)
-    words = [row["words"] for row in paper if row["metric"] == report["primary_metric"]]
     title, text = (folder / "report.md").read_text(encoding="utf-8").split("\n\n", 1)
     text = re.sub(r"!\[[^\]]*\]\(figures/(?!cost\.png).*?\)\n*", "", text).replace("figures/cost.png", "cost.png")
     head = [title, f"`{command}`", *([f"Left out: {', '.join(left_out)}."] if left_out else [])]
-    claim = ["## The paper's claim, on its own terms", *(f"- {line}." for line in words)]
-    kept = {"command": command, "left_out": list(left_out), "paper": list(paper), **report}
+    kept = {"command": command, "left_out": list(left_out), **report}
     for name, content in {
-        "report.md": "\n\n".join([*head, text.rstrip(), *claim]) + "\n",
+        "report.md": "\n\n".join([*head, text.rstrip()]) + "\n",
         "results.json": json.dumps(kept, indent=1) + "\n",
     }.items():
         write_atomically(out / name, partial(Path.write_text, data=content, encoding="utf-8"))
@@ -111,17 +104,15 @@ def main() -> int:
         tuned = search(shared, labels, args.trials)
         if args.trials is not None:
             return 0
-        if args.only:
-            compared(shared, labels, tuned, labels[0])
-            return 0
-        paper = compared(shared, PAPER, tuned, PAPER[0])[1]["differences"] if {*PAPER} <= {*labels} else []
-        folder, _ = compared(shared, labels, tuned, "OneBP")
+        folder = compared(shared, labels, tuned)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if args.only:
+        return 0
     command = f"python benchmarks/comparison.py {args.dataset}"
     command += f" --without {' '.join(args.without)}" if args.without else ""
-    print(f"wrote {write_results(folder, tuned, command, args.without, paper)}; now python benchmarks/render.py")
+    print(f"wrote {write_results(folder, tuned, command, args.without)}; now python benchmarks/render.py")
     return 0
 
 

@@ -96,7 +96,6 @@ def test_the_plans_of_the_comparison_agree():
     for entry in comparison.entries_of("compare"):
         assert entry.items() <= searched.pop(entry["label"], {**entry, "space": {}}).items()
     assert not searched
-    assert {entry["label"] for entry in comparison.entries_of("compare")} >= {*comparison.PAPER, *comparison.UNTUNED}
     assert {plan.label for plan in Plan.read(comparison.plan_of("tune"), {}).searches}.isdisjoint(comparison.UNTUNED)
 
 
@@ -108,16 +107,12 @@ def test_small_results_are_kept(tmp_path, monkeypatch):
     (tmp_path / "tuning.json").write_text("{}")
     (tmp_path / "report.json").write_text(json.dumps({"dataset": "a", "primary_metric": "ndcg@20", "models": []}))
     (tmp_path / "report.md").write_text("# a\n\ntext\n\n![one](figures/time.png)\n\n![two](figures/cost.png)\n")
-    paper = [{"metric": "ndcg@20", "words": "two is higher"}, {"metric": "recall@20", "words": "no more"}]
-    out = comparison.write_results(tmp_path, tmp_path, "command", ["BPR"], paper)
+    out = comparison.write_results(tmp_path, tmp_path, "command", ["BPR"])
     assert out == tmp_path / "benchmarks" / "results" / "a-comparison"
     assert {path.name for path in out.iterdir()} == {"report.md", "results.json", "tuning.json", "cost.png"}
-    assert (out / "report.md").read_text() == (
-        "# a\n\n`command`\n\nLeft out: BPR.\n\ntext\n\n![two](cost.png)\n\n"
-        "## The paper's claim, on its own terms\n\n- two is higher.\n"
-    )
+    assert (out / "report.md").read_text() == "# a\n\n`command`\n\nLeft out: BPR.\n\ntext\n\n![two](cost.png)\n"
     kept = json.loads((out / "results.json").read_text())
-    assert (kept["command"], kept["left_out"], kept["paper"]) == ("command", ["BPR"], paper)
+    assert (kept["command"], kept["left_out"], kept["paper"]) == ("command", ["BPR"])
 
 
 def test_tables_hold_what_was_measured(tmp_path, rows):

@@ -112,7 +112,7 @@ def test_small_results_are_kept(tmp_path, monkeypatch):
     assert {path.name for path in out.iterdir()} == {"report.md", "results.json", "tuning.json", "cost.png"}
     assert (out / "report.md").read_text() == "# a\n\n`command`\n\nLeft out: BPR.\n\ntext\n\n![two](cost.png)\n"
     kept = json.loads((out / "results.json").read_text())
-    assert (kept["command"], kept["left_out"], kept["paper"]) == ("command", ["BPR"])
+    assert (kept["command"], kept["left_out"], kept["dataset"]) == ("command", ["BPR"], "a")
 
 
 def test_tables_hold_what_was_measured(tmp_path, rows):

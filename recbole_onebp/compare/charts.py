@@ -210,7 +210,7 @@ def _name_points(axes: Any, points: Sequence[Series]) -> None:
         side = 1 if x < right else -1
         left = x + 8 if side > 0 else x - 8 - width
         down = y
-        while any(abs(down - at) < 11 and left < end and start < left + width for start, end, at in boxes):
+        while any(abs(down - at) < 10 and left < end and start < left + width for start, end, at in boxes):
             down -= 1
         boxes.append((left, left + width, down))
         line = {"arrowstyle": "-", "color": point.color, "linewidth": 0.6} if down < y else None

@@ -389,6 +389,7 @@ def test_names_of_points_lie_apart():
     axes = figure.add_subplot(xlim=(0, 1), ylim=(0, 1))
     points = [Series(f"model {n}", [0.1 + n % 2 / 2], [0.8 - n / 100], color="red") for n in range(8)]
     _name_points(axes, points)
+    figure.draw_without_rendering()
     boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the line to the point
     assert [text.get_text() for text in axes.texts] == [point.label for point in points]
     assert not any(one.overlaps(other) for number, one in enumerate(boxes) for other in boxes[:number])

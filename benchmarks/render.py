@@ -43,14 +43,14 @@ def growth(results: Path) -> str:
 
 
 def comparison(results: Path) -> str:
-    """A row a model, its accuracy and training time on each data set, and the last one's picture."""
+    """A row a model, its accuracy and training time on each data set, and the picture with the most models."""
     reports = {
         file.parent.name: json.loads(file.read_text(encoding="utf-8"))
         for file in sorted(results.glob("*-comparison/results.json"))
     }
     if not reports:
         return "Not run: `python benchmarks/comparison.py ml-100k`."
-    *_, (last, report) = reports.items()
+    shown, report = max(reports.items(), key=lambda named: len(named[1]["models"]))
     metric, models = report["primary_metric"].upper(), [m for r in reports.values() for m in r["models"]]
     names = [name for r in reports.values() for name in (f"{r['dataset']}, {metric}", "train s")]
     lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
@@ -64,7 +64,7 @@ def comparison(results: Path) -> str:
         *(f"Not run on {r['dataset']}: {', '.join(r['left_out'])}." for r in reports.values() if r["left_out"]),
         f"Budgets, differences, diversity: {', '.join(pages)}.",
     ]
-    picture = f"![{metric} and training time on {report['dataset']}](benchmarks/results/{last}/cost.png)"
+    picture = f"![{metric} and training time on {report['dataset']}](benchmarks/results/{shown}/cost.png)"
     return "\n".join([*lines, "", *notes, "", picture])
 
 

@@ -81,7 +81,7 @@ def test_the_comparison_is_a_table_of_all_data_sets(tmp_path):
     ]
     assert "2 seeds. 10 trials a model on validation" in lines[7]
     assert lines[8] == "Not run on b: BPR, Pop."
-    assert lines[-1] == "![NDCG@20 and training time on b](benchmarks/results/b-comparison/cost.png)"
+    assert lines[-1] == "![NDCG@20 and training time on a](benchmarks/results/a-comparison/cost.png)"
 
 
 def test_the_plans_of_the_comparison_agree():

@@ -1,4 +1,4 @@
-"""Write the numbers of ``benchmarks/results/*.json`` into ``README.md`` and ``docs/performance.md``.
+"""Write the numbers of ``benchmarks/results`` into ``README.md`` and ``docs/performance.md``.
 
     python benchmarks/render.py [--check]
 
@@ -42,8 +42,34 @@ def growth(results: Path) -> str:
     return _each(results, "growth", _growth) or "Not run: `python benchmarks/growth.py`."
 
 
+def comparison(results: Path) -> str:
+    """A row a model, its accuracy and training time on each data set, and the picture with the most models."""
+    reports = {
+        file.parent.name: json.loads(file.read_text(encoding="utf-8"))
+        for file in sorted(results.glob("*-comparison/results.json"))
+    }
+    if not reports:
+        return "Not run: `python benchmarks/comparison.py ml-100k`."
+    shown, report = max(reports.items(), key=lambda named: len(named[1]["models"]))
+    metric, models = report["primary_metric"].upper(), [m for r in reports.values() for m in r["models"]]
+    names = [name for r in reports.values() for name in (f"{r['dataset']}, {metric}", "train s")]
+    lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    for label in dict.fromkeys(model["label"] for model in models):
+        lines.append(f"| {' | '.join([label, *(cell for r in reports.values() for cell in _compared(r, label))])} |")
+    trials = " or ".join(map(str, sorted({model["tuning_trials"] for model in models} - {0})))
+    pages = [f"[{r['dataset']}](benchmarks/results/{folder}/report.md)" for folder, r in reports.items()]
+    notes = [
+        f"Test, mean ± standard deviation over {len(report['seeds'])} seeds. {trials} trials a model on validation, "
+        f"none where marked *. ↑ ↓: significantly above or below {report['reference']}.",
+        *(f"Not run on {r['dataset']}: {', '.join(r['left_out'])}." for r in reports.values() if r["left_out"]),
+        f"Budgets, differences, diversity: {', '.join(pages)}.",
+    ]
+    picture = f"![{metric} and training time on {report['dataset']}](benchmarks/results/{shown}/cost.png)"
+    return "\n".join([*lines, "", *notes, "", picture])
+
+
 BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
-    "README.md": {"speed": speed_short},
+    "README.md": {"comparison": comparison, "speed": speed_short},
     "docs/performance.md": {"speed": speed, "growth": growth, "gpu": gpu},
 }
 
@@ -92,6 +118,20 @@ def _growth(result: Result, file: Path) -> str:
     picture = file.with_suffix(".png").name
     lines += ["", f"![Seconds an epoch, on log-log axes](../benchmarks/results/{picture})"]
     return "\n".join(lines)
+
+
+def _compared(report: Result, label: str) -> tuple[str, str]:
+    """Accuracy, marked where it differs from the reference's, and training time of a model, if it has them."""
+    metric = report["primary_metric"]
+    model = next((model for model in report["models"] if model["label"] == label), None)
+    if model is None or not model["test"]:
+        return "", ""
+    value = model["test"][metric]
+    difference = next((d for d in report["differences"] if (d["label"], d["metric"]) == (label, metric)), None)
+    mark = "" if difference is None or difference["p_holm"] >= 0.05 else " ↑" if difference["mean"] > 0 else " ↓"
+    star = "" if model["tuning_trials"] else " *"
+    spread = "" if value["std"] is None else f" ± {value['std']:.4f}"
+    return f"{value['mean']:.4f}{spread}{mark}{star}", _number(model["train_seconds"]["mean"])
 
 
 def _spread(row: Mapping[str, Any]) -> str:

@@ -54,7 +54,8 @@ class Result:
     valid: dict[str, float]
     test: dict[str, float]
     seconds: dict[str, float]
-    """Wall-clock time of ``data``, ``train``, ``valid`` and ``test``."""
+    """Wall-clock time of ``data``, ``train``, ``valid`` and ``test``; making the model, where some do all their work,
+    is training."""
     epoch_seconds: list[float]
     """Training alone, validation not included."""
     peak_rss_mb: float
@@ -128,6 +129,7 @@ class Run:
     model: torch.nn.Module
     trainer: Any
     data_seconds: float
+    model_seconds: float
 
     def per_user_metrics(self, part: Literal["valid", "test"] = "test") -> pd.DataFrame:
         """The metrics of every user of a part, by the model as it stands: after :meth:`fit`, that of the best epoch.
@@ -194,7 +196,7 @@ class Run:
             test=_floats(test),
             seconds={
                 "data": self.data_seconds,
-                "train": fit_seconds - valid_seconds,
+                "train": self.model_seconds + fit_seconds - valid_seconds,
                 "valid": valid_seconds,
                 "test": test_seconds,
             },
@@ -294,14 +296,16 @@ def build_from(config: RunConfig, folder: RunFolder) -> Run:
     data_seconds = perf_counter() - start
 
     init_seed(config["seed"], config["reproducibility"])
+    start = perf_counter()
     with _missing_package(config["model"]):
         model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
+        model_seconds = perf_counter() - start
         folder.start(config.final_config_dict)
         trainer = _recorded(get_trainer(config["MODEL_TYPE"], config["model"]))(config, model)
     trainer.record = Record(folder)
     trainer.saved_model_file = str(folder.checkpoint)
     valid_data = None if config["refit"] else valid_data
-    return Run(config, folder, dataset, train_data, valid_data, test_data, model, trainer, data_seconds)
+    return Run(config, folder, dataset, train_data, valid_data, test_data, model, trainer, data_seconds, model_seconds)
 
 
 @contextmanager

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from recbole_onebp.errors import UserError
+from recbole_onebp.tune.plan import Plan
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,6 +48,71 @@ def test_rows_say_pass_or_miss(rows):
     assert [row["verdict"] for row in rows.values()] == ["pass", "miss", "reported", "not run: needs --reference"]
     assert (rows["a"]["median"], rows["a"]["min"], rows["a"]["max"]) == (0.2, 0.1, 0.3)
     assert rows["a"]["parts"]["ours, s"]["median"] == 2
+
+
+def test_the_comparison_is_a_table_of_all_data_sets(tmp_path):
+    def model(label, value, trials=10, **more):
+        test = {"ndcg@20": {"mean": value, "std": 0.001}}
+        return {"label": label, "test": test, "tuning_trials": trials, "train_seconds": {"mean": 2.5}, **more}
+
+    def difference(label, mean, p):
+        return {"label": label, "metric": "ndcg@20", "mean": mean, "p_holm": p}
+
+    def write(name, models, differences, left_out):
+        (tmp_path / f"{name}-comparison").mkdir()
+        report = {"dataset": name, "primary_metric": "ndcg@20", "reference": "OneBP", "seeds": [1, 2], "models": models}
+        report |= {"differences": differences, "left_out": left_out}
+        (tmp_path / f"{name}-comparison" / "results.json").write_text(json.dumps(report))
+
+    render = import_module("render")
+    assert render.comparison(tmp_path) == "Not run: `python benchmarks/comparison.py ml-100k`."
+    higher, same, lower = difference("EASE", 0.1, 0.01), difference("BPR", -0.1, 0.2), difference("Pop", -0.2, 0.0)
+    pop = model("Pop", 0.1, trials=0)
+    write("a", [model("OneBP", 0.3), model("EASE", 0.4), model("BPR", 0.2), pop], [higher, same, lower], [])
+    write("b", [model("OneBP", 0.3), model("EASE", 0.3, test={})], [], ["BPR", "Pop"])
+    lines = render.comparison(tmp_path).splitlines()
+    assert lines[:6] == [
+        "| | a, NDCG@20 | train s | b, NDCG@20 | train s |",
+        "|---|---|---|---|---|",
+        "| OneBP | 0.3000 ± 0.0010 | 2.5 | 0.3000 ± 0.0010 | 2.5 |",
+        "| EASE | 0.4000 ± 0.0010 ↑ | 2.5 |  |  |",
+        "| BPR | 0.2000 ± 0.0010 | 2.5 |  |  |",
+        "| Pop | 0.1000 ± 0.0010 ↓ * | 2.5 |  |  |",
+    ]
+    assert "2 seeds. 10 trials a model on validation" in lines[7]
+    assert lines[8] == "Not run on b: BPR, Pop."
+    assert lines[-1] == "![NDCG@20 and training time on a](benchmarks/results/a-comparison/cost.png)"
+
+
+def test_the_plans_of_the_comparison_agree():
+    """The same models and terms in both, all spaces sound; only Pop is not searched."""
+    comparison = import_module("comparison")
+    search, compared = (yaml.safe_load(comparison.plan_of(kind).read_text()) for kind in ("tune", "compare"))
+    own = {"models", "seeds", "seed", "reference", "trials", "warmup_epochs"}
+    assert {key: search[key] for key in search if key not in own} == {
+        key: compared[key] for key in compared if key not in own
+    }
+    searched = {entry["label"]: entry for entry in comparison.entries_of("tune")}
+    for entry in comparison.entries_of("compare"):
+        assert entry.items() <= searched.pop(entry["label"], {**entry, "space": {}}).items()
+    assert not searched
+    assert {plan.label for plan in Plan.read(comparison.plan_of("tune"), {}).searches}.isdisjoint(comparison.UNTUNED)
+
+
+def test_small_results_are_kept(tmp_path, monkeypatch):
+    comparison = import_module("comparison")
+    monkeypatch.setattr(comparison, "ROOT", tmp_path)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "cost.png").write_bytes(b"picture")
+    (tmp_path / "tuning.json").write_text("{}")
+    (tmp_path / "report.json").write_text(json.dumps({"dataset": "a", "primary_metric": "ndcg@20", "models": []}))
+    (tmp_path / "report.md").write_text("# a\n\ntext\n\n![one](figures/time.png)\n\n![two](figures/cost.png)\n")
+    out = comparison.write_results(tmp_path, tmp_path, "command", ["BPR"])
+    assert out == tmp_path / "benchmarks" / "results" / "a-comparison"
+    assert {path.name for path in out.iterdir()} == {"report.md", "results.json", "tuning.json", "cost.png"}
+    assert (out / "report.md").read_text() == "# a\n\n`command`\n\nLeft out: BPR.\n\ntext\n\n![two](cost.png)\n"
+    kept = json.loads((out / "results.json").read_text())
+    assert (kept["command"], kept["left_out"], kept["dataset"]) == ("command", ["BPR"], "a")
 
 
 def test_tables_hold_what_was_measured(tmp_path, rows):

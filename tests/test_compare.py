@@ -18,7 +18,10 @@ import scipy.sparse as sp
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.text import Text
 from recbole.evaluator import metrics as recbole_metrics
 from scipy import stats
 
@@ -27,6 +30,7 @@ import tasks
 from conftest import write_inter
 from recbole_onebp.cli import main
 from recbole_onebp.compare import compare
+from recbole_onebp.compare.charts import Series, _name_points
 from recbole_onebp.compare.lists import coverage, diversity, gini, hits, novelty
 from recbole_onebp.compare.plan import Plan
 from recbole_onebp.compare.runner import Task, run_tasks
@@ -96,6 +100,51 @@ def test_a_model_may_bring_files_of_its_own(plan, tmp_path):
     entry = {"model": "OneBP", "config_files": [str(tmp_path / "best.yaml")], "beta": 0.75}
     given = plan(models=[entry]).runs()[0].given
     assert (given["beta"], given["learning_rate"]) == (0.75, 0.001)
+
+
+def tuned(folder, model="BPR", seed=2020, **best):
+    """A folder as ``tune`` leaves it, of ``model`` with ``best``, and of OneBP without a complete trial."""
+    (folder / model).mkdir(parents=True)
+    (folder / model / "best.yaml").write_text(yaml.safe_dump({**SHARED, "model": model, **best}))
+    searched = {"model": model, "trials": 8, "pruned": 3, "seconds": 41.7, "config": f"{model}/best.yaml"}
+    models = {model: searched, "OneBP": {"model": "OneBP", "trials": 8}}
+    (folder / "tuning.json").write_text(json.dumps({"seed": seed, "budget": {"epochs": 60}, "models": models}))
+    return str(folder)
+
+
+def test_a_model_may_be_tuned(plan, tmp_path):
+    """The search gives the model's settings and budget, the comparison data, evaluation and epochs."""
+    folder = tuned(tmp_path / "tuned", learning_rate=0.25, embedding_size=12, epochs=60, topk=[3], train_batch_size=99)
+    read = plan(models=[{"model": "BPR", "tuned": folder, "train_batch_size": 77}, "Pop"])
+    given = read.runs()[0].given
+    assert (given["learning_rate"], given["embedding_size"], given["train_batch_size"]) == (0.25, 12, 77)
+    assert (given["epochs"], given["topk"], given["seed"]) == (SHARED["epochs"], SHARED["topk"], 2020)
+    assert [entry.trials for entry in read.models] == [8, 0]
+
+
+@pytest.mark.parametrize(
+    ("best", "keys", "message"),
+    [
+        ({}, {"seeds": [7, 8]}, "tuned: split_seed: searched with 2020, compared with 7; validation of another split"),
+        ({"split_seed": 5}, {}, "tuned: split_seed: searched with 5, compared with 2020"),
+        ({"val_interval": {"rating": "[3,inf)"}}, {}, "tuned: val_interval: searched with {'rating'"),
+        ({"dataset": "ml-100k"}, {}, "tuned: dataset: searched with ml-100k, compared with tiny"),
+        ({}, {"tuning_trials": 3}, "models.0: tuning_trials: tuned says how many"),
+        ({}, {"label": "bpr"}, "tuned: .*tuned has no bpr; labels there: BPR, OneBP"),
+        ({}, {"model": "OneBP"}, "tuned: .*tuned: no trial of OneBP was completed"),
+        ({}, {"tuned": "absent"}, "tuned: absent/tuning.json, which recbole-onebp tune writes"),
+    ],
+)
+def test_a_search_on_other_terms_is_refused(plan, tmp_path, best, keys, message):
+    folder = tuned(tmp_path / "tuned", **best)
+    seeds = {"seeds": keys.pop("seeds")} if "seeds" in keys else {}
+    with pytest.raises(UserError, match=message):
+        plan(models=[{"model": "BPR", "tuned": folder, **keys}], **seeds).runs()
+
+
+def test_the_split_of_the_search_may_be_named(plan, tmp_path):
+    entry = {"model": "BPR", "tuned": tuned(tmp_path / "tuned", seed=5)}
+    assert len(plan(models=[entry], split_seed=5, seeds=[1, 2]).runs()) == 2
 
 
 @pytest.mark.parametrize(
@@ -319,7 +368,7 @@ def test_the_report_folder(compared):
         "per_user.parquet",
     }
     assert {path.stem for path in (folder / "figures").iterdir()} == {
-        "difference", "time", "curves", "activity", "popularity", "diversity", "seconds", "memory"
+        "difference", "time", "cost", "curves", "activity", "popularity", "diversity", "seconds", "memory"
     }  # fmt: skip
     for path in (folder / "figures").iterdir():
         assert imread(path).shape[0] > 400
@@ -330,8 +379,20 @@ def test_the_page_holds_everything_itself(compared):
     page = (compared / "out" / "report.html").read_text()
     assert page.count("plotly.js v") == 1
     assert not re.search(r'<(script|link|img)[^>]+(src|href)="?http', page)
-    assert page.count('<div id="chart-') == 8
+    assert page.count('<div id="chart-') == 9
     assert "<tr class=reference><td>OneBP</td>" in page
+
+
+def test_names_of_points_lie_apart():
+    figure = Figure()
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlim=(0, 1), ylim=(0, 1))
+    points = [Series(f"model {n}", [0.1 + n % 2 / 2], [0.8 - n / 100], color="red") for n in range(8)]
+    _name_points(axes, points)
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the line to the point
+    assert [text.get_text() for text in axes.texts] == [point.label for point in points]
+    assert not any(one.overlaps(other) for number, one in enumerate(boxes) for other in boxes[:number])
 
 
 def test_the_numbers_are_those_of_the_users(compared, report):
@@ -404,13 +465,18 @@ def test_what_is_finished_is_not_run_again(compared, tiny_path, caplog):
 
 def test_a_yaml_with_models_is_a_comparison_for_train_too(tiny_path, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("recbole_onebp.compare.report.find_spec", lambda name: None)
-    file = written(tmp_path / "one.yaml", data_path=tiny_path, models=["Pop"])
+    entry = {"model": "Pop", "tuned": tuned(tmp_path / "tuned", "Pop", seed=5)}
+    file = written(tmp_path / "one.yaml", data_path=tiny_path, models=[entry])
     assert main(["train", f"--config_files={file}", "--seeds=[5]", f"--output_dir={tmp_path / 'out'}"]) == 0
     out = capsys.readouterr().out
     assert "[1/1] Pop, seed 5: recall@5" in out
     assert "for Parquet install pyarrow: pip install 'recbole-onebp[parquet]'" in out
     assert len(pd.read_csv(tmp_path / "out" / "per_user.csv")) == 30
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["differences"] == []
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["differences"] == []
+    assert report["models"][0]["tuning"] == {"trials": 8, "pruned": 3, "epochs": 60, "seconds": 41.7}
+    assert "Pop 8 trials (3 pruned) of at most 60 epochs in 42 s." in "\n".join(report["notes"])
+    assert re.search(r"\| Pop +\|.*\| 8 +\|", (tmp_path / "out" / "report.md").read_text())
     assert main(["train", "--model=OneBP", f"--config_files={file}"]) == 2
     assert "error: model: a comparison has models" in capsys.readouterr().err
 

@@ -202,6 +202,25 @@ def test_metric_counts(tiny):
     assert result.test["averagepopularity@10"] > 1
 
 
+@needs("pop_counts")
+@pytest.mark.parametrize("batch", [7, 10_000])
+def test_pop_counts(tiny, batch):
+    """Every train pair once, whatever the batch, and none of the negatives."""
+    run = tiny("Pop", train_batch_size=batch)
+    run.fit()
+    items = run.train_data.dataset.inter_feat["item_id"]
+    assert run.model.item_cnt.squeeze(1).tolist() == torch.bincount(items, minlength=run.dataset.item_num).tolist()
+    assert run.model.max_cnt.item() == torch.bincount(items).max()
+
+
+@needs("traditional_eval_step")
+@pytest.mark.parametrize("model", ["Pop", "ItemKNN", "EASE"])
+def test_traditional_eval_step(tiny, model):
+    often, seldom = (tiny(model, eval_step=step, epochs=10).fit() for step in (1, 5))
+    assert (seldom.epochs_run, seldom.valid, seldom.test) == (1, often.valid, often.test)
+    assert seldom.valid["ndcg@10"] > 0
+
+
 def test_output_folders(tiny_config, tmp_path):
     sys.modules["recbole.quick_start"].run_recbole(
         model="Pop", dataset="tiny", config_dict={**tiny_config, "output_dir": str(tmp_path / "here")}

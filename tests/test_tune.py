@@ -19,6 +19,7 @@ from recbole.trainer import Trainer
 
 from conftest import write_inter
 from recbole_onebp.cli import main
+from recbole_onebp.compare.plan import Plan as Comparison
 from recbole_onebp.errors import UserError
 from recbole_onebp.resources import properties_dir
 from recbole_onebp.tune import report, runner, trials
@@ -66,7 +67,7 @@ def states(made):
     return [trial.state.name for trial in made]
 
 
-def test_two_models_from_file_to_trained_model(file, tmp_path, capsys):
+def test_two_models_from_file_to_trained_model(file, tiny_config, tmp_path, capsys):
     models = [
         {"model": "BPR", "space": {"train_neg_sample_args.sample_num": {"low": 2, "high": 4}, "learner": ["adam"]}},
         {"model": "OneBP", "label": "TwoBP", "backprop": "two", "space": {"negatives": ["shared", "per_pair"]}},
@@ -104,6 +105,15 @@ def test_two_models_from_file_to_trained_model(file, tmp_path, capsys):
         if label == "BPR":
             chosen = model["best_params"]["train_neg_sample_args.sample_num"]
             assert config["train_neg_sample_args"]["sample_num"] == chosen
+
+    entries = [
+        {"label": label, "model": model["model"], "tuned": str(out)} for label, model in summary["models"].items()
+    ]
+    shared = {key: yaml.safe_load(path.read_text())[key] for key in (*tiny_config, "dataset") if key != "output_dir"}
+    compared = Comparison(**shared, models=entries, output_dir="compared")
+    for spec, model in zip(compared.runs(), 2 * list(summary["models"].values()), strict=False):
+        assert spec.given["learning_rate"] == model["best_params"]["learning_rate"]
+        assert spec.entry.trials == 2
 
 
 def test_the_test_part_is_never_evaluated(search, monkeypatch):

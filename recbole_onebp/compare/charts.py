@@ -68,7 +68,9 @@ def charts_of(comparison: Comparison) -> list[Chart]:
 
     def curve_in_time(model: Model) -> tuple[list[float], list[float]]:
         epochs, values = curve(model)
-        seconds = np.cumsum([epoch["train_seconds"] for epoch in model.runs[0].epochs])
+        result = model.runs[0].result
+        made = result["seconds"]["train"] - sum(result["epoch_seconds"])  # where EASE and ItemKNN do all their work
+        seconds = made + np.cumsum([epoch["train_seconds"] for epoch in model.runs[0].epochs])
         return [max(float(seconds[int(epoch)]), 1e-3) for epoch in epochs], values
 
     def bars(value: Callable[[FinishedRun], float]) -> list[Series]:
@@ -80,6 +82,10 @@ def charts_of(comparison: Comparison) -> list[Chart]:
         for model in models
         if (row := comparison.difference(model.label, primary)) is not None
     ]  # fmt: skip
+    costs = [
+        series(model, [np.mean([run.result["seconds"]["train"] for run in model.runs])], [model.test[primary]["mean"]])
+        for model in models
+    ]
     varied = next((name for name in comparison.beyond if name.startswith("diversity")), None)
     first = "Validation, the first finished seed of each model"
     metric, found = shown(primary), f"test pairs in the top {models[0].runs[0].lists.shape[1]}"
@@ -89,6 +95,8 @@ def charts_of(comparison: Comparison) -> list[Chart]:
               "intervals", intervals),
         Chart("time", f"{metric} against training time", f"{first}; seconds of training alone, log scale.",
               "seconds of training", f"validation {metric}", "lines", of_each(curve_in_time), log_x=True),
+        Chart("cost", "Accuracy and training time", "Test, mean over seeds; seconds of the whole training without "
+              "validation, log scale.", "seconds of training", f"test {metric}", "points", costs, log_x=True),
         Chart("curves", "Learning curves", f"{first}.", "epoch", f"validation {metric}", "lines", of_each(curve)),
         Chart("activity", f"{metric} by user activity", "Test users in four groups by their train pairs; mean over "
               "seeds.", "train pairs of the user", f"test {metric}", "lines", of_each(comparison.by_activity)),
@@ -161,7 +169,7 @@ def draw_png(chart: Chart, path: Path) -> None:
     figure = Figure(figsize=(5.2, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for number, series in enumerate(chart.series):
+    for series in chart.series:
         look: dict[str, Any] = {"color": series.color, "label": series.label}
         x = _wrapped(series.x, "\n")
         if chart.kind == "bars":
@@ -173,11 +181,6 @@ def draw_png(chart: Chart, path: Path) -> None:
         else:
             error = None if series.error is None else np.array([series.error]).T
             axes.errorbar(x, series.y, xerr=error, fmt="o", capsize=3, **look)
-            if chart.kind == "points":
-                offset = (0, (6, -14)[number % 2])
-                axes.annotate(
-                    series.label, (x[0], series.y[0]), offset, textcoords="offset points", ha="center", fontsize=8
-                )
     axes.set(xlabel=chart.x, ylabel=chart.y)
     if chart.log_x:
         axes.set_xscale("log")
@@ -190,7 +193,31 @@ def draw_png(chart: Chart, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.tick_params(labelsize=8)
+    if chart.kind == "points":
+        figure.draw_without_rendering()  # then it is known where they lie
+        _name_points(axes, chart.series)
     figure.savefig(path, dpi=200, format="png")
+
+
+def _name_points(axes: Any, points: Sequence[Series]) -> None:
+    """Write each name beside its point, further down where it would lie on another."""
+    places = axes.transData.transform([(point.x[0], point.y[0]) for point in points]) * 72 / axes.figure.dpi
+    right = (axes.bbox.x0 + 0.6 * axes.bbox.width) * 72 / axes.figure.dpi
+    boxes = [(x - 5, x + 5, y) for x, y in places]
+    for number in np.argsort(-places[:, 1], kind="stable"):
+        (x, y), point = places[number], points[number]
+        width = 4.8 * len(point.label)
+        side = 1 if x < right else -1
+        left = x + 8 if side > 0 else x - 8 - width
+        down = y
+        while any(abs(down - at) < 10 and left < end and start < left + width for start, end, at in boxes):
+            down -= 1
+        boxes.append((left, left + width, down))
+        line = {"arrowstyle": "-", "color": point.color, "linewidth": 0.6} if down < y else None
+        axes.annotate(
+            point.label, (point.x[0], point.y[0]), (8 * side, down - y), textcoords="offset points", fontsize=8,
+            va="center", ha="left" if side > 0 else "right", arrowprops=line,
+        )  # fmt: skip
 
 
 def _wrapped(values: Sequence[Any], end: str) -> list[Any]:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from logging import getLogger
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from recbole.utils import EvaluatorType, ModelType
 from recbole.utils.argument_list import dataset_arguments, evaluation_arguments
 
 from recbole_onebp import __version__
+from recbole_onebp.compare.tuned import Tuning
 from recbole_onebp.config import RunConfig, Seed, validated
 from recbole_onebp.errors import UserError
 from recbole_onebp.quick_start import read_config
@@ -38,6 +40,8 @@ class Entry(BaseModel):
     label: str
     config_files: list[str] = []
     """YAML files for this model, such as the best configuration of a search; keys given beside them go above them."""
+    tuned: str | None = None
+    """A folder of ``recbole-onebp tune``: the best settings of this label, below ``config_files``, and their budget."""
     tuning_trials: Annotated[int, Field(ge=0)] = 0
     """How many configurations were tried on validation before this one was chosen."""
 
@@ -46,6 +50,21 @@ class Entry(BaseModel):
     def _name_alone(cls, given: Any) -> Any:
         given = {"model": given} if isinstance(given, str) else given
         return {"label": given.get("model"), **given} if isinstance(given, dict) else given
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Entry:
+        if self.tuned is not None and self.tuning_trials:
+            raise ValueError("tuning_trials: tuned says how many; leave it out")
+        return self
+
+    @cached_property
+    def tuning(self) -> Tuning | None:
+        return None if self.tuned is None else Tuning.load(Path(self.tuned), self.label)
+
+    @property
+    def trials(self) -> int:
+        """The tuning budget."""
+        return self.tuning_trials if self.tuning is None else self.tuning.trials
 
 
 @dataclass(frozen=True)
@@ -153,15 +172,17 @@ class Plan(BaseModel):
         for key in ("seed", "split_seed", "dataset"):
             if key in own:
                 raise UserError(f"models, {entry.label}: {key}: the same for all models; set it beside models")
-        return {
-            **self.shared,
-            **own,
-            "model": entry.model,
+        fixed = {
             "dataset": self.dataset,
             "seed": self.seeds[0],
             "split_seed": self.seeds[0] if self.split_seed is None else self.split_seed,
             "show_progress": False,
         }
+        try:
+            tuned = {} if entry.tuning is None else entry.tuning.settings({**self.shared, **fixed})
+        except UserError as error:
+            raise UserError(f"models, {entry.label}: {error}") from None
+        return {**self.shared, **tuned, **own, "model": entry.model, **fixed}
 
     def _settings(self, entry: Entry, given: Mapping[str, Any]) -> dict[str, str]:
         try:

@@ -18,6 +18,7 @@ from recbole_onebp.compare.plan import Plan, RunSpec
 from recbole_onebp.compare.runner import outcome_of
 from recbole_onebp.compare.split import Split
 from recbole_onebp.compare.statistics import ALPHA, holm, paired
+from recbole_onebp.compare.tuned import Tuning
 
 __all__ = ["Comparison", "FinishedRun", "Model", "mean_std", "shown"]
 
@@ -84,6 +85,8 @@ class Model:
     label: str
     name: str
     tuning_trials: int
+    tuning: Tuning | None
+    """Where it is known what the trials took."""
     runs: list[FinishedRun]
     failures: list[str]
     """How each of the other runs ended."""
@@ -115,6 +118,8 @@ class Model:
             "status": self.status,
             "seeds": [run.seed for run in self.runs],
             "tuning_trials": self.tuning_trials,
+            "tuning": self.tuning
+            and {key: getattr(self.tuning, key) for key in ("trials", "pruned", "epochs", "seconds")},
             "test": self.test,
             "best_epoch": self.over_seeds(lambda run: run.result["best_epoch"]),
             "epochs_run": self.over_seeds(lambda run: run.result["epochs_run"]),
@@ -154,7 +159,7 @@ class Comparison:
                     runs.append(FinishedRun.load(folder, spec.seed, split))
                 else:
                     failures.append(f"seed {spec.seed} {outcome['status']}: {outcome['reason']}")
-            models.append(Model(entry.label, entry.model, entry.tuning_trials, runs, failures))
+            models.append(Model(entry.label, entry.model, entry.trials, entry.tuning, runs, failures))
         return cls(plan, protocol, split, models, primary)
 
     @property
@@ -235,6 +240,14 @@ class Comparison:
                 f"Unequal tuning budgets: {', '.join(f'{label} {trials[label]}' for label in unequal)}, where others "
                 f"had {most} trials on validation. Models marked * had less of a chance."
             )
+        budgets = [
+            f"{model.label} {tuning.trials} trials ({tuning.pruned} pruned) of at most {tuning.epochs} epochs in "
+            f"{tuning.seconds:.0f} s"
+            for model in self.models
+            if (tuning := model.tuning) is not None
+        ]
+        if budgets:
+            notes.append(f"Tuned on validation, the best trial's settings taken: {'; '.join(budgets)}.")
         notes += [f"{model.label}: {failure}." for model in self.models for failure in model.failures]
         if self.reference is None:
             notes.append(f"{self.plan.reference_label}, the reference, has no result: no differences were tested.")

@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_tune(commands)
     _add_fetch(commands)
     _add_convert(commands)
+    _add_export(commands)
 
     doctor = commands.add_parser("doctor", help="versions, device, what is patched and why, what is missing")
     doctor.set_defaults(run=_doctor)
@@ -131,6 +132,21 @@ def _add_convert(commands: Any) -> None:
     convert.add_argument("--seed", type=int, default=2020, help="of the split")
     convert.add_argument("--force", action="store_true", help="replace what is there")
     convert.set_defaults(run=_convert)
+
+
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export",
+        help="from a run to a bundle, which needs numpy alone",
+        description="Write encodings, ids, train histories, titles and a model card of a run to a folder of their own.",
+        epilog="example: recbole-onebp export runs/mine bundle",
+        allow_abbrev=False,
+    )
+    export.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="what train wrote; its data are where they were")
+    export.add_argument("bundle_dir", type=Path, metavar="BUNDLE_DIR")
+    export.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="default: float32")
+    export.add_argument("--force", action="store_true", help="replace an earlier bundle")
+    export.set_defaults(run=_export)
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
@@ -263,6 +279,16 @@ def _convert(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     )
     name = arguments.name or arguments.files[0].stem
     convert(arguments.files, name, arguments.data_path, conversion, arguments.force)
+    return 0
+
+
+def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    _refuse_others(rest)
+    compat.require_recbole()
+    from recbole_onebp.serving.export import export
+
+    export(arguments.run_dir, arguments.bundle_dir, arguments.dtype, arguments.force)
+    print(f"wrote {arguments.bundle_dir}")
     return 0
 
 

@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_fetch(commands)
     _add_convert(commands)
     _add_export(commands)
+    _add_recommend(commands)
 
     doctor = commands.add_parser("doctor", help="versions, device, what is patched and why, what is missing")
     doctor.set_defaults(run=_doctor)
@@ -147,6 +148,32 @@ def _add_export(commands: Any) -> None:
     export.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="default: float32")
     export.add_argument("--force", action="store_true", help="replace an earlier bundle")
     export.set_defaults(run=_export)
+
+
+def _add_recommend(commands: Any) -> None:
+    recommend = commands.add_parser(
+        "recommend",
+        help="the best items of users, from a bundle",
+        description="Show the best items of users, or write them to a file: by all cores, and started again after it "
+        "was stopped, it goes on.",
+        epilog="examples: recbole-onebp recommend bundle --users=196,22; recbole-onebp recommend bundle --all_users "
+        "--k=20 --out=lists.parquet",
+        allow_abbrev=False,
+    )
+    recommend.add_argument("bundle", type=Path, metavar="BUNDLE_DIR")
+    whom = recommend.add_mutually_exclusive_group(required=True)
+    whom.add_argument("--users", metavar="IDS", help="separated by commas; or a file as below")
+    whom.add_argument("--users_file", type=Path, metavar="FILE", help="one id a line")
+    whom.add_argument("--all_users", action="store_true")
+    whom.add_argument("--history", metavar="IDS", help="items that a user never seen has taken, separated by commas")
+    recommend.add_argument("--k", type=int, default=10, help="items a user; default: 10")
+    recommend.add_argument("--include_seen", action="store_true", help="also items that a user has taken")
+    recommend.add_argument("--allow", type=Path, metavar="FILE", help="choose from these items only, one id a line")
+    recommend.add_argument("--deny", type=Path, metavar="FILE", help="leave these items out, one id a line")
+    recommend.add_argument("--out", type=Path, metavar="FILE", help=".csv, .jsonl or .parquet; default: shown")
+    recommend.add_argument("--jobs", type=int, metavar="N", help="with --out: processes; default: one a core")
+    recommend.add_argument("--force", action="store_true", help="with --out: replace what is there")
+    recommend.set_defaults(run=_recommend)
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
@@ -289,6 +316,33 @@ def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
     export(arguments.run_dir, arguments.bundle_dir, arguments.dtype, arguments.force)
     print(f"wrote {arguments.bundle_dir}")
+    return 0
+
+
+def _recommend(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    _refuse_others(rest)
+    from recbole_onebp.serving import lists
+
+    allow, deny = (None if file is None else tuple(lists.read_ids(file)) for file in (arguments.allow, arguments.deny))
+    request = lists.Request(arguments.k, not arguments.include_seen, allow, deny or ())
+    users_file = arguments.users_file
+    if arguments.users and Path(arguments.users).is_file():
+        users_file = Path(arguments.users)
+    users = users_file or (None if arguments.users is None else arguments.users.split(","))
+    if arguments.out is None:
+        history = None if arguments.history is None else arguments.history.split(",")
+        lists.show(arguments.bundle, users, history, request)
+        return 0
+    if arguments.history is not None:
+        raise UserError("--out with --history: a history is shown, not written; leave --out out")
+    written = lists.write_lists(
+        arguments.bundle, users, arguments.out, request, jobs=arguments.jobs, force=arguments.force, show_progress=True
+    )
+    for item in written.unknown_items:
+        print(f"unknown item: {item}", file=sys.stderr)
+    if written.n_unknown_users:
+        print(f"unknown users: {written.n_unknown_users}, see {arguments.out}.unknown.txt", file=sys.stderr)
+    print(f"wrote {arguments.out}")
     return 0
 
 

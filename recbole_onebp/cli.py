@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_export(commands)
     _add_recommend(commands)
+    _add_serve(commands)
 
     doctor = commands.add_parser("doctor", help="versions, device, what is patched and why, what is missing")
     doctor.set_defaults(run=_doctor)
@@ -174,6 +175,24 @@ def _add_recommend(commands: Any) -> None:
     recommend.add_argument("--jobs", type=int, metavar="N", help="with --out: processes; default: one a core")
     recommend.add_argument("--force", action="store_true", help="with --out: replace what is there")
     recommend.set_defaults(run=_recommend)
+
+
+def _add_serve(commands: Any) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="answer over HTTP, from a bundle",
+        description="Serve a bundle, a page to try it on, and /docs. New events move users at once, and are on the "
+        "disk before they are acknowledged. RECBOLE_ONEBP_API_KEY, if it is set, is asked for.",
+        epilog="example: recbole-onebp serve bundle --port=8000",
+        allow_abbrev=False,
+    )
+    serve.add_argument("bundle", type=Path, metavar="BUNDLE_DIR")
+    serve.add_argument("--events", type=Path, metavar="DIR", help="of the events; default: BUNDLE_DIR.events")
+    serve.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine alone")
+    serve.add_argument("--port", type=int, default=8000, help="default: 8000; 0: a free one")
+    serve.add_argument("--watch", type=float, metavar="SECONDS", help="look this often for a new bundle, and serve it")
+    serve.add_argument("--memory_mb", type=float, default=30, help="bounds the scores held at a time; default: 30")
+    serve.set_defaults(run=_serve)
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
@@ -343,6 +362,15 @@ def _recommend(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     if written.n_unknown_users:
         print(f"unknown users: {written.n_unknown_users}, see {arguments.out}.unknown.txt", file=sys.stderr)
     print(f"wrote {arguments.out}")
+    return 0
+
+
+def _serve(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    _refuse_others(rest)
+    from recbole_onebp.serving.serve import Service, serve
+
+    where = arguments.host, arguments.port
+    serve(Service(arguments.bundle, arguments.events, *where, arguments.watch, arguments.memory_mb))
     return 0
 
 

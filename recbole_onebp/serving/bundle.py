@@ -52,6 +52,11 @@ class Bundle:
     history_start: npt.NDArray[np.int64]
     history_item: npt.NDArray[np.int32]
 
+    @property
+    def key(self) -> str:
+        """Tells a bundle from all others."""
+        return self.manifest["checksum"]
+
 
 def write_bundle(
     path: Path,
@@ -152,14 +157,14 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"{path}: a bundle of format version {version}; this recbole_onebp reads version {FORMAT_VERSION}: export "
             "it again, or install the version that wrote it"
         )
-    checksum = manifest.pop("checksum", None)
-    if checksum != _checksum(manifest):
+    if manifest.get("checksum") != _checksum(manifest):
         raise UserError(f"{path / 'manifest.json'}: damaged: it does not match its checksum; export the bundle again")
     return manifest
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    content = {name: value for name, value in manifest.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _check_file(path: Path, file: Mapping[str, Any], verify: bool) -> None:

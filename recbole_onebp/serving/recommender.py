@@ -28,7 +28,7 @@ from recbole_onebp.serving.search import (
 )
 from recbole_onebp.serving.users import Users, fold_in
 
-__all__ = ["Answers", "Explanation", "Id", "NewItems", "Recommender", "Update"]
+__all__ = ["Answers", "Explanation", "Id", "NewItems", "Recommender", "UnknownIdError", "Update"]
 
 Id = str | int
 """An id as in the data; a number stands for its digits."""
@@ -39,6 +39,10 @@ _NONE: _Index = np.empty(0, np.int64)
 
 _ALIKE = 100
 """Items whose length and bias, averaged, a new item gets: those taken about as often."""
+
+
+class UnknownIdError(UserError):
+    """The one thing asked about is not known; where many are, their answer reports it instead."""
 
 
 class Answers(list[list[tuple[str, float]]]):
@@ -204,7 +208,17 @@ class Recommender:
 
     def title(self, item: Id) -> str:
         """Title of an item; empty where there is none."""
-        return self.fields(item).get(self.bundle.manifest["title_field"] or "", "")
+        number = self._item_names.numbers.get(_name(item, "item"), -1)
+        return self._titles[number] if 0 <= number < len(self._titles) else ""
+
+    @cached_property
+    def _titles(self) -> list[str]:
+        return self._fields.get(self.bundle.manifest["title_field"] or "", [])
+
+    def trained_history(self, user: Id) -> list[str]:
+        """Items that a user had taken when the bundle was made; empty for one that has come since, or is unknown."""
+        number = self._user_names.numbers.get(_name(user, "user"))
+        return [] if number is None else self._ids_of(self._users.trained_items(number))
 
     def history(self, user: Id) -> list[str]:
         """Items that a user has taken, those since the bundle was made last; empty for an unknown user."""
@@ -304,7 +318,7 @@ class Recommender:
         trained user was trained on, its items count alike, as they stand now; the residual says how far that is off.
 
         Raises:
-            UserError: for an unknown user or item.
+            UnknownIdError: for an unknown user or item.
         """
         self._check_moves("explain")
         number, target = self._number(self._user_names, user, "user"), self._number(self._item_names, item, "item")
@@ -318,14 +332,14 @@ class Recommender:
         """The same for a user never seen, with its history.
 
         Raises:
-            UserError: for an unknown item, or a history without a known one.
+            UnknownIdError: for an unknown item, or a history without a known one.
         """
         self._check_moves("explain_history")
         number, unknown = self._item_names.find(_listed(history, "history"), "item")
         target = self._number(self._item_names, item, "item")
         known = number[number >= 0]
         if not len(known):
-            raise UserError("history: the bundle knows none of its items")
+            raise UnknownIdError("history: the bundle knows none of its items")
         weight = self._keep ** np.arange(len(known), dtype=float)[::-1]
         row = fold_in([known], self._items.encodings, self._keep)
         return self._explain(row, target, known, weight / weight.sum(), unknown)
@@ -497,7 +511,7 @@ class Recommender:
     def _number(self, names: _Names, given: Id, what: str) -> int:
         name = _name(given, what)
         if name not in names.numbers:
-            raise UserError(f"{what} {name!r}: the bundle does not know it")
+            raise UnknownIdError(f"{what} {name!r}: the bundle does not know it")
         return names.numbers[name]
 
 

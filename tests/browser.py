@@ -34,6 +34,7 @@ class Browser:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
         self._call("Emulation.setDeviceMetricsOverride", **size)
         self._call("Page.navigate", url=url)
+        self.until("location.protocol === 'http:'")
 
     def close(self) -> None:
         self._process.terminate()

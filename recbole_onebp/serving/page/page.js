@@ -52,7 +52,7 @@ const name = (item) => item.title || item.item;
 async function showHistory() {
   let items = shown.history;
   if (shown.user !== null) items = (await ask(`history?user=${encodeURIComponent(shown.user)}`)).items;
-  $("history-name").textContent = shown.user === null ? "History" : `What user ${shown.user} took, the latest first`;
+  $("history-name").textContent = shown.user === null ? "History" : `What user ${shown.user} took`;
   const rows = items.map((item, place) => {
     const row = element("div", "row");
     row.append(element("span", "title", name(item)));
@@ -66,7 +66,7 @@ async function showHistory() {
     entry.append(row);
     return entry;
   });
-  $("history").replaceChildren(...rows.reverse().slice(0, 30));
+  $("history").replaceChildren(...rows.reverse());
 }
 
 async function show() {

@@ -147,6 +147,8 @@ def _add_export(commands: Any) -> None:
     export.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="what train wrote; its data are where they were")
     export.add_argument("bundle_dir", type=Path, metavar="BUNDLE_DIR")
     export.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="default: float32")
+    export.add_argument("--ann", choices=("faiss", "hnswlib"), help="with an index for approximate search")
+    export.add_argument("--onnx", action="store_true", help="with the scorer as an ONNX file")
     export.add_argument("--force", action="store_true", help="replace an earlier bundle")
     export.set_defaults(run=_export)
 
@@ -333,7 +335,11 @@ def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     compat.require_recbole()
     from recbole_onebp.serving.export import export
 
-    export(arguments.run_dir, arguments.bundle_dir, arguments.dtype, arguments.force)
+    run_dir, bundle_dir = arguments.run_dir, arguments.bundle_dir
+    manifest = export(run_dir, bundle_dir, arguments.dtype, arguments.force, arguments.ann, arguments.onnx)
+    if arguments.ann:
+        print("index: recall@{k} {recall:.4f} of the exact lists, {queries_a_second} queries a second; exact: "
+              "{exact_queries_a_second}".format(**manifest["ann"]))  # fmt: skip
     print(f"wrote {arguments.bundle_dir}")
     return 0
 

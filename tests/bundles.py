@@ -21,9 +21,10 @@ def made_bundle(
     bias: bool = False,
     dtype: str = "float32",
     beta: float = 0.9,
-    keep: float = 1.0,
+    rule: str = "moving",
     seed: int = 0,
     aggregates: bool = True,
+    others: Any = None,
     **arrays: Any,
 ) -> Path:
     """A bundle at ``path``: users u0, u1, ..., items i0, i1, ... with titles; each user has taken 0 to 8 items."""
@@ -42,7 +43,7 @@ def made_bundle(
     manifest = {
         "model": "OneBP",
         "score": score,
-        "aggregation": {"beta": beta, "fold_in_keep": keep} if aggregates else None,
+        "aggregation": {"rule": rule, "beta": beta} if aggregates else None,
         "embedding_size": size,
         "title_field": "title",
     }
@@ -51,5 +52,5 @@ def made_bundle(
         "user_ids": [f"u{number}" for number in range(n_users)],
         "item_fields": {"title": [f"Item {number}" for number in range(n_items)]},
     }
-    write_bundle(path, manifest, made, texts, "# Model card\n")
+    write_bundle(path, manifest, made, texts, "# Model card\n", others=others)
     return path

@@ -79,7 +79,7 @@ def test_manifest_and_card(fitted, tmp_path):
     manifest = json.loads((path / "manifest.json").read_text())
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert manifest["metrics"] == {"valid": result["valid"], "test": result["test"]}
-    assert manifest["aggregation"]["beta"] == 0.99
+    assert manifest["aggregation"] == {"rule": "moving", "beta": 0.99}
     assert manifest["config"]["train_batch_size"] == 160
     assert "output_dir" not in manifest["config"]
     assert (manifest["n_users"], manifest["n_items"], manifest["n_interactions"]) == (30, 40, 300)

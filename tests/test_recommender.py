@@ -95,12 +95,18 @@ def test_unknown_ids_are_reported_one_by_one(rec):
     assert rec.recommend([]) == []
 
 
-def test_recommend_history_is_the_mean_of_its_items(rec):
+def test_recommend_history_is_the_mean_of_its_items(tmp_path):
+    """The latest counts most, or all alike: the weights of the moving aggregation, or of the mean."""
     histories = [["i5"], ["i9", "i3", "i44"], [f"i{n}" for n in range(20)]]
-    items = rec.bundle.item_encodings.astype(np.float32)
-    for history, answer in zip(histories, rec.recommend_history(histories, k=6), strict=True):
-        user_e = torch_fold_in(torch.from_numpy(items[[int(item[1:]) for item in history]])).numpy()
-        assert answer == best(rec, user_e, 6, without=history)
+    for number, (kind, rule, keep) in enumerate(
+        (kind, *rule) for kind in KINDS for rule in (("moving", 0.9), ("mean", 1))
+    ):
+        rec = Recommender.load(made_bundle(tmp_path / str(number), rule=rule, **kind))
+        items = torch.from_numpy(rec.bundle.item_encodings.astype(np.float32))
+        for history, answer in zip(histories, rec.recommend_history(histories, k=6), strict=True):
+            weights = torch.tensor([keep**age for age in reversed(range(len(history)))])
+            user_e = torch_fold_in(items[[int(item[1:]) for item in history]], weights).numpy()
+            assert answer == best(rec, user_e, 6, without=history)
 
 
 def test_similar_items(rec):
@@ -234,8 +240,9 @@ def state(rec):
 @given(events=EVENTS, cuts=st.lists(st.integers(0, 60), max_size=5), kind=st.sampled_from(KINDS), data=st.data())
 def test_update_is_a_replay_event_by_event(tmp_path_factory, events, cuts, kind, data):
     """In one call, cut anywhere, or one by one: the same users to the last bit, and those of the plain formula."""
-    beta, keep = data.draw(st.sampled_from([0.0, 0.5, 0.99, 1.0])), data.draw(st.sampled_from([1.0, 0.9]))
-    path = made_bundle(tmp_path_factory.mktemp("update") / "bundle", beta=beta, keep=keep, **kind)
+    beta, rule = data.draw(st.sampled_from([0.0, 0.5, 0.99, 1.0])), data.draw(st.sampled_from(["moving", "mean"]))
+    path = made_bundle(tmp_path_factory.mktemp("update") / "bundle", beta=beta, rule=rule, **kind)
+    keep = 1 if rule == "mean" else beta
     whole, cut, single = (Recommender.load(path, verify=False) for _ in range(3))
     report = whole.update(events)
     for first, last in zip([0, *sorted(cuts)], [*sorted(cuts), 60], strict=True):
@@ -250,8 +257,11 @@ def test_update_is_a_replay_event_by_event(tmp_path_factory, events, cuts, kind,
     for user, _, row in state(whole):
         taken = [int(item[1:]) for name, item in events if name == user]
         if user in report.new_users:
-            weights = keep ** np.arange(len(taken))[::-1]
+            weights = float(keep) ** np.arange(len(taken))[::-1]
             expected = weights @ items[taken] / weights.sum()
+        elif rule == "mean":
+            n = len(whole.trained_history(user))
+            expected = (n * encoding(whole, user) + items[taken].sum(axis=0)) / (n + len(taken))
         else:
             expected = encoding(whole, user)
             for item in taken:
@@ -319,7 +329,7 @@ def test_explanations_add_up_to_the_score(rec):
 
 def test_a_folded_in_user_is_explained_without_residual(tmp_path):
     for kind in KINDS:
-        rec = Recommender.load(made_bundle(tmp_path / f"bundle-{len(kind)}-{kind['score']}", keep=0.9, **kind))
+        rec = Recommender.load(made_bundle(tmp_path / f"bundle-{len(kind)}-{kind['score']}", **kind))
         history = ["i4", "i5", "i4", "i9"]
         explanation = rec.explain_history([*history, "ghost"], "i7")
         assert explanation.residual == pytest.approx(0, abs=1e-6)
@@ -338,10 +348,11 @@ def test_a_trained_user_whose_items_stood_still_has_no_residual(tmp_path):
     rec = Recommender.load(made_bundle(tmp_path / "first"))
     items = rec.bundle.item_encodings
     users = np.stack([items[[int(item[1:]) for item in rec.history(user)]].mean(axis=0) for user in rec.user_ids])
-    rec = Recommender.load(made_bundle(tmp_path / "second", user_encodings=users))
-    rec.update([("u3", "i1"), ("u3", "i2")])
-    for user in ("u2", "u3"):
-        assert rec.explain(user, "i7").residual == pytest.approx(0, abs=1e-6)
+    for rule in ("moving", "mean"):
+        rec = Recommender.load(made_bundle(tmp_path / rule, user_encodings=users, rule=rule))
+        rec.update([("u3", "i1"), ("u3", "i2")])
+        for user in ("u2", "u3"):
+            assert rec.explain(user, "i7").residual == pytest.approx(0, abs=1e-6)
 
 
 # ----------------------------------------------------------------------------------------------------------- add_items

@@ -8,6 +8,8 @@
     history_item.npy        (n_interactions,) int32
     item_ids.json           ids as in the data, in the order of the rows; so user_ids.json
     item_fields.json        {field: [a value an item]}; only where the data describe their items
+    index.faiss             or index.hnswlib, only if asked for: what approximate search needs
+    scorer.onnx             only if asked for
     MODEL_CARD.md           for people, to be edited; not checked
 
 There is no padding row.  Items and users are sorted by id: as numbers where all ids are plain ones, else as text.
@@ -18,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,7 @@ def write_bundle(
     texts: Mapping[str, Any],
     card: str,
     replace: bool = False,
+    others: Mapping[str, Callable[[Path], object]] | None = None,
 ) -> None:
     """Write a bundle, whole or not at all.
 
@@ -75,6 +78,7 @@ def write_bundle(
         texts: what goes to JSON, by file name without ``.json``.
         card: ``MODEL_CARD.md``.
         replace: an earlier bundle at ``path``.
+        others: what writes a file of another kind, by file name.
 
     Raises:
         UserError: if it cannot be written, or something is there that must not be replaced.
@@ -90,6 +94,8 @@ def write_bundle(
             np.save(folder / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
         for name, value in texts.items():
             (folder / f"{name}.json").write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+        for name, write in (others or {}).items():
+            write(folder / name)
         files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(folder.iterdir())}
         content = {"format": _FORMAT, "format_version": FORMAT_VERSION, **manifest, "files": files}
         content["checksum"] = _checksum(content)

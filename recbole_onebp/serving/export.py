@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -20,22 +20,28 @@ from recbole_onebp.data_checks import check_files
 from recbole_onebp.datasets.hashes import sha256
 from recbole_onebp.errors import UserError
 from recbole_onebp.quick_start import load_data, versions
+from recbole_onebp.serving.ann import Index, quality
 from recbole_onebp.serving.bundle import write_bundle
 from recbole_onebp.serving.card import Parts, evaluate_groups, model_card
-from recbole_onebp.serving.search import Encodings, ItemTable
+from recbole_onebp.serving.onnx_file import check_packages, write_onnx
+from recbole_onebp.serving.search import Encodings, Hidden, ItemTable, unit_rows
 
 __all__ = ["export"]
 
-FOLD_IN_KEEP = 1.0
-"""What a folded-in user's items keep of their weight at every further one: 1, all count alike."""
+_ANN_K = 20
 
 _PRIVATE = ("checkpoint_dir", "data_path", "device", "output_dir")
 """Keys that tell of the machine, not of the model."""
 
 
 def export(
-    run_dir: str | Path, bundle_dir: str | Path, dtype: Literal["float32", "float16"] = "float32", force: bool = False
-) -> None:
+    run_dir: str | Path,
+    bundle_dir: str | Path,
+    dtype: Literal["float32", "float16"] = "float32",
+    force: bool = False,
+    ann: str | None = None,
+    onnx: bool = False,
+) -> dict[str, Any]:
     """Write the bundle of a run.
 
     Users without a train item are left out: nothing has ever moved them.  A new event adds them.
@@ -45,11 +51,18 @@ def export(
         bundle_dir: where to; must not exist unless ``force``.
         dtype: of the encodings.
         force: replace an earlier bundle.
+        ann: ``faiss`` or ``hnswlib``: with an index for approximate search.
+        onnx: with the scorer as ``scorer.onnx``.
+
+    Returns:
+        The bundle's manifest.  Its ``ann`` tells how much of the exact lists the index finds, and how fast.
 
     Raises:
         UserError: for a folder without a trained OneBP, data that have changed, or a place that cannot be written.
     """
     run_dir, bundle_dir = Path(run_dir), Path(bundle_dir)
+    if onnx:
+        check_packages()
     checkpoint = _read_checkpoint(run_dir)
     config = checkpoint["config"]
     if config["model"] != "OneBP":
@@ -93,8 +106,28 @@ def export(
         texts["item_fields"] = fields
     manifest = _manifest(run_dir, config, model.hyper, parts, fields, dtype)
     table = ItemTable(Encodings(arrays["item_encodings"]), arrays.get("item_bias"))
-    groups = evaluate_groups(parts, table, arrays["user_encodings"], model.hyper.score == "cosine", max(config["topk"]))
-    write_bundle(bundle_dir, manifest, arrays, texts, model_card(manifest, groups), replace=force)
+    cosine, user_table = model.hyper.score == "cosine", arrays["user_encodings"]
+    others: dict[str, Callable[[Path], object]] = {}
+    if ann is not None:
+        index = Index.build(ann, table)
+        others[f"index.{ann}"] = index.save
+        manifest["ann"] = {"kind": ann, "k": _ANN_K, **_quality(index, table, parts, user_table, cosine)}
+    if onnx:
+        others["scorer.onnx"] = lambda path: write_onnx(path, table, cosine, user_table)
+    groups = evaluate_groups(parts, table, user_table, cosine, max(config["topk"]))
+    write_bundle(bundle_dir, manifest, arrays, texts, model_card(manifest, groups), replace=force, others=others)
+    return manifest
+
+
+def _quality(
+    index: Index, table: ItemTable, parts: Parts, user_table: npt.NDArray[np.floating], cosine: bool
+) -> dict[str, float]:
+    """Of the index, on some of the users."""
+    users = np.unique(np.linspace(0, len(user_table) - 1, 500).astype(np.int64))
+    user_e = Encodings(user_table).rows(users)
+    seen = [parts.item[parts.start[user] : parts.start[user + 1]] for user in users]
+    hidden = Hidden(np.empty(0, np.int64), np.cumsum([0, *map(len, seen)]), np.concatenate(seen))
+    return quality(index, table, unit_rows(user_e) if cosine else user_e, hidden, _ANN_K)
 
 
 def _read_checkpoint(run_dir: Path) -> dict[str, Any]:
@@ -154,12 +187,13 @@ def _manifest(
     result = json.loads(result_file.read_text(encoding="utf-8")) if result_file.is_file() else {}
     written = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
     titles = [name for word in ("title", "name") for name in fields if word in name.lower()]
+    rule = "moving" if hyper.aggregation == "step" else "mean"  # once an epoch: towards the mean of all items
     moves = hyper.backprop == "one"
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "model": "OneBP",
         "score": hyper.score,
-        "aggregation": {"beta": hyper.beta, "fold_in_keep": FOLD_IN_KEEP} if moves else None,
+        "aggregation": {"rule": rule, "beta": hyper.beta} if moves else None,
         "embedding_size": hyper.embedding_size,
         "dtype": dtype,
         "n_users": len(parts.start) - 1,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ from recbole_onebp.serving.search import (
     unit_rows,
 )
 from recbole_onebp.serving.users import Users, fold_in
+
+if TYPE_CHECKING:
+    from recbole_onebp.serving.ann import Index
 
 __all__ = ["Answers", "Explanation", "Id", "NewItems", "Recommender", "UnknownIdError", "Update"]
 
@@ -136,7 +139,13 @@ class Recommender:
     Not thread-safe while :meth:`update` or :meth:`add_items` runs.
     """
 
-    def __init__(self, bundle: Bundle, memory_mb: float = DEFAULT_MEMORY_MB, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        memory_mb: float = DEFAULT_MEMORY_MB,
+        threads: int | None = None,
+        index: str | None = None,
+    ) -> None:
         """Take over an opened bundle; see :meth:`load`."""
         if not memory_mb > 0:
             raise UserError(f"memory_mb: {memory_mb} is not allowed: expected more than 0")
@@ -145,14 +154,13 @@ class Recommender:
         self._threads = threads or os.cpu_count() or 1
         manifest = bundle.manifest
         self._cosine: bool = manifest["score"] == "cosine"
-        # Users that are trained by gradient move by no rule.
-        self._aggregation: dict[str, float] | None = manifest["aggregation"]
-        rule = self._aggregation or {"beta": 1.0, "fold_in_keep": 1.0}
+        # None for users that are trained by gradient: they move by no rule.
+        self._aggregation: dict[str, Any] | None = manifest["aggregation"]
+        self._keep, weight = _rule(self._aggregation)
         self._item_names, self._user_names = _Names([*bundle.item_ids]), _Names([*bundle.user_ids])
         self._items = ItemTable(Encodings(bundle.item_encodings), bundle.item_bias)
-        self._users = Users(
-            bundle.user_encodings, bundle.history_start, bundle.history_item, rule["beta"], rule["fold_in_keep"]
-        )
+        self._index = None if index is None else _open_index(bundle, index)
+        self._users = Users(bundle.user_encodings, bundle.history_start, bundle.history_item, self._keep, weight)
 
     @classmethod
     def load(
@@ -162,6 +170,7 @@ class Recommender:
         verify: bool = True,
         memory_mb: float = DEFAULT_MEMORY_MB,
         threads: int | None = None,
+        index: str | None = None,
     ) -> Recommender:
         """Open a bundle.
 
@@ -171,11 +180,14 @@ class Recommender:
                 unnoticed.
             memory_mb: bounds the scores that are held at a time, in MiB.
             threads: blocks of users that are worked on at a time; one a core if None.
+            index: ``faiss`` or ``hnswlib``, with which the bundle was exported: ``recommend`` and ``recommend_history``
+                then find most of the best items, with their exact scores, without looking at all.  With ``allow`` they
+                look at those allowed.
 
         Raises:
-            UserError: if it is no bundle, or damaged.
+            UserError: if it is no bundle, or damaged, or has no such index.
         """
-        return cls(read_bundle(path, verify), memory_mb, threads)
+        return cls(read_bundle(path, verify), memory_mb, threads, index)
 
     # ---------------------------------------------------------------------------------------------------- what is known
 
@@ -264,6 +276,9 @@ class Recommender:
         deny: Iterable[Id] = (),
     ) -> Answers:
         """The best items of users never seen, from what they have taken; no training.
+
+        Such a user is the mean of its items.  With ``aggregation: step`` the latest has weight 1, the one before has
+        weight beta, then beta squared, ...: the moving aggregation, started from nothing.
 
         Args:
             histories: for each user its items, in order.  Unknown items are left out and reported; a history without a
@@ -362,10 +377,11 @@ class Recommender:
     # ------------------------------------------------------------------------------------------------------ what is new
 
     def update(self, events: Iterable[tuple[Id, Id]]) -> Update:
-        """Move users by new events: ``e_u <- beta e_u + (1 - beta) e_i``, one event after the other.
+        """Move users by new events, by the rule of their training, one event after the other.
 
-        A user that the bundle does not know starts with its first event, folded in.  Items stay as they are.  How
-        events are cut into calls does not matter, to the last bit.
+        ``aggregation: step``: ``e_u <- beta e_u + (1 - beta) e_i``.  ``aggregation: epoch``: e_u is the mean of its
+        items, and e_i one more.  A user that the bundle does not know starts with its first event, folded in.  Items
+        stay as they are.  How events are cut into calls does not matter, to the last bit.
 
         Args:
             events: (user, item) pairs in the order in which they happened.
@@ -452,10 +468,6 @@ class Recommender:
                 "items; train with backprop: one"
             )
 
-    @property
-    def _keep(self) -> float:
-        return self._aggregation["fold_in_keep"] if self._aggregation else 1.0
-
     def _scored(self, user_e: _Floats) -> _Floats:
         """Users as they are scored: unit length with cosine scores."""
         return unit_rows(user_e) if self._cosine else user_e
@@ -488,6 +500,9 @@ class Recommender:
         denied, unknown = self._item_names.find(_listed(deny, "deny"), "item")
         start = np.concatenate(([0], np.cumsum([len(items) for items in seen], dtype=np.int64)))
         hidden = Hidden(denied[denied >= 0], start, np.concatenate([_NONE, *seen]))
+        if allow is None and self._index is not None and table is self._items:
+            n_indexed = len(self.bundle.item_encodings)
+            return self._index.best_items(user_e, table, int(k), hidden, n_indexed), unknown
         if allow is None:
             return best_items(user_e, table, int(k), hidden, self._memory_mb, self._threads), unknown
         allowed, unknown_allowed = self._item_names.find(_listed(allow, "allow"), "item")
@@ -513,6 +528,23 @@ class Recommender:
         if name not in names.numbers:
             raise UnknownIdError(f"{what} {name!r}: the bundle does not know it")
         return names.numbers[name]
+
+
+def _rule(aggregation: Mapping[str, Any] | None) -> tuple[float, float | None]:
+    """How users move, as :class:`~recbole_onebp.serving.users.Users` is told: keep, and a trained user's weight."""
+    if aggregation is None or aggregation["rule"] == "mean":
+        return 1.0, None
+    beta = aggregation["beta"]
+    return beta, np.inf if beta == 1 else 1 / (1 - beta)
+
+
+def _open_index(bundle: Bundle, kind: str) -> Index:
+    path = bundle.path / f"index.{kind}"
+    if path.name not in bundle.manifest["files"]:
+        raise UserError(f"{bundle.path}: has no index of {kind}; export it with --ann={kind}")
+    from recbole_onebp.serving.ann import Index
+
+    return Index.load(kind, path, bundle.manifest["embedding_size"], len(bundle.item_ids))
 
 
 def _name(given: Any, what: str) -> str:

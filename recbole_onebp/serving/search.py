@@ -15,7 +15,18 @@ from itertools import pairwise, starmap
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DEFAULT_MEMORY_MB", "TINY", "Encodings", "Hidden", "ItemTable", "Ranked", "best_items", "dots", "unit_rows"]
+__all__ = [
+    "DEFAULT_MEMORY_MB",
+    "TINY",
+    "Encodings",
+    "Hidden",
+    "ItemTable",
+    "Ranked",
+    "best_items",
+    "best_of_pairs",
+    "dots",
+    "unit_rows",
+]
 
 _Floats = npt.NDArray[np.float32]
 _Index = npt.NDArray[np.int64]
@@ -244,6 +255,17 @@ def _best_of_groups(
     row, group = np.nonzero(worth)
     found, depth = np.nonzero(groups[row, :, group] >= bound[row, None])
     row, item = row[found], depth * groups.shape[2] + group[found]
+    return best_of_pairs(user_e, items, k, row, item)
+
+
+def best_of_pairs(
+    user_e: _Floats, items: ItemTable, k: int, row: _Index, item: _Index
+) -> tuple[_Index, _Index, npt.NDArray[np.float64]]:
+    """The k best of some pairs of a row of ``user_e`` and an item, ``(m,)`` each, by exact scores.
+
+    Returns:
+        How many items each row has, at most k, and the items and scores of one row after the other.
+    """
     score = items.score_pairs(user_e, row, item)
     order = np.lexsort((item, -score, row))
     row, item, score = row[order], item[order], score[order]

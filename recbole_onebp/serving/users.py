@@ -22,33 +22,33 @@ _EVENTS = 1 << 18
 class Aggregation:
     """Weighted means that events move: ``w <- keep w + 1``, ``e <- e + (e_i - e) / w``.
 
-    With ``w = 1 / (1 - beta)`` and ``keep = beta``, which leaves w as it is, that is the model's own
-    ``e <- beta e + (1 - beta) e_i``.  With ``w = 0`` it starts a user from nothing: then e is the mean of the items,
-    the latest with weight 1, the one before with weight keep, then keep ** 2, ...
+    With ``keep = beta`` and ``w = 1 / (1 - beta)``, which stays what it is, that is the model's own
+    ``e <- beta e + (1 - beta) e_i``.  With ``w = 0`` it starts from nothing: then e is the mean of the items, the
+    latest with weight 1, the one before with weight keep, then keep ** 2, ...: the same rule, without the share of what
+    was there before.  With ``keep = 1`` it is a plain mean, to which w items have gone.
 
     Attributes:
         rows: the means e, ``(m, d)``.
         weight: w, ``(m,)``.
-        keep: ``(m,)``.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, keep: float) -> None:
         self.rows: _Floats = np.empty((0, size), np.float32)
         self.weight = np.empty(0)
-        self.keep = np.empty(0)
+        self._keep = keep
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def add(self, rows: _Floats, weight: float, keep: float) -> None:
+    def add(self, rows: _Floats, weight: npt.NDArray[np.float64]) -> None:
         """Append means, with room for as many again where there was none."""
         first, last = self._count, self._count + len(rows)
         if last > len(self.rows):
             room = max(last, 2 * len(self.rows)) - len(self.rows)
             self.rows = np.concatenate((self.rows, np.empty((room, self.rows.shape[1]), np.float32)))
-            self.weight, self.keep = (np.concatenate((old, np.empty(room))) for old in (self.weight, self.keep))
-        self.rows[first:last], self.weight[first:last], self.keep[first:last] = rows, weight, keep
+            self.weight = np.concatenate((self.weight, np.empty(room)))
+        self.rows[first:last], self.weight[first:last] = rows, weight
         self._count = last
 
     def move(self, slot: _Index, item: _Index, items: Encodings) -> None:
@@ -76,7 +76,7 @@ class Aggregation:
         end = np.cumsum(np.bincount(turn))
         for begin, stop in zip(np.concatenate(([0], end[:-1])), end, strict=True):
             who = slot[begin:stop]
-            weight = self.weight[who] * self.keep[who] + 1
+            weight = self.weight[who] * self._keep + 1
             rows = self.rows[who]
             step = items.rows(item[begin:stop]) - rows
             step /= weight.astype(np.float32)[:, None]
@@ -86,8 +86,8 @@ class Aggregation:
 
 def fold_in(histories: Sequence[_Index], items: Encodings, keep: float) -> _Floats:
     """Encodings of users never seen, from the items that they took, in order; zero without any.  Shape ``(B, d)``."""
-    means = Aggregation(items.size)
-    means.add(np.zeros((len(histories), items.size), np.float32), 0.0, keep)
+    means = Aggregation(items.size, keep)
+    means.add(np.zeros((len(histories), items.size), np.float32), np.zeros(len(histories)))
     count = np.array([len(history) for history in histories], np.int64)
     means.move(np.repeat(np.arange(len(histories)), count), np.concatenate([np.empty(0, np.int64), *histories]), items)
     return means.rows[: len(histories)]
@@ -100,7 +100,12 @@ class Users:
     """
 
     def __init__(
-        self, base: npt.NDArray[np.floating], start: _Index, item: npt.NDArray[np.integer], beta: float, keep: float
+        self,
+        base: npt.NDArray[np.floating],
+        start: _Index,
+        item: npt.NDArray[np.integer],
+        keep: float,
+        weight: float | None,
     ) -> None:
         """Take over the bundle's users.
 
@@ -108,12 +113,12 @@ class Users:
             base: encodings, ``(n_users, d)``.
             start: the train items of user u are ``item[start[u] : start[u + 1]]``; ``(n_users + 1,)``.
             item: ``(n_train,)``.
-            beta: what a trained user keeps of itself when it is moved.
-            keep: what the items of a user that came since keep of their weight at every event.
+            keep: see :class:`Aggregation`.
+            weight: of a trained user; as many as it has train items if None.
         """
         self._base, self._start, self._item = Encodings(base), start, item
-        self._beta, self._keep = beta, keep
-        self._moved = Aggregation(base.shape[1])
+        self._keep, self._weight = keep, weight
+        self._moved = Aggregation(base.shape[1], keep)
         self._slot: dict[int, int] = {}
         self._taken: defaultdict[int, list[int]] = defaultdict(list)
 
@@ -148,13 +153,12 @@ class Users:
     def move(self, user: _Index, item: _Index, items: Encodings) -> None:
         """Apply events ``(n,)`` in order; see :meth:`Aggregation.move`."""
         who, inverse = np.unique(user, return_inverse=True)
-        trained = who < len(self._base)
-        weight = np.inf if self._beta == 1 else 1 / (1 - self._beta)
-        for group, start_weight, keep in ((who[trained], weight, self._beta), (who[~trained], 0.0, self._keep)):
-            fresh = np.array([number for number in group.tolist() if number not in self._slot], np.int64)
-            self._slot.update(zip(fresh.tolist(), range(len(self._moved), len(self._moved) + len(fresh)), strict=True))
-            rows = self._base.rows(fresh) if start_weight else np.zeros((len(fresh), self._base.size), np.float32)
-            self._moved.add(rows, start_weight, keep)
+        fresh = np.array([number for number in who.tolist() if number not in self._slot], np.int64)
+        self._slot.update(zip(fresh.tolist(), range(len(self._moved), len(self._moved) + len(fresh)), strict=True))
+        trained = fresh < len(self._base)
+        rows, weight = np.zeros((len(fresh), self._base.size), np.float32), np.zeros(len(fresh))
+        rows[trained], weight[trained] = self._base.rows(fresh[trained]), self._trained_weight(fresh[trained])
+        self._moved.add(rows, weight)
         slot = np.array([self._slot[number] for number in who.tolist()], np.int64)
         self._moved.move(slot[inverse.reshape(-1)], item, items)
         for number, taken in zip(user.tolist(), item.tolist(), strict=True):
@@ -167,7 +171,13 @@ class Users:
             The share, and the weights ``(n,)``.
         """
         age = np.arange(len(self._taken.get(user, ())), dtype=float)[::-1]
-        if self.is_trained(user):
-            return float(self._beta ** len(age)), (1 - self._beta) * self._beta**age
-        weight = self._keep**age
-        return 0.0, weight / weight.sum()
+        start = float(self._trained_weight(np.array([user]))[0]) if self.is_trained(user) else 0.0
+        if start == np.inf:
+            return 1.0, np.zeros(len(age))
+        old, new = start * self._keep ** len(age), self._keep**age
+        total = old + new.sum()
+        return old / total, new / total
+
+    def _trained_weight(self, user: _Index) -> npt.NDArray[np.float64]:
+        counts = self._start[user + 1] - self._start[user]
+        return counts.astype(float) if self._weight is None else np.full(len(user), self._weight)

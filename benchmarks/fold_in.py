@@ -266,7 +266,7 @@ def draw(table: dict[str, Any], path: Path, title: str) -> None:
     axes.set(xlabel="items that are known", ylabel=f"recall@{K}", title=title, xscale="log")
     axes.set_xticks(LENGTHS, [str(length) for length in LENGTHS])
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="lower right")
     write_atomically(path, lambda file: figure.savefig(file, dpi=130, format="png"))
 
 

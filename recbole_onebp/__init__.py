@@ -14,14 +14,16 @@ from recbole_onebp import compat
 if TYPE_CHECKING:
     from recbole_onebp.model import OneBP
     from recbole_onebp.quick_start import Result, Run, build
+    from recbole_onebp.serving import Recommender
     from recbole_onebp.trainer import OneBPTrainer
 
 __version__ = "0.1.0"
-__all__ = ["OneBP", "OneBPTrainer", "Result", "Run", "__version__", "build"]
+__all__ = ["OneBP", "OneBPTrainer", "Recommender", "Result", "Run", "__version__", "build"]
 
 _HOME = {
     "OneBP": "recbole_onebp.model",
     "OneBPTrainer": "recbole_onebp.trainer",
+    "Recommender": "recbole_onebp.serving",
     "Result": "recbole_onebp.quick_start",
     "Run": "recbole_onebp.quick_start",
     "build": "recbole_onebp.quick_start",
@@ -31,8 +33,9 @@ compat.install()
 
 
 def __getattr__(name: str) -> Any:
-    """Load what needs RecBole only when it is asked for (PEP 562)."""
+    """Load what needs more than this only when it is asked for (PEP 562)."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    compat.require_recbole()
+    if name != "Recommender":
+        compat.require_recbole()
     return getattr(import_module(_HOME[name]), name)

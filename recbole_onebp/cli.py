@@ -62,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_tune(commands)
     _add_fetch(commands)
     _add_convert(commands)
+    _add_export(commands)
+    _add_recommend(commands)
+    _add_serve(commands)
 
     doctor = commands.add_parser("doctor", help="versions, device, what is patched and why, what is missing")
     doctor.set_defaults(run=_doctor)
@@ -131,6 +134,67 @@ def _add_convert(commands: Any) -> None:
     convert.add_argument("--seed", type=int, default=2020, help="of the split")
     convert.add_argument("--force", action="store_true", help="replace what is there")
     convert.set_defaults(run=_convert)
+
+
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export",
+        help="from a run to a bundle, which needs numpy alone",
+        description="Write encodings, ids, train histories, titles and a model card of a run to a folder of their own.",
+        epilog="example: recbole-onebp export runs/mine bundle",
+        allow_abbrev=False,
+    )
+    export.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="what train wrote; its data are where they were")
+    export.add_argument("bundle_dir", type=Path, metavar="BUNDLE_DIR")
+    export.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="default: float32")
+    export.add_argument("--ann", choices=("faiss", "hnswlib"), help="with an index for approximate search")
+    export.add_argument("--onnx", action="store_true", help="with the scorer as an ONNX file")
+    export.add_argument("--force", action="store_true", help="replace an earlier bundle")
+    export.set_defaults(run=_export)
+
+
+def _add_recommend(commands: Any) -> None:
+    recommend = commands.add_parser(
+        "recommend",
+        help="the best items of users, from a bundle",
+        description="Show the best items of users, or write them to a file: by all cores, and started again after it "
+        "was stopped, it goes on.",
+        epilog="examples: recbole-onebp recommend bundle --users=196,22; recbole-onebp recommend bundle --all_users "
+        "--k=20 --out=lists.parquet",
+        allow_abbrev=False,
+    )
+    recommend.add_argument("bundle", type=Path, metavar="BUNDLE_DIR")
+    whom = recommend.add_mutually_exclusive_group(required=True)
+    whom.add_argument("--users", metavar="IDS", help="separated by commas; or a file as below")
+    whom.add_argument("--users_file", type=Path, metavar="FILE", help="one id a line")
+    whom.add_argument("--all_users", action="store_true")
+    whom.add_argument("--history", metavar="IDS", help="items that a user never seen has taken, separated by commas")
+    recommend.add_argument("--k", type=int, default=10, help="items a user; default: 10")
+    recommend.add_argument("--include_seen", action="store_true", help="also items that a user has taken")
+    recommend.add_argument("--allow", type=Path, metavar="FILE", help="choose from these items only, one id a line")
+    recommend.add_argument("--deny", type=Path, metavar="FILE", help="leave these items out, one id a line")
+    recommend.add_argument("--out", type=Path, metavar="FILE", help=".csv, .jsonl or .parquet; default: shown")
+    recommend.add_argument("--jobs", type=int, metavar="N", help="with --out: processes; default: one a core")
+    recommend.add_argument("--force", action="store_true", help="with --out: replace what is there")
+    recommend.set_defaults(run=_recommend)
+
+
+def _add_serve(commands: Any) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="answer over HTTP, from a bundle",
+        description="Serve a bundle, a page to try it on, and /docs. New events move users at once, and are on the "
+        "disk before they are acknowledged. RECBOLE_ONEBP_API_KEY, if it is set, is asked for.",
+        epilog="example: recbole-onebp serve bundle --port=8000",
+        allow_abbrev=False,
+    )
+    serve.add_argument("bundle", type=Path, metavar="BUNDLE_DIR")
+    serve.add_argument("--events", type=Path, metavar="DIR", help="of the events; default: BUNDLE_DIR.events")
+    serve.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine alone")
+    serve.add_argument("--port", type=int, default=8000, help="default: 8000; 0: a free one")
+    serve.add_argument("--watch", type=float, metavar="SECONDS", help="look this often for a new bundle, and serve it")
+    serve.add_argument("--memory_mb", type=float, default=30, help="bounds the scores held at a time; default: 30")
+    serve.set_defaults(run=_serve)
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
@@ -263,6 +327,56 @@ def _convert(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     )
     name = arguments.name or arguments.files[0].stem
     convert(arguments.files, name, arguments.data_path, conversion, arguments.force)
+    return 0
+
+
+def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    _refuse_others(rest)
+    compat.require_recbole()
+    from recbole_onebp.serving.export import export
+
+    run_dir, bundle_dir = arguments.run_dir, arguments.bundle_dir
+    manifest = export(run_dir, bundle_dir, arguments.dtype, arguments.force, arguments.ann, arguments.onnx)
+    if arguments.ann:
+        print("index: recall@{k} {recall:.4f} of the exact lists, {queries_a_second} queries a second; exact: "
+              "{exact_queries_a_second}".format(**manifest["ann"]))  # fmt: skip
+    print(f"wrote {arguments.bundle_dir}")
+    return 0
+
+
+def _recommend(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    _refuse_others(rest)
+    from recbole_onebp.serving import lists
+
+    allow, deny = (None if file is None else tuple(lists.read_ids(file)) for file in (arguments.allow, arguments.deny))
+    request = lists.Request(arguments.k, not arguments.include_seen, allow, deny or ())
+    users_file = arguments.users_file
+    if arguments.users and Path(arguments.users).is_file():
+        users_file = Path(arguments.users)
+    users = users_file or (None if arguments.users is None else arguments.users.split(","))
+    if arguments.out is None:
+        history = None if arguments.history is None else arguments.history.split(",")
+        lists.show(arguments.bundle, users, history, request)
+        return 0
+    if arguments.history is not None:
+        raise UserError("--out with --history: a history is shown, not written; leave --out out")
+    written = lists.write_lists(
+        arguments.bundle, users, arguments.out, request, jobs=arguments.jobs, force=arguments.force, show_progress=True
+    )
+    for item in written.unknown_items:
+        print(f"unknown item: {item}", file=sys.stderr)
+    if written.n_unknown_users:
+        print(f"unknown users: {written.n_unknown_users}, see {arguments.out}.unknown.txt", file=sys.stderr)
+    print(f"wrote {arguments.out}")
+    return 0
+
+
+def _serve(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    _refuse_others(rest)
+    from recbole_onebp.serving.serve import Service, serve
+
+    where = arguments.host, arguments.port
+    serve(Service(arguments.bundle, arguments.events, *where, arguments.watch, arguments.memory_mb))
     return 0
 
 

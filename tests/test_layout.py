@@ -27,7 +27,7 @@ LAYERS = [
     {"trainer"},
     {"registration", "recbole_models"},
     {"quick_start"},
-    {"doctor", "compare", "tune"},
+    {"doctor", "compare", "serving", "tune"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -45,7 +45,9 @@ def test_wheel(sources, tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {
-        str(path.relative_to(sources)) for path in (sources / "recbole_onebp").rglob("*.py")
+        str(path.relative_to(sources))
+        for kind in ("**/*.py", "serving/page/*")
+        for path in sources.glob(f"recbole_onebp/{kind}")
     } | {
         f"recbole_onebp/{path.relative_to(sources)}" for path in (sources / "properties").rglob("*.yaml")
     }  # fmt: skip

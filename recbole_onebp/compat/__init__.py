@@ -11,8 +11,6 @@ import warnings
 from importlib.util import find_spec
 from types import ModuleType
 
-import wrapt
-
 RECBOLE_VERSION = "1.2.1"
 
 
@@ -36,6 +34,10 @@ def require_recbole() -> None:
 
 def install() -> None:
     """Patch RecBole and register OneBP when RecBole is imported, or now if it already is."""
+    if find_spec("wrapt") is None and find_spec("recbole") is None:
+        return  # installed without dependencies, to serve: numpy is enough for that
+    import wrapt
+
     wrapt.register_post_import_hook(_on_recbole, "recbole")
     # Where torch is, somebody means to train: say at once what is missing.  A serving machine has neither.
     if find_spec("recbole") is None and find_spec("torch") is not None:

@@ -1,0 +1,224 @@
+"""How fast a bundle answers, and whether a service loses events when it is killed.
+
+    python benchmarks/serving.py BUNDLE_DIR [--kills 50] [--seconds 20] [--only ROW ...] [--json OUT]
+
+The rows are explained in ``benchmarks/README.md``. A run of all of them writes ``results/<machine>-serving.json``; with
+``--only`` nothing is written unless ``--json`` says where.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter, sleep
+from typing import Any
+
+import numpy as np
+from measure import RESULTS, Machine, Row, add_common_flags, claim, measure_all, use_threads, versions, write_json
+
+from recbole_onebp.errors import UserError
+from recbole_onebp.serving import Recommender
+
+RATE = 50
+"""Requests a second."""
+N_EVENTS = 1_000_000
+
+
+class Bench:
+    """The bundle and what is measured on it."""
+
+    def __init__(self, bundle: Path, args: argparse.Namespace, scratch: Path) -> None:
+        self._bundle, self._args, self._scratch = bundle, args, scratch
+        self._rng = np.random.default_rng(args.seed)
+
+    def loading(self) -> list[Row]:
+        imports, loads = [], []
+        code = (
+            "from time import perf_counter as now; a = now(); from recbole_onebp import Recommender; b = now()\n"
+            f"Recommender.load({str(self._bundle)!r}); print(b - a, now() - b)"
+        )
+        for _ in range(self._args.repeats):
+            done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+            seconds = done.stdout.split()
+            imports.append(float(seconds[0]))
+            loads.append(float(seconds[1]))
+        checked = "in a process of its own, files in the page cache, checksums verified"
+        return [
+            Row("import, seconds", imports, {}, checked, target=0.3),
+            Row("load, seconds", loads, {}, checked, target=0.5),
+        ]
+
+    def everybody(self) -> list[Row]:
+        rec = Recommender.load(self._bundle)
+        values, answers = [], None
+        for _ in range(self._args.repeats):
+            start = perf_counter()
+            answers = rec.recommend(rec.user_ids, k=20)
+            values.append(perf_counter() - start)
+        assert answers is not None
+        for user in self._rng.choice(rec.n_users, 100, replace=False):
+            claim(rec.recommend([rec.user_ids[user]], k=20)[0] == answers[user], "a user alone has another list")
+        title = f"exact top 20 of all {rec.n_users:,} users and {rec.n_items:,} items, seconds"
+        return [Row(title, values, {}, "100 users alone have the same lists, to the last bit", target=6)]
+
+    def updating(self) -> list[Row]:
+        values = []
+        for _ in range(self._args.repeats):
+            rec = Recommender.load(self._bundle)
+            users, items = (self._rng.choice(ids, N_EVENTS).tolist() for ids in (rec.user_ids, rec.item_ids))
+            events = list(zip(users, items, strict=True))
+            start = perf_counter()
+            report = rec.update(events)
+            values.append(perf_counter() - start)
+            claim(report.applied == N_EVENTS, f"{report.applied} events were applied")
+        return [Row("update of 1 M events, seconds", values, {}, "all were applied", target=5)]
+
+    def latency(self) -> list[Row]:
+        import httpx
+
+        rec = Recommender.load(self._bundle)
+        histories = [rec.history(user)[:50] for user in rec.user_ids[:1000]]
+        rows = []
+        with self._served(self._scratch / "latency") as (url, _), httpx.Client(base_url=url) as client:
+            questions: dict[str, Callable[[int], dict[str, Any]]] = {
+                "/recommend": lambda number: {"users": [rec.user_ids[number % rec.n_users]], "k": 20},
+                "/recommend_history": lambda number: {"histories": [histories[number % 1000]], "k": 20},
+            }
+            for path, question in questions.items():
+                client.post(path, json=question(0))
+                percentiles = []
+                for _ in range(self._args.repeats):
+                    taken = []
+                    start = perf_counter()
+                    for number in range(int(RATE * self._args.seconds)):
+                        due = start + number / RATE
+                        sleep(max(0.0, due - perf_counter()))
+                        answer = client.post(path, json=question(number))
+                        taken.append(perf_counter() - due)  # waiting for an earlier answer counts
+                        claim(answer.status_code == 200, answer.text)
+                        claim(len(answer.json()["lists"][0]["items"]) == 20, "a list is short")
+                    percentiles.append(1000 * np.percentile(taken, [50, 99]))
+                values = [float(p99) for _, p99 in percentiles]
+                parts = {"median, ms": [float(median) for median, _ in percentiles]}
+                title = f"{path} at {RATE} requests a second from another process, p99, ms"
+                rows.append(Row(title, values, parts, "every answer is a whole list", target=30))
+        return rows
+
+    def killing(self) -> list[Row]:
+        """SIGKILL in the middle of writes; after each, what was acknowledged must be there, in order."""
+        import httpx
+
+        folder = self._scratch / "kills"
+        rng = random.Random(self._args.seed)
+        acknowledged: dict[str, list[str]] = {f"bench-{number}": [] for number in range(4)}
+        items = Recommender.load(self._bundle).item_ids[:1000]
+        lost = 0
+        for _ in range(self._args.kills + 1):
+            with self._served(folder) as (url, process):
+                for user, taken in acknowledged.items():
+                    answer = httpx.get(f"{url}/history", params={"user": user}).json()
+                    found = [entry["item"] for entry in answer["items"]]
+                    lost += sum(item != place for item, place in zip(taken, found[: len(taken)], strict=False))
+                    lost += max(len(taken) - len(found), 0)
+                    taken[:] = found
+                threads = [
+                    threading.Thread(target=_send, args=(url, user, taken, items))
+                    for user, taken in acknowledged.items()
+                ]
+                for thread in threads:
+                    thread.start()
+                sleep(0.2 + rng.random() / 2)
+                process.send_signal(signal.SIGKILL)
+                for thread in threads:
+                    thread.join()
+        total = sum(map(len, acknowledged.values()))
+        claim(total > 10 * self._args.kills, f"only {total} events were acknowledged")
+        title = f"acknowledged events lost over {self._args.kills} kills in the middle of writes"
+        return [Row(title, [float(lost)], {"acknowledged": [float(total)]}, "order too, after every kill", target=0)]
+
+    @contextmanager
+    def _served(self, events: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+        code = "import sys; from recbole_onebp.cli import main; sys.exit(main())"
+        command = [sys.executable, "-c", code, "serve", str(self._bundle), "--port=0", f"--events={events}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                line = process.stdout.readline()
+                claim(bool(line), "the service did not start")
+                yield line.split()[-1], process
+            finally:
+                process.kill()
+
+
+def _send(url: str, user: str, acknowledged: list[str], items: list[str]) -> None:
+    """Send events until the service is gone; note those that were acknowledged."""
+    import httpx
+
+    with httpx.Client(base_url=url) as client:
+        while True:
+            chosen = [items[(len(acknowledged) + place) % len(items)] for place in range(3)]
+            try:
+                answer = client.post("/events", json={"events": [{"user": user, "item": item} for item in chosen]})
+            except httpx.HTTPError:
+                return
+            if answer.status_code == 200:
+                acknowledged += chosen
+
+
+NAMES = ("loading", "everybody", "updating", "latency", "killing")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    add_common_flags(parser, repeats=3)
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE_DIR", help="what recbole-onebp export wrote")
+    parser.add_argument("--threads", type=int, default=2, help="cores, for everything timed (default 2)")
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=20, help="of requests, for each latency (default 20)")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="ROW", help=" ".join(NAMES))
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    machine = Machine.here()
+    if machine.load_before > 0.5:
+        print(f"warning: load average {machine.load_before}: other work is running, times will be off")
+    scratch = Path(tempfile.mkdtemp())
+    try:
+        use_threads(args.threads)
+        bundle = Recommender.load(args.bundle).bundle
+        bench = Bench(args.bundle.resolve(), args, scratch)
+        rows, sound = measure_all({name: getattr(bench, name) for name in args.only})
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    out = args.json or (RESULTS / f"{machine.slug}-serving.json" if set(args.only) == set(NAMES) else None)
+    if out:
+        facts = {name: bundle.manifest[name] for name in ("n_users", "n_items", "embedding_size", "dtype", "score")}
+        settings = {"threads": args.threads, "seed": args.seed, "seconds": args.seconds}
+        result = {
+            "machine": asdict(machine),
+            "versions": versions(),
+            "settings": settings,
+            "bundle": facts,
+            "rows": rows,
+        }
+        write_json(out, result)
+    return 0 if sound else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

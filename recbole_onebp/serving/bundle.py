@@ -1,0 +1,215 @@
+"""The bundle: a folder of plain arrays and JSON that holds all that is needed to answer, and no code.
+
+    manifest.json           format version, model, configuration, metrics, data, versions; size and SHA-256 of each file
+    item_encodings.npy      (n_items, d) float32 or float16; unit length where scores are cosines
+    item_bias.npy           (n_items,) float32, what is added to an item's score; only where items have a bias
+    user_encodings.npy      (n_users, d), as the moving aggregation left them
+    history_start.npy       (n_users + 1,) int64: the train items of user u are history_item[start[u] : start[u + 1]]
+    history_item.npy        (n_interactions,) int32
+    item_ids.json           ids as in the data, in the order of the rows; so user_ids.json
+    item_fields.json        {field: [a value an item]}; only where the data describe their items
+    index.faiss             or index.hnswlib, only if asked for: what approximate search needs
+    scorer.onnx             only if asked for
+    MODEL_CARD.md           for people, to be edited; not checked
+
+There is no padding row.  Items and users are sorted by id: as numbers where all ids are plain ones, else as text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from recbole_onebp.datasets.hashes import sha256
+from recbole_onebp.errors import UserError, writing
+from recbole_onebp.files import whole_folder
+
+__all__ = ["FORMAT_VERSION", "Bundle", "read_bundle", "read_fields", "write_bundle"]
+
+FORMAT_VERSION = 1
+_FORMAT = "recbole_onebp bundle"
+_IDS = {"item": "item_ids.json", "user": "user_ids.json"}
+_ENCODINGS = (np.float32, np.float16)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle.  Arrays are mapped into memory and read-only: what is not asked for is not read."""
+
+    path: Path
+    manifest: dict[str, Any]
+    item_ids: list[str]
+    user_ids: list[str]
+    item_encodings: npt.NDArray[np.floating]
+    item_bias: npt.NDArray[np.float32] | None
+    user_encodings: npt.NDArray[np.floating]
+    history_start: npt.NDArray[np.int64]
+    history_item: npt.NDArray[np.int32]
+
+    @property
+    def key(self) -> str:
+        """Tells a bundle from all others."""
+        return self.manifest["checksum"]
+
+
+def write_bundle(
+    path: Path,
+    manifest: Mapping[str, Any],
+    arrays: Mapping[str, npt.NDArray[Any]],
+    texts: Mapping[str, Any],
+    card: str,
+    replace: bool = False,
+    others: Mapping[str, Callable[[Path], object]] | None = None,
+) -> None:
+    """Write a bundle, whole or not at all.
+
+    Args:
+        path: of the folder.
+        manifest: its values; what can be told from the files is added.
+        arrays: by file name without ``.npy``.
+        texts: what goes to JSON, by file name without ``.json``.
+        card: ``MODEL_CARD.md``.
+        replace: an earlier bundle at ``path``.
+        others: what writes a file of another kind, by file name.
+
+    Raises:
+        UserError: if it cannot be written, or something is there that must not be replaced.
+    """
+    if path.exists() and not (replace and (path / "manifest.json").is_file()):
+        raise UserError(
+            f"{path}: is there already, and no bundle; choose another folder"
+            if replace or not (path / "manifest.json").is_file()
+            else f"{path}: is there already; choose another folder, or replace it with --force"
+        )
+    with writing(path), whole_folder(path, replace=replace) as folder:
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
+        for name, value in texts.items():
+            (folder / f"{name}.json").write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+        for name, write in (others or {}).items():
+            write(folder / name)
+        files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(folder.iterdir())}
+        content = {"format": _FORMAT, "format_version": FORMAT_VERSION, **manifest, "files": files}
+        content["checksum"] = _checksum(content)
+        (folder / "manifest.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+        for file in folder.iterdir():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+
+
+def read_bundle(path: str | Path, verify: bool = True) -> Bundle:
+    """Open a bundle.
+
+    Args:
+        path: its folder.
+        verify: compare every file with its checksum, which reads them all.  Without, sizes and shapes are checked.
+
+    Raises:
+        UserError: if it is no bundle, of a format version that is not known, incomplete or damaged.
+    """
+    path = Path(path)
+    manifest = _read_manifest(path)
+    for name, file in manifest["files"].items():
+        _check_file(path / name, file, verify)
+    ids = {kind: _read_ids(path / name) for kind, name in _IDS.items() if name in manifest["files"]}
+    if len(ids) < len(_IDS):
+        raise UserError(f"{path}: incomplete: its manifest lists no {' or '.join(_IDS.values())}")
+    n_items, n_users, size = len(ids["item"]), len(ids["user"]), manifest["embedding_size"]
+    has_bias = "item_bias.npy" in manifest["files"]
+    start = _read_array(path / "history_start.npy", (n_users + 1,), np.int64)
+    return Bundle(
+        path=path,
+        manifest=manifest,
+        item_ids=ids["item"],
+        user_ids=ids["user"],
+        item_encodings=_read_array(path / "item_encodings.npy", (n_items, size), *_ENCODINGS),
+        item_bias=_read_array(path / "item_bias.npy", (n_items,), np.float32) if has_bias else None,
+        user_encodings=_read_array(path / "user_encodings.npy", (n_users, size), *_ENCODINGS),
+        history_start=start,
+        history_item=_read_array(path / "history_item.npy", (int(start[-1]),), np.int32),
+    )
+
+
+def read_fields(bundle: Bundle) -> dict[str, list[str]]:
+    """What the data say about the items: for each field a value an item; none where they say nothing."""
+    path = bundle.path / "item_fields.json"
+    if path.name not in bundle.manifest["files"]:
+        return {}
+    fields = _read_json(path)
+    n_items = len(bundle.item_ids)
+    if not isinstance(fields, dict) or any(not _is_texts(value) or len(value) != n_items for value in fields.values()):
+        raise UserError(f"{path}: damaged: expected fields with {n_items} values each")
+    return fields
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not (path / "manifest.json").is_file():
+        raise UserError(f"{path}: no bundle: there is no manifest.json; recbole-onebp export RUN_DIR {path} makes one")
+    manifest = _read_json(path / "manifest.json")
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        raise UserError(f"{path / 'manifest.json'}: not the manifest of a bundle, or damaged")
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: a bundle of format version {version}; this recbole_onebp reads version {FORMAT_VERSION}: export "
+            "it again, or install the version that wrote it"
+        )
+    if manifest.get("checksum") != _checksum(manifest):
+        raise UserError(f"{path / 'manifest.json'}: damaged: it does not match its checksum; export the bundle again")
+    return manifest
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    content = {name: value for name, value in manifest.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _check_file(path: Path, file: Mapping[str, Any], verify: bool) -> None:
+    try:
+        size = path.stat().st_size
+        same = size == file["bytes"] and (not verify or sha256(path) == file["sha256"])
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; export the bundle again") from None
+    if not same:
+        how = "its checksum is not" if size == file["bytes"] else f"{size} bytes, not the {file['bytes']} of"
+        raise UserError(f"{path}: damaged: {how} the manifest's; export the bundle again")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged: not JSON: {error}") from None
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(text) is str for text in value)
+
+
+def _read_ids(path: Path) -> list[str]:
+    ids: Sequence[str] = _read_json(path)
+    if not _is_texts(ids) or len(set(ids)) < len(ids):
+        raise UserError(f"{path}: damaged: expected a list of ids, each once")
+    return list(ids)
+
+
+def _read_array(path: Path, shape: tuple[int, ...], *dtypes: type[np.generic]) -> npt.NDArray[Any]:
+    try:
+        array = np.load(path, mmap_mode="r" if 0 not in shape else None, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: damaged: {error}") from None
+    if array.shape != shape or array.dtype not in dtypes or not array.flags.c_contiguous:
+        names = " or ".join(np.dtype(dtype).name for dtype in dtypes)
+        raise UserError(f"{path}: {array.dtype.name} {array.shape}; expected {names} {shape}")
+    return array.view(np.ndarray)  # a memmap's own type only slows indexing down

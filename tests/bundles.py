@@ -1,0 +1,56 @@
+"""Bundles made of given or random arrays, without training; numpy alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recbole_onebp.serving.bundle import write_bundle
+from recbole_onebp.serving.search import unit_rows
+
+
+def made_bundle(
+    path: Path,
+    n_users: int = 20,
+    n_items: int = 60,
+    size: int = 8,
+    *,
+    score: str = "dot",
+    bias: bool = False,
+    dtype: str = "float32",
+    beta: float = 0.9,
+    rule: str = "moving",
+    seed: int = 0,
+    aggregates: bool = True,
+    others: Any = None,
+    **arrays: Any,
+) -> Path:
+    """A bundle at ``path``: users u0, u1, ..., items i0, i1, ... with titles; each user has taken 0 to 8 items."""
+    rng = np.random.default_rng(seed)
+    item_e = rng.normal(size=(n_items, size)).astype(np.float32)
+    histories = [rng.choice(n_items, rng.integers(1, min(9, n_items)), replace=False) for _ in range(n_users)]
+    made = {
+        "item_encodings": (unit_rows(item_e) if score == "cosine" else item_e).astype(dtype),
+        "user_encodings": rng.normal(size=(n_users, size)).astype(dtype),
+        "history_start": np.cumsum([0, *map(len, histories)]),
+        "history_item": np.concatenate([np.sort(history) for history in histories]).astype(np.int32),
+    }
+    if bias:
+        made["item_bias"] = rng.normal(size=n_items).astype(np.float32)
+    made |= arrays
+    manifest = {
+        "model": "OneBP",
+        "score": score,
+        "aggregation": {"rule": rule, "beta": beta} if aggregates else None,
+        "embedding_size": size,
+        "title_field": "title",
+    }
+    texts = {
+        "item_ids": [f"i{number}" for number in range(n_items)],
+        "user_ids": [f"u{number}" for number in range(n_users)],
+        "item_fields": {"title": [f"Item {number}" for number in range(n_items)]},
+    }
+    write_bundle(path, manifest, made, texts, "# Model card\n", others=others)
+    return path

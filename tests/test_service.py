@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import random
@@ -361,6 +362,7 @@ class Server:
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
         )
+        atexit.register(self.process.kill)  # if the test fails
         self.first_line = self.process.stdout.readline()
         assert self.first_line, self.process.stderr.read()
         self.url = self.first_line.split()[-1]

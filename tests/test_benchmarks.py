@@ -222,3 +222,16 @@ def test_missing_data_is_one_line(tmp_path, monkeypatch, capsys):
         f"error: {tmp_path}/gowalla/gowalla.train.inter is missing; recbole-onebp fetch gowalla --data_path {tmp_path}"
     )
     assert capsys.readouterr().err.startswith(expected)
+
+
+def test_quality_chooses_on_validation_and_tests_once(tmp_path):
+    quality = import_module("quality")
+    result = quality.measure("ml-100k", tmp_path, seed=1, epochs=2, no_test=False, scratch=tmp_path)
+    assert len(result["curve"]) == 2
+    chosen = result["curve"][result["epochs"] - 1]
+    assert {name: chosen[name] for name in result["valid"]} == result["valid"]
+    assert result["test"]["recall@10"] > 0.1
+    assert result["seconds"]["all"] > result["seconds"]["choose"] > result["seconds"]["of which valid"] > 0
+    short = quality.measure("ml-100k", tmp_path, seed=1, epochs=1, no_test=True, scratch=tmp_path)
+    assert "test" not in short
+    assert short["curve"][0]["recall@10"] == result["curve"][0]["recall@10"]

@@ -104,7 +104,9 @@ def make_engine(user: Ids, item: Ids, n_users: int, n_items: int, config: Mappin
     generator = torch.Generator().manual_seed(config["seed"])
     users, items = (0.01 * torch.randn(n, hyper.embedding_size, generator=generator) for n in (n_users, n_items))
     # What the engine reads of a model.
-    model: Any = SimpleNamespace(hyper=hyper, user_table=users, item_table=torch.nn.Parameter(items), item_bias=None)
+    model: Any = SimpleNamespace(
+        hyper=hyper, user_table=users, item_table=torch.nn.Parameter(items), item_bias=None, item_weight=None
+    )
     learner = torch.optim.SparseAdam if hyper.learner == "sparse_adam" else torch.optim.Adam
     plan = Plan(user, item, n_users, n_items, hyper, config["seed"])
     engine = FusedEngine(model, learner([model.item_table], lr=config["learning_rate"]), plan)

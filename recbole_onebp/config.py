@@ -82,8 +82,17 @@ class OneBPConfig(BaseModel):
     """``one``: only items get a gradient.  ``two``: both tables do, and no user is moved (the paper's TwoBP)."""
     beta: Annotated[FiniteFloat, Field(ge=0, le=1)]
     """What a user keeps of its encoding when it is moved."""
-    aggregation: Literal["step", "epoch"]
-    """Users move after every optimizer step, or once after every epoch."""
+    aggregation: Literal["step", "epoch", "interval"]
+    """A step's users move after it; or all users do, towards the mean of all their items: once after every epoch, or
+    after every ``aggregation_interval`` steps of an epoch and after its last (then they also start at their mean)."""
+    aggregation_interval: _Positive
+    """In optimizer steps, with ``aggregation: interval``."""
+    aggregation_alpha: Annotated[FiniteFloat, Field(ge=0)]
+    """What users aggregate is w_i e_i with w_i = (count of i in train / mean count) ** -alpha; 0 weighs all alike."""
+    leave_one_out: bool
+    """In the loss a pair's user is the mean of its other items, as they stood when it was aggregated."""
+    user_encoding: Literal["moved", "fresh"]
+    """Users are scored as training left them, or as the mean of their items as these stand."""
     duplicates: Duplicates
     """What happens to a user that occurs more than once in a batch."""
     train_neg_sample_args: NegativeSampling
@@ -100,6 +109,8 @@ class OneBPConfig(BaseModel):
     train_batch_size: _Positive
     """RecBole's: pairs times negatives with ``negatives: per_pair``, pairs with ``shared``."""
     learner: Annotated[Learner, _Lower]
+    learning_rate_decay: Annotated[FiniteFloat, Field(gt=0, le=1)]
+    """The learning rate of epoch k, from 0, is ``learning_rate * learning_rate_decay ** k``."""
     weight_decay: Annotated[FiniteFloat, Field(ge=0)]
 
     @property
@@ -129,16 +140,23 @@ class OneBPConfig(BaseModel):
                 f"learner: sparse_adam with weight_decay: {self.weight_decay}: it would decay only the rows of a "
                 "batch; use learner: adam, or weight_decay: 0"
             )
-        if self.aggregation == "epoch" and self.duplicates == "last":
+        if self.aggregation != "step" and self.duplicates == "last":
             raise ValueError(
-                "aggregation: epoch with duplicates: last: an epoch moves a user towards the mean of all its items; "
-                "use aggregation: step, or leave duplicates as it is"
+                f"aggregation: {self.aggregation} with duplicates: last: it moves a user towards the mean of all its "
+                "items; use aggregation: step, or leave duplicates as it is"
             )
-        if self.backprop == "two" and self.aggregation == "epoch":
+        if self.leave_one_out and (self.aggregation == "step" or self.beta > 0):
             raise ValueError(
-                "backprop: two with aggregation: epoch: with two backpropagations no user is moved; "
-                "use backprop: one, or leave aggregation as it is"
+                f"leave_one_out: True with aggregation: {self.aggregation} and beta: {self.beta}: an item can be taken "
+                "out of a user that is the plain mean of its items; use aggregation: interval or epoch, and beta: 0"
             )
+        of_one = {"aggregation": "step", "aggregation_alpha": 0, "user_encoding": "moved"}
+        for key, value in of_one.items():
+            if self.backprop == "two" and getattr(self, key) != value:
+                raise ValueError(
+                    f"backprop: two with {key}: {getattr(self, key)}: with two backpropagations no user is moved; "
+                    f"use backprop: one, or leave {key} as it is"
+                )
         return self
 
     @classmethod

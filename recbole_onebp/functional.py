@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Duplicates", "fold_in", "info_nce", "moving_aggregate_", "spread"]
+__all__ = ["Duplicates", "fold_in", "info_nce", "moving_aggregate_", "popularity_weights", "spread"]
 
 Duplicates = Literal["sequential", "last", "mean"]
 
@@ -119,6 +119,22 @@ def fold_in(item_e: Tensor, weights: Tensor | None = None) -> Tensor:
     if weights.shape != (len(item_e),) or bool((weights < 0).any()) or not bool(weights.sum() > 0):
         raise ValueError(f"expected {len(item_e)} non-negative weights with a positive sum, got {weights.tolist()}")
     return (weights / weights.sum()).to(item_e.dtype) @ item_e
+
+
+def popularity_weights(count: Tensor, alpha: float) -> Tensor:
+    """What an item weighs in the aggregation: ``(count / mean count) ** -alpha``, the mean over items that occur.
+
+    Args:
+        count: how often each item occurs in train, shape ``(n_items,)``; one that does not weighs what one would that
+            occurs once.
+        alpha: greater than 0 favours rare items; 0 weighs all alike.
+
+    Returns:
+        Shape ``(n_items,)``.
+    """
+    occurs = count > 0
+    mean = count.sum() / occurs.sum().clamp(min=1)
+    return (count.clamp(min=1) / mean) ** -alpha
 
 
 def spread(table: Tensor) -> float:

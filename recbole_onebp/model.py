@@ -5,6 +5,8 @@ Source: Chen and Wang, "One Backpropagation in Two Tower Recommendation Models",
 
 from __future__ import annotations
 
+from types import EllipsisType
+
 import torch
 from recbole.config import Config
 from recbole.data.dataset import Dataset
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_onebp.config import OneBPConfig
-from recbole_onebp.functional import info_nce, moving_aggregate_
+from recbole_onebp.functional import info_nce, moving_aggregate_, popularity_weights
 
 __all__ = ["OneBP"]
 
@@ -30,6 +32,10 @@ class OneBP(GeneralRecommender):
         user_table: user encodings ``(n_users, d)``: a buffer, or a parameter with ``backprop: two``.
         item_bias: parameter ``(n_items, 1)``, or None without ``item_bias: True``.
         shared_negatives: the items of the step that is next, ``(M,)``, with ``negatives: shared``; the trainer sets it.
+        history_item, history_start: where all of a user's items are aggregated: the train items of user u are
+            ``history_item[history_start[u] : history_start[u + 1]]``.
+        item_weight: what an item weighs in the aggregation, ``(n_items, 1)``; None with ``aggregation_alpha: 0``.
+        shares: with ``leave_one_out: True``: what the users were made of when all were moved last, ``(n_items, d)``.
 
     Row 0 of all is RecBole's padding: zero from the start, never trained, sampled or recommended.
     """
@@ -40,6 +46,10 @@ class OneBP(GeneralRecommender):
     user_table: Tensor
     item_bias: nn.Parameter | None
     shared_negatives: Tensor
+    history_item: Tensor
+    history_start: Tensor
+    item_weight: Tensor | None
+    shares: Tensor
     log_q: Tensor | None = None
     """Logarithm of each item's share in the shared draws, ``(n_items,)``, with ``logq_correction: True``."""
 
@@ -48,7 +58,7 @@ class OneBP(GeneralRecommender):
 
         Args:
             config: RecBole's configuration; :class:`~recbole_onebp.config.OneBPConfig` checks it.
-            dataset: the train data, for the number of users and items and, with ``aggregation: epoch``, their pairs.
+            dataset: the train data, for the number of users and items and, where they are aggregated, their pairs.
 
         Raises:
             UserError: for a configuration that makes no sense.
@@ -65,28 +75,54 @@ class OneBP(GeneralRecommender):
         self.item_bias = nn.Parameter(torch.zeros(self.n_items, 1)) if self.hyper.item_bias else None
         self._users_are_moved = False
         self._ranked: tuple[list[int], Tensor] | None = None
-        self._history: tuple[Tensor, Tensor] | None = None
-        if self.hyper.aggregation == "epoch":  # the train items of user u are item[start[u] : start[u + 1]]
+        self._fresh_users: tuple[int, Tensor] | None = None
+        self._keep_history(dataset)
+        if self.hyper.aggregation == "interval" or self.hyper.leave_one_out:
+            self._aggregate(beta=0.0)
+
+    def _keep_history(self, dataset: Dataset) -> None:
+        """What the aggregation needs of the train pairs; in no checkpoint, since it comes from the data."""
+        if self.hyper.aggregation != "step" or self.hyper.user_encoding == "fresh":
             user, order = dataset.inter_feat[self.USER_ID].sort(stable=True)
             start = torch.searchsorted(user, torch.arange(self.n_users + 1))
-            self._history = dataset.inter_feat[self.ITEM_ID][order], start
+            self.register_buffer("history_item", dataset.inter_feat[self.ITEM_ID][order], persistent=False)
+            self.register_buffer("history_start", start, persistent=False)
+        weight = None
+        if self.hyper.aggregation_alpha > 0:
+            count = torch.bincount(dataset.inter_feat[self.ITEM_ID], minlength=self.n_items)
+            weight = popularity_weights(count, self.hyper.aggregation_alpha).unsqueeze(1)
+        self.register_buffer("item_weight", weight, persistent=False)
 
     # ----------------------------------------------------------------------------------------------------- encoding
 
+    def _rows(self, table: Tensor, ids: Tensor) -> Tensor:
+        """Rows of a table; their gradient is sparse for ``sparse_adam``."""
+        return F.embedding(ids, table, padding_idx=0, sparse=self.hyper.learner == "sparse_adam")
+
     def _look_up(self, table: Tensor, ids: Tensor) -> Tensor:
-        """Rows of a table, unit length with ``score: cosine``; their gradient is sparse for ``sparse_adam``."""
-        rows = F.embedding(ids, table, padding_idx=0, sparse=self.hyper.learner == "sparse_adam")
-        return self._scaled(rows)
+        """Rows of a table as they are scored: unit length with ``score: cosine``."""
+        return self._scaled(self._rows(table, ids))
 
     def _bias(self, item: Tensor) -> Tensor | float:
         """What an item's bias adds to its score, shape of ``item``: the temperature divides scores, not the bias."""
         if self.item_bias is None:
             return 0.0
-        sparse = self.hyper.learner == "sparse_adam"
-        return self.hyper.temperature * F.embedding(item, self.item_bias, padding_idx=0, sparse=sparse).squeeze(-1)
+        return self.hyper.temperature * self._rows(self.item_bias, item).squeeze(-1)
 
     def _scaled(self, encodings: Tensor) -> Tensor:
         return F.normalize(encodings, dim=-1) if self.hyper.score == "cosine" else encodings
+
+    def users_of(self, user: Tensor, item: Tensor) -> Tensor:
+        """The users of train pairs, ``(B, d)``, as the loss takes them.
+
+        With ``leave_one_out: True`` the pair's own item is not in them: they are the mean of the user's other items,
+        and zero where there is none, so that of such a pair only the biases learn.
+        """
+        if not self.hyper.leave_one_out:
+            return self._rows(self.user_table, user)
+        count = (self.history_start[user + 1] - self.history_start[user]).unsqueeze(1)
+        others = (count * self.user_table[user] - self.shares[item]) / (count - 1)
+        return torch.where(count > 1, others, 0.0)
 
     # --------------------------------------------------------------------------------------------------------- loss
 
@@ -112,7 +148,7 @@ class OneBP(GeneralRecommender):
                 "own call users_will_be_moved() once, and move_users(interaction) after every optimizer step."
             )
         user, item = self._positives(interaction)
-        user_e = self._look_up(self.user_table, user)  # (B, d); a constant with backprop: one
+        user_e = self._scaled(self.users_of(user, item))  # (B, d); a constant with backprop: one
         pos_score = (user_e * self._look_up(self.item_table, item)).sum(dim=-1) + self._shift(item)
         if self.hyper.negatives == "shared":
             negative = self.shared_negatives  # (M,)
@@ -137,7 +173,7 @@ class OneBP(GeneralRecommender):
     # -------------------------------------------------------------------------------------------------- aggregation
 
     def users_will_be_moved(self) -> None:
-        """Promise to move the users: :meth:`move_users` after every step or :meth:`move_all_users` every epoch."""
+        """Promise to move the users: :meth:`move_users` after every step, or :meth:`move_all_users` now and then."""
         self._users_are_moved = True
 
     def move_users(self, interaction: Interaction) -> None:
@@ -151,33 +187,60 @@ class OneBP(GeneralRecommender):
     @torch.no_grad()
     def move(self, user: Tensor, item: Tensor) -> None:
         """:meth:`move_users` for pairs of users and items, ``(B,)`` each."""
-        item_e = self._scaled(self.item_table[item])
-        moving_aggregate_(self.user_table, user, item_e, self.hyper.beta, self.hyper.duplicates)
+        moving_aggregate_(self.user_table, user, self._shares(item), self.hyper.beta, self.hyper.duplicates)
+
+    def move_all_users(self) -> None:
+        """Move every user towards the mean of all its train items (``aggregation: epoch`` and ``interval``)."""
+        if self.hyper.aggregation == "step":
+            raise RuntimeError("aggregation is 'step': users are moved by move_users")
+        self._aggregate(self.hyper.beta)
 
     @torch.no_grad()
-    def move_all_users(self) -> None:
-        """Move every user towards the mean of all its train items (``aggregation: epoch``)."""
-        if self._history is None:
-            raise RuntimeError(f"aggregation is {self.hyper.aggregation!r}: users are moved by move_users")
-        item, start = (ids.to(self.user_table.device) for ids in self._history)
-        mean = F.embedding_bag(item, self._scaled(self.item_table), start, mode="mean", include_last_offset=True)
-        moved = self.hyper.beta * self.user_table + (1 - self.hyper.beta) * mean
-        self.user_table.copy_(torch.where((start[1:] > start[:-1]).unsqueeze(1), moved, self.user_table))
+    def _aggregate(self, beta: float) -> None:
+        shares = self._shares()
+        self.user_table.copy_(self._aggregated(shares, beta))
+        if self.hyper.leave_one_out:
+            self.register_buffer("shares", shares.clone(), persistent=False)
+
+    def _aggregated(self, shares: Tensor, beta: float) -> Tensor:
+        """All users, moved: ``(n_users, d)``; one without items stays where it is."""
+        start = self.history_start
+        mean = F.embedding_bag(self.history_item, shares, start, mode="mean", include_last_offset=True)
+        moved = beta * self.user_table + (1 - beta) * mean
+        return torch.where((start[1:] > start[:-1]).unsqueeze(1), moved, self.user_table)
+
+    def _shares(self, item: Tensor | EllipsisType = ...) -> Tensor:
+        """What users aggregate, w_i e_i: encodings as they are scored, weighted."""
+        encodings = self._scaled(self.item_table[item])
+        return encodings if self.item_weight is None else encodings * self.item_weight[item]
 
     # --------------------------------------------------------------------------------------------------- prediction
 
     def predict(self, interaction: Interaction) -> Tensor:
         """Scores of the pairs of users and items, shape ``(B,)``."""
-        user_e = self._look_up(self.user_table, interaction[self.USER_ID])
+        user_e = self._look_up(self.scored_users(), interaction[self.USER_ID])
         item_e = self._look_up(self.item_table, interaction[self.ITEM_ID])
         return (user_e * item_e).sum(dim=-1) + self._bias(interaction[self.ITEM_ID])
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Scores of the users with all items, padding included, flattened to ``(B * n_items,)``."""
-        user_e = self._look_up(self.user_table, interaction[self.USER_ID])
+        user_e = self._look_up(self.scored_users(), interaction[self.USER_ID])
         if self.item_bias is not None:
             user_e = F.pad(user_e, (0, 1), value=1.0)
         return (user_e @ self._ranked_items().T).view(-1)
+
+    def scored_users(self) -> Tensor:
+        """The users that predictions are made for, ``(n_users, d)``: the table, or with ``user_encoding: fresh`` anew.
+
+        Those are made once for an evaluation.
+        """
+        if self.hyper.user_encoding == "moved":
+            return self.user_table
+        version = self.item_table._version
+        if self.training or self._fresh_users is None or self._fresh_users[0] != version:
+            with torch.no_grad():
+                self._fresh_users = version, self._aggregated(self._shares(), beta=0.0)
+        return self._fresh_users[1]
 
     def _ranked_items(self) -> Tensor:
         """What users are multiplied by, ``(n_items, d)``, with ``item_bias`` ``(n_items, d + 1)``.
@@ -197,7 +260,7 @@ class OneBP(GeneralRecommender):
 
     def train(self, mode: bool = True) -> OneBP:
         """To training or evaluation, as of any module; what was made for an evaluation is made anew."""
-        self._ranked = None
+        self._ranked = self._fresh_users = None
         return super().train(mode)
 
 

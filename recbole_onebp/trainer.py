@@ -30,8 +30,8 @@ class OneBPTrainer(Trainer):
     """Trains OneBP: by the fast engine, or with gradient steps by RecBole's loop and the moving aggregation around it.
 
     The users move after each optimizer step (``aggregation: step``), with the item encodings that the step has left,
-    or once after each epoch (``aggregation: epoch``); a step that AMP skipped moves nobody, and neither does
-    evaluation.
+    after so many of them (``interval``), or once after each epoch (``epoch``); a step that AMP skipped moves nobody,
+    and neither does evaluation.
 
     Attributes:
         encoding_stats: of the last epoch: ``user_norm`` and ``item_norm``, the mean lengths of the encodings, and
@@ -50,6 +50,7 @@ class OneBPTrainer(Trainer):
         super().__init__(config, model)
         self.encoding_stats: dict[str, float] = {}
         self._batch: Interaction | None = None
+        self._steps = 0  # that the reference engine has taken in this epoch
         self._plan: Plan | None = None
         self._planned: Any = None  # the data set that it is for
         self._engine: Engine | None = None
@@ -60,7 +61,7 @@ class OneBPTrainer(Trainer):
         self.engine = "reference" if model.hyper.engine == "reference" or obstacle else "fast"
         if model.hyper.backprop == "one":
             model.users_will_be_moved()
-            if model.hyper.aggregation == "step":
+            if model.hyper.aggregation != "epoch":
                 self.optimizer.register_step_post_hook(self._move_users)
 
     def _plan_of(self, train_data: Any) -> Plan:
@@ -84,19 +85,42 @@ class OneBPTrainer(Trainer):
         # overflowed, and the step is skipped inside: then this hook runs, though no item has moved.
         overflowed = getattr(optimizer, "found_inf", None)
         if self._batch is not None and not (overflowed is not None and bool(overflowed)):
-            self.model.move_users(self._batch)
+            self._steps += 1
+            if self.model.hyper.aggregation == "step":
+                self.model.move_users(self._batch)
+            elif self._steps % self.model.hyper.aggregation_interval == 0:
+                self.model.move_all_users()
         self._batch = None
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
+        self._decay_learning_rate(epoch_idx)
         if self.engine == "fast":
             loss = self._fast_epoch(train_data, epoch_idx, show_progress)
         else:
-            if self.model.hyper.negatives == "shared":
-                self._share_negatives(self._plan_of(train_data), epoch_idx)
-            loss = super()._train_epoch(train_data, epoch_idx, loss_func or self._loss_of_batch, show_progress)
-            if self.model.hyper.aggregation == "epoch":
-                self.model.move_all_users()
+            loss = self._reference_epoch(train_data, epoch_idx, loss_func or self._loss_of_batch, show_progress)
         self._watch(epoch_idx)
+        return loss
+
+    def _decay_learning_rate(self, epoch_idx: int) -> None:
+        """By the epoch's number alone, so that an epoch after a checkpoint is what it would have been without."""
+        if self.model.hyper.learning_rate_decay == 1:
+            return
+        learning_rate = self.learning_rate * self.model.hyper.learning_rate_decay**epoch_idx
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.tensorboard.add_scalar("Learning_rate", learning_rate, epoch_idx)
+        self.logger.info(f"epoch {epoch_idx} learning rate: {learning_rate:.3g}")
+
+    def _reference_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool) -> Any:
+        hyper, self._steps = self.model.hyper, 0
+        if hyper.negatives == "shared":
+            self._share_negatives(self._plan_of(train_data), epoch_idx)
+        if hyper.leave_one_out:  # a checkpoint does not hold what its users were made of
+            self.model.move_all_users()
+        loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        behind = self._steps % hyper.aggregation_interval
+        if hyper.aggregation == "epoch" or (hyper.aggregation == "interval" and behind):
+            self.model.move_all_users()
         return loss
 
     def _share_negatives(self, plan: Plan, epoch_idx: int) -> None:

@@ -301,3 +301,16 @@ def test_rows_measured_alike_stay_and_others_are_refused(tmp_path):
     assert speed._earlier_rows(path, {**here, "machine": {"cpu": "A", "load_before": 0.4}}) == earlier["rows"]
     with pytest.raises(UserError, match=r"another settings \(seed\)"):
         speed._earlier_rows(path, {**here, "settings": {"seed": 2}})
+
+
+def test_quality_chooses_on_validation_and_tests_once(tmp_path):
+    quality = import_module("quality")
+    result = quality.measure("ml-100k", tmp_path, seed=1, epochs=2, no_test=False, scratch=tmp_path)
+    assert len(result["curve"]) == 2
+    chosen = result["curve"][result["epochs"] - 1]
+    assert {name: chosen[name] for name in result["valid"]} == result["valid"]
+    assert result["test"]["recall@10"] > 0.1
+    assert result["seconds"]["all"] > result["seconds"]["choose"] > result["seconds"]["of which valid"] > 0
+    short = quality.measure("ml-100k", tmp_path, seed=1, epochs=1, no_test=True, scratch=tmp_path)
+    assert "test" not in short
+    assert short["curve"][0]["recall@10"] == result["curve"][0]["recall@10"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
+from draws import SameDraws
 from recbole_onebp.engine import make_engine
 from recbole_onebp.engine.device import DeviceEngine
 from recbole_onebp.engine.fused import FusedEngine
@@ -17,26 +18,6 @@ from recbole_onebp.errors import UserError
 
 ENGINES = [FusedEngine, DeviceEngine]
 EPOCHS = 3
-
-
-class SameDraws:
-    """Train data that brings RecBole's loop the very batches of a plan."""
-
-    def __init__(self, run, epoch):
-        self._dataset = run.train_data._dataset
-        self._plan, self._epoch = run.trainer._plan_of(run.train_data), epoch
-
-    def __iter__(self):
-        for user, item, negative in self._plan.batches(self._epoch):
-            shared = negative.ndim == 1
-            repeats = 1 if shared else negative.shape[1]
-            batch = {
-                "user_id": torch.tensor(user).long().repeat(repeats),
-                "item_id": torch.tensor(item).long().repeat(repeats),
-            }
-            if not shared:
-                batch["neg_item_id"] = torch.tensor(negative.T.reshape(-1)).long()
-            yield Interaction(batch)
 
 
 def assert_same(reference, fast, tolerance=1e-5):
@@ -85,6 +66,27 @@ def test_every_way_to_move_users_agrees(tiny, engine, options, score, negatives)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"aggregation_alpha": 0.5},
+        {"aggregation_alpha": 0.5, "duplicates": "mean"},
+        {"aggregation_alpha": 0.5, "aggregation": "epoch"},
+        {"aggregation": "interval", "aggregation_interval": 3},
+        {"aggregation": "interval", "aggregation_interval": 5, "beta": 0.0, "aggregation_alpha": 0.5},
+        {"aggregation": "interval", "aggregation_interval": 3, "beta": 0.0, "leave_one_out": True},
+        {"aggregation": "epoch", "beta": 0.0, "aggregation_alpha": 0.5, "leave_one_out": True},
+        {"aggregation": "interval", "aggregation_interval": 1, "beta": 0.5, "learner": "sparse_adam"},
+        {"learning_rate_decay": 0.5},
+    ],
+)
+@pytest.mark.parametrize(("score", "negatives"), list(product(["dot", "cosine"], ["per_pair", "shared"])))
+def test_aggregation_weights_leaving_out_and_decay_agree(tiny, engine, options, score, negatives):
+    size = 32 if negatives == "shared" else 160  # 10 steps an epoch
+    compare(tiny, engine, score=score, negatives=negatives, train_batch_size=size, item_bias=True, **options)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("negatives", ["per_pair", "shared"])
 def test_popularity_and_log_q_agree(tiny, engine, negatives):
     args = {"distribution": "popularity", "sample_num": 3, "alpha": 0.5}
@@ -101,15 +103,16 @@ def test_log_q_makes_a_difference_only_where_shares_differ(tiny):
     assert abs(loss(logq_correction=True, **popular) - loss(**popular)) > 0.01
 
 
+@pytest.mark.parametrize("options", [{}, {"aggregation": "interval", "beta": 0.0, "leave_one_out": True}])
 @pytest.mark.parametrize("negatives", ["per_pair", "shared"])
-def test_the_number_of_threads_does_not_matter(tiny, negatives):
+def test_the_number_of_threads_does_not_matter(tiny, negatives, options):
     if numba.config.NUMBA_NUM_THREADS < 2:
         pytest.skip("one thread only")
     tables, before = [], torch.get_num_threads()
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            run = tiny(negatives=negatives, item_bias=True)
+            run = tiny(negatives=negatives, item_bias=True, **options)
             run.trainer._train_epoch(run.train_data, 0)
             tables.append({name: table.clone() for name, table in run.model.state_dict().items()})
     finally:
@@ -161,16 +164,25 @@ def test_the_device_chooses_the_engine(tiny):
     assert isinstance(make_engine(run.model, run.trainer.optimizer, plan), FusedEngine)
 
 
-def test_a_checkpoint_carries_the_optimizer_over(tiny, tmp_path):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"aggregation": "interval", "aggregation_interval": 3, "beta": 0.5},
+        {"aggregation": "interval", "aggregation_interval": 3, "beta": 0.0, "leave_one_out": True},
+        {"learning_rate_decay": 0.5},
+    ],
+)
+def test_a_checkpoint_is_all_that_training_goes_on_from(tiny, tmp_path, options):
     """Three epochs in a row equal two, a checkpoint, and one more."""
-    straight = tiny(output_dir=str(tmp_path / "a"))
+    straight = tiny(output_dir=str(tmp_path / "a"), **options)
     for epoch in range(3):
         straight.trainer._train_epoch(straight.train_data, epoch)
-    first = tiny(output_dir=str(tmp_path / "b"))
+    first = tiny(output_dir=str(tmp_path / "b"), **options)
     for epoch in range(2):
         first.trainer._train_epoch(first.train_data, epoch)
     first.trainer._save_checkpoint(1)
-    second = tiny(output_dir=str(tmp_path / "c"))
+    second = tiny(output_dir=str(tmp_path / "c"), **options)
     second.trainer.resume_checkpoint(first.trainer.saved_model_file)
     second.trainer._train_epoch(second.train_data, 2)
     for name, table in straight.model.state_dict().items():

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_onebp.functional import fold_in, info_nce, moving_aggregate_, spread
+from recbole_onebp.functional import fold_in, info_nce, moving_aggregate_, popularity_weights, spread
 
 RULES = ["sequential", "last", "mean"]
 
@@ -133,6 +133,12 @@ def test_fold_in_refuses_weights(weights):
 def test_fold_in_refuses_nothing():
     with pytest.raises(ValueError, match="n >= 1"):
         fold_in(torch.zeros(0, 3))
+
+
+def test_rare_items_weigh_more():
+    weights = popularity_weights(torch.tensor([0, 1, 2, 9, 0]), 0.5)
+    torch.testing.assert_close(weights, torch.tensor([2.0, 2.0, 2**0.5, 2 / 3, 2.0]))
+    assert torch.equal(popularity_weights(torch.tensor([3, 0, 5]), 0.0), torch.ones(3))
 
 
 def test_spread_tells_collapse():

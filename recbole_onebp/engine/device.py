@@ -51,6 +51,8 @@ class DeviceEngine:
         order = torch.from_numpy(self.plan.order(epoch)).to(self._device, torch.long)
         size = self.hyper.positives_a_step
         total = torch.zeros((), dtype=torch.float64, device=self._device)
+        if self.hyper.leave_one_out:  # a checkpoint does not hold what its users were made of
+            self.model.move_all_users()
         for step in progress(range(len(self.plan))):
             if step % _STEPS_A_DRAW == 0:
                 negatives = self._draw(order, step, epoch)
@@ -59,8 +61,8 @@ class DeviceEngine:
             total += (self._shared if self.hyper.negatives == "shared" else self._pairs)(user, item, negative)
             if not self._two and self.hyper.aggregation == "step":
                 self.model.move(user, item)
-        if self.hyper.aggregation == "epoch":
-            self.model.move_all_users()
+            elif self.plan.aggregates_after(step):
+                self.model.move_all_users()
         return float(total)
 
     def _draw(self, order: Tensor, step: int, epoch: int) -> Iterator[Tensor]:
@@ -95,7 +97,7 @@ class DeviceEngine:
 
     def _pairs(self, user: Tensor, item: Tensor, negative: Tensor) -> Tensor:
         ids = torch.cat([item.unsqueeze(1), negative], dim=1)  # (B, 1 + N)
-        user_e, user_inverse = self._unit(self.model.user_table[user])  # (B, d)
+        user_e, user_inverse = self._unit(self.model.users_of(user, item))  # (B, d)
         item_e, inverse = self._unit(self.model.item_table[ids])  # (B, 1 + N, d)
         logits = (item_e @ user_e.unsqueeze(-1)).squeeze(-1) / self.hyper.temperature + self._shift(ids)
         share = logits.softmax(dim=1)
@@ -109,7 +111,7 @@ class DeviceEngine:
         return loss
 
     def _shared(self, user: Tensor, item: Tensor, negative: Tensor) -> Tensor:
-        user_e, user_inverse = self._unit(self.model.user_table[user])  # (B, d)
+        user_e, user_inverse = self._unit(self.model.users_of(user, item))  # (B, d)
         ids = torch.cat([item, negative])  # (B + M,)
         rows, inverse = self._unit(self.model.item_table[ids])
         item_e, negative_e = rows[: len(user)], rows[len(user) :]

@@ -95,8 +95,13 @@ class FusedEngine:
         self._item_e = torch.empty(n_pairs, hyper.embedding_size)
         self._loss = np.empty(n_pairs, dtype=np.float32)
         self._item_links = _Links(len(model.item_table), n_places)
-        self._user_links = _Links(len(model.user_table), len(plan.user) if hyper.aggregation == "epoch" else n_pairs)
+        self._user_links = _Links(len(model.user_table), n_pairs)
         self._log_q = plan.log_q() if hyper.logq_correction else None
+        weight = model.item_weight
+        self._item_weight: Floats = np.empty(0, dtype=np.float32) if weight is None else weight.squeeze(1).numpy()
+        # Of the last aggregation of all users: what item rows were multiplied by, and with leave_one_out the rows.
+        self._share = np.empty(len(model.item_table), dtype=np.float32)
+        self._aggregated = np.empty_like(model.item_table.detach().numpy()) if hyper.leave_one_out else None
 
     def train_epoch(self, epoch: int, progress: Progress = iter) -> float:
         """Train on every pair once.
@@ -115,14 +120,18 @@ class FusedEngine:
         self._bias = None if model.item_bias is None else _Trained(model.item_bias, self.optimizer)
         self._users = _Trained(model.user_table, self.optimizer) if two else None
         self._user_table: Floats = model.user_table.detach().numpy()
-        total = sum(map(self._step, progress(self.plan.batches(epoch))), start=0.0)
-        if self.hyper.aggregation == "epoch":
-            self._move(self.plan.user, self.plan.item, "mean")
+        if self.hyper.leave_one_out:  # a checkpoint does not hold what its users were made of
+            self._aggregate()
+        total = 0.0
+        for number, batch in enumerate(progress(self.plan.batches(epoch))):
+            total += self._step(batch)
+            if self.plan.aggregates_after(number):
+                self._aggregate()
         return total
 
     def _step(self, batch: Batch) -> float:
         n_pairs = len(batch.user)
-        kernels.gather(batch.user, self._user_table, self._cosine, self._source[:n_pairs].numpy())
+        self._gather_users(batch, self._source[:n_pairs].numpy())
         n_places, group = self._score(batch)
         coefficient, links = self._coefficient[:n_places], self._item_links
         touched = links.link(self._places[:n_places])
@@ -134,8 +143,17 @@ class FusedEngine:
             gradient = self._user_gradient.numpy()
             self._users.step(touched, self._user_links, ones, 1, gradient, self._cosine, unlink=True)
         elif self.hyper.aggregation == "step":
-            self._move(batch.user, batch.item, self.hyper.duplicates)
+            self._move(batch)
         return float(self._loss[:n_pairs].mean(dtype=np.float64))
+
+    def _gather_users(self, batch: Batch, out: Floats) -> None:
+        if self._aggregated is None:
+            kernels.gather(batch.user, self._user_table, self._cosine, out)
+            return
+        start = self.model.history_start.numpy()
+        kernels.gather_others(
+            batch.user, batch.item, start, self._user_table, self._aggregated, self._share, self._cosine, out
+        )
 
     def _score_pairs(self, batch: Batch) -> tuple[int, int]:
         """Fill in places, coefficients and loss; return the number of places, and how many share an origin."""
@@ -177,9 +195,18 @@ class FusedEngine:
             shift = shift - self._log_q if len(shift) else -self._log_q
         return shift
 
-    def _move(self, user: Ids, item: Ids, rule: str) -> None:
-        users, links = self._user_links.link(user), self._user_links
+    def _move(self, batch: Batch) -> None:
+        """Move the users of a step."""
+        users, links = self._user_links.link(batch.user), self._user_links
         kernels.move_users(
-            users, links.head, links.following, item, self._items.table, self._cosine, self._user_table,
-            self.hyper.beta, _RULES[rule],
+            users, links.head, links.following, batch.item, self._items.table, self._item_weight, self._cosine,
+            self._user_table, self.hyper.beta, _RULES[self.hyper.duplicates],
         )  # fmt: skip
+
+    def _aggregate(self) -> None:
+        """Move all users."""
+        start, item = self.model.history_start.numpy(), self.model.history_item.numpy()
+        kernels.share_of_rows(self._items.table, self._item_weight, self._cosine, self._share)
+        kernels.move_all_users(start, item, self._items.table, self._share, self._user_table, self.hyper.beta)
+        if self._aggregated is not None:
+            np.copyto(self._aggregated, self._items.table)

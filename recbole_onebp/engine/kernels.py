@@ -4,6 +4,7 @@ A step is three sweeps, each parallel over what it writes, so that no two thread
 their number: over the pairs (scores, loss, and the loss's derivative by each score), over the rows of a table that the
 step touches (their gradient and, at once, the optimizer's step), and over the users (the moving aggregation).  A row
 finds its places in the batch by a linked list: ``head[row]`` is the first, ``following[place]`` the next one, -1 ends.
+Where all users move at once the train pairs are in users' order instead.
 """
 
 from __future__ import annotations
@@ -14,7 +15,20 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-__all__ = ["LAST", "MEAN", "SEQUENTIAL", "gather", "link", "move_users", "pair_scores", "shared_scores", "step_rows"]
+__all__ = [
+    "LAST",
+    "MEAN",
+    "SEQUENTIAL",
+    "gather",
+    "gather_others",
+    "link",
+    "move_all_users",
+    "move_users",
+    "pair_scores",
+    "share_of_rows",
+    "shared_scores",
+    "step_rows",
+]
 
 SEQUENTIAL, LAST, MEAN = 0, 1, 2
 
@@ -63,6 +77,27 @@ def gather(ids, table, cosine, out):
         scale = _inverse_norm(row) if cosine else _F1
         for k in range(len(row)):
             out[b, k] = scale * row[k]
+
+
+@njit(parallel=True, **_OPTIONS)
+def gather_others(user, item, start, user_table, item_table, share, cosine, out):
+    """``out[b]``: a user without one of its items, see :meth:`recbole_onebp.model.OneBP.users_of`.
+
+    Args:
+        start, share: as of :func:`move_all_users`.
+        item_table: as it was when the users were made of it.
+    """
+    for b in prange(len(user)):
+        row, own, others = user_table[user[b]], item_table[item[b]], out[b]
+        n_others = np.float32(start[user[b] + 1] - start[user[b]] - 1)
+        part = _F1 / n_others if n_others > 0 else _F0
+        grown, taken = (n_others + _F1) * part, share[item[b]] * part
+        for k in range(len(row)):
+            others[k] = grown * row[k] - taken * own[k]
+        if cosine:
+            inverse = _inverse_norm(others)
+            for k in range(len(row)):
+                others[k] *= inverse
 
 
 @njit(parallel=True, **_OPTIONS)
@@ -251,13 +286,14 @@ def step_rows(
 
 
 @njit(parallel=True, **_OPTIONS)
-def move_users(users, head, following, item, item_table, cosine, user_table, beta, rule):
+def move_users(users, head, following, item, item_table, item_weight, cosine, user_table, beta, rule):
     """The moving aggregation of a batch, see :func:`recbole_onebp.functional.moving_aggregate_`.
 
     Args:
         users: the users that occur, each once.
         head, following: links of :func:`link`; ``head`` is left at -1 for these users.
         item: of each pair, ``(B,)``.
+        item_weight: what an item weighs, ``(n_items,)``, or empty.
         rule: SEQUENTIAL, LAST or MEAN.
     """
     size = user_table.shape[1]
@@ -275,6 +311,8 @@ def move_users(users, head, following, item, item_table, cosine, user_table, bet
                 if rule != LAST or following[place] < 0:
                     row = item_table[item[place]]
                     weight = _inverse_norm(row) if cosine else _F1
+                    if len(item_weight):
+                        weight *= item_weight[item[place]]
                     if rule == MEAN:
                         count += 1
                         for k in range(size):
@@ -288,3 +326,38 @@ def move_users(users, head, following, item, item_table, cosine, user_table, bet
                 weight = take / np.float32(count)
                 for k in range(size):
                     moved[k] = keep * moved[k] + weight * total[k]
+
+
+@njit(parallel=True, **_OPTIONS)
+def share_of_rows(item_table, item_weight, cosine, share):
+    """What each row of the items is multiplied by in an aggregation, ``(n_items,)``: its weight, over its length."""
+    for i in prange(len(item_table)):
+        weight = _inverse_norm(item_table[i]) if cosine else _F1
+        share[i] = weight * item_weight[i] if len(item_weight) else weight
+
+
+@njit(parallel=True, **_OPTIONS)
+def move_all_users(start, item, item_table, share, user_table, beta):
+    """Move every user that has items towards their mean.
+
+    Args:
+        start, item: the items of user u are ``item[start[u] : start[u + 1]]``.
+        share: of :func:`share_of_rows`.
+    """
+    n_users, size = user_table.shape
+    keep, take = np.float32(beta), np.float32(1 - beta)
+    for task in prange((n_users + _ROWS_A_TASK - 1) // _ROWS_A_TASK):
+        total = np.empty(size, dtype=np.float32)
+        for user in range(task * _ROWS_A_TASK, min(n_users, (task + 1) * _ROWS_A_TASK)):
+            moved = user_table[user]
+            if start[user] == start[user + 1]:
+                continue
+            for k in range(size):
+                total[k] = 0
+            for place in range(start[user], start[user + 1]):
+                row, weight = item_table[item[place]], share[item[place]]
+                for k in range(size):
+                    total[k] += weight * row[k]
+            weight = take / np.float32(start[user + 1] - start[user])
+            for k in range(size):
+                moved[k] = keep * moved[k] + weight * total[k]

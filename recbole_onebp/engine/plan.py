@@ -60,6 +60,13 @@ class Plan:
         """Steps an epoch; the last one may be smaller."""
         return -(-len(self.user) // self.hyper.positives_a_step)
 
+    def aggregates_after(self, step: int) -> bool:
+        """Whether all users are moved after this step, from 0, of an epoch."""
+        if self.hyper.aggregation == "step":
+            return False
+        interval = self.hyper.aggregation_interval if self.hyper.aggregation == "interval" else len(self)
+        return (step + 1) % interval == 0 or step + 1 == len(self)
+
     def order(self, epoch: int) -> npt.NDArray[np.int32]:
         """The pairs' numbers in the order of this epoch, shape ``(n,)``."""
         numbers = np.arange(len(self.user), dtype=np.int32)

@@ -1,0 +1,119 @@
+"""How good OneBP is at 64 dimensions with the modules beyond the paper's, and how long it takes.
+
+    python benchmarks/quality.py --dataset gowalla [--data_path dataset] [--seeds 1 2 3] [--json OUT]
+
+For each seed: train until the validation stops rising, train anew on train + validation for the epochs that were best,
+test once.  The seconds are wall-clock time from the files on: reading, both trainings, every validation, the test.
+``--no_test`` ends after the first training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from measure import Machine, use_threads, versions, write_json
+from speed import check_data
+
+from recbole_onebp.errors import UserError
+
+DATASETS = ("gowalla", "yelp2018", "onebp-ml-1m", "onebp-ml-100k")
+SETTINGS: dict[str, Any] = {
+    "embedding_size": 64,
+    "score": "cosine",
+    "temperature": 0.1,
+    "item_bias": True,
+    "negatives": "shared",
+    "n_shared_negatives": 1024,
+    "aggregation": "interval",
+    "aggregation_interval": 50,
+    "aggregation_alpha": 0.5,
+    "beta": 0.0,
+    "leave_one_out": True,
+    "train_batch_size": 2048,
+    "learning_rate": 0.005,
+    "learning_rate_decay": 0.92,
+    "stopping_step": 5,
+}
+
+
+def measure(dataset: str, data_path: Path, seed: int, epochs: int, no_test: bool, scratch: Path) -> dict[str, Any]:
+    """Epochs, metrics and seconds of one seed."""
+    from recbole_onebp import build
+
+    common = {**SETTINGS, "seed": seed, "data_path": str(data_path), "show_progress": False}
+    start = perf_counter()
+    first = build("OneBP", dataset, config_dict={**common, "epochs": epochs, "output_dir": str(scratch / "choose")})
+    best_epoch, valid = first.train(saved=False)
+    record = first.trainer.record
+    result: dict[str, Any] = {
+        "seed": seed,
+        "epochs": best_epoch + 1,
+        "valid": valid,
+        "curve": [{**epoch["valid"], "seconds": epoch["train_seconds"]} for epoch in record.epochs],
+        "seconds": {"choose": perf_counter() - start, "of which valid": record.total("valid_seconds")},
+    }
+    if not no_test:
+        again = perf_counter()
+        refit = {**common, "refit": True, "epochs": best_epoch + 1, "output_dir": str(scratch / "refit")}
+        result["test"] = build("OneBP", dataset, config_dict=refit).fit().test
+        result["seconds"]["refit and test"] = perf_counter() - again
+    result["seconds"]["all"] = perf_counter() - start
+    return result
+
+
+def shown(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--dataset", choices=DATASETS, required=True)
+    parser.add_argument("--data_path", type=Path, default=Path("dataset"), help="RecBole's data folder")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--epochs", type=int, default=60, help="at most (default 60)")
+    parser.add_argument("--threads", type=int, default=2, help="cores and threads (default 2)")
+    parser.add_argument("--no_test", action="store_true", help="validation only")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="where to write the results")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    machine, results = Machine.here(), []
+    try:
+        check_data(args.data_path, [args.dataset])
+        use_threads(args.threads)
+        logging.disable(logging.INFO)
+        for seed in args.seeds:
+            with tempfile.TemporaryDirectory() as scratch:
+                data_path = args.data_path.resolve()
+                result = measure(args.dataset, data_path, seed, args.epochs, args.no_test, Path(scratch))
+            results.append(result)
+            print(f"seed {seed}: {result['epochs']} epochs; valid {shown(result['valid'])}")
+            if "test" in result:
+                print(f"    test {shown(result['test'])}")
+            print("    seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items()))
+            sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    part = "valid" if args.no_test else "test"
+    means = {name: statistics.mean(result[part][name] for result in results) for name in results[0][part]}
+    print(f"{args.dataset}, {part}, mean of {len(results)}: {shown(means)}")
+    if args.json:
+        settings = {**SETTINGS, "threads": args.threads, "epochs at most": args.epochs}
+        found = {"machine": asdict(machine), "versions": versions("numba"), "dataset": args.dataset}
+        write_json(args.json, {**found, "settings": settings, "mean": {part: means}, "runs": results})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

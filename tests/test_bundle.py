@@ -36,6 +36,11 @@ def internal(run, kind, ids):
     return run.dataset.token2id(getattr(run.dataset, f"{kind}_field"), ids)
 
 
+def test_weighted_items_are_refused(fitted):
+    with pytest.raises(UserError, match="train with aggregation_alpha: 0 to export"):
+        fitted(aggregation_alpha=0.5)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -43,8 +48,10 @@ def internal(run, kind, ids):
         {"score": "cosine", "temperature": 0.2, "item_bias": True},
         {"item_bias": True, "temperature": 0.5, "aggregation": "epoch", "beta": 0.5},
         {"backprop": "two"},
+        {"user_encoding": "fresh"},
+        {"aggregation": "interval", "aggregation_interval": 3, "beta": 0.0, "leave_one_out": True},
     ],
-    ids=["dot", "cosine with bias", "dot with bias", "two backpropagations"],
+    ids=["dot", "cosine with bias", "dot with bias", "two backpropagations", "fresh users", "one left out"],
 )
 def test_the_bundle_scores_as_the_model_does(fitted, settings):
     run, path = fitted(**settings)

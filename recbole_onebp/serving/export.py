@@ -85,7 +85,9 @@ def export(
     items, item_ids = _by_id(dataset.field2id_token[dataset.iid_field], np.arange(1, dataset.item_num))
     users, user_ids = _by_id(dataset.field2id_token[dataset.uid_field], np.unique(user))
     parts = Parts.of(users, items, dataset.user_num, dataset.item_num, (user, item), _pairs_of(valid_data, test_data))
-    item_e, user_e = model.item_table.detach()[items], model.user_table.detach()[users]
+    if model.item_weight is not None:
+        raise UserError(f"{run_dir}: a bundle's users weigh all items alike; train with aggregation_alpha: 0 to export")
+    item_e, user_e = model.item_table.detach()[items], model.scored_users().detach()[users]
     if model.hyper.score == "cosine":
         item_e = torch.nn.functional.normalize(item_e, dim=-1)
     arrays: dict[str, npt.NDArray[Any]] = {
@@ -187,7 +189,8 @@ def _manifest(
     result = json.loads(result_file.read_text(encoding="utf-8")) if result_file.is_file() else {}
     written = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
     titles = [name for word in ("title", "name") for name in fields if word in name.lower()]
-    rule = "moving" if hyper.aggregation == "step" else "mean"  # once an epoch: towards the mean of all items
+    # The others are means of all items, or were moved towards these.
+    rule = "moving" if hyper.aggregation == "step" and hyper.user_encoding == "moved" else "mean"
     moves = hyper.backprop == "one"
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -215,7 +215,7 @@ class _Block:
 
     def hide(self, index: Any, value: Any) -> bool:
         """Take note of an assignment, if it is that of minus infinity to a column or to pairs of rows and columns."""
-        if value != -np.inf or not isinstance(index, tuple) or len(index) != 2:
+        if not isinstance(value, float) or value != -np.inf or not isinstance(index, tuple) or len(index) != 2:
             return False
         row, column = index
         if row == slice(None) and isinstance(column, int):
@@ -237,7 +237,7 @@ class _Block:
     def top_items(self, items: Tensor, is_nan: Tensor) -> Iterable[object]:
         """Start what :func:`_scan` does, with the scores that can matter worked out; it is done at the end of these."""
         n_users, n_items = self.shape
-        hidden = [row.numpy() * n_items + column.numpy() % n_items for row, column in self._hidden]
+        hidden = [row.numpy() % n_users * n_items + column.numpy() % n_items for row, column in self._hidden]
         keys = np.sort(np.concatenate((np.empty(0, dtype=np.int64), *hidden)))
         start = np.searchsorted(keys, np.arange(n_users + 1) * n_items)
         span = torch.from_numpy(np.column_stack((start[:-1], start[1:])))

@@ -192,6 +192,20 @@ def test_views_and_hiding_leave_scores_pending_and_all_else_has_them(narrow):
     assert torch.equal(top_items(scores, 3), torch.topk(scores + 0, 3)[1])
 
 
+def test_other_assignments_work_scores_out(narrow):
+    users, items = torch.randn(4, 16), torch.randn(16, 300)
+    rows, columns = torch.tensor([0, -1]), torch.tensor([3, -2])
+    expected, scores = users @ items, bounded(users, items)
+    for tensor in (expected, scores):
+        tensor[rows, columns] = -np.inf
+    assert scores.pending is not None
+    assert torch.equal(top_items(scores, 4), torch.topk(expected, 4)[1])
+    for tensor in (expected, scores):
+        tensor[rows, columns] = torch.tensor([7.0, 8.0])
+    assert scores.pending is None
+    torch.testing.assert_close(scores + 0, expected)
+
+
 @pytest.mark.parametrize("change", [torch.sigmoid, torch.exp, lambda s: s + torch.arange(300.0), lambda s: s.mul_(-1)])
 def test_what_a_model_does_with_its_scores_is_done_to_the_scores(change, narrow):
     users, items = torch.randn(4, 16), torch.randn(16, 300)

@@ -175,19 +175,17 @@ LOSSES = f"losses finite; fast and reference engine's losses of 2 epochs within 
 AUTHORS_LOSSES = f"mean loss of every epoch within {TOLERANCE:.1%} of the other's"
 
 
-def bpr(bench: Bench) -> list[Row]:
-    ours, theirs = bench.per_pair, bench.stock("BPR", 1)
+def against(bench: Bench, what: str, ours: Training, name: str, theirs: Training, target: float) -> list[Row]:
+    """Epochs of ours and of a baseline on gowalla; ``what`` tells the two."""
     theirs.epoch()
     a, b = alternate(bench.repeats, timed(ours.epoch), timed(theirs.epoch))
-    return [
-        Row(
-            "OneBP (N = 5, per_pair) / RecBole BPR (N = 1), train epoch, gowalla",
-            ratios(a, b),
-            {"OneBP, s": a, "BPR, s": b},
-            LOSSES,
-            target=0.20,
-        )
-    ]
+    parts = {"OneBP, s": a, f"{name}, s": b}
+    return [Row(f"{what}, train epoch, gowalla", ratios(a, b), parts, LOSSES, target=target)]
+
+
+def bpr(bench: Bench) -> list[Row]:
+    what = "OneBP (N = 5, per_pair) / RecBole BPR (N = 1)"
+    return against(bench, what, bench.per_pair, "BPR", bench.stock("BPR", 1), target=0.20)
 
 
 def lightgcn(bench: Bench) -> list[Row]:
@@ -217,18 +215,8 @@ def lightgcn(bench: Bench) -> list[Row]:
 
 
 def simplex(bench: Bench) -> list[Row]:
-    ours, theirs = bench.shared, bench.stock("SimpleX", NEGATIVES)
-    theirs.epoch()
-    a, b = alternate(bench.repeats, timed(ours.epoch), timed(theirs.epoch))
-    return [
-        Row(
-            "OneBP (1,024 shared negatives, cosine) / RecBole SimpleX (5 negatives), train epoch, gowalla",
-            ratios(a, b),
-            {"OneBP, s": a, "SimpleX, s": b},
-            LOSSES,
-            target=0.25,
-        )
-    ]
+    what = "OneBP (1,024 shared negatives, cosine) / RecBole SimpleX (5 negatives)"
+    return against(bench, what, bench.shared, "SimpleX", bench.stock("SimpleX", NEGATIVES), target=0.25)
 
 
 def beside_the_authors(bench: Bench, ours: Training, settings: Mapping[str, object]) -> tuple[list[float], list[float]]:

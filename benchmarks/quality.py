@@ -34,7 +34,7 @@ SETTINGS: dict[str, Any] = {
     "n_shared_negatives": 1024,
     "aggregation": "interval",
     "aggregation_interval": 50,
-    "aggregation_alpha": 0.5,
+    "aggregation_alpha": 0.25,
     "beta": 0.0,
     "leave_one_out": True,
     "train_batch_size": 2048,

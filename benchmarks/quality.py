@@ -25,23 +25,8 @@ from speed import check_data
 from recbole_onebp.errors import UserError
 
 DATASETS = ("gowalla", "yelp2018", "onebp-ml-1m", "onebp-ml-100k")
-SETTINGS: dict[str, Any] = {
-    "embedding_size": 64,
-    "score": "cosine",
-    "temperature": 0.1,
-    "item_bias": True,
-    "negatives": "shared",
-    "n_shared_negatives": 1024,
-    "aggregation": "interval",
-    "aggregation_interval": 50,
-    "aggregation_alpha": 0.5,
-    "beta": 0.0,
-    "leave_one_out": True,
-    "train_batch_size": 2048,
-    "learning_rate": 0.005,
-    "learning_rate_decay": 0.92,
-    "stopping_step": 5,
-}
+SETTINGS: dict[str, Any] = {"stopping_step": 5}
+"""Beside the defaults of OneBP, properties/model/OneBP.yaml, which are what is measured."""
 
 
 def measure(dataset: str, data_path: Path, seed: int, epochs: int, no_test: bool, scratch: Path) -> dict[str, Any]:

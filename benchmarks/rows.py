@@ -32,13 +32,22 @@ POSITIVES = 2048
 SIZE = 64
 NEGATIVES = 5
 SHARED = 1024
+_MOVING: dict[str, Any] = {
+    "item_bias": False,
+    "aggregation": "step",
+    "aggregation_alpha": 0.0,
+    "learning_rate_decay": 1.0,
+}
+"""The paper's aggregation; beta and leave_one_out follow."""
 PER_PAIR: dict[str, Any] = {
+    **_MOVING,
     "negatives": "per_pair",
     "score": "dot",
     "learner": "adam",
     "train_batch_size": POSITIVES * NEGATIVES,
 }
 COSINE: dict[str, Any] = {
+    **_MOVING,
     "negatives": "shared",
     "n_shared_negatives": SHARED,
     "score": "cosine",

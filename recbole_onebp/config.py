@@ -99,7 +99,7 @@ class OneBPConfig(BaseModel):
     negatives: Literal["per_pair", "shared"]
     """Every pair has ``sample_num`` negatives of its own, or all pairs of a step share ``n_shared_negatives``."""
     n_shared_negatives: _Positive
-    """How many, with ``negatives: shared``; drawn whoever took them, and a pair's own item does not count."""
+    """How many, with ``negatives: shared``; drawn whoever took them; what a pair's user has taken does not count."""
     logq_correction: bool
     """Subtract from the logits the logarithm of an item's share in the draws (``negatives: shared``)."""
     item_bias: bool

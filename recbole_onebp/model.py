@@ -32,8 +32,8 @@ class OneBP(GeneralRecommender):
         user_table: user encodings ``(n_users, d)``: a buffer, or a parameter with ``backprop: two``.
         item_bias: parameter ``(n_items, 1)``, or None without ``item_bias: True``.
         shared_negatives: the items of the step that is next, ``(M,)``, with ``negatives: shared``; the trainer sets it.
-        history_item, history_start: where all of a user's items are aggregated: the train items of user u are
-            ``history_item[history_start[u] : history_start[u + 1]]``.
+        history_item, history_start: where all of a user's items are aggregated or masked: the train items of user u,
+            sorted, are ``history_item[history_start[u] : history_start[u + 1]]``.
         item_weight: what an item weighs in the aggregation, ``(n_items, 1)``; None with ``aggregation_alpha: 0``.
         shares: with ``leave_one_out: True``: what the users were made of when all were moved last, ``(n_items, d)``.
 
@@ -76,16 +76,19 @@ class OneBP(GeneralRecommender):
         self._users_are_moved = False
         self._ranked: tuple[list[int], Tensor] | None = None
         self._fresh_users: tuple[int, Tensor] | None = None
+        self._history_key: Tensor | None = None
         self._keep_history(dataset)
         if self.hyper.aggregation == "interval" or self.hyper.leave_one_out:
             self._aggregate(beta=0.0)
 
     def _keep_history(self, dataset: Dataset) -> None:
         """What the aggregation needs of the train pairs; in no checkpoint, since it comes from the data."""
-        if self.hyper.aggregation != "step" or self.hyper.user_encoding == "fresh":
-            user, order = dataset.inter_feat[self.USER_ID].sort(stable=True)
-            start = torch.searchsorted(user, torch.arange(self.n_users + 1))
-            self.register_buffer("history_item", dataset.inter_feat[self.ITEM_ID][order], persistent=False)
+        hyper = self.hyper
+        if hyper.aggregation != "step" or hyper.user_encoding == "fresh" or hyper.negatives == "shared":
+            user, item = (dataset.inter_feat[field].long() for field in (self.USER_ID, self.ITEM_ID))
+            key, _ = (user * self.n_items + item).sort()
+            start = torch.searchsorted(key, self.n_items * torch.arange(self.n_users + 1))
+            self.register_buffer("history_item", key % self.n_items, persistent=False)
             self.register_buffer("history_start", start, persistent=False)
         weight = None
         if self.hyper.aggregation_alpha > 0:
@@ -124,6 +127,16 @@ class OneBP(GeneralRecommender):
         others = (count * self.user_table[user] - self.shares[item]) / (count - 1)
         return torch.where(count > 1, others, 0.0)
 
+    def have_taken(self, user: Tensor, item: Tensor) -> Tensor:
+        """Whether users ``(B,)`` have taken items ``(M,)`` in train, ``(B, M)``."""
+        if self._history_key is None:
+            count = self.history_start.diff()
+            owner = torch.repeat_interleave(torch.arange(self.n_users, device=count.device), count)
+            self._history_key = owner * self.n_items + self.history_item
+        key = user.unsqueeze(1) * self.n_items + item
+        place = torch.searchsorted(self._history_key, key).clamp_(max=len(self._history_key) - 1)
+        return self._history_key[place] == key
+
     # --------------------------------------------------------------------------------------------------------- loss
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
@@ -153,7 +166,7 @@ class OneBP(GeneralRecommender):
         if self.hyper.negatives == "shared":
             negative = self.shared_negatives  # (M,)
             neg_score = user_e @ self._look_up(self.item_table, negative).T + self._shift(negative)  # (B, M)
-            neg_score = neg_score.masked_fill(negative == item.unsqueeze(1), -torch.inf)
+            neg_score = neg_score.masked_fill(self.have_taken(user, negative), -torch.inf)
         else:
             negative = interaction[self.NEG_ITEM_ID].view(-1, len(user)).T  # (B, N)
             negative_e = self._look_up(self.item_table, negative)  # (B, N, d)

@@ -50,6 +50,15 @@ def _answer(module: str, name: str, home: str) -> None:
     import_module(module).__getattr__ = __getattr__  # type: ignore[method-assign]
 
 
+_FOLLOWING: dict[tuple[str, str], dict[str, Any]] = {
+    ("score", "dot"): {"temperature": 1.0},
+    ("negatives", "per_pair"): {"train_batch_size": 5120},
+    ("aggregation", "step"): {"beta": 0.99, "leave_one_out": False},
+    ("backprop", "two"): {"aggregation": "step", "aggregation_alpha": 0.0, "leave_one_out": False},
+}
+"""Defaults of other keys where a key is given that value: they would make no sense with it as they are."""
+
+
 def _add_defaults(wrapped: Callable[..., None], config: Any, args: Any, kwargs: Any) -> None:
     """Read our YAML files after RecBole's and below everything that the user gave."""
     wrapped(*args, **kwargs)
@@ -57,6 +66,11 @@ def _add_defaults(wrapped: Callable[..., None], config: Any, args: Any, kwargs: 
     defaults, given = config.internal_config_dict, config.external_config_dict
     if model_class.__name__ == "OneBP":
         config._update_internal_config_dict(properties_dir() / "model" / "OneBP.yaml")
+        for (key, value), others in _FOLLOWING.items():
+            if given.get(key) == value:
+                defaults.update(others)
+        if given.get("beta"):
+            defaults["leave_one_out"] = False
         defaults.update(_preset(given.get("preset", defaults["preset"]), dataset, config.yaml_loader))
     dataset_file = property_file("dataset", dataset)
     if dataset_file is not None:

@@ -56,6 +56,17 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(data_path)
 
 
+PLAIN: dict[str, Any] = {
+    "score": "dot",
+    "item_bias": False,
+    "negatives": "per_pair",
+    "aggregation": "step",
+    "aggregation_alpha": 0.0,
+    "learning_rate_decay": 1.0,
+}
+"""The paper's form of OneBP; what hangs on these keys follows."""
+
+
 @pytest.fixture
 def tiny_config(tiny_path: str, tmp_path: Path) -> dict[str, Any]:
     return {
@@ -69,6 +80,7 @@ def tiny_config(tiny_path: str, tmp_path: Path) -> dict[str, Any]:
         "topk": [5, 10],
         "valid_metric": "NDCG@10",
         "show_progress": False,
+        **PLAIN,
     }
 
 

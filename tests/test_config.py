@@ -17,7 +17,7 @@ def config_of(**given):
 
 def test_it_is_parsed_once_and_frozen():
     config = config_of(beta=0.5, learner="Adam", score="cosine")
-    assert (config.beta, config.learner, config.score, config.temperature) == (0.5, "adam", "cosine", 1.0)
+    assert (config.beta, config.learner, config.score, config.temperature) == (0.5, "adam", "cosine", 0.1)
     assert config.train_neg_sample_args.sample_num == 5
     with pytest.raises(ValidationError):
         config.beta = 0.1
@@ -82,8 +82,8 @@ def test_a_wrong_value_is_named_with_what_is_allowed(key, value, allowed):
         ({"backprop": "two", "aggregation": "epoch"}, ["backprop: two", "aggregation: epoch"]),
         ({"backprop": "two", "aggregation_alpha": 0.5}, ["backprop: two", "aggregation_alpha: 0.5"]),
         ({"backprop": "two", "user_encoding": "fresh"}, ["backprop: two", "user_encoding: fresh"]),
-        ({"leave_one_out": True}, ["leave_one_out: True", "aggregation: step", "interval or epoch, and beta: 0"]),
-        ({"leave_one_out": True, "beta": 0.0}, ["leave_one_out: True", "aggregation: step"]),
+        ({"leave_one_out": True, "aggregation": "step"}, ["leave_one_out: True", "aggregation: step", "and beta: 0"]),
+        ({"leave_one_out": True, "aggregation": "step", "beta": 0.0}, ["leave_one_out: True", "aggregation: step"]),
         ({"leave_one_out": True, "aggregation": "interval", "beta": 0.5}, ["leave_one_out: True", "beta: 0.5"]),
         ({"valid_metric": "MRR@10", "metrics": ["Recall"], "topk": [10]}, ["MRR@10", "Recall"]),
         ({"valid_metric": "Recall@20", "metrics": ["Recall"], "topk": [5, 10]}, ["Recall@20", "5, 10"]),
@@ -93,6 +93,23 @@ def test_combinations_that_make_no_sense_are_refused_with_both_values(given, bot
     with pytest.raises(UserError) as error:
         config_of(**given)
     assert all(value in str(error.value) for value in both)
+
+
+@pytest.mark.parametrize(
+    ("given", "following"),
+    [
+        ({"score": "dot"}, {"temperature": 1.0}),
+        ({"score": "dot", "temperature": 0.5}, {"temperature": 0.5}),
+        ({"negatives": "per_pair"}, {"positives_a_step": 1024}),
+        ({"aggregation": "step"}, {"beta": 0.99, "leave_one_out": False}),
+        ({"beta": 0.5}, {"aggregation": "interval", "leave_one_out": False}),
+        ({"backprop": "two"}, {"aggregation": "step", "aggregation_alpha": 0.0, "leave_one_out": False}),
+        ({"preset": "paper"}, {"score": "dot", "negatives": "per_pair", "aggregation": "step", "item_bias": False}),
+    ],
+)
+def test_defaults_that_make_no_sense_with_what_is_given_follow_it(given, following):
+    config = config_of(**given)
+    assert {key: getattr(config, key) for key in following} == following
 
 
 @pytest.mark.parametrize(
@@ -110,7 +127,7 @@ def test_a_key_like_no_other_is_refused_too():
 
 
 def test_a_shared_config_with_another_models_keys_runs():
-    assert config_of(n_layers=3, reg_weight=0.1).beta == 0.99
+    assert config_of(n_layers=3, reg_weight=0.1).beta == 0.0
     assert check_keys(["n_layers", "beta", "epochs", "output_dir"], "OneBP") == ["n_layers"]
     assert check_keys(["beta"], "LightGCN") == ["beta"]
 
@@ -131,7 +148,7 @@ def test_flags_of_the_program_around_it_do_not_count(monkeypatch):
     monkeypatch.setattr("sys.argv", ["pytest", "--durations=3", "--epochs=7"])
     stock = Config(model="OneBP", dataset="ml-100k")
     assert stock["epochs"] == 7
-    assert OneBPConfig.from_recbole(stock).beta == 0.99
+    assert OneBPConfig.from_recbole(stock).beta == 0.0
     assert RunConfig(config_dict={"model": "OneBP", "dataset": "ml-100k"})["epochs"] == 300
 
 

@@ -69,7 +69,7 @@ class Restated:
         scored, loss = self.scored(self.items), 0.0
         by_scored, by_bias = np.zeros_like(self.items), np.zeros_like(self.bias)
         for user, item in zip(batch.user, batch.item, strict=True):
-            ids = np.array([item, *batch.negative[batch.negative != item]])
+            ids = np.array([item, *batch.negative[~np.isin(batch.negative, self.items_of[user])]])
             user_e = self.scored(self.user_of(user, item))
             logits = scored[ids] @ user_e / self.hyper.temperature + self.bias[ids, 0]
             by_logit = np.exp(logits - logits.max())

@@ -44,7 +44,7 @@ def test_run_recbole_and_build_give_the_same_numbers_for_a_baseline(tiny, tiny_c
 def test_config_has_our_defaults():
     config = Config(model="OneBP", dataset="ml-100k")
     defaults = yaml.safe_load((properties_dir() / "model" / "OneBP.yaml").read_text())
-    assert defaults["beta"] == 0.99
+    assert defaults["aggregation"] == "interval"
     assert {key: config[key] for key in defaults} == defaults
     assert Config(model="OneBP", dataset="ml-100k", config_dict={"beta": 0.5})["beta"] == 0.5
     assert "beta" not in Config(model="BPR", dataset="ml-100k")

@@ -118,7 +118,7 @@ class DeviceEngine:
         shift = self._shift(ids) + torch.zeros(len(ids), device=self._device)
         first = (user_e * item_e).sum(dim=1) / self.hyper.temperature + shift[: len(user)]
         others = user_e @ negative_e.T / self.hyper.temperature + shift[len(user) :]
-        others.masked_fill_(negative == item.unsqueeze(1), -torch.inf)
+        others.masked_fill_(self.model.have_taken(user, negative), -torch.inf)
         logits = torch.cat([first.unsqueeze(1), others], dim=1)  # (B, 1 + M)
         share = logits.softmax(dim=1)
         loss = (logits.logsumexp(dim=1) - first).mean()

@@ -83,6 +83,7 @@ class FusedEngine:
         n_pairs, n_shared = min(hyper.positives_a_step, len(plan.user)), hyper.n_shared_negatives
         if hyper.negatives == "shared":
             self._score, n_places, n_origins = self._score_shared, n_pairs + n_shared, n_pairs + n_shared
+            self._negative_links = _Links(len(model.item_table), n_shared)
             self._scores, self._negative_e = torch.empty(n_pairs, n_shared), torch.empty(n_shared, hyper.embedding_size)
         else:
             self._score, n_places, n_origins = self._score_pairs, n_pairs * (1 + hyper.repeats), n_pairs
@@ -175,10 +176,13 @@ class FusedEngine:
         scores = torch.mm(user_e, negative_e.T, out=self._scores[:n_pairs])
         self._coefficient[n_pairs:n_places] = 1
         self._places[:n_pairs], self._places[n_pairs:n_places] = batch.item, batch.negative
+        links, start, history = self._negative_links, self.model.history_start.numpy(), self.model.history_item.numpy()
+        links.link(batch.negative)
         kernels.shared_scores(
-            batch.item, batch.negative, scores.numpy(), user_e.numpy(), item_e.numpy(), self._shift(),
-            self._inverse_temperature, self._loss, self._coefficient,
+            batch.user, batch.item, batch.negative, start, history, links.head, links.following, scores.numpy(),
+            user_e.numpy(), item_e.numpy(), self._shift(), self._inverse_temperature, self._loss, self._coefficient,
         )  # fmt: skip
+        links.head[batch.negative] = -1
         torch.mm(scores.T, user_e, out=self._source[n_pairs:n_places])
         if self._bias is not None:
             self._bias_source[:n_pairs] = self.hyper.temperature

@@ -167,11 +167,16 @@ def pair_scores(
 
 
 @njit(parallel=True, **_OPTIONS)
-def shared_scores(item, negative, scores, user_e, item_e, shift, inverse_temperature, loss, coefficient):
-    """Softmax loss of each pair against the step's shared negatives; one that is the pair's own item does not count.
+def shared_scores(
+    user, item, negative, start, history, head, following, scores, user_e, item_e, shift, inverse_temperature,
+    loss, coefficient,
+):  # fmt: skip
+    """Softmax loss of each pair against the step's shared negatives; those that its user has taken do not count.
 
     Args:
-        item, negative: ``(B,)`` and ``(M,)``.
+        user, item, negative: ``(B,)``, ``(B,)`` and ``(M,)``.
+        start, history: the items of user u are ``history[start[u] : start[u + 1]]``.
+        head, following: links of the negatives, see :func:`link`.
         scores: of users and negatives, ``(B, M)``; overwritten with the derivative of the mean loss by each.
         user_e, item_e: ``(B, d)``, unit length with ``cosine``.
         shift: added to an item's logit, ``(n_items,)``, or empty.
@@ -185,22 +190,27 @@ def shared_scores(item, negative, scores, user_e, item_e, shift, inverse_tempera
         for n in range(n_negatives):
             negative_shift[n] = shift[negative[n]]
     for b in prange(n_pairs):
-        own = item[b]
         product = _F0
         for k in range(user_e.shape[1]):
             product += user_e[b, k] * item_e[b, k]
         first = product * inverse_temperature
         if len(shift):
-            first += shift[own]
+            first += shift[item[b]]
         row = scores[b]
-        highest = first
         for n in range(n_negatives):
             row[n] = row[n] * inverse_temperature + negative_shift[n]
+        for at in range(start[user[b]], start[user[b] + 1]):
+            place = head[history[at]]
+            while place >= 0:
+                row[place] = -np.inf
+                place = following[place]
+        highest = first
+        for n in range(n_negatives):
             highest = max(highest, row[n])
         positive = _exp(first - highest)
         total = positive
         for n in range(n_negatives):
-            row[n] = _F0 if negative[n] == own else _exp(row[n] - highest)
+            row[n] = _F0 if row[n] == -np.inf else _exp(row[n] - highest)
             total += row[n]
         loss[b] = np.float32(math.log(total)) + highest - first
         for n in range(n_negatives):

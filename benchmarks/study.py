@@ -1,0 +1,171 @@
+"""What drives the quality of OneBP: one factor at a time around one setting, on validation, never on test.
+
+    python benchmarks/study.py --dataset gowalla [--factors temperature ...] [--seeds 1] [--data_path dataset]
+
+Results go to ``results/study/<data set>.json``, one training after the other; what is there is not run again.
+``render.py`` makes the tables of ``docs/study.md`` of them, and ``study.py --plot`` the picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from measure import RESULTS, Machine, use_threads, versions, write_json
+from quality import DATASETS, SETTINGS, shown
+from speed import check_data
+
+from recbole_onebp.errors import UserError
+
+Overrides = dict[str, Any]
+
+SCHEDULES: dict[str, Overrides] = {
+    "gowalla": {"epochs": 8, "learning_rate_decay": 0.8},
+    "yelp2018": {"epochs": 8, "learning_rate_decay": 0.8},
+    "onebp-ml-1m": {"epochs": 12, "learning_rate_decay": 0.85},
+    "onebp-ml-100k": {"epochs": 40, "learning_rate_decay": 0.92},
+}
+"""Short ones: the rate has fallen to a few per cent at the end.  A longer one gains most on the larger data."""
+
+PAPER: Overrides = {
+    "score": "dot",
+    "temperature": 1.0,
+    "item_bias": False,
+    "negatives": "per_pair",
+    "train_batch_size": 10240,
+    "aggregation": "step",
+    "aggregation_alpha": 0.0,
+    "beta": 0.99,
+    "leave_one_out": False,
+    "learning_rate_decay": 1.0,
+}
+
+MOVING: Overrides = {"aggregation": "step", "leave_one_out": False}
+WHOLE: Overrides = {"leave_one_out": False}
+
+
+def _each(number: int) -> Overrides:
+    """``number`` negatives of each pair's own, and as many pairs a step as without."""
+    return {"train_batch_size": 2048 * number, "train_neg_sample_args": _drawn("uniform", 1.0, number)}
+
+
+def _drawn(distribution: str, alpha: float, number: int = 5) -> Overrides:
+    arguments = {"distribution": distribution, "sample_num": number, "alpha": alpha}
+    return {**arguments, "dynamic": False, "candidate_num": 0}
+
+
+FACTORS: dict[str, list[Overrides]] = {
+    "the paper's form": [PAPER],
+    "temperature": [{"temperature": value} for value in (0.05, 0.07, 0.15, 0.2, 0.3)],
+    "score": [{"score": "dot", "temperature": value} for value in (0.2, 0.5, 1.0)],
+    "item bias": [{"item_bias": False}],
+    "own share": [WHOLE],
+    "item weights": [{"aggregation_alpha": value} for value in (0.0, 0.1, 0.5, 0.75)],
+    "aggregation, every R steps": [{"aggregation_interval": value} for value in (1, 10, 200)],
+    "aggregation, once an epoch": [{"aggregation": "epoch"}],
+    "aggregation, beta": [{**WHOLE, "beta": value} for value in (0.5, 0.9)],
+    "aggregation, every step": [
+        *({**MOVING, "beta": value} for value in (0.9, 0.97, 0.99)),
+        {**MOVING, "beta": 0.97, "user_encoding": "fresh"},
+        {**MOVING, "beta": 0.97, "duplicates": "mean"},
+    ],
+    "negatives": [
+        *({"n_shared_negatives": value} for value in (128, 512, 2048)),
+        *({"negatives": "per_pair", **_each(value)} for value in (5, 20)),
+    ],
+    "negatives, by popularity": [
+        {"logq_correction": corrected, "train_neg_sample_args": _drawn("popularity", alpha)}
+        for corrected in (False, True)
+        for alpha in (0.5, 1.0)
+    ],
+    "learning rate": [{"learning_rate": value} for value in (0.002, 0.01)],
+    "batch size": [{"train_batch_size": value} for value in (512, 8192)],
+    "weight decay": [{"weight_decay": value} for value in (1e-6, 1e-5)],
+    "dimension": [{"embedding_size": value} for value in (16, 32, 128, 256)],
+    "backpropagations": [{"backprop": "two", **MOVING, "aggregation_alpha": 0.0}],
+}
+
+
+def label(overrides: Overrides) -> str:
+    """The overrides as a person would write them."""
+    drawn = overrides.get("train_neg_sample_args", {})
+    shown = {key: value for key, value in overrides.items() if key != "train_neg_sample_args"}
+    if drawn.get("distribution") == "popularity":
+        shown["popularity"] = drawn["alpha"]
+    elif drawn:
+        shown["sample_num"] = drawn["sample_num"]
+    return ", ".join(f"{key}: {value}" for key, value in shown.items()) or "base"
+
+
+def variations(factors: list[str]) -> Iterator[tuple[str, Overrides]]:
+    """The base, then every value of every factor."""
+    yield "base", {}
+    for factor in factors:
+        for overrides in FACTORS[factor]:
+            yield factor, overrides
+
+
+def run(dataset: str, data_path: Path, overrides: Overrides, seed: int) -> dict[str, Any]:
+    """Train once; the metrics of the validation's every epoch."""
+    from recbole_onebp import build
+
+    settings = {**SETTINGS, **SCHEDULES[dataset], **overrides, "seed": seed, "data_path": str(data_path)}
+    start = perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        built = build("OneBP", dataset, config_dict={**settings, "show_progress": False, "output_dir": scratch})
+        epoch, valid = built.train(saved=False)
+    curve = [{**each["valid"], "seconds": each["train_seconds"]} for each in built.trainer.record.epochs]
+    return {"valid": valid, "epoch": epoch + 1, "seconds": perf_counter() - start, "curve": curve}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--dataset", choices=DATASETS, required=True)
+    parser.add_argument("--factors", nargs="+", choices=FACTORS, default=list(FACTORS), metavar="FACTOR")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--data_path", type=Path, default=Path("dataset"), help="RecBole's data folder")
+    parser.add_argument("--threads", type=int, default=2, help="cores and threads (default 2)")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="default: results/study/<data set>.json")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    path = args.json or RESULTS / "study" / f"{args.dataset}.json"
+    try:
+        check_data(args.data_path, [args.dataset])
+        use_threads(args.threads)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    logging.disable(logging.INFO)
+    about = {
+        "machine": asdict(Machine.here()),
+        "versions": versions("numba"),
+        "dataset": args.dataset,
+        "settings": {**SETTINGS, **SCHEDULES[args.dataset], "threads": args.threads},
+    }
+    runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
+    done = {(entry["label"], entry["seed"]) for entry in runs}
+    for factor, overrides in variations(args.factors):
+        for seed in args.seeds:
+            if (label(overrides), seed) in done:
+                continue
+            found = run(args.dataset, args.data_path.resolve(), overrides, seed)
+            runs.append({"factor": factor, "label": label(overrides), "overrides": overrides, "seed": seed, **found})
+            outcome = f"{shown(found['valid'])}; epoch {found['epoch']}, {found['seconds']:.0f} s"
+            print(f"{factor}: {label(overrides)}, seed {seed}: {outcome}", flush=True)
+            write_json(path, {**about, "runs": runs})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

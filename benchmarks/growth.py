@@ -3,18 +3,22 @@
     python benchmarks/growth.py [--json OUT] [--only interactions ...] [--repeats 3] [--largest 30000000]
 
 Trains on made data: distinct pairs whose users and items follow power laws, drawn in memory from a seed. One quantity
-varies at a time, the others stay at ``BASE``. Writes ``results/<machine>-growth.json`` and a plot beside it.
+varies at a time, the others stay at ``BASE``. The sizes take turns, round by round, so that a machine that slows down
+slows all of them. Of a longer epoch ``STEPS`` steps are timed, which are all alike, and its order, which is made whole.
+Writes ``results/<machine>-growth.json`` and a plot beside it; takes some six minutes on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
+from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,8 +28,8 @@ from measure import (
     CheckFailedError,
     Machine,
     add_common_flags,
+    alternate,
     claim,
-    timed,
     use_threads,
     versions,
     write_json,
@@ -46,6 +50,8 @@ SWEEPS: dict[str, tuple[int, ...]] = {
 FITTED_FROM = {"interactions": 1_000_000}
 """Below that many interactions the epoch is too short to say how it grows."""
 POSITIVES = 2048
+STEPS = 488
+"""As many as a million interactions have."""
 LEARNERS = ("adam", "sparse_adam")
 Ids = NDArray[np.int32]
 
@@ -77,7 +83,7 @@ def _ranks(size: int, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
     return np.clip(ranks, 0, size - 1, out=ranks)  # rounding may leave the range by one
 
 
-def make_engine(user: Ids, item: Ids, n_users: int, n_items: int, config: Mapping[str, Any]) -> Callable[[], float]:
+def make_epoch(user: Ids, item: Ids, n_users: int, n_items: int, config: Mapping[str, Any]) -> Callable[[], float]:
     """The fast engine on plain arrays, without RecBole's data set, loaders and trainer.
 
     Args:
@@ -88,7 +94,7 @@ def make_engine(user: Ids, item: Ids, n_users: int, n_items: int, config: Mappin
         config: OneBP's keys that differ from their defaults, with ``learning_rate`` and ``seed``.
 
     Returns:
-        A function that trains an epoch and returns its mean loss.
+        A function that trains an epoch, or ``STEPS`` steps of it, and returns the seconds that all of it takes.
     """
     import torch
     import yaml
@@ -110,8 +116,27 @@ def make_engine(user: Ids, item: Ids, n_users: int, n_items: int, config: Mappin
     learner = torch.optim.SparseAdam if hyper.learner == "sparse_adam" else torch.optim.Adam
     plan = Plan(user, item, n_users, n_items, hyper, config["seed"])
     engine = FusedEngine(model, learner([model.item_table], lr=config["learning_rate"]), plan)
-    epochs = count()
-    return lambda: engine.train_epoch(next(epochs)) / len(plan)
+    epochs, steps = count(), min(STEPS, len(plan))
+    chance = math.log(1 + hyper.repeats)
+
+    def epoch() -> float:
+        started = perf_counter()
+        ordered = started
+
+        def first_steps(batches: Iterable[Any]) -> Iterator[Any]:
+            nonlocal ordered
+            batches = iter(batches)
+            first = next(batches)  # the epoch's order is made here
+            ordered = perf_counter()
+            yield first
+            yield from islice(batches, steps - 1)
+
+        loss = engine.train_epoch(next(epochs), first_steps) / steps
+        ended = perf_counter()
+        claim(math.isfinite(loss) and loss < chance + 1e-3, f"loss {loss}, chance is {chance}, of {len(user):,} pairs")
+        return ordered - started + (ended - ordered) * len(plan) / steps
+
+    return epoch
 
 
 def fitted_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
@@ -120,46 +145,47 @@ def fitted_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
     return float(slope)
 
 
-def measure(size: Mapping[str, int], learner: str, repeats: int, seed: int) -> list[float]:
-    """Seconds of each of ``repeats`` epochs, after one that compiles and warms up."""
+def epochs_of(size: Mapping[str, int], learners: Sequence[str], seed: int) -> list[Callable[[], float]]:
+    """An epoch to time, see :func:`make_epoch`, for each learner, on the same data."""
     user, item = power_law_pairs(size["interactions"], size["users"], size["items"], seed)
     config = {
         "embedding_size": size["dimension"],
         "train_neg_sample_args": {"distribution": "uniform", "sample_num": size["negatives"]},
         "train_batch_size": POSITIVES * size["negatives"],  # RecBole counts negatives
-        "learner": learner,
         "learning_rate": 1e-3,
         "seed": seed,
     }
-    epoch = make_engine(user, item, size["users"] + 1, size["items"] + 1, config)
-    losses: list[float] = []
-
-    def train() -> None:
-        losses.append(epoch())
-
-    seconds = [timed(train)() for _ in range(1 + repeats)][1:]
-    claim(all(map(math.isfinite, losses)), f"losses {losses} at {dict(size)}")
-    claim(losses[-1] < math.log(1 + size["negatives"]) + 1e-3, f"losses {losses}, chance or worse, at {dict(size)}")
-    return seconds
+    counts = size["users"] + 1, size["items"] + 1
+    return [make_epoch(user, item, *counts, {**config, "learner": learner}) for learner in learners]
 
 
-def sweep(quantity: str, sizes: Sequence[int], learner: str, repeats: int, seed: int) -> dict[str, Any]:
-    """Seconds an epoch at each size, and the exponent fitted to each round."""
-    rounds = []
-    for value in sizes:
-        rounds.append(measure({**BASE, quantity: value}, learner, repeats, seed))
-        print(f"  {quantity} {value:>11,}, {learner}: {min(rounds[-1]):.4g} s an epoch", flush=True)
+def sweep(
+    quantity: str, sizes: Sequence[int], learners: Sequence[str], repeats: int, seed: int
+) -> list[dict[str, Any]]:
+    """For each learner seconds an epoch at each size, and the exponent fitted to each round."""
+    epochs = [epoch for size in sizes for epoch in epochs_of({**BASE, quantity: size}, learners, seed)]
+    for epoch in epochs:  # compiles, and makes the optimizer's state
+        epoch()
+    seconds = alternate(repeats, *epochs)
     start = FITTED_FROM.get(quantity, sizes[0])
     fitted = [size for size in sizes if size >= start]
-    of_rounds = zip(*rounds[-len(fitted) :], strict=True)
-    return {
-        "quantity": quantity,
-        "learner": learner,
-        "sizes": list(sizes),
-        "seconds": [[float(f"{value:.5g}") for value in values] for values in rounds],
-        "fitted_from": fitted[0],
-        "exponents": [round(fitted_exponent(fitted, seconds), 4) for seconds in of_rounds],
-    }
+    sweeps = []
+    for number, learner in enumerate(learners):
+        rounds = seconds[number :: len(learners)]
+        for size, values in zip(sizes, rounds, strict=True):
+            print(f"  {quantity} {size:>11,}, {learner}: {statistics.median(values):.4g} s an epoch", flush=True)
+        of_rounds = zip(*rounds[-len(fitted) :], strict=True)
+        sweeps.append(
+            {
+                "quantity": quantity,
+                "learner": learner,
+                "sizes": list(sizes),
+                "seconds": [[float(f"{value:.5g}") for value in values] for values in rounds],
+                "fitted_from": fitted[0],
+                "exponents": [round(fitted_exponent(fitted, values), 4) for values in of_rounds],
+            }
+        )
+    return sweeps
 
 
 def draw(sweeps: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
@@ -225,7 +251,7 @@ def main() -> int:
         sweeps = []
         for quantity in args.only:
             sizes = [size for size in SWEEPS[quantity] if quantity != "interactions" or size <= args.largest]
-            sweeps += [sweep(quantity, sizes, learner, args.repeats, args.seed) for learner in LEARNERS]
+            sweeps += sweep(quantity, sizes, LEARNERS, args.repeats, args.seed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

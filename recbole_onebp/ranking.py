@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from recbole_onebp import lanes
 from recbole_onebp.errors import UserError
 
 __all__ = ["BoundedProducts", "ProductScores", "top_items"]
@@ -419,7 +420,7 @@ def _scan_bounds(
         if first == 0:
             start = k
             for i in range(k):
-                score[i] = -np.inf if _is_among(i, hide) else _dot(user, table[i])
+                score[i] = -np.inf if _is_among(i, hide) else lanes.dot(user, table[i])
             is_nan[r] = np.isnan(score).any()
             _make_heap(score, item)
         for i in range(len(bound)):
@@ -431,7 +432,7 @@ def _scan_bounds(
                     if ahead[i] > score[0]:
                         n_worked_out += 1
                         column = first + stride + i
-                        new = _dot(user, table[column])
+                        new = lanes.dot(user, table[column])
                         if new > score[0] and not _is_among(column, hide):
                             _sift(score, item, 0, k, new, column)
     return n_worked_out
@@ -447,14 +448,6 @@ def _is_among(column: Any, columns: Any) -> Any:
 def _sort_heaps(best: Any, items: Any) -> None:
     for r in range(len(best)):
         _sort_heap(best[r], items[r])
-
-
-@njit(cache=True, fastmath={"reassoc", "contract"})  # type: ignore[untyped-decorator]
-def _dot(left: Any, right: Any) -> Any:
-    total = np.float32(0)
-    for i in range(len(left)):
-        total += left[i] * right[i]
-    return total
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]

@@ -195,6 +195,20 @@ def test_exponent_of_a_known_law():
     assert growth.fitted_exponent(sizes, [3e-6 * size**1.25 for size in sizes]) == pytest.approx(1.25)
 
 
+def test_growth_is_measured_on_a_part_of_an_epoch(monkeypatch):
+    growth = import_module("growth")
+    monkeypatch.setattr(growth, "BASE", {"interactions": 0, "users": 500, "items": 400, "dimension": 8, "negatives": 2})
+    monkeypatch.setattr(growth, "FITTED_FROM", {})
+    for steps in (2, 50):  # less, and more than an epoch has
+        monkeypatch.setattr(growth, "STEPS", steps)
+        sweeps = growth.sweep("interactions", (5_000, 20_000), growth.LEARNERS, repeats=3, seed=1)
+        assert [entry["learner"] for entry in sweeps] == list(growth.LEARNERS)
+        for entry in sweeps:
+            assert np.shape(entry["seconds"]) == (2, 3)
+            assert np.min(entry["seconds"]) > 0
+            assert len(entry["exponents"]) == 3
+
+
 def test_growth_is_drawn(tmp_path):
     growth = import_module("growth")
     sweeps = [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import product
 
 import numba
@@ -122,6 +125,40 @@ def test_the_number_of_threads_does_not_matter(tiny, negatives, options):
     else:  # torch's matrix products may sum in another order
         for name in tables[0]:
             torch.testing.assert_close(tables[0][name], tables[1][name], rtol=0, atol=1e-6)
+
+
+ONE_STEP = """
+import hashlib
+import numpy as np
+from recbole_onebp.engine import kernels
+
+rng = np.random.default_rng(0)
+pairs, negatives, size = 64, 100, 24
+user, item, negative = (rng.integers(1, 30, n).astype(np.int32) for n in (pairs, pairs, negatives))
+users, items, scores = (rng.normal(size=(pairs, n)).astype(np.float32) for n in (size, size, negatives))
+none, loss, coefficient = np.empty(0, np.float32), np.empty(pairs, np.float32), np.empty(pairs, np.float32)
+kernels.shared_scores(item, negative, scores, users, items, none, np.float32(2), loss, coefficient)
+head, following, rows = np.full(30, -1, np.int32), np.empty(pairs, np.int32), np.empty(30, np.int32)
+rows = rows[: kernels.link(user, head, following, rows)]
+kernels.move_users(rows, head, following, item, items, none, True, users, 0.9, kernels.MEAN)
+print(hashlib.sha256(b"".join(array.tobytes() for array in (scores, coefficient, users))).hexdigest())
+"""
+
+
+def test_whether_and_for_what_processor_a_process_compiles_does_not_matter(tmp_path):
+    """numba's copies of a loop are optimised apart: the one that was compiled is not the one that is cached."""
+    processors = ({}, {}, {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""})  # compiles, loads, compiles anew
+    bits = [
+        subprocess.run(
+            [sys.executable, "-c", ONE_STEP],
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), **variables},
+            check=True,
+            capture_output=True,
+        ).stdout
+        for variables in processors
+    ]
+    assert len(bits[0]) == 65
+    assert bits == bits[:1] * 3
 
 
 def test_order_and_negatives_change_with_the_epoch_and_the_seed_alone(tiny):

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+from recbole_onebp import lanes
+
 __all__ = [
     "LAST",
     "MEAN",
@@ -32,13 +34,10 @@ __all__ = [
 
 SEQUENTIAL, LAST, MEAN = 0, 1, 2
 
-# Sums may be reordered, which is what lets them use vector registers; NaN and infinity keep their meaning.
-_OPTIONS: dict[str, Any] = {
-    "cache": True,
-    "nogil": True,
-    "error_model": "numpy",
-    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
-}
+# No fastmath.  numba keeps a compiled loop more than once, each copy optimised anew, and a process that compiles runs
+# another copy than one that loads the cache.  Where sums may be reordered and products fused, copies differ in the last
+# bits; so they have one meaning, and what is summed in vector registers is in :mod:`recbole_onebp.lanes`.
+_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 _ROWS_A_TASK = 32
 _F0, _F1 = np.float32(0), np.float32(1)
 _TINY = np.float32(1e-12)
@@ -63,10 +62,7 @@ def _exp(x):
 
 @njit(inline="always", **_OPTIONS)
 def _inverse_norm(row):
-    square = _F0
-    for k in range(len(row)):
-        square += row[k] * row[k]
-    return _F1 / max(np.float32(math.sqrt(square)), _TINY)
+    return _F1 / max(np.float32(math.sqrt(lanes.dot(row, row))), _TINY)
 
 
 @njit(parallel=True, **_OPTIONS)
@@ -129,16 +125,8 @@ def pair_scores(
             user = user_e[b]
             for n in range(1 + n_negatives):
                 row = item_table[ids[b, n]]
-                product, square = _F0, _F0
-                if cosine:
-                    for k in range(size):
-                        product += user[k] * row[k]
-                        square += row[k] * row[k]
-                    product /= max(np.float32(math.sqrt(square)), _TINY)
-                else:
-                    for k in range(size):
-                        product += user[k] * row[k]
-                coefficient[b, n] = product * inverse_temperature
+                scale_of_row = _inverse_norm(row) if cosine else _F1
+                coefficient[b, n] = lanes.dot(user, row) * scale_of_row * inverse_temperature
         for b in range(start, end):
             logit = coefficient[b]
             if len(shift):
@@ -190,10 +178,7 @@ def shared_scores(
         for n in range(n_negatives):
             negative_shift[n] = shift[negative[n]]
     for b in prange(n_pairs):
-        product = _F0
-        for k in range(user_e.shape[1]):
-            product += user_e[b, k] * item_e[b, k]
-        first = product * inverse_temperature
+        first = lanes.dot(user_e[b], item_e[b]) * inverse_temperature
         if len(shift):
             first += shift[item[b]]
         row = scores[b]
@@ -204,17 +189,15 @@ def shared_scores(
             while place >= 0:
                 row[place] = -np.inf
                 place = following[place]
-        highest = first
-        for n in range(n_negatives):
-            highest = max(highest, row[n])
+        highest = max(first, lanes.highest(row))
         positive = _exp(first - highest)
-        total = positive
         for n in range(n_negatives):
             row[n] = _F0 if row[n] == -np.inf else _exp(row[n] - highest)
-            total += row[n]
+        total = positive + lanes.total(row)
         loss[b] = np.float32(math.log(total)) + highest - first
+        share = scale / total
         for n in range(n_negatives):
-            row[n] *= scale / total
+            row[n] *= share
         coefficient[b] = scale * (positive / total - _F1)
 
 
@@ -279,8 +262,7 @@ def step_rows(
                     for k in range(size):
                         gradient[k] += weight * origin[k]
                     if cosine:
-                        for k in range(size):
-                            along += weight * origin[k] * value[k]
+                        along += weight * lanes.dot(origin, value)
                     place = following[place]
                 if cosine:
                     along *= inverse * inverse

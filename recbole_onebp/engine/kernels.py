@@ -40,6 +40,7 @@ SEQUENTIAL, LAST, MEAN = 0, 1, 2
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 _ROWS_A_TASK = 32
 _F0, _F1 = np.float32(0), np.float32(1)
+_MASKED = np.float32(-np.inf)
 _TINY = np.float32(1e-12)
 """What torch's ``normalize`` divides by at least."""
 
@@ -187,12 +188,12 @@ def shared_scores(
         for at in range(start[user[b]], start[user[b] + 1]):
             place = head[history[at]]
             while place >= 0:
-                row[place] = -np.inf
+                row[place] = _MASKED
                 place = following[place]
         highest = max(first, lanes.highest(row))
         positive = _exp(first - highest)
         for n in range(n_negatives):
-            row[n] = _F0 if row[n] == -np.inf else _exp(row[n] - highest)
+            row[n] = _F0 if row[n] == _MASKED else _exp(row[n] - highest)
         total = positive + lanes.total(row)
         loss[b] = np.float32(math.log(total)) + highest - first
         share = scale / total

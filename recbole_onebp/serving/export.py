@@ -85,8 +85,6 @@ def export(
     items, item_ids = _by_id(dataset.field2id_token[dataset.iid_field], np.arange(1, dataset.item_num))
     users, user_ids = _by_id(dataset.field2id_token[dataset.uid_field], np.unique(user))
     parts = Parts.of(users, items, dataset.user_num, dataset.item_num, (user, item), _pairs_of(valid_data, test_data))
-    if model.item_weight is not None:
-        raise UserError(f"{run_dir}: a bundle's users weigh all items alike; train with aggregation_alpha: 0 to export")
     item_e, user_e = model.item_table.detach()[items], model.scored_users().detach()[users]
     if model.hyper.score == "cosine":
         item_e = torch.nn.functional.normalize(item_e, dim=-1)
@@ -98,6 +96,8 @@ def export(
     }
     if model.item_bias is not None:
         arrays["item_bias"] = (model.hyper.temperature * model.item_bias.detach()[items, 0]).numpy()
+    if model.item_weight is not None:
+        arrays["item_weight"] = model.item_weight[items, 0].numpy()
     for name in arrays:
         if not np.isfinite(arrays[name]).all():
             raise UserError(f"{run_dir}: {name} are not all finite in {dtype}; train anew, or export float32")
@@ -196,7 +196,7 @@ def _manifest(
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "model": "OneBP",
         "score": hyper.score,
-        "aggregation": {"rule": rule, "beta": hyper.beta} if moves else None,
+        "aggregation": {"rule": rule, "beta": hyper.beta, "alpha": hyper.aggregation_alpha} if moves else None,
         "embedding_size": hyper.embedding_size,
         "dtype": dtype,
         "n_users": len(parts.start) - 1,

@@ -26,7 +26,7 @@ from recbole_onebp.serving.search import (
     dots,
     unit_rows,
 )
-from recbole_onebp.serving.users import Users, fold_in
+from recbole_onebp.serving.users import Shares, Users, fold_in
 
 if TYPE_CHECKING:
     from recbole_onebp.serving.ann import Index
@@ -159,6 +159,7 @@ class Recommender:
         self._keep, weight = _rule(self._aggregation)
         self._item_names, self._user_names = _Names([*bundle.item_ids]), _Names([*bundle.user_ids])
         self._items = ItemTable(Encodings(bundle.item_encodings), bundle.item_bias)
+        self._shares = Shares(self._items.encodings, bundle.item_weight)
         self._index = None if index is None else _open_index(bundle, index)
         self._users = Users(bundle.user_encodings, bundle.history_start, bundle.history_item, self._keep, weight)
 
@@ -277,8 +278,8 @@ class Recommender:
     ) -> Answers:
         """The best items of users never seen, from what they have taken; no training.
 
-        Such a user is the mean of its items.  With ``aggregation: step`` the latest has weight 1, the one before has
-        weight beta, then beta squared, ...: the moving aggregation, started from nothing.
+        Such a user is the mean of its items, each times what it weighs.  With ``aggregation: step`` the latest counts
+        1, the one before beta, then beta squared, ...: the moving aggregation, started from nothing.
 
         Args:
             histories: for each user its items, in order.  Unknown items are left out and reported; a history without a
@@ -298,7 +299,7 @@ class Recommender:
         items = [number[number >= 0] for number, _ in found]
         known = np.array([len(number) > 0 for number in items], bool)
         items = [number for number in items if len(number)]
-        user_e = fold_in(items, self._items.encodings, self._keep)
+        user_e = fold_in(items, self._shares, self._keep)
         ranked, unknown = self._rank(user_e, k, items if exclude_seen else [_NONE] * len(items), allow, deny)
         unknown = list(dict.fromkeys([name for _, names in found for name in names] + unknown))
         return Answers(self._lists(ranked, known), [], unknown)
@@ -338,8 +339,8 @@ class Recommender:
         self._check_moves("explain")
         number, target = self._number(self._user_names, user, "user"), self._number(self._item_names, item, "item")
         trained, taken = self._users.trained_items(number), self._users.taken_items(number)
-        share, weight = self._users.weights(number)
-        weight = np.concatenate((np.full(len(trained), share / max(len(trained), 1)), weight))
+        kept, weight = self._users.weights(number)
+        weight = np.concatenate((np.full(len(trained), kept / max(len(trained), 1)), weight))
         row = self._users.rows(np.array([number]))
         return self._explain(row, target, np.concatenate((trained, taken)), weight, [])
 
@@ -356,7 +357,7 @@ class Recommender:
         if not len(known):
             raise UnknownIdError("history: the bundle knows none of its items")
         weight = self._keep ** np.arange(len(known), dtype=float)[::-1]
-        row = fold_in([known], self._items.encodings, self._keep)
+        row = fold_in([known], self._shares, self._keep)
         return self._explain(row, target, known, weight / weight.sum(), unknown)
 
     def _explain(
@@ -365,7 +366,7 @@ class Recommender:
         table = self._items
         length = max(float(np.linalg.norm(row.astype(np.float64))), TINY) if self._cosine else 1.0
         target_e = table.encodings.rows(np.full(len(item), target))
-        part = weight * dots(table.encodings.rows(item), target_e) / length
+        part = weight * dots(self._shares.rows(item), target_e) / length
         which, place = np.unique(item, return_inverse=True)  # an item may have been taken more than once
         total = np.bincount(place.reshape(-1), weights=part, minlength=len(which))
         order = np.lexsort((which, -total))
@@ -379,9 +380,10 @@ class Recommender:
     def update(self, events: Iterable[tuple[Id, Id]]) -> Update:
         """Move users by new events, by the rule of their training, one event after the other.
 
-        ``aggregation: step``: ``e_u <- beta e_u + (1 - beta) e_i``.  ``aggregation: epoch``: e_u is the mean of its
-        items, and e_i one more.  A user that the bundle does not know starts with its first event, folded in.  Items
-        stay as they are.  How events are cut into calls does not matter, to the last bit.
+        ``aggregation: step``: ``e_u <- beta e_u + (1 - beta) w_i e_i``, where w_i, what the item weighs, is 1 without
+        ``aggregation_alpha``.  Otherwise e_u is the mean of its items' w_i e_i, and the event's is one more.  A user
+        that the bundle does not know starts with its first event, folded in.  Items stay as they are.  How events are
+        cut into calls does not matter, to the last bit.
 
         Args:
             events: (user, item) pairs in the order in which they happened.
@@ -401,14 +403,15 @@ class Recommender:
                 number = self._user_names.add(name)
                 new_users.append(name)
             user[place] = number
-        self._users.move(user[kept], item[kept], self._items.encodings)
+        self._users.move(user[kept], item[kept], self._shares)
         return Update(int(kept.sum()), new_users, unknown)
 
     def add_items(self, items: Mapping[Id, Iterable[Id]]) -> NewItems:
         """Add items that the bundle does not know, from the users who took them, whom they move as events do.
 
         An item's encoding points where its users' unit-length encodings point on average.  Its length and its bias are
-        those of the items that were taken about as often.
+        those of the items that were taken about as often; where items weigh unequally, it weighs what one that was
+        taken as often would.
 
         Args:
             items: for each item the users who took it.
@@ -420,7 +423,7 @@ class Recommender:
         given = {_name(item, "item"): list(_listed(users, "users")) for item, users in items.items()}
         takers = {item: self._user_names.find(users, "user") for item, users in given.items()}
         refused = {item: "is in the bundle already" for item in given if item in self._item_names.numbers}
-        rows, bias, events = [], [], []
+        rows, bias, weight, events = [], [], [], []
         for item, (number, _) in takers.items():
             known = number[number >= 0]
             if item in refused:
@@ -432,6 +435,7 @@ class Recommender:
             length, item_bias = self._alike(len(known))
             rows.append(direction * np.float32(length))
             bias.append(item_bias)
+            weight.append(self._weight_of(len(known)))
             events += [(user, item) for user, place in zip(given[item], number.tolist(), strict=True) if place >= 0]
         added = [item for item in given if item not in refused]
         for item in added:
@@ -439,9 +443,8 @@ class Recommender:
         if rows:
             encodings = self._items.encodings
             encodings.append(np.concatenate(rows))
-            old = self._items.bias
-            table_bias = None if old is None else np.concatenate((old, np.array(bias, np.float32)))
-            self._items = ItemTable(encodings, table_bias)
+            self._items = ItemTable(encodings, _extended(self._items.bias, bias))
+            self._shares = Shares(encodings, _extended(self._shares.weight, weight))
             self.__dict__.pop("_directions", None)
         self.update(events)
         unknown = dict.fromkeys(name for _, names in takers.values() for name in names)
@@ -453,6 +456,11 @@ class Recommender:
         rows = self._items.encodings.rows(closest)
         length = 1.0 if self._cosine else float(np.sqrt(dots(rows, rows)).mean())
         return length, 0.0 if self._items.bias is None else float(self._items.bias[closest].mean())
+
+    def _weight_of(self, n_users: int) -> float:
+        """What an item weighs that so many have taken, as :func:`recbole_onebp.functional.popularity_weights` says."""
+        alpha = self._aggregation["alpha"] if self._aggregation else 0.0
+        return float((n_users / self._popularity[self._popularity > 0].mean()) ** -alpha)
 
     @cached_property
     def _popularity(self) -> _Index:
@@ -536,6 +544,10 @@ def _rule(aggregation: Mapping[str, Any] | None) -> tuple[float, float | None]:
         return 1.0, None
     beta = aggregation["beta"]
     return beta, np.inf if beta == 1 else 1 / (1 - beta)
+
+
+def _extended(values: _Floats | None, more: list[float]) -> _Floats | None:
+    return None if values is None else np.concatenate((values, np.array(more, np.float32)))
 
 
 def _open_index(bundle: Bundle, kind: str) -> Index:

@@ -194,6 +194,9 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument("--port", type=int, default=8000, help="default: 8000; 0: a free one")
     serve.add_argument("--watch", type=float, metavar="SECONDS", help="look this often for a new bundle, and serve it")
     serve.add_argument("--memory_mb", type=float, default=30, help="bounds the scores held at a time; default: 30")
+    serve.add_argument(
+        "--index", choices=("faiss", "hnswlib"), help="approximate search, with what export --ann has added"
+    )
     serve.set_defaults(run=_serve)
 
 
@@ -376,7 +379,7 @@ def _serve(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from recbole_onebp.serving.serve import Service, serve
 
     where = arguments.host, arguments.port
-    serve(Service(arguments.bundle, arguments.events, *where, arguments.watch, arguments.memory_mb))
+    serve(Service(arguments.bundle, arguments.events, *where, arguments.watch, arguments.memory_mb, arguments.index))
     return 0
 
 

@@ -156,8 +156,8 @@ class OneBP:
 
         ways = [(keep, 1.0) for keep in dict.fromkeys((self.keep, *KEEPS))]
         if (self.weight != 1).any():
-            ways += [(keep, 0.0) for keep in KEEPS] + [(1.0, 2.0)]
-        words = {0.0: ", unweighted", 1.0: "", 2.0: ", weights squared"}
+            ways += [(keep, 0.0) for keep in KEEPS] + [(1.0, 0.5)]
+        words = {0.0: ", unweighted", 0.5: ", weights ^ 0.5", 1.0: ""}
         named = {
             f"OneBP folded in: {'mean' if keep == 1 else f'{keep:g} ^ age'}{words[power]}": scorer(keep, power)
             for keep, power in ways

@@ -25,6 +25,7 @@ def made_bundle(
     alpha: float = 0.0,
     seed: int = 0,
     aggregates: bool = True,
+    ordered: bool = False,
     others: Any = None,
     **arrays: Any,
 ) -> Path:
@@ -49,6 +50,7 @@ def made_bundle(
         "score": score,
         "aggregation": {"rule": rule, "beta": beta, "alpha": alpha} if aggregates else None,
         "embedding_size": size,
+        "ordered": ordered,
         "title_field": "title",
     }
     texts = {

@@ -118,6 +118,20 @@ def test_recommend_history_is_the_mean_of_its_items(tmp_path):
             assert answer == best(rec, user_e, 6, without=history)
 
 
+def test_a_history_by_another_rule(rec):
+    """Its items unweighted, alike or the latest most; the explanations add up."""
+    history = ["i9", "i3", "i44", "i3"]
+    items = rec.bundle.item_encodings.astype(np.float64)[[9, 3, 44, 3]]
+    for rule, weights in (("mean", np.ones(4)), ("recent", 0.8 ** np.array([3, 2, 1, 0]))):
+        user_e = weights @ items / weights.sum()
+        (answer,) = rec.recommend_history([history], k=60, rule=rule)
+        assert answer == best(rec, user_e, 60, without=history)
+        explanation = rec.explain_history(history, "i7", rule=rule)
+        assert explanation.score == dict(answer)["i7"]
+        assert explanation.residual == pytest.approx(0, abs=1e-6)
+    assert rec.recommend_history([history], k=5, rule="trained") == rec.recommend_history([history], k=5)
+
+
 def test_similar_items(rec):
     directions = unit(rec.bundle.item_encodings.astype(np.float64))
     for item, answer in zip(["i8", "i0"], rec.similar_items(["i8", "i0"], k=5), strict=True):
@@ -136,6 +150,10 @@ def test_similar_items(rec):
         (lambda rec: rec.recommend([1.5]), "user: 1.5 is no id"),
         (lambda rec: rec.recommend([None]), "user: None is no id"),
         (lambda rec: rec.recommend(["u1"], deny="i1"), "deny: expected a list"),
+        (
+            lambda rec: rec.recommend_history([["i1"]], rule="last"),
+            "rule: 'last' is not allowed; expected one of trained",
+        ),
         (lambda rec: rec.update([("u1", "i1", "i2")]), "is no pair of a user and an item"),
         (lambda rec: rec.update(["u1"]), "is no pair"),
         (lambda rec: rec.explain("nobody", "i1"), "user 'nobody': the bundle does not know it"),

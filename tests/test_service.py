@@ -91,6 +91,9 @@ def test_lists(client, bundle):
     assert [pairs(entry["items"]) for entry in answer["lists"]] == expected
     assert answer["unknown_items"] == ["ghost"]
 
+    answer = client.post("/recommend_history", json={"histories": [["i1", "i2"]], "rule": "recent"}).json()
+    assert pairs(answer["lists"][0]["items"]) == rec.recommend_history([["i1", "i2"]], rule="recent")[0]
+
     answer = client.post("/similar", json={"items": ["i1"], "k": 4, "allow": ["i2", "i3", "i4"]}).json()
     assert [pairs(entry["items"]) for entry in answer["lists"]] == rec.similar_items(
         ["i1"], 4, allow=["i2", "i3", "i4"]
@@ -105,6 +108,9 @@ def test_explanations(client, bundle):
     assert (answer["score"], answer["residual"]) == (expected.score, expected.residual)
     answer = client.post("/explain", json={"history": ["i5", "ghost"], "item": "i2"}).json()
     assert answer["unknown_items"] == ["ghost"]
+    answer = client.post("/explain", json={"history": ["i5", "i6"], "item": "i2", "rule": "mean"}).json()
+    expected = rec.explain_history(["i5", "i6"], "i2", rule="mean")
+    assert [(entry["item"], entry["value"]) for entry in answer["contributions"]] == expected.contributions
     for body in ({"user": "nobody", "item": "i2"}, {"user": "u1", "item": "ghost"}, {"history": [], "item": "i2"}):
         response = client.post("/explain", json=body)
         assert response.status_code == 404
@@ -377,9 +383,9 @@ def test_a_full_journal_is_compacted_while_served(bundle, tmp_path):
 class Server:
     """``recbole-onebp serve`` in a process of its own, on a free port."""
 
-    def __init__(self, *arguments, **environment):
+    def __init__(self, *arguments, bundle="bundle", **environment):
         code = "import sys; from recbole_onebp.cli import main; sys.exit(main())"
-        command = [sys.executable, "-c", code, "serve", "bundle", "--port=0", *arguments]
+        command = [sys.executable, "-c", code, "serve", bundle, "--port=0", *arguments]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
         )

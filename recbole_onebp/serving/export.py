@@ -106,7 +106,8 @@ def export(
     fields = _read_fields(config, item_ids)
     if fields:
         texts["item_fields"] = fields
-    manifest = _manifest(run_dir, config, model.hyper, parts, fields, dtype)
+    ordered = dataset.time_field in train.inter_feat.columns
+    manifest = _manifest(run_dir, config, model.hyper, parts, fields, dtype, ordered)
     table = ItemTable(Encodings(arrays["item_encodings"]), arrays.get("item_bias"))
     cosine, user_table = model.hyper.score == "cosine", arrays["user_encodings"]
     others: dict[str, Callable[[Path], object]] = {}
@@ -181,7 +182,13 @@ def _read_fields(config: Any, item_ids: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _manifest(
-    run_dir: Path, config: Any, hyper: Any, parts: Parts, fields: Mapping[str, Any], dtype: str
+    run_dir: Path,
+    config: Any,
+    hyper: Any,
+    parts: Parts,
+    fields: Mapping[str, Any],
+    dtype: str,
+    ordered: bool,
 ) -> dict[str, Any]:
     folder = Path(config["data_path"])
     files = sorted(file for kind in ("inter", "item", "user") for file in folder.glob(f"{config['dataset']}*.{kind}"))
@@ -205,6 +212,7 @@ def _manifest(
         "title_field": titles[0] if titles else None,
         "metrics": _finite({part: result.get(part, {}) for part in ("valid", "test")}),
         "best_epoch": result.get("best_epoch"),
+        "ordered": ordered,
         "data": {"name": config["dataset"], "files": {file.name: {"sha256": sha256(file)} for file in files}},
         "config": _finite({key: value for key, value in written.items() if key not in _PRIVATE}),
         "versions": versions(),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -31,10 +31,17 @@ from recbole_onebp.serving.users import Shares, Users, fold_in
 if TYPE_CHECKING:
     from recbole_onebp.serving.ann import Index
 
-__all__ = ["Answers", "Explanation", "Id", "NewItems", "Recommender", "UnknownIdError", "Update"]
+__all__ = ["Answers", "Explanation", "Id", "NewItems", "Recommender", "Rule", "UnknownIdError", "Update"]
 
 Id = str | int
 """An id as in the data; a number stands for its digits."""
+
+Rule = Literal["trained", "mean", "recent"]
+"""How a history becomes a user: as training makes its users of their items; as the mean of its items, all alike; or the
+same with the latest item counting 1, the one before 0.8, then 0.8 squared, ..., which takes a history in order of time.
+``benchmarks/fold_in.py`` compares them."""
+
+_RECENT = 0.8
 
 _Floats = npt.NDArray[np.float32]
 _Index = npt.NDArray[np.int64]
@@ -275,11 +282,13 @@ class Recommender:
         exclude_seen: bool = True,
         allow: Iterable[Id] | None = None,
         deny: Iterable[Id] = (),
+        rule: Rule = "trained",
     ) -> Answers:
         """The best items of users never seen, from what they have taken; no training.
 
-        Such a user is the mean of its items, each times what it weighs.  With ``aggregation: step`` the latest counts
-        1, the one before beta, then beta squared, ...: the moving aggregation, started from nothing.
+        With ``rule="trained"`` such a user is as :meth:`update` would make it: the mean of its items, each times what
+        it weighs; with ``aggregation: step`` the latest counts 1, the one before beta, then beta squared, ...: the
+        moving aggregation, started from nothing.
 
         Args:
             histories: for each user its items, in order.  Unknown items are left out and reported; a history without a
@@ -288,18 +297,20 @@ class Recommender:
             exclude_seen: leave out the history's own items.
             allow: see :meth:`recommend`.
             deny: see :meth:`recommend`.
+            rule: see :data:`Rule`.
 
         Raises:
             UserError: for arguments of a wrong kind.
         """
         self._check_moves("recommend_history")
+        shares, keep = self._fold(rule)
         found = [
             self._item_names.find(_listed(history, "history"), "item") for history in _listed(histories, "histories")
         ]
         items = [number[number >= 0] for number, _ in found]
         known = np.array([len(number) > 0 for number in items], bool)
         items = [number for number in items if len(number)]
-        user_e = fold_in(items, self._shares, self._keep)
+        user_e = fold_in(items, shares, keep)
         ranked, unknown = self._rank(user_e, k, items if exclude_seen else [_NONE] * len(items), allow, deny)
         unknown = list(dict.fromkeys([name for _, names in found for name in names] + unknown))
         return Answers(self._lists(ranked, known), [], unknown)
@@ -342,31 +353,37 @@ class Recommender:
         kept, weight = self._users.weights(number)
         weight = np.concatenate((np.full(len(trained), kept / max(len(trained), 1)), weight))
         row = self._users.rows(np.array([number]))
-        return self._explain(row, target, np.concatenate((trained, taken)), weight, [])
+        return self._explain(row, target, np.concatenate((trained, taken)), self._shares, weight, [])
 
-    def explain_history(self, history: Iterable[Id], item: Id) -> Explanation:
-        """The same for a user never seen, with its history.
+    def explain_history(self, history: Iterable[Id], item: Id, rule: Rule = "trained") -> Explanation:
+        """The same for a user never seen, with its history; see :meth:`recommend_history`.
 
         Raises:
             UnknownIdError: for an unknown item, or a history without a known one.
         """
         self._check_moves("explain_history")
+        shares, keep = self._fold(rule)
         number, unknown = self._item_names.find(_listed(history, "history"), "item")
         target = self._number(self._item_names, item, "item")
         known = number[number >= 0]
         if not len(known):
             raise UnknownIdError("history: the bundle knows none of its items")
-        weight = self._keep ** np.arange(len(known), dtype=float)[::-1]
-        row = fold_in([known], self._shares, self._keep)
-        return self._explain(row, target, known, weight / weight.sum(), unknown)
+        weight = keep ** np.arange(len(known), dtype=float)[::-1]
+        return self._explain(fold_in([known], shares, keep), target, known, shares, weight / weight.sum(), unknown)
 
     def _explain(
-        self, row: _Floats, target: int, item: _Index, weight: npt.NDArray[np.float64], unknown: list[str]
+        self,
+        row: _Floats,
+        target: int,
+        item: _Index,
+        shares: Shares,
+        weight: npt.NDArray[np.float64],
+        unknown: list[str],
     ) -> Explanation:
         table = self._items
         length = max(float(np.linalg.norm(row.astype(np.float64))), TINY) if self._cosine else 1.0
         target_e = table.encodings.rows(np.full(len(item), target))
-        part = weight * dots(self._shares.rows(item), target_e) / length
+        part = weight * dots(shares.rows(item), target_e) / length
         which, place = np.unique(item, return_inverse=True)  # an item may have been taken more than once
         total = np.bincount(place.reshape(-1), weights=part, minlength=len(which))
         order = np.lexsort((which, -total))
@@ -475,6 +492,14 @@ class Recommender:
                 f"{what}: this bundle's users were trained by gradient (backprop: two): no rule makes them from their "
                 "items; train with backprop: one"
             )
+
+    def _fold(self, rule: Rule) -> tuple[Shares, float]:
+        """What a history's items add, and what each counts of the one after it."""
+        if rule not in get_args(Rule):
+            raise UserError(f"rule: {rule!r} is not allowed; expected one of {', '.join(get_args(Rule))}")
+        if rule == "trained":
+            return self._shares, self._keep
+        return Shares(self._items.encodings, None), _RECENT if rule == "recent" else 1.0
 
     def _scored(self, user_e: _Floats) -> _Floats:
         """Users as they are scored: unit length with cosine scores."""

@@ -55,7 +55,7 @@ def _encodable(text: str) -> str:
 
 
 _Id = Annotated[
-    str, BeforeValidator(_digits), Field(strict=True, min_length=1, max_length=256), AfterValidator(_encodable)
+    str, Field(strict=True, min_length=1, max_length=256), BeforeValidator(_digits), AfterValidator(_encodable)
 ]
 _Ids = Annotated[list[_Id], Field(max_length=1000)]
 _Filter = Annotated[list[_Id], Field(max_length=10_000)]

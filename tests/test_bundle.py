@@ -119,6 +119,7 @@ def test_manifest_and_card(fitted, tmp_path):
     assert "output_dir" not in manifest["config"]
     assert (manifest["n_users"], manifest["n_items"], manifest["n_interactions"]) == (30, 40, 300)
     assert list(manifest["data"]["files"]) == ["tiny.inter"]
+    assert not manifest["ordered"]
     assert manifest["versions"] == result["versions"]
     card = (path / "MODEL_CARD.md").read_text()
     # The bundle itself, ranked anew, has the run's test metrics.
@@ -154,6 +155,7 @@ def test_items_have_titles_and_ids_are_sorted(tmp_path, capsys):
         "class": "Animation Children's Comedy",
     }
     assert rec.title("no such") == ""
+    assert rec.bundle.manifest["ordered"]
 
 
 @pytest.mark.parametrize(

@@ -106,8 +106,7 @@ def export(
     fields = _read_fields(config, item_ids)
     if fields:
         texts["item_fields"] = fields
-    ordered = dataset.time_field in train.inter_feat.columns
-    manifest = _manifest(run_dir, config, model.hyper, parts, fields, dtype, ordered)
+    manifest = _manifest(run_dir, config, model.hyper, parts, fields, dtype)
     table = ItemTable(Encodings(arrays["item_encodings"]), arrays.get("item_bias"))
     cosine, user_table = model.hyper.score == "cosine", arrays["user_encodings"]
     others: dict[str, Callable[[Path], object]] = {}
@@ -164,13 +163,19 @@ def _by_id(tokens: npt.NDArray[Any], internal: npt.NDArray[np.int64]) -> tuple[n
     return internal[order], [names[place] for place in order]
 
 
+def _columns(path: Path, config: Any) -> list[str]:
+    """Names of the columns of an atomic file."""
+    with open(path, encoding=config["encoding"]) as file:
+        return [column.split(":")[0] for column in file.readline().rstrip("\n").split(config["field_separator"])]
+
+
 def _read_fields(config: Any, item_ids: Sequence[str]) -> dict[str, list[str]]:
     """Columns of the data set's item file, as text, whether or not the run has loaded them."""
     path = Path(config["data_path"]) / f"{config['dataset']}.item"
     if not path.is_file():
         return {}
     lines = path.read_text(encoding=config["encoding"]).splitlines()
-    names = [column.split(":")[0] for column in lines[0].split(config["field_separator"])] if lines else []
+    names = _columns(path, config)
     key = config["ITEM_ID_FIELD"]
     if key not in names:
         raise UserError(f"{path}: its first line names no column {key}; it has {', '.join(names) or 'none'}")
@@ -182,13 +187,7 @@ def _read_fields(config: Any, item_ids: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _manifest(
-    run_dir: Path,
-    config: Any,
-    hyper: Any,
-    parts: Parts,
-    fields: Mapping[str, Any],
-    dtype: str,
-    ordered: bool,
+    run_dir: Path, config: Any, hyper: Any, parts: Parts, fields: Mapping[str, Any], dtype: str
 ) -> dict[str, Any]:
     folder = Path(config["data_path"])
     files = sorted(file for kind in ("inter", "item", "user") for file in folder.glob(f"{config['dataset']}*.{kind}"))
@@ -212,7 +211,7 @@ def _manifest(
         "title_field": titles[0] if titles else None,
         "metrics": _finite({part: result.get(part, {}) for part in ("valid", "test")}),
         "best_epoch": result.get("best_epoch"),
-        "ordered": ordered,
+        "ordered": any(config["TIME_FIELD"] in _columns(file, config) for file in files if file.suffix == ".inter"),
         "data": {"name": config["dataset"], "files": {file.name: {"sha256": sha256(file)} for file in files}},
         "config": _finite({key: value for key, value in written.items() if key not in _PRIVATE}),
         "versions": versions(),

@@ -170,7 +170,7 @@ def _add_recommend(commands: Any) -> None:
     whom.add_argument("--all_users", action="store_true")
     whom.add_argument("--history", metavar="IDS", help="items that a user never seen has taken, separated by commas")
     recommend.add_argument(
-        "--rule", choices=("trained", "mean", "recent"), default="trained",
+        "--rule", choices=("trained", "mean", "recent"),
         help="with --history: its items count as in training (default), alike, or the latest most",
     )  # fmt: skip
     recommend.add_argument("--k", type=int, default=10, help="items a user; default: 10")
@@ -355,6 +355,8 @@ def _recommend(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     _refuse_others(rest)
     from recbole_onebp.serving import lists
 
+    if arguments.rule and arguments.history is None:
+        raise UserError("--rule without --history: it says how a history becomes a user; leave --rule out")
     allow, deny = (None if file is None else tuple(lists.read_ids(file)) for file in (arguments.allow, arguments.deny))
     request = lists.Request(arguments.k, not arguments.include_seen, allow, deny or ())
     users_file = arguments.users_file
@@ -363,7 +365,7 @@ def _recommend(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     users = users_file or (None if arguments.users is None else arguments.users.split(","))
     if arguments.out is None:
         history = None if arguments.history is None else arguments.history.split(",")
-        lists.show(arguments.bundle, users, history, request, arguments.rule)
+        lists.show(arguments.bundle, users, history, request, arguments.rule or "trained")
         return 0
     if arguments.history is not None:
         raise UserError("--out with --history: a history is shown, not written; leave --out out")

@@ -272,7 +272,7 @@ def _runs_on(line: bytes) -> bool:
     """Whether a whole record begins a line and something follows: then what ended it has been damaged since."""
     try:
         _, end = json.JSONDecoder().raw_decode(line[9:].decode("latin-1"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return line[:9] == b"%08x " % zlib.crc32(line[9 : 9 + end]) and line[9 + end :].strip(b"\0") != b""
 

@@ -1,13 +1,17 @@
 """How good is a user that was folded in: held out of training, against the same user trained in, by history length.
 
-python benchmarks/fold_in.py --dataset ml-100k
+    python benchmarks/fold_in.py --dataset ml-100k [--setting mean] [--seeds 1 2 3]
+
+A seed that the result file holds is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +19,46 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
-from measure import Machine, versions, write_json
+from measure import RESULTS, Machine, versions, write_json
+from quality import SETTINGS as RECIPE
 
 import recbole_onebp
 from recbole_onebp.errors import UserError
 from recbole_onebp.files import write_atomically
 from recbole_onebp.serving.search import unit_rows
 
-RESULTS = Path(__file__).parent / "results"
 K = 20
 LENGTHS = (1, 2, 5, 10, 20)
 TARGETS = 5
 """Least number of items that are to be found."""
 SETTINGS: dict[str, dict[str, Any]] = {
-    "cosine": {
-        "score": "cosine", "temperature": 0.1, "item_bias": True, "negatives": "shared", "beta": 0.9,
-        "learning_rate": 0.003, "train_batch_size": 2048, "epochs": 12,
+    "mean": {key: value for key, value in RECIPE.items() if key != "stopping_step"},
+    "moving": {
+        "score": "cosine", "temperature": 0.1, "item_bias": True, "negatives": "shared", "aggregation": "step",
+        "aggregation_alpha": 0.0, "leave_one_out": False, "beta": 0.9, "learning_rate": 0.003, "train_batch_size": 2048,
     },
-    "dot": {"epochs": 30},
 }  # fmt: skip
+"""Users as the weighted mean of their items, and moved step by step."""
+KEEPS = (1.0, 0.95, 0.9, 0.8)
+"""What an item counts of what the one after it does."""
+EASE_ITEMS = 10_000
 
 _Index = npt.NDArray[np.int64]
 _Scores = npt.NDArray[Any]
 _Histories = list[_Index]
+_Table = dict[str, dict[str, dict[str, float]]]
+"""Metrics by scorer and length."""
 
 
 class Split:
-    """Users held out: of each the first ``max(LENGTHS)`` items are what may be known, the rest is to be found.
+    """Users held out, each with a number of items that are known of it, drawn from ``LENGTHS``.
+
+    A user's first ``max(LENGTHS)`` items are what may be known, of these the latest are; the rest is to be found.
 
     Attributes:
         rest: pairs (user, item) of all others.
-        known: held-out users' items in order, ``max(LENGTHS)`` each.
+        length: how many items of each user held out are known.
+        histories: which, in order.
         targets: the items to find.
     """
 
@@ -57,16 +70,18 @@ class Split:
         if len(able) < n_held_out:
             raise UserError(f"--users {n_held_out}: {len(able)} have {max(LENGTHS) + TARGETS} items")
         self.held_out: _Index = np.sort(rng.choice(able, n_held_out, replace=False))
+        self.length = rng.permutation(np.resize(LENGTHS, n_held_out))
         self.n_users, self.n_items = int(pairs["user"].max()) + 1, int(pairs["item"].max()) + 1
         self.rest = pairs[~pairs["user"].isin(self.held_out)]
         by_user = pairs[pairs["user"].isin(self.held_out)].groupby("user")["item"]
         items = [by_user.get_group(user).to_numpy() for user in self.held_out]
-        self.known = [found[: max(LENGTHS)] for found in items]
-        self.targets = [found[max(LENGTHS) :] for found in items]
+        cut = max(LENGTHS)
+        self.histories = [found[cut - n : cut] for found, n in zip(items, self.length.tolist(), strict=True)]
+        self.targets = [found[cut:] for found in items]
 
-    def histories(self, length: int) -> _Histories:
-        """The latest of what may be known."""
-        return [found[-length:] for found in self.known]
+    def known(self) -> pd.DataFrame:
+        """What is known of the users held out, as pairs."""
+        return pd.DataFrame({"user": np.repeat(self.held_out, self.length), "item": np.concatenate(self.histories)})
 
     def matrix(self) -> sp.csr_matrix:
         """The others' pairs, ``(n_users, n_items)``."""
@@ -91,17 +106,15 @@ def read_pairs(data_path: str, name: str, seed: int) -> pd.DataFrame:
 class OneBP:
     """A trained model's tables, in the numbers of the pairs."""
 
-    def __init__(self, split: Split, setting: dict[str, Any], length: int, seed: int) -> None:
-        """Train on all others and on ``length`` items of each user held out."""
-        known = np.concatenate(split.histories(length)) if length else np.empty(0, np.int64)
-        held = pd.DataFrame({"user": np.repeat(split.held_out, length), "item": known})
+    def __init__(self, split: Split, pairs: pd.DataFrame, setting: dict[str, Any], seed: int) -> None:
+        """Train on pairs of users and items of a split."""
         # All ids, so that the model has rows for them; nothing is evaluated on these pairs.
         place = np.arange(max(split.n_users, split.n_items) - 1)
-        others = pd.DataFrame({"user": 1 + place % (split.n_users - 1), "item": 1 + place % (split.n_items - 1)})
+        everything = pd.DataFrame({"user": 1 + place % (split.n_users - 1), "item": 1 + place % (split.n_items - 1)})
         with tempfile.TemporaryDirectory() as folder:
             data = Path(folder) / "held"
             data.mkdir()
-            for part, frame in (("train", pd.concat([split.rest, held])), ("valid", others), ("test", others)):
+            for part, frame in (("train", pairs), ("valid", everything), ("test", everything)):
                 frame = frame[["user", "item"]]
                 names = ["user_id:token", "item_id:token"]
                 frame.to_csv(data / f"held.{part}.inter", sep="\t", index=False, header=names)
@@ -110,38 +123,61 @@ class OneBP:
                 "load_col": {"inter": ["user_id", "item_id"]}, "benchmark_filename": ["train", "valid", "test"],
             })  # fmt: skip
             run.trainer.fit(run.train_data, None, saved=False, show_progress=False)
-        model: Any = run.model
+        model: Any = run.model.eval()
         dataset = run.dataset
         users = dataset.token2id("user_id", split.held_out.astype(str))
         items = np.array([0, *dataset.token2id("item_id", np.arange(1, split.n_items).astype(str))])
-        self.beta, self.cosine = model.hyper.beta, model.hyper.score == "cosine"
+        hyper = model.hyper
+        self.cosine = hyper.score == "cosine"
+        self.keep = hyper.beta if hyper.aggregation == "step" and hyper.user_encoding == "moved" else 1.0
         item_e = model.item_table.detach().numpy()[items]
         self.items = unit_rows(item_e) if self.cosine else item_e
-        self.users = model.user_table.detach().numpy()[users]
+        self.weight = np.ones(len(items)) if model.item_weight is None else model.item_weight.numpy()[items, 0]
+        self.users = model.scored_users().detach().numpy()[users]
         bias = model.item_bias
-        self.bias = 0.0 if bias is None else model.hyper.temperature * bias.detach().numpy()[items, 0]
+        self.bias = 0.0 if bias is None else hyper.temperature * bias.detach().numpy()[items, 0]
 
     def score(self, users: _Scores) -> _Scores:
         return (unit_rows(users) if self.cosine else users) @ self.items.T + self.bias
 
-    def fold_in(self, histories: _Histories, weigh: Callable[[_Index], _Scores]) -> _Scores:
-        weights = [weigh(history) for history in histories]
-        mean = [w / w.sum() @ self.items[history] for w, history in zip(weights, histories, strict=True)]
-        return self.score(np.stack(mean).astype(np.float32))
+    def fold_in(self, histories: _Histories, keep: float, power: float) -> _Scores:
+        """Scores of means of items, each times its weight ** power; the latest counts 1, the one before keep, ..."""
+        users = []
+        for history in histories:
+            age = keep ** np.arange(len(history))[::-1]
+            users.append(age / age.sum() * self.weight[history] ** power @ self.items[history])
+        return self.score(np.stack(users).astype(np.float32))
+
+    def scorers(self) -> dict[str, Callable[[_Histories], _Scores]]:
+        """The ways to fold in, that of the training first."""
+
+        def scorer(keep: float, power: float) -> Callable[[_Histories], _Scores]:
+            return lambda histories: self.fold_in(histories, keep, power)
+
+        ways = [(keep, 1.0) for keep in dict.fromkeys((self.keep, *KEEPS))]
+        if (self.weight != 1).any():
+            ways += [(keep, 0.0) for keep in KEEPS] + [(1.0, 0.5)]
+        words = {0.0: ", unweighted", 0.5: ", weights ^ 0.5", 1.0: ""}
+        named = {
+            f"OneBP folded in: {'mean' if keep == 1 else f'{keep:g} ^ age'}{words[power]}": scorer(keep, power)
+            for keep, power in ways
+        }
+        first = next(iter(named))
+        return {f"{name} (as in training)" if name == first else name: way for name, way in named.items()}
 
 
-def measured(scores: _Scores, split: Split, histories: _Histories) -> dict[str, float]:
-    """Recall and NDCG at K, as RecBole has them, averaged over the users held out."""
+def measured(scores: _Scores, split: Split) -> tuple[_Scores, _Scores]:
+    """Recall and NDCG at K of each user held out, as RecBole has them."""
     recall, ndcg = [], []
     gain = 1 / np.log2(np.arange(K) + 2)
-    for row, history, targets in zip(scores, histories, split.targets, strict=True):
+    for row, history, targets in zip(scores, split.histories, split.targets, strict=True):
         row[history] = -np.inf
         row[0] = -np.inf
         best = np.argpartition(-row, K)[:K]
         hit = np.isin(best[np.argsort(-row[best], kind="stable")], targets)
         recall.append(hit.sum() / len(targets))
         ndcg.append((hit * gain).sum() / gain[: min(K, len(targets))].sum())
-    return {"recall": float(np.mean(recall)), "ndcg": float(np.mean(ndcg))}
+    return np.array(recall), np.array(ndcg)
 
 
 def others(split: Split) -> dict[str, Callable[[_Histories], _Scores]]:
@@ -160,19 +196,21 @@ def others(split: Split) -> dict[str, Callable[[_Histories], _Scores]]:
     def knn(histories: _Histories) -> _Scores:
         """Cosines to the 100 nearest items of each (ItemKNN)."""
         wanted = np.unique(np.concatenate(histories))
-        near = np.zeros((len(wanted), split.n_items), np.float32)
+        near = []
         for start in range(0, len(wanted), 256):
             part = (scaled[:, wanted[start : start + 256]].T @ scaled).toarray()
             part[np.arange(len(part)), wanted[start : start + 256]] = 0
             cut = np.partition(part, -100, axis=1)[:, -100, None]
-            near[start : start + 256] = np.where(part >= cut, part, 0)
-        return rows(histories)[:, wanted] @ near
+            near.append(sp.csr_matrix(np.where(part >= cut, part, 0)))
+        return (rows(histories)[:, wanted] @ sp.vstack(near)).toarray()
 
     found: dict[str, Callable[[_Histories], _Scores]] = {
         "Pop": lambda histories: np.tile(popularity, (len(histories), 1)),
         "ItemKNN, 100 neighbours": knn,
     }
-    if split.n_items <= 10_000:  # it inverts a matrix of items x items
+    if split.n_items > EASE_ITEMS:
+        print(f"EASE: left out: more than {EASE_ITEMS:,} items")
+    else:  # it inverts a matrix of items x items
         inverse = np.linalg.inv((matrix.T @ matrix).toarray() + 500 * np.eye(split.n_items, dtype=np.float32))
         weights = -inverse / np.diag(inverse)
         np.fill_diagonal(weights, 0)
@@ -180,7 +218,7 @@ def others(split: Split) -> dict[str, Callable[[_Histories], _Scores]]:
     try:
         from implicit.als import AlternatingLeastSquares
     except ModuleNotFoundError:
-        print("ALS: not run: pip install implicit")
+        print("ALS: left out: pip install implicit")
         return found
     als = AlternatingLeastSquares(factors=64, regularization=0.05, alpha=2.0, iterations=15, random_state=0)
     als.fit(matrix, show_progress=False)
@@ -190,65 +228,98 @@ def others(split: Split) -> dict[str, Callable[[_Histories], _Scores]]:
     return found
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def run(split: Split, setting: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The table of one seed, and by how much users folded in, as in training, differ from the same users trained in."""
+    model = OneBP(split, split.rest, setting, seed)
+    trained = OneBP(split, pd.concat([split.rest, split.known()]), setting, seed)
+    scorers = {**model.scorers(), **others(split)}
+    found = {"OneBP trained in": measured(trained.score(trained.users), split)}
+    found |= {name: measured(np.asarray(scorer(split.histories)), split) for name, scorer in scorers.items()}
+    table: _Table = {name: {} for name in found}
+    more = {}
+    for length in LENGTHS:
+        group = split.length == length
+        for name, (recall, ndcg) in found.items():
+            table[name][str(length)] = {"recall": float(recall[group].mean()), "ndcg": float(ndcg[group].mean())}
+        difference = (found[next(iter(scorers))][0] - found["OneBP trained in"][0])[group]
+        more[str(length)] = {"mean": float(difference.mean()), "variance": float(difference.var(ddof=1) / group.sum())}
+    return {"table": table, "recall_more_than_trained_in": more}
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--data_path", default="dataset")
-    parser.add_argument("--setting", choices=SETTINGS, default="cosine")
-    parser.add_argument("--users", type=int, default=200, help="held out (default 200)")
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--seed", type=int, default=2024)
-    arguments = parser.parse_args(argv)
-    setting = {**SETTINGS[arguments.setting], **({"epochs": arguments.epochs} if arguments.epochs else {})}
-    split = Split(read_pairs(arguments.data_path, arguments.dataset, arguments.seed), arguments.users, arguments.seed)
-    popularity = np.maximum(np.bincount(split.rest["item"], minlength=split.n_items), 1)
-    model = OneBP(split, setting, 0, arguments.seed)
-    scorers: dict[str, Callable[[_Histories], _Scores]] = {
-        "OneBP folded in: mean": lambda histories: model.fold_in(histories, lambda items: np.ones(len(items))),
-        "OneBP folded in: moving, beta": lambda histories: model.fold_in(
-            histories, lambda items: model.beta ** np.arange(len(items))[::-1].astype(float)
-        ),
-        "OneBP folded in: popularity ^ -0.5": lambda histories: model.fold_in(
-            histories, lambda items: popularity[items] ** -0.5
-        ),
-        **others(split),
-    }
-    table: dict[str, dict[str, dict[str, float]]] = {name: {} for name in ("OneBP trained in", *scorers)}
-    for length in LENGTHS:
-        histories = split.histories(length)
-        trained = OneBP(split, setting, length, arguments.seed)
-        table["OneBP trained in"][str(length)] = measured(trained.score(trained.users), split, histories)
-        for name, scorer in scorers.items():
-            table[name][str(length)] = measured(np.asarray(scorer(histories)), split, histories)
-        print(length, {name: round(found[str(length)]["recall"], 4) for name, found in table.items()}, flush=True)
+    parser.add_argument("--setting", choices=SETTINGS, default="mean")
+    parser.add_argument("--users", type=int, default=300, help="held out (default 300)")
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parse_args(argv)
+    logging.disable(logging.INFO)
+    setting = {**SETTINGS[arguments.setting], "epochs": arguments.epochs}
     stem = f"fold-in-{arguments.dataset}-{arguments.setting}"
-    facts = {
-        "dataset": arguments.dataset, "users_held_out": arguments.users, "setting": setting, "seed": arguments.seed,
-        "machine": Machine.here().cpu, "versions": versions(), "table": table,
-    }  # fmt: skip
-    write_json(RESULTS / f"{stem}.json", facts)
-    text = markdown(arguments, setting, table)
+    facts = {"dataset": arguments.dataset, "users_held_out": arguments.users, "setting": setting}
+    path = RESULTS / f"{stem}.json"
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    runs = earlier["runs"] if facts.items() <= earlier.items() else {}
+    for seed in map(str, arguments.seeds):
+        if seed not in runs:
+            pairs = read_pairs(arguments.data_path, arguments.dataset, int(seed))
+            runs[seed] = run(Split(pairs, arguments.users, int(seed)), setting, int(seed))
+            write_json(path, {**facts, "machine": Machine.here().cpu, "versions": versions(), "runs": runs})
+    table = means(runs[str(seed)]["table"] for seed in arguments.seeds)
+    text = markdown(arguments, [runs[str(seed)] for seed in arguments.seeds], table)
     write_atomically(RESULTS / f"{stem}.md", lambda file: file.write_text(text, encoding="utf-8"))
     draw(table, RESULTS / f"{stem}.png", f"{arguments.dataset}, {arguments.users} users held out")
+    print(text)
 
 
-def markdown(arguments: argparse.Namespace, setting: dict[str, Any], table: dict[str, Any]) -> str:
+def means(tables: Iterable[_Table]) -> _Table:
+    """Over seeds."""
+    tables = list(tables)
+    return {
+        name: {
+            length: {metric: float(np.mean([table[name][length][metric] for table in tables])) for metric in cell}
+            for length, cell in row.items()
+        }
+        for name, row in tables[0].items()
+    }
+
+
+def markdown(arguments: argparse.Namespace, runs: Sequence[dict[str, Any]], table: _Table) -> str:
     def row(name: str, found: dict[str, dict[str, float]]) -> str:
         cells = (f"{found[str(length)]['recall']:.4f} / {found[str(length)]['ndcg']:.4f}" for length in LENGTHS)
         return f"| {name} | {' | '.join(cells)} |"
 
+    more = [[found["recall_more_than_trained_in"][str(length)] for found in runs] for length in LENGTHS]
+    gaps = (
+        f"{np.mean([part['mean'] for part in parts]):+.4f} ± "
+        f"{np.sqrt(np.sum([part['variance'] for part in parts])) / len(parts):.4f}"
+        for parts in more
+    )
+    lengths = (f"{length} items" if length > 1 else "1 item" for length in LENGTHS)
+    seeds = " ".join(map(str, arguments.seeds))
     command = f"python benchmarks/fold_in.py --dataset {arguments.dataset} --setting {arguments.setting}"
     return "\n".join([
         f"# Users folded in: {arguments.dataset}, {arguments.setting}",
         "",
-        f"{arguments.users} users held out of training; Recall@{K} / NDCG@{K} by the number of their items that are "
-        "known, the latest of them where the data know the time. \"Trained in\" is a model of its own for each column.",
+        f"{arguments.users} users held out of training, seeds {seeds}; Recall@{K} / NDCG@{K} by the number of their "
+        "items that are known, the latest of them where the data know the time. Each of these users has one of the "
+        'numbers; "trained in" is a model that was trained on what is known of them too.',
         "",
-        f"| | {' | '.join(f'{length} items' for length in LENGTHS)} |",
+        f"| | {' | '.join(lengths)} |",
         f"|---|{'---|' * len(LENGTHS)}",
         *(row(name, found) for name, found in table.items()),
+        f"| Recall: folded in as in training, less trained in, ± standard error | {' | '.join(gaps)} |",
         "",
-        f"By `{command} --users {arguments.users} --epochs {setting['epochs']} --seed {arguments.seed}`.",
+        "OneBP's and the others' settings are as given, not searched for on these users. EASE is left out above "
+        f"{EASE_ITEMS:,} items: it inverts a matrix of items by items.",
+        "",
+        f"By `{command} --users {arguments.users} --epochs {arguments.epochs} --seeds {seeds}`.",
         "",
     ])  # fmt: skip
 

@@ -169,6 +169,10 @@ def _add_recommend(commands: Any) -> None:
     whom.add_argument("--users_file", type=Path, metavar="FILE", help="one id a line")
     whom.add_argument("--all_users", action="store_true")
     whom.add_argument("--history", metavar="IDS", help="items that a user never seen has taken, separated by commas")
+    recommend.add_argument(
+        "--rule", choices=("trained", "mean", "recent"),
+        help="with --history: its items count as in training (default), alike, or the latest most",
+    )  # fmt: skip
     recommend.add_argument("--k", type=int, default=10, help="items a user; default: 10")
     recommend.add_argument("--include_seen", action="store_true", help="also items that a user has taken")
     recommend.add_argument("--allow", type=Path, metavar="FILE", help="choose from these items only, one id a line")
@@ -194,6 +198,9 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument("--port", type=int, default=8000, help="default: 8000; 0: a free one")
     serve.add_argument("--watch", type=float, metavar="SECONDS", help="look this often for a new bundle, and serve it")
     serve.add_argument("--memory_mb", type=float, default=30, help="bounds the scores held at a time; default: 30")
+    serve.add_argument(
+        "--index", choices=("faiss", "hnswlib"), help="approximate search, with what export --ann has added"
+    )
     serve.set_defaults(run=_serve)
 
 
@@ -348,6 +355,8 @@ def _recommend(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     _refuse_others(rest)
     from recbole_onebp.serving import lists
 
+    if arguments.rule and arguments.history is None:
+        raise UserError("--rule without --history: it says how a history becomes a user; leave --rule out")
     allow, deny = (None if file is None else tuple(lists.read_ids(file)) for file in (arguments.allow, arguments.deny))
     request = lists.Request(arguments.k, not arguments.include_seen, allow, deny or ())
     users_file = arguments.users_file
@@ -356,7 +365,7 @@ def _recommend(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     users = users_file or (None if arguments.users is None else arguments.users.split(","))
     if arguments.out is None:
         history = None if arguments.history is None else arguments.history.split(",")
-        lists.show(arguments.bundle, users, history, request)
+        lists.show(arguments.bundle, users, history, request, arguments.rule or "trained")
         return 0
     if arguments.history is not None:
         raise UserError("--out with --history: a history is shown, not written; leave --out out")
@@ -376,7 +385,7 @@ def _serve(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from recbole_onebp.serving.serve import Service, serve
 
     where = arguments.host, arguments.port
-    serve(Service(arguments.bundle, arguments.events, *where, arguments.watch, arguments.memory_mb))
+    serve(Service(arguments.bundle, arguments.events, *where, arguments.watch, arguments.memory_mb, arguments.index))
     return 0
 
 

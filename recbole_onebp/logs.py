@@ -7,14 +7,20 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 __all__ = ["start"]
 
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-class _Stdout(logging.StreamHandler[TextIO]):
+if TYPE_CHECKING:
+    _Handler = logging.StreamHandler[TextIO]
+else:
+    _Handler = logging.StreamHandler  # which Python 3.10 cannot subscript
+
+
+class _Stdout(_Handler):
     """Goes on in silence when nobody reads any more, as after ``| head``; the file has everything."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name

@@ -62,6 +62,12 @@ class Browser:
             f"(document.querySelector({json.dumps(selector)}))"
         )
 
+    def choose(self, selector: str, value: str) -> None:
+        self.run(
+            f"(e => {{ e.value = {json.dumps(value)}; e.dispatchEvent(new Event('change')); }})"
+            f"(document.querySelector({json.dumps(selector)}))"
+        )
+
     def click(self, selector: str) -> None:
         self.run(f"document.querySelector({json.dumps(selector)}).click()")
 

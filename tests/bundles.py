@@ -22,8 +22,10 @@ def made_bundle(
     dtype: str = "float32",
     beta: float = 0.9,
     rule: str = "moving",
+    alpha: float = 0.0,
     seed: int = 0,
     aggregates: bool = True,
+    ordered: bool = False,
     others: Any = None,
     **arrays: Any,
 ) -> Path:
@@ -40,11 +42,15 @@ def made_bundle(
     if bias:
         made["item_bias"] = rng.normal(size=n_items).astype(np.float32)
     made |= arrays
+    if alpha:
+        count = np.bincount(made["history_item"], minlength=n_items)
+        made["item_weight"] = ((np.maximum(count, 1) / count[count > 0].mean()) ** -alpha).astype(np.float32)
     manifest = {
         "model": "OneBP",
         "score": score,
-        "aggregation": {"rule": rule, "beta": beta} if aggregates else None,
+        "aggregation": {"rule": rule, "beta": beta, "alpha": alpha} if aggregates else None,
         "embedding_size": size,
+        "ordered": ordered,
         "title_field": "title",
     }
     texts = {

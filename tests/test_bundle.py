@@ -36,9 +36,10 @@ def internal(run, kind, ids):
     return run.dataset.token2id(getattr(run.dataset, f"{kind}_field"), ids)
 
 
-def test_weighted_items_are_refused(fitted):
-    with pytest.raises(UserError, match="train with aggregation_alpha: 0 to export"):
-        fitted(aggregation_alpha=0.5)
+RECIPE = {
+    "score": "cosine", "temperature": 0.2, "item_bias": True, "negatives": "shared", "n_shared_negatives": 8,
+    "aggregation": "interval", "aggregation_interval": 3, "aggregation_alpha": 0.5, "beta": 0.0, "leave_one_out": True,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -49,9 +50,10 @@ def test_weighted_items_are_refused(fitted):
         {"item_bias": True, "temperature": 0.5, "aggregation": "epoch", "beta": 0.5},
         {"backprop": "two"},
         {"user_encoding": "fresh"},
-        {"aggregation": "interval", "aggregation_interval": 3, "beta": 0.0, "leave_one_out": True},
+        {"aggregation_alpha": 0.5},
+        RECIPE,
     ],
-    ids=["dot", "cosine with bias", "dot with bias", "two backpropagations", "fresh users", "one left out"],
+    ids=["dot", "cosine with bias", "dot with bias", "two backpropagations", "fresh users", "weights", "one left out"],
 )
 def test_the_bundle_scores_as_the_model_does(fitted, settings):
     run, path = fitted(**settings)
@@ -66,6 +68,32 @@ def test_the_bundle_scores_as_the_model_does(fitted, settings):
         expected = dict(zip(items, row.tolist(), strict=True))
         assert {item: pytest.approx(expected[item], abs=1e-6) for item, _ in answer} == dict(answer)
         assert [score for _, score in answer] == sorted((score for _, score in answer), reverse=True)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [RECIPE, {**RECIPE, "score": "dot", "aggregation": "epoch"}, {"user_encoding": "fresh", "aggregation_alpha": 0.3}],
+    ids=["interval", "epoch", "fresh"],
+)
+def test_users_that_are_means_are_their_histories(fitted, tiny_path, tmp_path, settings):
+    """Folded in, or come by events one by one: the model's own users, those with a pair twice among them."""
+    data = shutil.copytree(tiny_path, tmp_path / "data")
+    with open(data / "tiny" / "tiny.inter", "a") as file:
+        file.write("".join((data / "tiny" / "tiny.inter").read_text().splitlines(keepends=True)[1::3]))
+    run, path = fitted(**settings, data_path=str(data))
+    rec = Recommender.load(path)
+    users, histories = list(rec.user_ids), [rec.history(user) for user in rec.user_ids]
+    assert sum(map(len, histories)) == len(run.train_data.dataset)
+    assert any(len(set(items)) < len(items) for items in histories)
+    expected = run.model.scored_users().numpy()[internal(run, "uid", users)]
+    rec.update([(f"new {user}", item) for user, items in zip(users, histories, strict=True) for item in items])
+    assert rec._users.rows(np.arange(30, 60)) == pytest.approx(expected, abs=1e-6)
+    folded = rec.recommend_history(histories, k=5)
+    assert folded == rec.recommend([f"new {user}" for user in users], k=5)
+    for trained, found in zip(rec.recommend(users, k=5), folded, strict=True):
+        assert [score for _, score in found] == pytest.approx([score for _, score in trained], abs=1e-5)
+    for user in users:
+        assert rec.explain(user, "i7").residual == pytest.approx(0, abs=1e-5)
 
 
 def test_what_a_user_took_in_train_is_left_out(fitted):
@@ -86,11 +114,12 @@ def test_manifest_and_card(fitted, tmp_path):
     manifest = json.loads((path / "manifest.json").read_text())
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert manifest["metrics"] == {"valid": result["valid"], "test": result["test"]}
-    assert manifest["aggregation"] == {"rule": "moving", "beta": 0.99}
+    assert manifest["aggregation"] == {"rule": "moving", "beta": 0.99, "alpha": 0.0}
     assert manifest["config"]["train_batch_size"] == 160
     assert "output_dir" not in manifest["config"]
     assert (manifest["n_users"], manifest["n_items"], manifest["n_interactions"]) == (30, 40, 300)
     assert list(manifest["data"]["files"]) == ["tiny.inter"]
+    assert not manifest["ordered"]
     assert manifest["versions"] == result["versions"]
     card = (path / "MODEL_CARD.md").read_text()
     # The bundle itself, ranked anew, has the run's test metrics.
@@ -126,6 +155,7 @@ def test_items_have_titles_and_ids_are_sorted(tmp_path, capsys):
         "class": "Animation Children's Comedy",
     }
     assert rec.title("no such") == ""
+    assert rec.bundle.manifest["ordered"]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +201,7 @@ def test_changed_data_are_told(tiny, tmp_path, tiny_path):
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
-    return made_bundle(tmp_path_factory.mktemp("pristine") / "bundle", bias=True)
+    return made_bundle(tmp_path_factory.mktemp("pristine") / "bundle", bias=True, alpha=0.5)
 
 
 def answers_of(path, verify=True):
@@ -217,8 +247,8 @@ def test_the_card_may_be_edited(pristine, tmp_path):
 
 
 FILES = st.sampled_from([
-    "manifest.json", "item_encodings.npy", "item_bias.npy", "user_encodings.npy", "history_start.npy",
-    "history_item.npy", "item_ids.json", "user_ids.json", "item_fields.json",
+    "manifest.json", "item_encodings.npy", "item_bias.npy", "item_weight.npy", "user_encodings.npy",
+    "history_start.npy", "history_item.npy", "item_ids.json", "user_ids.json", "item_fields.json",
 ])  # fmt: skip
 FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

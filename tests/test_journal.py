@@ -87,15 +87,27 @@ def test_a_flipped_bit_is_refused_or_at_the_end(tmp_path_factory, data):
     written(folder)
     path = folder / "00000001.log"
     content = bytearray(path.read_bytes())
+    last = content[:-1].rindex(b"\n")
     bit = data.draw(st.integers(0, 8 * len(content) - 1))
     content[bit // 8] ^= 1 << bit % 8
     path.write_bytes(content)
-    last = content.rstrip(b"\n").rindex(b"\n")
-    if bit // 8 > last:  # as if it had not been written to its end
+    if last < bit // 8 < len(content) - 1:  # as if it had not been written to its end
         assert [event for _, event in read(folder)] == [event for events in EVENTS[:-1] for event in events]
     else:
         with pytest.raises(UserError, match=r"00000001\.log: line \d is damaged"):
             Journal(folder)
+
+
+@pytest.mark.parametrize("place", [-1, -2], ids=["the last", "the one before"])
+def test_a_record_whose_end_is_damaged_is_not_lost(folder, place):
+    written(folder)
+    path = folder / "00000001.log"
+    *_, before_last, last = [place for place, byte in enumerate(path.read_bytes()) if byte == ord("\n")]
+    content = bytearray(path.read_bytes())
+    content[last if place == -1 else before_last] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"line \d is damaged"):
+        Journal(folder)
 
 
 def test_one_process_at_a_time(folder):

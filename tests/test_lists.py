@@ -150,6 +150,7 @@ def test_killed_in_the_middle_it_goes_on(tmp_path):
         ([], "one of the arguments --users --users_file --all_users --history is required"),
         (["--all_users", "--out=lists.csv", "--jobs=0"], "jobs: 0 is not allowed"),
         (["--history=i1", "--out=lists.csv"], "a history is shown, not written"),
+        (["--users=u1", "--rule=mean"], "--rule without --history"),
         (["--users=u1", "--k=0"], "k: 0 is not allowed"),
         (["--all_users", "--k=0", "--out=lists.csv"], "k: 0 is not allowed"),
         (["--all_users", "--out=bundle/manifest.json/lists.csv"], "lists.csv: cannot be written"),
@@ -175,6 +176,9 @@ def test_lists_are_shown_with_titles(rec, capsys):
     out, err = capsys.readouterr()
     ((item, score),) = rec.recommend_history([["i1", "i2"]], k=1)[0]
     assert out.splitlines() == ["user with this history", f"   1. Item {item[1:]} ({item})  {score:.4f}"]
+    assert main(["recommend", "bundle", "--history=i1,i2", "--k=1", "--rule=recent"]) == 0
+    ((item, score),) = rec.recommend_history([["i1", "i2"]], k=1, rule="recent")[0]
+    assert capsys.readouterr().out.endswith(f"({item})  {score:.4f}\n")
     assert err == "unknown item: phantom\n"
 
 

@@ -81,6 +81,33 @@ def test_a_history_is_typed(browser, rec):
     browser.until("document.querySelectorAll('#list > li').length === 0")
 
 
+def test_how_a_history_counts_is_chosen(rec, tmp_path):
+    """Where the data know no time, nothing is the latest."""
+    made_bundle(tmp_path / "timed", bias=True, alpha=1.0, rule="mean", ordered=True)
+    for folder, texts in (
+        ("bundle", ["as in training, in this order", "all alike"]),
+        ("timed", ["as in training", "all alike", "the latest most"]),
+    ):
+        rec, server = Recommender.load(folder), Server(bundle=folder)
+        browser = Browser(tmp_path / f"profile-{folder}", server.url)
+        browser.until("document.querySelector('#about').textContent")
+        offered = "[...document.querySelector('#rule').options].filter(e => !e.disabled)"
+        assert browser.run(f"{offered}.map(e => e.text)") == texts
+        for item in ("Item 10", "Item 20", "Item 30"):
+            browser.type("#search-text", item)
+            browser.until("document.querySelectorAll('#found li').length === 1")
+            browser.click("#found button")
+            browser.until("document.querySelectorAll('#found li').length === 0")
+        for rule in browser.run(f"{offered}.map(e => e.value)"):
+            browser.choose("#rule", rule)
+            expected = rec.recommend_history([["i10", "i20", "i30"]], k=20, rule=rule)[0]
+            score = f"{expected[0][1]:.3f}"
+            browser.until(f"document.querySelector('#list .score').textContent === '{score}'")
+            assert browser.run(TITLES) == titles(expected)
+        browser.close()
+        server.end()
+
+
 def test_what_is_not_there_is_said(browser):
     browser.type("#user-text", "<img src=x onerror=alert(1)>")
     browser.click("#user button")

@@ -26,6 +26,8 @@ KINDS = [
     {"score": "dot", "bias": True},
     {"score": "cosine"},
     {"score": "cosine", "bias": True, "dtype": "float16"},
+    {"score": "dot", "alpha": 1.0},
+    {"score": "cosine", "bias": True, "alpha": 0.5},
 ]
 
 
@@ -45,6 +47,13 @@ def scores_of(rec, user_e):
         user_e = unit(user_e.astype(np.float64))
     scores = bundle.item_encodings.astype(np.float64) @ user_e
     return scores if bundle.item_bias is None else scores + bundle.item_bias
+
+
+def shares_of(rec):
+    """What users aggregate, in float64."""
+    bundle = rec.bundle
+    items = bundle.item_encodings.astype(np.float64)
+    return items if bundle.item_weight is None else items * bundle.item_weight[:, None]
 
 
 def best(rec, user_e, k, without=()):
@@ -102,11 +111,25 @@ def test_recommend_history_is_the_mean_of_its_items(tmp_path):
         (kind, *rule) for kind in KINDS for rule in (("moving", 0.9), ("mean", 1))
     ):
         rec = Recommender.load(made_bundle(tmp_path / str(number), rule=rule, **kind))
-        items = torch.from_numpy(rec.bundle.item_encodings.astype(np.float32))
+        items = torch.from_numpy(shares_of(rec))
         for history, answer in zip(histories, rec.recommend_history(histories, k=6), strict=True):
             weights = torch.tensor([keep**age for age in reversed(range(len(history)))])
             user_e = torch_fold_in(items[[int(item[1:]) for item in history]], weights).numpy()
             assert answer == best(rec, user_e, 6, without=history)
+
+
+def test_a_history_by_another_rule(rec):
+    """Its items unweighted, alike or the latest most; the explanations add up."""
+    history = ["i9", "i3", "i44", "i3"]
+    items = rec.bundle.item_encodings.astype(np.float64)[[9, 3, 44, 3]]
+    for rule, weights in (("mean", np.ones(4)), ("recent", 0.8 ** np.array([3, 2, 1, 0]))):
+        user_e = weights @ items / weights.sum()
+        (answer,) = rec.recommend_history([history], k=60, rule=rule)
+        assert answer == best(rec, user_e, 60, without=history)
+        explanation = rec.explain_history(history, "i7", rule=rule)
+        assert explanation.score == dict(answer)["i7"]
+        assert explanation.residual == pytest.approx(0, abs=1e-6)
+    assert rec.recommend_history([history], k=5, rule="trained") == rec.recommend_history([history], k=5)
 
 
 def test_similar_items(rec):
@@ -127,6 +150,10 @@ def test_similar_items(rec):
         (lambda rec: rec.recommend([1.5]), "user: 1.5 is no id"),
         (lambda rec: rec.recommend([None]), "user: None is no id"),
         (lambda rec: rec.recommend(["u1"], deny="i1"), "deny: expected a list"),
+        (
+            lambda rec: rec.recommend_history([["i1"]], rule="last"),
+            "rule: 'last' is not allowed; expected one of trained",
+        ),
         (lambda rec: rec.update([("u1", "i1", "i2")]), "is no pair of a user and an item"),
         (lambda rec: rec.update(["u1"]), "is no pair"),
         (lambda rec: rec.explain("nobody", "i1"), "user 'nobody': the bundle does not know it"),
@@ -253,7 +280,7 @@ def test_update_is_a_replay_event_by_event(tmp_path_factory, events, cuts, kind,
     assert (report.applied, report.unknown) == (len(events), [])
     assert report.new_users == [user for user in dict.fromkeys(user for user, _ in events) if "new" in user]
 
-    items = whole.bundle.item_encodings.astype(np.float64)
+    items = shares_of(whole)
     for user, _, row in state(whole):
         taken = [int(item[1:]) for name, item in events if name == user]
         if user in report.new_users:
@@ -269,12 +296,13 @@ def test_update_is_a_replay_event_by_event(tmp_path_factory, events, cuts, kind,
         assert row == pytest.approx(expected.tolist(), abs=1e-5)
 
 
-def test_update_is_the_models_own_rule(tmp_path):
-    rec = Recommender.load(made_bundle(tmp_path / "bundle", beta=0.8))
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_update_is_the_models_own_rule(tmp_path, alpha):
+    rec = Recommender.load(made_bundle(tmp_path / "bundle", beta=0.8, alpha=alpha))
     rng = np.random.default_rng(0)
     user, item = rng.integers(0, 20, 500), rng.integers(0, 60, 500)
     table = torch.from_numpy(np.array(rec.bundle.user_encodings))
-    item_e = torch.from_numpy(rec.bundle.item_encodings[item])
+    item_e = torch.from_numpy(shares_of(rec)[item].astype(np.float32))
     moving_aggregate_(table, torch.from_numpy(user), item_e, 0.8, "sequential")
     rec.update([(f"u{u}", f"i{i}") for u, i in zip(user, item, strict=True)])
     assert rec._users.rows(np.arange(20)) == pytest.approx(table.numpy(), abs=1e-6)
@@ -328,28 +356,28 @@ def test_explanations_add_up_to_the_score(rec):
 
 
 def test_a_folded_in_user_is_explained_without_residual(tmp_path):
-    for kind in KINDS:
-        rec = Recommender.load(made_bundle(tmp_path / f"bundle-{len(kind)}-{kind['score']}", **kind))
+    for number, kind in enumerate(KINDS):
+        rec = Recommender.load(made_bundle(tmp_path / str(number), **kind))
         history = ["i4", "i5", "i4", "i9"]
         explanation = rec.explain_history([*history, "ghost"], "i7")
         assert explanation.residual == pytest.approx(0, abs=1e-6)
         assert explanation.unknown == ["ghost"]
         rec.update([("new", item) for item in history])
         assert rec.explain("new", "i7").contributions == explanation.contributions
-        item_e = rec.bundle.item_encodings.astype(np.float64)
+        item_e, shares = rec.bundle.item_encodings.astype(np.float64), shares_of(rec)
         weights = 0.9 ** np.array([3, 2, 1, 0])
-        user_e = weights @ item_e[[4, 5, 4, 9]] / weights.sum()
+        user_e = weights @ shares[[4, 5, 4, 9]] / weights.sum()
         length = np.linalg.norm(user_e) if kind["score"] == "cosine" else 1
-        of_i9 = weights[3] / weights.sum() * item_e[9] @ item_e[7] / length
+        of_i9 = weights[3] / weights.sum() * shares[9] @ item_e[7] / length
         assert dict(explanation.contributions)["i9"] == pytest.approx(of_i9, abs=1e-6)
 
 
 def test_a_trained_user_whose_items_stood_still_has_no_residual(tmp_path):
-    rec = Recommender.load(made_bundle(tmp_path / "first"))
-    items = rec.bundle.item_encodings
+    rec = Recommender.load(made_bundle(tmp_path / "first", alpha=0.5))
+    items = shares_of(rec).astype(np.float32)
     users = np.stack([items[[int(item[1:]) for item in rec.history(user)]].mean(axis=0) for user in rec.user_ids])
     for rule in ("moving", "mean"):
-        rec = Recommender.load(made_bundle(tmp_path / rule, user_encodings=users, rule=rule))
+        rec = Recommender.load(made_bundle(tmp_path / rule, user_encodings=users, rule=rule, alpha=0.5))
         rec.update([("u3", "i1"), ("u3", "i2")])
         for user in ("u2", "u3"):
             assert rec.explain(user, "i7").residual == pytest.approx(0, abs=1e-6)
@@ -397,6 +425,18 @@ def test_a_new_item_is_as_long_as_those_taken_as_often(tmp_path):
     rec.add_items({"fresh": ["u0", "u1"]})
     assert np.linalg.norm(rec._items.encodings.rows(np.array([300]))) == pytest.approx(1, abs=1e-5)
     assert rec._items.bias[300] == 2
+
+
+def test_a_new_item_weighs_as_training_would_have_it(tmp_path):
+    rec = Recommender.load(made_bundle(tmp_path / "bundle", rule="mean", alpha=0.5, score="cosine"))
+    count = np.bincount(rec.bundle.history_item, minlength=60)
+    rec.add_items({"fresh": ["u0", "u1", "u2"]})
+    weight = rec._shares.weight[60]
+    assert weight == rec.bundle.item_weight[np.flatnonzero(count == 3)[0]]
+    # Users are moved by as much.
+    before, n = rec.bundle.user_encodings[0], len(rec.trained_history("u0"))
+    item_e = rec._items.encodings.rows(np.array([60]))[0]
+    assert rec._users.rows(np.array([0]))[0] == pytest.approx((n * before + weight * item_e) / (n + 1), abs=1e-6)
 
 
 # --------------------------------------------------------------------------------------------------------- numpy alone

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from urllib.parse import quote
 
@@ -24,9 +24,12 @@ from bundles import made_bundle
 
 from recbole_onebp import Recommender
 from recbole_onebp.cli import main
+from recbole_onebp.serving.ann import Index
 from recbole_onebp.serving.app import Limits, create_app
+from recbole_onebp.serving.bundle import read_bundle
 from recbole_onebp.serving.journal import Journal, JournalError
 from recbole_onebp.serving.live import Live
+from recbole_onebp.serving.search import Encodings, ItemTable
 from recbole_onebp.serving.serve import listening
 
 
@@ -88,6 +91,9 @@ def test_lists(client, bundle):
     assert [pairs(entry["items"]) for entry in answer["lists"]] == expected
     assert answer["unknown_items"] == ["ghost"]
 
+    answer = client.post("/recommend_history", json={"histories": [["i1", "i2"]], "rule": "recent"}).json()
+    assert pairs(answer["lists"][0]["items"]) == rec.recommend_history([["i1", "i2"]], rule="recent")[0]
+
     answer = client.post("/similar", json={"items": ["i1"], "k": 4, "allow": ["i2", "i3", "i4"]}).json()
     assert [pairs(entry["items"]) for entry in answer["lists"]] == rec.similar_items(
         ["i1"], 4, allow=["i2", "i3", "i4"]
@@ -102,6 +108,9 @@ def test_explanations(client, bundle):
     assert (answer["score"], answer["residual"]) == (expected.score, expected.residual)
     answer = client.post("/explain", json={"history": ["i5", "ghost"], "item": "i2"}).json()
     assert answer["unknown_items"] == ["ghost"]
+    answer = client.post("/explain", json={"history": ["i5", "i6"], "item": "i2", "rule": "mean"}).json()
+    expected = rec.explain_history(["i5", "i6"], "i2", rule="mean")
+    assert [(entry["item"], entry["value"]) for entry in answer["contributions"]] == expected.contributions
     for body in ({"user": "nobody", "item": "i2"}, {"user": "u1", "item": "ghost"}, {"history": [], "item": "i2"}):
         response = client.post("/explain", json=body)
         assert response.status_code == 404
@@ -293,6 +302,24 @@ def test_a_new_bundle_gets_the_events_that_it_has_not_seen(client, live, bundle,
     assert again.ask(lambda rec: rec.recommend(["u1"])) == second.recommend(["u1"])
 
 
+def test_an_index_answers_and_is_asked_for_again(client_of, tmp_path):
+    pytest.importorskip("faiss")
+    table = ItemTable(Encodings(read_bundle(made_bundle(tmp_path / "made", n_items=500)).item_encodings), None)
+    path = made_bundle(tmp_path / "new", n_items=500, others={"index.faiss": Index.build("faiss", table).save})
+    with closing(Journal(tmp_path / "events")) as journal:
+        live = Live(path, journal, memory_mb=30, index="faiss")
+        client = client_of(create_app(live))
+        assert live.ask(lambda rec: rec._index.kind) == "faiss"
+        answer = client.post("/recommend", json={"users": ["u1"]}).json()
+        assert pairs(answer["lists"][0]["items"]) == Recommender.load(path, index="faiss").recommend(["u1"])[0]
+        shutil.rmtree(path)
+        made_bundle(path, n_items=500)
+        response = client.post("/reload")
+        assert response.status_code == 422
+        assert "has no index of faiss" in response.json()["error"]
+        assert client.post("/recommend", json={"users": ["u1"]}).json() == answer
+
+
 def test_a_damaged_bundle_is_not_served(client, bundle):
     before = client.post("/recommend", json={"users": ["u1"]}).json()
     (bundle / "manifest.json").write_text("{}")
@@ -356,9 +383,9 @@ def test_a_full_journal_is_compacted_while_served(bundle, tmp_path):
 class Server:
     """``recbole-onebp serve`` in a process of its own, on a free port."""
 
-    def __init__(self, *arguments, **environment):
+    def __init__(self, *arguments, bundle="bundle", **environment):
         code = "import sys; from recbole_onebp.cli import main; sys.exit(main())"
-        command = [sys.executable, "-c", code, "serve", "bundle", "--port=0", *arguments]
+        command = [sys.executable, "-c", code, "serve", bundle, "--port=0", *arguments]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
         )
@@ -439,6 +466,7 @@ def test_what_cannot_be_served(capsys):
         (["bundle", "--port=70000"], "cannot listen there"),
         (["bundle", "--host=no.such.host.invalid"], "cannot listen there"),
         (["bundle", "--memory_mb=0"], "memory_mb"),
+        (["bundle", "--index=faiss"], "has no index of faiss; export it with --ann=faiss"),
     ):
         assert main(["serve", "--port=0", *arguments]) == 2
         assert words in capsys.readouterr().err

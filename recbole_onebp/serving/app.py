@@ -22,7 +22,7 @@ from recbole_onebp import __version__
 from recbole_onebp.errors import UserError
 from recbole_onebp.serving.journal import JournalError
 from recbole_onebp.serving.live import Live
-from recbole_onebp.serving.recommender import Answers, Explanation, Recommender, UnknownIdError
+from recbole_onebp.serving.recommender import Answers, Explanation, Recommender, Rule, UnknownIdError
 
 __all__ = ["Limits", "create_app"]
 
@@ -55,7 +55,7 @@ def _encodable(text: str) -> str:
 
 
 _Id = Annotated[
-    str, BeforeValidator(_digits), Field(strict=True, min_length=1, max_length=256), AfterValidator(_encodable)
+    str, Field(strict=True, min_length=1, max_length=256), BeforeValidator(_digits), AfterValidator(_encodable)
 ]
 _Ids = Annotated[list[_Id], Field(max_length=1000)]
 _Filter = Annotated[list[_Id], Field(max_length=10_000)]
@@ -86,6 +86,8 @@ class HistoryRequest(_Filters):
 
     histories: Annotated[list[_Ids], Field(max_length=100)]
     exclude_seen: bool = True
+    rule: Rule = "trained"
+    """How a history becomes a user: as in training; the mean of its items; or that with the latest counting most."""
 
 
 class SimilarRequest(_Filters):
@@ -100,6 +102,8 @@ class ExplainRequest(_Request):
     item: _Id
     user: _Id | None = None
     history: _Ids | None = None
+    rule: Rule = "trained"
+    """Of the history."""
 
     @model_validator(mode="after")
     def _one(self) -> ExplainRequest:
@@ -185,7 +189,7 @@ class _Service:
         def question(rec: Recommender) -> dict[str, Any]:
             if request.user is not None:
                 return _explanation(rec, rec.explain(request.user, request.item))
-            return _explanation(rec, rec.explain_history(request.history or [], request.item))
+            return _explanation(rec, rec.explain_history(request.history or [], request.item, request.rule))
 
         return await self._ask(question)
 
@@ -225,7 +229,10 @@ class _Service:
             lambda rec: {
                 "status": "ok",
                 "version": __version__,
-                "bundle": {"key": rec.bundle.key, "created": rec.bundle.manifest.get("created")},
+                "bundle": {
+                    "key": rec.bundle.key,
+                    **{name: rec.bundle.manifest.get(name) for name in ("created", "aggregation", "ordered")},
+                },
                 "users": rec.n_users,
                 "items": rec.n_items,
             }

@@ -3,6 +3,7 @@
     manifest.json           format version, model, configuration, metrics, data, versions; size and SHA-256 of each file
     item_encodings.npy      (n_items, d) float32 or float16; unit length where scores are cosines
     item_bias.npy           (n_items,) float32, what is added to an item's score; only where items have a bias
+    item_weight.npy         (n_items,) float32, what an item weighs in its users; only where not all weigh alike
     user_encodings.npy      (n_users, d), as the moving aggregation left them
     history_start.npy       (n_users + 1,) int64: the train items of user u are history_item[start[u] : start[u + 1]]
     history_item.npy        (n_interactions,) int32
@@ -50,6 +51,7 @@ class Bundle:
     user_ids: list[str]
     item_encodings: npt.NDArray[np.floating]
     item_bias: npt.NDArray[np.float32] | None
+    item_weight: npt.NDArray[np.float32] | None
     user_encodings: npt.NDArray[np.floating]
     history_start: npt.NDArray[np.int64]
     history_item: npt.NDArray[np.int32]
@@ -124,7 +126,10 @@ def read_bundle(path: str | Path, verify: bool = True) -> Bundle:
     if len(ids) < len(_IDS):
         raise UserError(f"{path}: incomplete: its manifest lists no {' or '.join(_IDS.values())}")
     n_items, n_users, size = len(ids["item"]), len(ids["user"]), manifest["embedding_size"]
-    has_bias = "item_bias.npy" in manifest["files"]
+
+    def values(name: str) -> npt.NDArray[np.float32] | None:
+        return _read_array(path / name, (n_items,), np.float32) if name in manifest["files"] else None
+
     start = _read_array(path / "history_start.npy", (n_users + 1,), np.int64)
     return Bundle(
         path=path,
@@ -132,7 +137,8 @@ def read_bundle(path: str | Path, verify: bool = True) -> Bundle:
         item_ids=ids["item"],
         user_ids=ids["user"],
         item_encodings=_read_array(path / "item_encodings.npy", (n_items, size), *_ENCODINGS),
-        item_bias=_read_array(path / "item_bias.npy", (n_items,), np.float32) if has_bias else None,
+        item_bias=values("item_bias.npy"),
+        item_weight=values("item_weight.npy"),
         user_encodings=_read_array(path / "user_encodings.npy", (n_users, size), *_ENCODINGS),
         history_start=start,
         history_item=_read_array(path / "history_item.npy", (int(start[-1]),), np.int32),

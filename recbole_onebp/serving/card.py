@@ -23,7 +23,7 @@ class Parts:
 
     n_items: int
     start: _Index
-    """(n_users + 1,): of the train part."""
+    """(n_users + 1,): of the train part, where a pair may occur more than once: users aggregate it as often."""
     item: _Index
     hidden_start: _Index
     """(n_users + 1,): of what is hidden when the test part is evaluated: train and validation."""
@@ -52,13 +52,13 @@ class Parts:
 
         def codes(pairs: _Pairs) -> _Index:
             user, item = user_place[pairs[0]], item_place[pairs[1]]
-            return np.unique(user[user >= 0] * len(items) + item[user >= 0])
+            return np.sort(user[user >= 0] * len(items) + item[user >= 0])
 
         def csr(code: _Index) -> tuple[_Index, _Index]:
             start = np.searchsorted(code, np.arange(len(users) + 1) * len(items))
             return start, code % len(items)
 
-        in_train, valid, test = codes(train), codes(others[0]), codes(others[1])
+        in_train, valid, test = codes(train), codes(others[0]), np.unique(codes(others[1]))
         hidden = np.setdiff1d(np.union1d(in_train, valid), test, assume_unique=True)
         left_out = int((user_place[others[1][0]] < 0).sum())
         return cls(len(items), *csr(in_train), *csr(hidden), *csr(test), left_out)
@@ -148,17 +148,10 @@ def model_card(manifest: Mapping[str, Any], groups: Groups | None) -> str:
     """``MODEL_CARD.md``: what the model is, what it was trained on, how good it is for whom, what it is for."""
     data, score = manifest["data"], manifest["score"]
     density = manifest["n_interactions"] / (manifest["n_users"] * manifest["n_items"])
-    aggregation = manifest["aggregation"]
-    how = (
-        f"A user is a moving aggregation of the encodings of the items it took (beta {aggregation['beta']:g}); "
-        "only items were trained by gradient."
-        if aggregation
-        else "Users and items were trained by gradient (TwoBP); users cannot be folded in."
-    )
     lines = [
         f"# Model card: {manifest['model']} on {data['name']}",
         "",
-        f"A two-tower recommender, {manifest['embedding_size']} dimensions, {score} scores. {how}",
+        f"A two-tower recommender, {manifest['embedding_size']} dimensions, {score} scores. {_how(manifest)}",
         "[Chen and Wang, arXiv 2403.18227](https://arxiv.org/abs/2403.18227). "
         f"Exported {manifest['created']} by recbole_onebp {manifest['versions']['recbole_onebp']}.",
         "",
@@ -192,6 +185,17 @@ def model_card(manifest: Mapping[str, Any], groups: Groups | None) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _how(manifest: Mapping[str, Any]) -> str:
+    """How the model was made."""
+    aggregation = manifest["aggregation"]
+    if aggregation is None:
+        return "Users and items were trained by gradient (TwoBP); users cannot be folded in."
+    beta, alpha = aggregation["beta"], aggregation["alpha"]
+    kind = "the mean" if aggregation["rule"] == "mean" else f"a moving aggregation (beta {beta:g})"
+    weights = f", each times (its count in train / the mean count) ^ -{alpha:g}" if alpha else ""
+    return f"A user is {kind} of the encodings of the items it took{weights}; only items were trained by gradient."
 
 
 def _metrics_table(metrics: Mapping[str, Mapping[str, float | None]]) -> list[str]:

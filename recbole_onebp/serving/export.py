@@ -85,8 +85,6 @@ def export(
     items, item_ids = _by_id(dataset.field2id_token[dataset.iid_field], np.arange(1, dataset.item_num))
     users, user_ids = _by_id(dataset.field2id_token[dataset.uid_field], np.unique(user))
     parts = Parts.of(users, items, dataset.user_num, dataset.item_num, (user, item), _pairs_of(valid_data, test_data))
-    if model.item_weight is not None:
-        raise UserError(f"{run_dir}: a bundle's users weigh all items alike; train with aggregation_alpha: 0 to export")
     item_e, user_e = model.item_table.detach()[items], model.scored_users().detach()[users]
     if model.hyper.score == "cosine":
         item_e = torch.nn.functional.normalize(item_e, dim=-1)
@@ -98,6 +96,8 @@ def export(
     }
     if model.item_bias is not None:
         arrays["item_bias"] = (model.hyper.temperature * model.item_bias.detach()[items, 0]).numpy()
+    if model.item_weight is not None:
+        arrays["item_weight"] = model.item_weight[items, 0].numpy()
     for name in arrays:
         if not np.isfinite(arrays[name]).all():
             raise UserError(f"{run_dir}: {name} are not all finite in {dtype}; train anew, or export float32")
@@ -163,13 +163,19 @@ def _by_id(tokens: npt.NDArray[Any], internal: npt.NDArray[np.int64]) -> tuple[n
     return internal[order], [names[place] for place in order]
 
 
+def _columns(path: Path, config: Any) -> list[str]:
+    """Names of the columns of an atomic file."""
+    with open(path, encoding=config["encoding"]) as file:
+        return [column.split(":")[0] for column in file.readline().rstrip("\n").split(config["field_separator"])]
+
+
 def _read_fields(config: Any, item_ids: Sequence[str]) -> dict[str, list[str]]:
     """Columns of the data set's item file, as text, whether or not the run has loaded them."""
     path = Path(config["data_path"]) / f"{config['dataset']}.item"
     if not path.is_file():
         return {}
     lines = path.read_text(encoding=config["encoding"]).splitlines()
-    names = [column.split(":")[0] for column in lines[0].split(config["field_separator"])] if lines else []
+    names = _columns(path, config)
     key = config["ITEM_ID_FIELD"]
     if key not in names:
         raise UserError(f"{path}: its first line names no column {key}; it has {', '.join(names) or 'none'}")
@@ -196,7 +202,7 @@ def _manifest(
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "model": "OneBP",
         "score": hyper.score,
-        "aggregation": {"rule": rule, "beta": hyper.beta} if moves else None,
+        "aggregation": {"rule": rule, "beta": hyper.beta, "alpha": hyper.aggregation_alpha} if moves else None,
         "embedding_size": hyper.embedding_size,
         "dtype": dtype,
         "n_users": len(parts.start) - 1,
@@ -205,6 +211,7 @@ def _manifest(
         "title_field": titles[0] if titles else None,
         "metrics": _finite({part: result.get(part, {}) for part in ("valid", "test")}),
         "best_epoch": result.get("best_epoch"),
+        "ordered": any(config["TIME_FIELD"] in _columns(file, config) for file in files if file.suffix == ".inter"),
         "data": {"name": config["dataset"], "files": {file.name: {"sha256": sha256(file)} for file in files}},
         "config": _finite({key: value for key, value in written.items() if key not in _PRIVATE}),
         "versions": versions(),

@@ -239,6 +239,8 @@ class Journal:
             for place, line in enumerate(file, start=1):
                 if _content(line) is None:
                     bad = bad or place
+                    if _runs_on(line):
+                        break
                 elif bad:
                     break
                 else:
@@ -264,6 +266,15 @@ def _content(line: bytes) -> dict[str, Any] | None:
     if line[-1:] != b"\n" or line[:9] != b"%08x " % zlib.crc32(text):
         return None
     return json.loads(text)
+
+
+def _runs_on(line: bytes) -> bool:
+    """Whether a whole record begins a line and something follows: then what ended it has been damaged since."""
+    try:
+        _, end = json.JSONDecoder().raw_decode(line[9:].decode("latin-1"))
+    except (ValueError, RecursionError):
+        return False
+    return line[:9] == b"%08x " % zlib.crc32(line[9 : 9 + end]) and line[9 + end :].strip(b"\0") != b""
 
 
 def _record(content: dict[str, Any] | None) -> Record | None:

@@ -23,7 +23,7 @@ from recbole_onebp.datasets.hashes import sha256
 from recbole_onebp.errors import UserError, writing
 from recbole_onebp.files import write_atomically
 from recbole_onebp.serving.bundle import read_bundle
-from recbole_onebp.serving.recommender import Answers, Recommender
+from recbole_onebp.serving.recommender import Answers, Recommender, Rule
 
 __all__ = ["Request", "Written", "read_ids", "show", "write_lists"]
 
@@ -45,8 +45,8 @@ class Request:
     def answer(self, recommender: Recommender, users: Iterable[str]) -> Answers:
         return recommender.recommend(users, **asdict(self))
 
-    def answer_history(self, recommender: Recommender, histories: Iterable[Iterable[str]]) -> Answers:
-        return recommender.recommend_history(histories, **asdict(self))
+    def answer_history(self, recommender: Recommender, histories: Iterable[Iterable[str]], rule: Rule) -> Answers:
+        return recommender.recommend_history(histories, **asdict(self), rule=rule)
 
 
 def read_ids(path: Path) -> Iterator[str]:
@@ -66,7 +66,13 @@ def read_ids(path: Path) -> Iterator[str]:
         raise UserError(f"{path}: not UTF-8: {error}") from None
 
 
-def show(bundle_dir: Path, users: Path | Sequence[str] | None, history: Sequence[str] | None, request: Request) -> None:
+def show(
+    bundle_dir: Path,
+    users: Path | Sequence[str] | None,
+    history: Sequence[str] | None,
+    request: Request,
+    rule: Rule = "trained",
+) -> None:
     """Print lists to stdout, with titles where there are any, and ids that the bundle does not know to stderr.
 
     Args:
@@ -74,13 +80,14 @@ def show(bundle_dir: Path, users: Path | Sequence[str] | None, history: Sequence
         users: a file with one id a line, or the ids; all users of the bundle if None.
         history: what a user never seen has taken; then ``users`` is not looked at.
         request: what is asked.
+        rule: how the history becomes a user.
 
     Raises:
         UserError: for a bundle or a file that cannot be read.
     """
     recommender = Recommender.load(bundle_dir)
     if history is not None:
-        _print(["with this history"], request.answer_history(recommender, [history]), recommender)
+        _print(["with this history"], request.answer_history(recommender, [history], rule), recommender)
         return
     ids = read_ids(users) if isinstance(users, Path) else iter(recommender.user_ids if users is None else users)
     while chunk := list(islice(ids, _PART)):

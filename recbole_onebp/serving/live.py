@@ -28,17 +28,23 @@ class Live:
     in its history.
     """
 
-    def __init__(self, bundle_dir: Path, journal: Journal, memory_mb: float) -> None:
+    def __init__(self, bundle_dir: Path, journal: Journal, memory_mb: float, index: str | None = None) -> None:
         """Load the bundle and replay the journal.
 
+        Args:
+            bundle_dir: the bundle.
+            journal: its events.
+            memory_mb: see :meth:`Recommender.load`.
+            index: the same.
+
         Raises:
-            UserError: for a bundle that cannot be read.
+            UserError: for a bundle that cannot be read, or has no such index.
         """
-        self._bundle_dir, self._memory_mb = bundle_dir, memory_mb
+        self._bundle_dir, self._memory_mb, self._index = bundle_dir, memory_mb, index
         self.journal = journal
         self._asking, self._recording, self._replacing = threading.Lock(), threading.Lock(), threading.Lock()
         self._stamp = self._manifest_stamp()
-        self._recommender = Recommender.load(bundle_dir, memory_mb=memory_mb)
+        self._recommender = self._load()
         self.n_replayed = self._replay(self._recommender, START, journal.end)
 
     def ask(self, question: Callable[[Recommender], _T]) -> _T:
@@ -77,7 +83,7 @@ class Live:
         """
         with self._replacing:
             self._stamp = self._manifest_stamp()
-            recommender = Recommender.load(self._bundle_dir, memory_mb=self._memory_mb)
+            recommender = self._load()
             with self._recording:
                 middle = self.journal.end
             self._replay(recommender, START, middle)
@@ -96,6 +102,9 @@ class Live:
                     getLogger(__name__).error("the bundle stays as it was: %s", error)
                 else:
                     getLogger(__name__).info("the bundle has been replaced: %s", self._bundle_dir)
+
+    def _load(self) -> Recommender:
+        return Recommender.load(self._bundle_dir, memory_mb=self._memory_mb, index=self._index)
 
     def _manifest_stamp(self) -> tuple[int, int] | None:
         try:

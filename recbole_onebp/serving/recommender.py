@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,15 +26,22 @@ from recbole_onebp.serving.search import (
     dots,
     unit_rows,
 )
-from recbole_onebp.serving.users import Users, fold_in
+from recbole_onebp.serving.users import Shares, Users, fold_in
 
 if TYPE_CHECKING:
     from recbole_onebp.serving.ann import Index
 
-__all__ = ["Answers", "Explanation", "Id", "NewItems", "Recommender", "UnknownIdError", "Update"]
+__all__ = ["Answers", "Explanation", "Id", "NewItems", "Recommender", "Rule", "UnknownIdError", "Update"]
 
 Id = str | int
 """An id as in the data; a number stands for its digits."""
+
+Rule = Literal["trained", "mean", "recent"]
+"""How a history becomes a user: as training makes its users of their items; as the mean of its items, all alike; or the
+same with the latest item counting 1, the one before 0.8, then 0.8 squared, ..., which takes a history in order of time.
+``benchmarks/fold_in.py`` compares them."""
+
+_RECENT = 0.8
 
 _Floats = npt.NDArray[np.float32]
 _Index = npt.NDArray[np.int64]
@@ -159,6 +166,7 @@ class Recommender:
         self._keep, weight = _rule(self._aggregation)
         self._item_names, self._user_names = _Names([*bundle.item_ids]), _Names([*bundle.user_ids])
         self._items = ItemTable(Encodings(bundle.item_encodings), bundle.item_bias)
+        self._shares = Shares(self._items.encodings, bundle.item_weight)
         self._index = None if index is None else _open_index(bundle, index)
         self._users = Users(bundle.user_encodings, bundle.history_start, bundle.history_item, self._keep, weight)
 
@@ -274,11 +282,13 @@ class Recommender:
         exclude_seen: bool = True,
         allow: Iterable[Id] | None = None,
         deny: Iterable[Id] = (),
+        rule: Rule = "trained",
     ) -> Answers:
         """The best items of users never seen, from what they have taken; no training.
 
-        Such a user is the mean of its items.  With ``aggregation: step`` the latest has weight 1, the one before has
-        weight beta, then beta squared, ...: the moving aggregation, started from nothing.
+        With ``rule="trained"`` such a user is as :meth:`update` would make it: the mean of its items, each times what
+        it weighs; with ``aggregation: step`` the latest counts 1, the one before beta, then beta squared, ...: the
+        moving aggregation, started from nothing.
 
         Args:
             histories: for each user its items, in order.  Unknown items are left out and reported; a history without a
@@ -287,18 +297,20 @@ class Recommender:
             exclude_seen: leave out the history's own items.
             allow: see :meth:`recommend`.
             deny: see :meth:`recommend`.
+            rule: see :data:`Rule`.
 
         Raises:
             UserError: for arguments of a wrong kind.
         """
         self._check_moves("recommend_history")
+        shares, keep = self._fold(rule)
         found = [
             self._item_names.find(_listed(history, "history"), "item") for history in _listed(histories, "histories")
         ]
         items = [number[number >= 0] for number, _ in found]
         known = np.array([len(number) > 0 for number in items], bool)
         items = [number for number in items if len(number)]
-        user_e = fold_in(items, self._items.encodings, self._keep)
+        user_e = fold_in(items, shares, keep)
         ranked, unknown = self._rank(user_e, k, items if exclude_seen else [_NONE] * len(items), allow, deny)
         unknown = list(dict.fromkeys([name for _, names in found for name in names] + unknown))
         return Answers(self._lists(ranked, known), [], unknown)
@@ -338,34 +350,40 @@ class Recommender:
         self._check_moves("explain")
         number, target = self._number(self._user_names, user, "user"), self._number(self._item_names, item, "item")
         trained, taken = self._users.trained_items(number), self._users.taken_items(number)
-        share, weight = self._users.weights(number)
-        weight = np.concatenate((np.full(len(trained), share / max(len(trained), 1)), weight))
+        kept, weight = self._users.weights(number)
+        weight = np.concatenate((np.full(len(trained), kept / max(len(trained), 1)), weight))
         row = self._users.rows(np.array([number]))
-        return self._explain(row, target, np.concatenate((trained, taken)), weight, [])
+        return self._explain(row, target, np.concatenate((trained, taken)), self._shares, weight, [])
 
-    def explain_history(self, history: Iterable[Id], item: Id) -> Explanation:
-        """The same for a user never seen, with its history.
+    def explain_history(self, history: Iterable[Id], item: Id, rule: Rule = "trained") -> Explanation:
+        """The same for a user never seen, with its history; see :meth:`recommend_history`.
 
         Raises:
             UnknownIdError: for an unknown item, or a history without a known one.
         """
         self._check_moves("explain_history")
+        shares, keep = self._fold(rule)
         number, unknown = self._item_names.find(_listed(history, "history"), "item")
         target = self._number(self._item_names, item, "item")
         known = number[number >= 0]
         if not len(known):
             raise UnknownIdError("history: the bundle knows none of its items")
-        weight = self._keep ** np.arange(len(known), dtype=float)[::-1]
-        row = fold_in([known], self._items.encodings, self._keep)
-        return self._explain(row, target, known, weight / weight.sum(), unknown)
+        weight = keep ** np.arange(len(known), dtype=float)[::-1]
+        return self._explain(fold_in([known], shares, keep), target, known, shares, weight / weight.sum(), unknown)
 
     def _explain(
-        self, row: _Floats, target: int, item: _Index, weight: npt.NDArray[np.float64], unknown: list[str]
+        self,
+        row: _Floats,
+        target: int,
+        item: _Index,
+        shares: Shares,
+        weight: npt.NDArray[np.float64],
+        unknown: list[str],
     ) -> Explanation:
         table = self._items
         length = max(float(np.linalg.norm(row.astype(np.float64))), TINY) if self._cosine else 1.0
         target_e = table.encodings.rows(np.full(len(item), target))
-        part = weight * dots(table.encodings.rows(item), target_e) / length
+        part = weight * dots(shares.rows(item), target_e) / length
         which, place = np.unique(item, return_inverse=True)  # an item may have been taken more than once
         total = np.bincount(place.reshape(-1), weights=part, minlength=len(which))
         order = np.lexsort((which, -total))
@@ -379,9 +397,10 @@ class Recommender:
     def update(self, events: Iterable[tuple[Id, Id]]) -> Update:
         """Move users by new events, by the rule of their training, one event after the other.
 
-        ``aggregation: step``: ``e_u <- beta e_u + (1 - beta) e_i``.  ``aggregation: epoch``: e_u is the mean of its
-        items, and e_i one more.  A user that the bundle does not know starts with its first event, folded in.  Items
-        stay as they are.  How events are cut into calls does not matter, to the last bit.
+        ``aggregation: step``: ``e_u <- beta e_u + (1 - beta) w_i e_i``, where w_i, what the item weighs, is 1 without
+        ``aggregation_alpha``.  Otherwise e_u is the mean of its items' w_i e_i, and the event's is one more.  A user
+        that the bundle does not know starts with its first event, folded in.  Items stay as they are.  How events are
+        cut into calls does not matter, to the last bit.
 
         Args:
             events: (user, item) pairs in the order in which they happened.
@@ -401,14 +420,15 @@ class Recommender:
                 number = self._user_names.add(name)
                 new_users.append(name)
             user[place] = number
-        self._users.move(user[kept], item[kept], self._items.encodings)
+        self._users.move(user[kept], item[kept], self._shares)
         return Update(int(kept.sum()), new_users, unknown)
 
     def add_items(self, items: Mapping[Id, Iterable[Id]]) -> NewItems:
         """Add items that the bundle does not know, from the users who took them, whom they move as events do.
 
         An item's encoding points where its users' unit-length encodings point on average.  Its length and its bias are
-        those of the items that were taken about as often.
+        those of the items that were taken about as often; where items weigh unequally, it weighs what one that was
+        taken as often would.
 
         Args:
             items: for each item the users who took it.
@@ -420,7 +440,7 @@ class Recommender:
         given = {_name(item, "item"): list(_listed(users, "users")) for item, users in items.items()}
         takers = {item: self._user_names.find(users, "user") for item, users in given.items()}
         refused = {item: "is in the bundle already" for item in given if item in self._item_names.numbers}
-        rows, bias, events = [], [], []
+        rows, bias, weight, events = [], [], [], []
         for item, (number, _) in takers.items():
             known = number[number >= 0]
             if item in refused:
@@ -432,6 +452,7 @@ class Recommender:
             length, item_bias = self._alike(len(known))
             rows.append(direction * np.float32(length))
             bias.append(item_bias)
+            weight.append(self._weight_of(len(known)))
             events += [(user, item) for user, place in zip(given[item], number.tolist(), strict=True) if place >= 0]
         added = [item for item in given if item not in refused]
         for item in added:
@@ -439,9 +460,8 @@ class Recommender:
         if rows:
             encodings = self._items.encodings
             encodings.append(np.concatenate(rows))
-            old = self._items.bias
-            table_bias = None if old is None else np.concatenate((old, np.array(bias, np.float32)))
-            self._items = ItemTable(encodings, table_bias)
+            self._items = ItemTable(encodings, _extended(self._items.bias, bias))
+            self._shares = Shares(encodings, _extended(self._shares.weight, weight))
             self.__dict__.pop("_directions", None)
         self.update(events)
         unknown = dict.fromkeys(name for _, names in takers.values() for name in names)
@@ -453,6 +473,11 @@ class Recommender:
         rows = self._items.encodings.rows(closest)
         length = 1.0 if self._cosine else float(np.sqrt(dots(rows, rows)).mean())
         return length, 0.0 if self._items.bias is None else float(self._items.bias[closest].mean())
+
+    def _weight_of(self, n_users: int) -> float:
+        """What an item weighs that so many have taken, as :func:`recbole_onebp.functional.popularity_weights` says."""
+        alpha = self._aggregation["alpha"] if self._aggregation else 0.0
+        return float((n_users / self._popularity[self._popularity > 0].mean()) ** -alpha)
 
     @cached_property
     def _popularity(self) -> _Index:
@@ -467,6 +492,14 @@ class Recommender:
                 f"{what}: this bundle's users were trained by gradient (backprop: two): no rule makes them from their "
                 "items; train with backprop: one"
             )
+
+    def _fold(self, rule: Rule) -> tuple[Shares, float]:
+        """What a history's items add, and what each counts of the one after it."""
+        if rule not in get_args(Rule):
+            raise UserError(f"rule: {rule!r} is not allowed; expected one of {', '.join(get_args(Rule))}")
+        if rule == "trained":
+            return self._shares, self._keep
+        return Shares(self._items.encodings, None), _RECENT if rule == "recent" else 1.0
 
     def _scored(self, user_e: _Floats) -> _Floats:
         """Users as they are scored: unit length with cosine scores."""
@@ -536,6 +569,10 @@ def _rule(aggregation: Mapping[str, Any] | None) -> tuple[float, float | None]:
         return 1.0, None
     beta = aggregation["beta"]
     return beta, np.inf if beta == 1 else 1 / (1 - beta)
+
+
+def _extended(values: _Floats | None, more: list[float]) -> _Floats | None:
+    return None if values is None else np.concatenate((values, np.array(more, np.float32)))
 
 
 def _open_index(bundle: Bundle, kind: str) -> Index:

@@ -33,6 +33,8 @@ class Service:
     watch: float | None = None
     """Look this often, in seconds, whether the bundle has been written anew."""
     memory_mb: float = 30
+    index: str | None = None
+    """Approximate search, by this index of the bundle."""
 
 
 def serve(service: Service) -> None:
@@ -60,7 +62,7 @@ def serve(service: Service) -> None:
         try:
             if journal.torn_bytes:
                 print(f"removed {journal.torn_bytes} bytes that were being written at the end", file=sys.stderr)
-            live = Live(bundle_dir, journal, service.memory_mb)
+            live = Live(bundle_dir, journal, service.memory_mb, service.index)
             if service.watch is not None:
                 threading.Thread(target=live.watch, args=(service.watch, stop), name="watch", daemon=True).start()
             host, port = listener.getsockname()[:2]

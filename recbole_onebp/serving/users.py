@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from recbole_onebp.serving.search import Encodings
 
-__all__ = ["Aggregation", "Users", "fold_in"]
+__all__ = ["Aggregation", "Shares", "Users", "fold_in"]
 
 _Floats = npt.NDArray[np.float32]
 _Index = npt.NDArray[np.int64]
@@ -19,11 +19,29 @@ _EVENTS = 1 << 18
 """Events that are sorted at a time."""
 
 
+class Shares:
+    """What users aggregate, ``s_i = w_i e_i``: encodings of items as they are scored, times what each item weighs."""
+
+    def __init__(self, encodings: Encodings, weight: _Floats | None) -> None:
+        """Take over encodings ``(n, d)`` and weights ``(n,)``; all weigh 1 if None."""
+        self._encodings, self.weight = encodings, weight
+
+    @property
+    def size(self) -> int:
+        """Dimension d."""
+        return self._encodings.size
+
+    def rows(self, item: _Index) -> _Floats:
+        """Of items ``(m,)``, shape ``(m, d)``."""
+        rows = self._encodings.rows(item)
+        return rows if self.weight is None else rows * self.weight[item, None]
+
+
 class Aggregation:
-    """Weighted means that events move: ``w <- keep w + 1``, ``e <- e + (e_i - e) / w``.
+    """Weighted means that events move: ``w <- keep w + 1``, ``e <- e + (s_i - e) / w``, s_i the item's share.
 
     With ``keep = beta`` and ``w = 1 / (1 - beta)``, which stays what it is, that is the model's own
-    ``e <- beta e + (1 - beta) e_i``.  With ``w = 0`` it starts from nothing: then e is the mean of the items, the
+    ``e <- beta e + (1 - beta) s_i``.  With ``w = 0`` it starts from nothing: then e is the mean of the shares, the
     latest with weight 1, the one before with weight keep, then keep ** 2, ...: the same rule, without the share of what
     was there before.  With ``keep = 1`` it is a plain mean, to which w items have gone.
 
@@ -51,7 +69,7 @@ class Aggregation:
         self.rows[first:last], self.weight[first:last] = rows, weight
         self._count = last
 
-    def move(self, slot: _Index, item: _Index, items: Encodings) -> None:
+    def move(self, slot: _Index, item: _Index, shares: Shares) -> None:
         """Apply events in order.
 
         The same operations as event by event, for the j-th events of all users at once: so the outcome does not
@@ -60,12 +78,12 @@ class Aggregation:
         Args:
             slot: whom an event moves, ``(n,)``.
             item: towards which item, ``(n,)``.
-            items: encodings of the items, which are aggregated as they are.
+            shares: of the items.
         """
         for start in range(0, len(slot), _EVENTS):
-            self._move(slot[start : start + _EVENTS], item[start : start + _EVENTS], items)
+            self._move(slot[start : start + _EVENTS], item[start : start + _EVENTS], shares)
 
-    def _move(self, slot: _Index, item: _Index, items: Encodings) -> None:
+    def _move(self, slot: _Index, item: _Index, shares: Shares) -> None:
         order = np.argsort(slot, kind="stable")
         slot, item = slot[order], item[order]
         first = np.flatnonzero(np.concatenate(([True], slot[1:] != slot[:-1])))
@@ -78,18 +96,18 @@ class Aggregation:
             who = slot[begin:stop]
             weight = self.weight[who] * self._keep + 1
             rows = self.rows[who]
-            step = items.rows(item[begin:stop]) - rows
+            step = shares.rows(item[begin:stop]) - rows
             step /= weight.astype(np.float32)[:, None]
             rows += step
             self.rows[who], self.weight[who] = rows, weight
 
 
-def fold_in(histories: Sequence[_Index], items: Encodings, keep: float) -> _Floats:
+def fold_in(histories: Sequence[_Index], shares: Shares, keep: float) -> _Floats:
     """Encodings of users never seen, from the items that they took, in order; zero without any.  Shape ``(B, d)``."""
-    means = Aggregation(items.size, keep)
-    means.add(np.zeros((len(histories), items.size), np.float32), np.zeros(len(histories)))
+    means = Aggregation(shares.size, keep)
+    means.add(np.zeros((len(histories), shares.size), np.float32), np.zeros(len(histories)))
     count = np.array([len(history) for history in histories], np.int64)
-    means.move(np.repeat(np.arange(len(histories)), count), np.concatenate([np.empty(0, np.int64), *histories]), items)
+    means.move(np.repeat(np.arange(len(histories)), count), np.concatenate([np.empty(0, np.int64), *histories]), shares)
     return means.rows[: len(histories)]
 
 
@@ -150,7 +168,7 @@ class Users:
         """What a user has taken, both."""
         return np.concatenate((self.trained_items(user), self.taken_items(user)))
 
-    def move(self, user: _Index, item: _Index, items: Encodings) -> None:
+    def move(self, user: _Index, item: _Index, shares: Shares) -> None:
         """Apply events ``(n,)`` in order; see :meth:`Aggregation.move`."""
         who, inverse = np.unique(user, return_inverse=True)
         fresh = np.array([number for number in who.tolist() if number not in self._slot], np.int64)
@@ -160,15 +178,15 @@ class Users:
         rows[trained], weight[trained] = self._base.rows(fresh[trained]), self._trained_weight(fresh[trained])
         self._moved.add(rows, weight)
         slot = np.array([self._slot[number] for number in who.tolist()], np.int64)
-        self._moved.move(slot[inverse.reshape(-1)], item, items)
+        self._moved.move(slot[inverse.reshape(-1)], item, shares)
         for number, taken in zip(user.tolist(), item.tolist(), strict=True):
             self._taken[number].append(taken)
 
     def weights(self, user: int) -> tuple[float, npt.NDArray[np.float64]]:
-        """What a user is made of: ``e = share * (what the bundle has) + sum_j weight_j e_j`` over :meth:`taken_items`.
+        """What a user is made of: ``e = kept * (what the bundle has) + sum_j weight_j s_j`` over :meth:`taken_items`.
 
         Returns:
-            The share, and the weights ``(n,)``.
+            What is kept, and the weights ``(n,)``.
         """
         age = np.arange(len(self._taken.get(user, ())), dtype=float)[::-1]
         start = float(self._trained_weight(np.array([user]))[0]) if self.is_trained(user) else 0.0

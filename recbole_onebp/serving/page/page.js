@@ -81,7 +81,7 @@ async function show() {
     return;
   }
   const answer = user === null
-    ? await ask("recommend_history", { histories: [history.map((item) => item.item)], k: K })
+    ? await ask("recommend_history", { histories: [history.map((item) => item.item)], k: K, rule: $("rule").value })
     : await ask("recommend", { users: [user], k: K });
   if (number !== asked) return;
   const items = answer.lists[0].items;
@@ -117,7 +117,7 @@ async function explain(entry, item) {
     return;
   }
   const whose = shown.user === null
-    ? { history: shown.history.map((taken) => taken.item) }
+    ? { history: shown.history.map((taken) => taken.item), rule: $("rule").value }
     : { user: shown.user };
   const { contributions, bias, residual } = await ask("explain", { item: item.item, ...whose });
   const rows = contributions.slice(0, WHY).map((part) => [name(part), part.value]);
@@ -175,8 +175,12 @@ async function findUsers() {
 }
 
 async function start() {
-  const { users, items } = await ask("health");
+  const { users, items, bundle } = await ask("health");
   $("about").textContent = `${users.toLocaleString()} users, ${items.toLocaleString()} items`;
+  const [trained, , recent] = $("rule").options;
+  // Users that are moved one item after the other are made in an order, too.
+  if (bundle.aggregation && bundle.aggregation.rule === "moving") trained.text = "as in training, in this order";
+  recent.hidden = recent.disabled = !bundle.ordered; // data without times know no latest
   await findUsers();
 }
 
@@ -191,6 +195,10 @@ $("user").addEventListener("submit", (event) => {
 $("search").addEventListener("submit", (event) => {
   event.preventDefault();
   run(findItems);
+});
+$("how").addEventListener("submit", (event) => event.preventDefault());
+$("rule").addEventListener("change", () => {
+  if (shown.user === null) run(show);
 });
 $("key").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -83,9 +83,9 @@ class OneBP(GeneralRecommender):
     def _keep_history(self, dataset: Dataset) -> None:
         """What the aggregation needs of the train pairs; in no checkpoint, since it comes from the data."""
         if self.hyper.aggregation != "step" or self.hyper.user_encoding == "fresh":
-            user, order = dataset.inter_feat[self.USER_ID].sort(stable=True)
+            user, order = dataset.inter_feat[self.USER_ID].long().sort(stable=True)
             start = torch.searchsorted(user, torch.arange(self.n_users + 1))
-            self.register_buffer("history_item", dataset.inter_feat[self.ITEM_ID][order], persistent=False)
+            self.register_buffer("history_item", dataset.inter_feat[self.ITEM_ID][order].long(), persistent=False)
             self.register_buffer("history_start", start, persistent=False)
         weight = None
         if self.hyper.aggregation_alpha > 0:

@@ -64,6 +64,8 @@ def _check_columnar(path: Path, ids: list[str], config: Config, checked: bool) -
     names = {title.rpartition(":")[0]: name for title, name in titles.items()}
     wanted = _wanted("inter", columns, config)
     _check_columns(path, ids, wanted, columns)
+    if not interactions.has_rows(path):
+        raise UserError(f"{path}: no interactions")
     if path.suffix == ".csv" and not checked:
         read = {names[column]: column for column in {*ids, *wanted} if column in ids or columns[column] == "float"}
         options = {"keep_default_na": False, "na_values": [""]}
@@ -76,9 +78,7 @@ def _wanted(kind: str, columns: Iterable[str], config: Config) -> list[str]:
     return list(columns) if listed == "*" else listed
 
 
-def _check_columns(
-    path: Path, ids: list[str], wanted: list[str], columns: Mapping[str, str], hint: str = ""
-) -> None:
+def _check_columns(path: Path, ids: list[str], wanted: list[str], columns: Mapping[str, str], hint: str = "") -> None:
     """Columns by name, with their types."""
     for column in [*ids, *wanted]:
         if column not in columns:

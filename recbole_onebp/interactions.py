@@ -22,7 +22,19 @@ from tqdm import tqdm
 
 from recbole_onebp.errors import UserError
 
-__all__ = ["COLUMNAR", "categorical", "concat", "find", "header", "is_plain", "read", "read_text", "token_table", "with_objects"]
+__all__ = [
+    "COLUMNAR",
+    "categorical",
+    "concat",
+    "find",
+    "has_rows",
+    "header",
+    "is_plain",
+    "read",
+    "read_text",
+    "token_table",
+    "with_objects",
+]
 
 COLUMNAR = (".parquet", ".arrow", ".csv")
 """What may follow ``<name>.inter``: a file, or a folder of Parquet or Arrow files."""
@@ -51,8 +63,8 @@ def find(folder: Path, stem: str) -> Path:
 def header(path: Path, ids: Sequence[str], encoding: str | None = None) -> dict[str, str]:
     """Columns of a columnar file, by the title that they would have in an atomic file.
 
-    A column may be named as there, ``rating:float``.  If it is not, ids are tokens, and so is text in Parquet and Arrow;
-    everything else is numbers.  Sequences and the like are left out.
+    A column may be named as there, ``rating:float``.  If it is not, ids are tokens, and so is text in Parquet and
+    Arrow; everything else is numbers.  Sequences and the like are left out.
 
     Args:
         path: as :func:`find` returns it.
@@ -73,6 +85,15 @@ def header(path: Path, ids: Sequence[str], encoding: str | None = None) -> dict[
         elif kind is not None:
             titles[f"{name}:{'token' if name in ids else kind}"] = name
     return titles
+
+
+def has_rows(path: Path) -> bool:
+    """Whether there is anything in a columnar file."""
+    if path.suffix != ".csv":
+        return bool(_arrow_dataset(path).count_rows())
+    with open(path, "rb") as lines:
+        next(lines, b"")
+        return bool(next(lines, b"").strip())
 
 
 def read(path: Path, columns: dict[str, str], encoding: str | None = None, show_progress: bool = False) -> pd.DataFrame:
@@ -263,7 +284,7 @@ def _arrow_index(tokens: Any) -> pd.Index:
     return pd.Index(pd.arrays.ArrowStringArray(pa.chunked_array([tokens])))
 
 
-# ----------------------------------------------------------------------------------------------------------- vocabularies
+# --------------------------------------------------------------------------------------------------------- vocabularies
 
 
 def categorical(codes: npt.NDArray[Any], tokens: pd.Index) -> pd.Categorical:
@@ -278,7 +299,9 @@ def concat(columns: Sequence[pd.Categorical]) -> pd.Categorical:
     import pyarrow as pa
 
     parts = [
-        pa.DictionaryArray.from_arrays(pa.array(column.codes, pa.int32()), pa.array(column.categories.array, pa.string()))
+        pa.DictionaryArray.from_arrays(
+            pa.array(column.codes, pa.int32()), pa.array(column.categories.array, pa.string())
+        )
         for column in columns
     ]
     both = pa.chunked_array(parts).combine_chunks()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -64,7 +65,7 @@ class OneBPDataset(Dataset):
             self.feat_name_list == ["inter_feat"]
             and not self._preloaded_weight
             and all(self.field2type[field] in _PLAIN for field in self.inter_feat)
-            and not (self.inter_feat.dtypes == object).any()
+            and self.inter_feat.select_dtypes(object).empty
         )
 
     def _state(self) -> State:
@@ -151,7 +152,9 @@ class OneBPDataset(Dataset):
         return union_categoricals([*map(_as_categorical, columns)]), np.cumsum([*map(len, columns)])[:-1]
 
     def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
-        ids = {name: torch.from_numpy(data[name].to_numpy()) for name in data if data[name].dtype == np.int32}
+        with warnings.catch_warnings():  # pandas 3 hands columns out read-only; nobody writes to these tensors
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            ids = {name: torch.from_numpy(data[name].to_numpy()) for name in data if data[name].dtype == np.int32}
         others = super()._dataframe_to_interaction(data.drop(columns=list(ids))).interaction
         return _Rows({name: ids[name] if name in ids else others[name] for name in data})
 
@@ -295,7 +298,12 @@ def _concat(frames: list[pd.DataFrame], ignore_index: bool) -> pd.DataFrame:
 
 
 def _read(
-    filepath: str, delimiter: str, usecols: list[str], dtype: dict[str, Any], encoding: str | None, engine: str,
+    filepath: str,
+    delimiter: str,
+    usecols: list[str],
+    dtype: dict[str, Any],
+    encoding: str | None,
+    engine: str,
     show_progress: bool,
 ) -> pd.DataFrame:
     """``pd.read_csv`` as RecBole calls it, with categorical columns in place of strings."""

@@ -65,7 +65,7 @@ class OneBPDataset(Dataset):
             self.feat_name_list == ["inter_feat"]
             and not self._preloaded_weight
             and all(self.field2type[field] in _PLAIN for field in self.inter_feat)
-            and self.inter_feat.select_dtypes(object).empty
+            and all(dtype.kind in "if" for dtype in self.inter_feat.dtypes)  # buckets of numbers are lists
         )
 
     def _state(self) -> State:
@@ -130,10 +130,11 @@ class OneBPDataset(Dataset):
             return
         codes, tokens = feat[field].array.codes, feat[field].array.categories
         seen = pd.unique(codes)  # in order of first appearance
+        seen = seen[seen >= 0]
         ids = np.zeros(len(tokens) + 1, dtype=np.int32)  # the last is a missing token's, whose code is -1
-        ids[seen[seen >= 0]] = np.arange(1, 1 + np.count_nonzero(seen >= 0), dtype=np.int32)
+        ids[seen] = np.arange(1, 1 + len(seen), dtype=np.int32)
         feat[field] = ids[codes]
-        table = interactions.token_table(tokens[seen[seen >= 0]])
+        table = interactions.token_table(tokens[seen])
         self.field2id_token[field], self.field2token_id[field] = table, _TokenIds(table)
 
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:

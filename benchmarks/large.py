@@ -52,8 +52,9 @@ SETTINGS: dict[str, Any] = {
     "beta": 0.9,
     "learning_rate": 0.01,
     "train_neg_sample_args": {"distribution": "uniform", "sample_num": 5},
-    "train_batch_size": 5 * 16_384,  # RecBole counts negatives
 }
+MOST_POSITIVES = 16_384
+"""Pairs a step; of small data a thousandth."""
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int32]
 
@@ -191,26 +192,30 @@ def _write(path: Path, user: Ids, item: Ids) -> None:
 # --------------------------------------------------------------------------------------------------------------- stages
 
 
-def _config(folder: Path, dimension: int, seed: int) -> dict[str, Any]:
+def _config(folder: Path, n: int, dimension: int, seed: int) -> dict[str, Any]:
+    positives = min(MOST_POSITIVES, max(256, n // 1000))
+    batch = {
+        "train_batch_size": positives * SETTINGS["train_neg_sample_args"]["sample_num"]
+    }  # RecBole counts negatives
     where = {"data_path": str(folder), "output_dir": str(folder / "run")}
-    return {**SETTINGS, **where, "model": "OneBP", "dataset": NAME, "embedding_size": dimension, "seed": seed}
+    return {**SETTINGS, **batch, **where, "model": "OneBP", "dataset": NAME, "embedding_size": dimension, "seed": seed}
 
 
-def prepare(folder: Path, dimension: int, seed: int) -> dict[str, Any]:
+def prepare(folder: Path, n: int, dimension: int, seed: int) -> dict[str, Any]:
     """From the files to a data set and its loaders."""
     from recbole_onebp.quick_start import load_config, load_data
 
     start = perf_counter()
-    config, _ = load_config(None, _config(folder, dimension, seed))
+    config, _ = load_config(None, _config(folder, n, dimension, seed))
     data = load_data(config)
     return {"seconds": perf_counter() - start, "n_train": len(data[1].dataset)}
 
 
-def train(folder: Path, dimension: int, seed: int) -> dict[str, Any]:
+def train(folder: Path, n: int, dimension: int, seed: int) -> dict[str, Any]:
     """A whole run, on what :func:`prepare` has left in the cache, and its lists against the best possible ones."""
     from recbole_onebp import build
 
-    run = build("OneBP", NAME, config_dict=_config(folder, dimension, seed))
+    run = build("OneBP", NAME, config_dict=_config(folder, n, dimension, seed))
     result = asdict(run.fit())
     return {"result": result, "truth": against_truth(run, folder / "truth.npz")}
 
@@ -324,7 +329,7 @@ def _swapped() -> int:
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     sizes = {"n": args.interactions, "n_users": args.users, "n_items": args.items, "n_tested": args.tested}
-    run = {"folder": str(folder), "dimension": args.dimension, "seed": args.seed}
+    run = {"folder": str(folder), "n": args.interactions, "dimension": args.dimension, "seed": args.seed}
     stages = {}
     for name, stage, arguments in (
         ("make", "make", {"folder": str(folder), **sizes, "seed": args.seed}),

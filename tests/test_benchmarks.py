@@ -324,7 +324,7 @@ def test_large_data_are_drawn_from_a_known_law():
     user, item = large.draw_pairs(5_000, planted, rng)
     assert len(np.unique(user.astype(np.int64) * 8_000 + item)) == 5_000
     counts = np.bincount(user, minlength=200)
-    assert counts.min() == large.AT_LEAST
+    assert counts.min() >= large.AT_LEAST
     assert counts.max() > 4 * counts.mean()
     first, second = (planted.group[item] == planted.groups_of[user, place] for place in (0, 1))
     assert 0.55 < first.mean() < 0.7

@@ -195,10 +195,9 @@ def _write(path: Path, user: Ids, item: Ids) -> None:
 def settings_of(n: int, dimension: int, seed: int) -> dict[str, Any]:
     """The configuration of a run on ``n`` interactions."""
     positives = min(MOST_POSITIVES, max(256, n // 1000))
-    batch = {
-        "train_batch_size": positives * SETTINGS["train_neg_sample_args"]["sample_num"]
-    }  # RecBole counts negatives
-    return {**SETTINGS, **batch, "model": "OneBP", "dataset": NAME, "embedding_size": dimension, "seed": seed}
+    batch = positives * SETTINGS["train_neg_sample_args"]["sample_num"]  # RecBole counts negatives
+    own = {"model": "OneBP", "dataset": NAME, "embedding_size": dimension, "train_batch_size": batch, "seed": seed}
+    return {**SETTINGS, **own}
 
 
 def _config(folder: Path, n: int, dimension: int, seed: int) -> dict[str, Any]:

@@ -42,6 +42,10 @@ def growth(results: Path) -> str:
     return _each(results, "growth", _growth) or "Not run: `python benchmarks/growth.py`."
 
 
+def large(results: Path) -> str:
+    return _each(results, "large", _large) or "Not run: `python benchmarks/large.py`."
+
+
 def comparison(results: Path) -> str:
     """A row a model, its accuracy and training time on each data set, and the picture with the most models."""
     reports = {
@@ -70,7 +74,7 @@ def comparison(results: Path) -> str:
 
 BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
     "README.md": {"comparison": comparison, "speed": speed_short},
-    "docs/performance.md": {"speed": speed, "growth": growth, "gpu": gpu},
+    "docs/performance.md": {"speed": speed, "growth": growth, "large": large, "gpu": gpu},
 }
 
 
@@ -83,8 +87,9 @@ def _where(result: Result) -> str:
     machine, settings = result["machine"], result["settings"]
     name = machine.get("gpu") or f"{machine['cpu']}, {settings['threads']} of {machine['cores']} cores"
     packages = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
+    rounds = "1 round" if settings["repeats"] == 1 else f"{settings['repeats']} rounds"
     busy = f", load average before the run {machine['load_before']}" if machine["load_before"] > 0.5 else ""
-    return f"{name}, {machine['system']}; {packages}; {settings['repeats']} rounds, seed {settings['seed']}{busy}."
+    return f"{name}, {machine['system']}; {packages}; {rounds}, seed {settings['seed']}{busy}."
 
 
 def _full(result: Result, _file: Path) -> str:
@@ -118,6 +123,32 @@ def _growth(result: Result, file: Path) -> str:
     picture = file.with_suffix(".png").name
     lines += ["", f"![Seconds an epoch, on log-log axes](../benchmarks/results/{picture})"]
     return "\n".join(lines)
+
+
+def _large(result: Result, _file: Path) -> str:
+    sizes, stages = result["sizes"], result["stages"]
+    last = stages["train and test"]
+    run, law = last["result"], last["truth"]
+    lines = [
+        _where(result),
+        f"{sizes['interactions']:,} interactions, {sizes['users']:,} users, {sizes['items']:,} items, "
+        f"d = {sizes['dimension']}; {result['available_mb_before']:,} MiB free before.",
+        "",
+        "| stage | seconds | peak, MiB | of that imports | bytes an interaction | pages swapped |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, stage in stages.items():
+        numbers = (stage[key] for key in ("seconds", "peak_mb", "imports_mb", "bytes_an_interaction", "pages_swapped"))
+        lines.append(f"| {name} | {' | '.join(map(_number, numbers))} |")
+    cutoffs = sorted(int(name.partition("@")[2]) for name in run["test"] if name.startswith("recall@"))
+    lines += ["", f"| test users: {sizes['tested']:,} | {' | '.join(f'recall@{k}' for k in cutoffs)} |"]
+    lines += [f"|---|{'---|' * len(cutoffs)}"]
+    for name in ("law", "popularity"):
+        title = {"law": "the planted law", "popularity": "popularity"}[name]
+        lines.append(f"| {title} | {' | '.join(_number(law[f'{name} recall@{k}']) for k in cutoffs)} |")
+    lines.append(f"| OneBP, one epoch | {' | '.join(_number(run['test'][f'recall@{k}']) for k in cutoffs)} |")
+    inside = f"{law['in their groups']:.0%} of the first 20 items are of one of the user's two groups"
+    return "\n".join([*lines, "", f"The epoch took {_number(run['epoch_seconds'][0])} s. {inside}."])
 
 
 def _compared(report: Result, label: str) -> tuple[str, str]:

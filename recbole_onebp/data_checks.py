@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import pandas as pd
 from recbole.config import Config
 
+from recbole_onebp import interactions
+from recbole_onebp.data_cache import DataCache
 from recbole_onebp.errors import UserError
 
 __all__ = ["check_dataset", "check_files"]
@@ -31,20 +34,61 @@ def check_files(config: Config) -> None:
             "which RecBole carries"
         )
     parts, ids = config["benchmark_filename"], [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]]
-    for file in [f"{name}.inter"] if parts is None else [f"{name}.{part}.inter" for part in parts]:
-        if not (folder / file).is_file():
-            raise UserError(f"data set {name}: no file {folder / file}")
-        _check_table(folder / file, "inter", ids, config)
+    checked = DataCache(config).load() is not None  # before it was kept
+    for stem in [name] if parts is None else [f"{name}.{part}" for part in parts]:
+        path = interactions.find(folder, stem)
+        if not path.exists():
+            raise UserError(f"data set {name}: no file {path}")
+        if path.suffix in interactions.COLUMNAR:
+            _check_columnar(path, ids, config, checked)
+        else:
+            _check_table(path, "inter", ids, config, checked)
     for kind in ("user", "item"):
         path = folder / f"{name}.{kind}"
         if path.is_file() and (config["load_col"] is None or kind in config["load_col"]):
-            _check_table(path, kind, [], config)
+            _check_table(path, kind, [], config, checked=False)
     time, wanted = config["TIME_FIELD"], (config["load_col"] or {}).get("inter", "*")
     if parts is None and config["eval_args"]["order"] == "TO" and wanted != "*" and time not in wanted:
         raise UserError(f"eval_args.order: TO sorts by {time}, which load_col leaves out; add it, or use order: RO")
 
 
-def _check_table(path: Path, kind: str, ids: list[str], config: Config) -> None:
+def _check_columnar(path: Path, ids: list[str], config: Config, checked: bool) -> None:
+    """The columns, and of CSV the values too: in Parquet and Arrow these are what the schema says."""
+    if config["model"] != "OneBP":
+        raise UserError(
+            f"{path}: {config['model']} reads RecBole's atomic files alone; recbole-onebp convert makes them from "
+            "columnar ones"
+        )
+    titles = interactions.header(path, ids, config["encoding"])
+    columns = dict(title.rpartition(":")[::2] for title in titles)
+    names = {title.rpartition(":")[0]: name for title, name in titles.items()}
+    wanted = _wanted("inter", columns, config)
+    _check_columns(path, ids, wanted, columns)
+    if not interactions.has_rows(path):
+        raise UserError(f"{path}: no interactions")
+    if path.suffix == ".csv" and not checked:
+        read = {names[column]: column for column in {*ids, *wanted} if column in ids or columns[column] == "float"}
+        options = {"keep_default_na": False, "na_values": [""]}
+        _check_contents(path, read, ids, ",", config["encoding"] or "utf-8-sig", **options)
+
+
+def _wanted(kind: str, columns: Iterable[str], config: Config) -> list[str]:
+    # None and "*" both stand for all columns, as with RecBole.
+    listed = "*" if config["load_col"] is None else config["load_col"].get(kind, [])
+    return list(columns) if listed == "*" else listed
+
+
+def _check_columns(path: Path, ids: list[str], wanted: list[str], columns: Mapping[str, str], hint: str = "") -> None:
+    """Columns by name, with their types."""
+    for column in [*ids, *wanted]:
+        if column not in columns:
+            raise UserError(f"{path}: no column {column}; it has {', '.join(columns)}{hint}")
+    for column in ids:
+        if columns[column] != "token":
+            raise UserError(f"{path}, line 1: {column}:{columns[column]}: ids are tokens; write {column}:token")
+
+
+def _check_table(path: Path, kind: str, ids: list[str], config: Config, checked: bool) -> None:
     separator, encoding = config["field_separator"], config["encoding"] or "utf-8"
     try:
         with open(path, encoding=encoding) as file:
@@ -63,29 +107,26 @@ def _check_table(path: Path, kind: str, ids: list[str], config: Config) -> None:
     columns = dict(column.rpartition(":")[::2] for column in header.split(separator))
     if "" in columns:
         raise UserError(f"{path}, line 1: {header!r}: expected columns as name:type, separated by {separator!r}")
-    # None and "*" both stand for all columns, as with RecBole.
-    listed = "*" if config["load_col"] is None else config["load_col"].get(kind, [])
-    wanted = list(columns) if listed == "*" else listed
-    for column in [*ids, *wanted]:
-        if column not in columns:
-            raise UserError(
-                f"{path}: no column {column}; it has {', '.join(columns)}, taking {separator!r} as field_separator"
-            )
-    for column in ids:
-        if columns[column] != "token":
-            raise UserError(f"{path}, line 1: {column}:{columns[column]}: ids are tokens; write {column}:token")
+    wanted = _wanted(kind, columns, config)
+    _check_columns(path, ids, wanted, columns, f", taking {separator!r} as field_separator")
     if not has_rows:
         raise UserError(f"{path}: no {'interactions' if kind == 'inter' else 'rows'} below the header")
-    titles = {column: f"{column}:{columns[column]}" for column in wanted}
-    checked = {column: title for column, title in titles.items() if title.endswith(":float") or column in ids}
-    if not checked:
-        return
+    titles = {f"{column}:{columns[column]}": column for column in wanted}
+    read = {title: column for title, column in titles.items() if title.endswith(":float") or column in ids}
+    if read and not checked:
+        _check_contents(path, read, ids, separator, encoding)
+
+
+def _check_contents(
+    path: Path, columns: Mapping[str, str], ids: list[str], separator: str, encoding: str, **options: Any
+) -> None:
+    """Columns of a text file, given as its title for them and their names."""
     try:
         with pd.read_csv(
-            path, sep=separator, usecols=list(checked.values()), encoding=encoding, dtype=object, chunksize=_CHUNK
+            path, sep=separator, usecols=list(columns), encoding=encoding, dtype=object, chunksize=_CHUNK, **options
         ) as chunks:
             for chunk in chunks:
-                _check_values(path, chunk.rename(columns=lambda title: title.rpartition(":")[0]), ids)
+                _check_values(path, chunk.rename(columns=columns), ids)
     except pd.errors.ParserError as error:
         raise UserError(f"{path}: {error}") from None
     except UnicodeDecodeError:
@@ -119,6 +160,8 @@ def check_dataset(config: Config, dataset: Any) -> None:
         return
     inter, user, item = dataset.inter_feat, dataset.uid_field, dataset.iid_field
     busy = np.bincount(inter[user], minlength=dataset.user_num) >= dataset.item_num - 1  # if only by repeating items
+    if not busy.any():
+        return
     pairs = inter.loc[busy[inter[user]], [user, item]].drop_duplicates()
     full = np.flatnonzero(np.bincount(pairs[user], minlength=dataset.user_num) == dataset.item_num - 1)
     if len(full):

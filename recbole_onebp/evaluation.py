@@ -8,6 +8,7 @@ block of scores to what the metrics need (one scan a user instead of a selection
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from logging import getLogger
 from typing import Any
 
@@ -48,7 +49,7 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
 
     Attributes:
         positives: the items to find, ``(n_users, n_items)``, bool CSR.
-        history: the items to hide: taken in this part or an earlier one, and not to be found.
+        history: the items to hide, alike: taken in this part or an earlier one, and not to be found.
         uid_list: the users with something to find, ascending.
     """
 
@@ -65,8 +66,7 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
         self.uid_field, self.iid_field = dataset.uid_field, dataset.iid_field
         self.positives = _union([dataset], dataset)
         # With repeatable: True it is another sampler, and RecBole hides nothing.
-        seen = sampler.datasets[: sampler.phases.index(sampler.phase) + 1] if isinstance(sampler, Sampler) else []
-        self.history = _union(seen, dataset) > self.positives
+        self._seen = sampler.datasets[: sampler.phases.index(sampler.phase) + 1] if isinstance(sampler, Sampler) else []
         self.uid_list = torch.from_numpy(np.flatnonzero(np.diff(self.positives.indptr)))
         self.user_df = dataset.join(Interaction({self.uid_field: self.uid_list}))
         self.sample_size = len(self.uid_list)
@@ -74,6 +74,11 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
             self.logger.warning("FullSortEvalDataLoader can't shuffle")
         # Past the parent's, which fills Python sets user by user.
         super(FullSortEvalDataLoader, self).__init__(config, dataset, sampler, shuffle=False)
+
+    @cached_property
+    def history(self) -> sp.csr_array:
+        """Made when the first evaluation asks: it takes as long as the train part is."""
+        return _union(self._seen, self._dataset) > self.positives
 
     def _init_batch_size_and_step(self) -> None:
         n_items = self._dataset.item_num
@@ -142,7 +147,7 @@ def _union(datasets: Iterable[Dataset], like: Dataset) -> sp.csr_array:
     union = sp.csr_array(shape, dtype=bool)
     for dataset in datasets:
         ids = (dataset.inter_feat[field].numpy() for field in (like.uid_field, like.iid_field))
-        user, item = (column.astype(np.int32) for column in ids)
+        user, item = (column.astype(np.int32, copy=False) for column in ids)
         union = union + sp.csr_array((np.ones(len(user), dtype=bool), (user, item)), shape=shape)
     return union
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count
+from functools import cached_property, partial
+from io import StringIO
+from pathlib import Path
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
@@ -23,10 +26,13 @@ from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 from torch import Tensor
 
+from recbole_onebp import interactions
+from recbole_onebp.data_cache import DataCache, State
+
 __all__ = ["OneBPDataset"]
 
-_CHUNK = 1 << 16
-"""Lines that are read at a time."""
+_FIELDS = ("field2type", "field2source", "field2seqlen", "field2bucketnum")
+_PLAIN = (FeatureType.TOKEN, FeatureType.FLOAT)
 
 
 class OneBPDataset(Dataset):
@@ -34,15 +40,107 @@ class OneBPDataset(Dataset):
 
     Token columns of an interaction file are codes and a vocabulary from the start, rows are grouped, split and counted
     by numpy.  A file that is not plain (quotes, sequences, missing tokens, ...) is read by RecBole, at RecBole's cost.
+    Beyond RecBole's files it reads columnar ones, see :mod:`~recbole_onebp.interactions`.  Interactions alone, without
+    features of users or items, are kept in a cache, see :mod:`~recbole_onebp.data_cache`.
+
+    Ids in ``inter_feat`` are int32 where no features share them; batches have RecBole's int64.
     """
+
+    def _from_scratch(self) -> None:
+        cache = DataCache(self.config)
+        kept = cache.load()
+        if kept is None:
+            super()._from_scratch()
+            if not self._is_plain() or not cache.save(self._state()):
+                return
+            kept = cache.load()  # what was made lies in memory, this on the disk
+        if kept is not None:
+            self._get_preset()
+            self._get_field_from_config()
+            self._restore(kept)
+
+    def _is_plain(self) -> bool:
+        """Whether the interactions are all there is."""
+        return (
+            self.feat_name_list == ["inter_feat"]
+            and not self._preloaded_weight
+            and all(self.field2type[field] in _PLAIN for field in self.inter_feat)
+            and all(dtype.kind in "if" for dtype in self.inter_feat.dtypes)  # buckets of numbers are lists
+        )
+
+    def _state(self) -> State:
+        fields = {name: {key: _value(value) for key, value in getattr(self, name).items()} for name in _FIELDS}
+        values = {
+            "fields": fields,
+            "alias": {name: list(map(str, fields)) for name, fields in self.alias.items()},
+            "rest_fields": list(map(str, self._rest_fields)),
+            "file_sizes": getattr(self, "file_size_list", None),
+            "columns": list(self.inter_feat),
+        }
+        columns = {f"column {name}": self.inter_feat[name].to_numpy() for name in self.inter_feat}
+        tokens = {f"tokens {field}": tokens for field, tokens in self.field2id_token.items()}
+        return State(values, columns | tokens)
+
+    def _restore(self, state: State) -> None:
+        values, arrays = state.values, state.arrays
+        kinds: dict[str, Callable[[Any], Any]] = {"field2type": FeatureType, "field2source": FeatureSource}
+        for name in _FIELDS:
+            kind = kinds.get(name, int)
+            setattr(self, name, {key: kind(value) for key, value in values["fields"][name].items()})
+        for name, tokens in arrays.items():
+            kind_of_array, _, field = name.partition(" ")
+            if kind_of_array == "tokens":
+                self.field2id_token[field], self.field2token_id[field] = tokens, _TokenIds(tokens)
+        self.alias = {name: np.array(fields) for name, fields in values["alias"].items()}
+        self._rest_fields = np.array(values["rest_fields"])
+        if values["file_sizes"] is not None:
+            self.file_size_list = values["file_sizes"]
+        self.inter_feat = pd.DataFrame({name: arrays[f"column {name}"] for name in values["columns"]}, copy=False)
+        self.user_feat = self.item_feat = None
+        self.feat_name_list = ["inter_feat"]
 
     def _load_feat(self, filepath: str, source: Any) -> pd.DataFrame | None:
         if source is not FeatureSource.INTERACTION:
             return super()._load_feat(filepath, source)
-        return _given(Dataset._load_feat, pd=SimpleNamespace(read_csv=_read))(self, filepath, source)
+        path, show_progress = Path(filepath), bool(self.config["show_progress"])
+        if path.suffix not in interactions.COLUMNAR:
+            read = partial(_read, show_progress=show_progress)
+            return _given(Dataset._load_feat, pd=SimpleNamespace(read_csv=read))(self, filepath, source)
+        encoding = self.config["encoding"]
+        titles = interactions.header(path, [self.uid_field, self.iid_field], encoding)
+        lines = f"{self.config['field_separator'].join(titles)}\n"
+
+        def read_columns(_filepath: str, usecols: list[str], **_: Any) -> pd.DataFrame:
+            return interactions.read(path, {title: titles[title] for title in usecols}, encoding, show_progress)
+
+        names = {"open": lambda *_args, **_kwargs: StringIO(lines), "pd": SimpleNamespace(read_csv=read_columns)}
+        return _given(Dataset._load_feat, **names)(self, filepath, source)
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
-        _given(Dataset._load_inter_feat, pd=SimpleNamespace(concat=_concat))(self, token, dataset_path)
+        def find(folder: str, name: str) -> str:
+            return str(interactions.find(Path(folder), name.removesuffix(".inter")))
+
+        found = SimpleNamespace(path=SimpleNamespace(join=find, exists=os.path.exists, isfile=os.path.exists))
+        _given(Dataset._load_inter_feat, os=found, pd=SimpleNamespace(concat=_concat))(self, token, dataset_path)
+
+    def _remap(self, remap_list: list[tuple[Any, str, Any]]) -> None:
+        (feat, field, _), *others = remap_list or [(None, None, None)]
+        if feat is None or others or not isinstance(feat[field].array, pd.Categorical):
+            super()._remap(remap_list)
+            return
+        codes, tokens = feat[field].array.codes, feat[field].array.categories
+        seen = pd.unique(codes)  # in order of first appearance
+        seen = seen[seen >= 0]
+        ids = np.zeros(len(tokens) + 1, dtype=np.int32)  # the last is a missing token's, whose code is -1
+        ids[seen] = np.arange(1, 1 + len(seen), dtype=np.int32)
+        feat[field] = ids[codes]
+        table = interactions.token_table(tokens[seen])
+        self.field2id_token[field], self.field2token_id[field] = table, _TokenIds(table)
+
+    def __getitem__(self, index: Any, join: bool = True) -> Interaction:
+        columns = self.inter_feat[index].interaction.items()
+        rows = Interaction({name: rows.long() if rows.dtype == torch.int32 else rows for name, rows in columns})
+        return self.join(rows) if join else rows
 
     def _filter_by_inter_num(self) -> None:
         _given(Dataset._filter_by_inter_num, Counter=_count)(self)
@@ -55,18 +153,26 @@ class OneBPDataset(Dataset):
         return union_categoricals([*map(_as_categorical, columns)]), np.cumsum([*map(len, columns)])[:-1]
 
     def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
-        return _Rows(super()._dataframe_to_interaction(data).interaction)
+        with warnings.catch_warnings():  # pandas 3 hands columns out read-only; nobody writes to these tensors
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            ids = {name: torch.from_numpy(data[name].to_numpy()) for name in data if data[name].dtype == np.int32}
+        others = super()._dataframe_to_interaction(data.drop(columns=list(ids))).interaction
+        return _Rows({name: ids[name] if name in ids else others[name] for name in data})
 
     def counter(self, field: str) -> Counter[int]:
         return _given(Dataset.counter, Counter=_count)(self, field)
 
     @property
     def avg_actions_of_users(self) -> float:
-        return _given(Dataset.avg_actions_of_users.fget, Counter=_count)(self)
+        return self._mean_count(self.uid_field)
 
     @property
     def avg_actions_of_items(self) -> float:
-        return _given(Dataset.avg_actions_of_items.fget, Counter=_count)(self)
+        return self._mean_count(self.iid_field)
+
+    def _mean_count(self, field: str) -> float:
+        counts = np.bincount(self.inter_feat[field])
+        return np.mean(counts[counts > 0])
 
     def _grouped_index(self, group_by_list: npt.NDArray[np.int64]) -> _Groups:
         return _Groups.of(group_by_list)
@@ -144,80 +250,72 @@ def _count(values: Any = ()) -> Counter[Any]:
     return Counter(counts[counts > 0].to_dict())
 
 
-def _categorical(codes: npt.NDArray[Any], tokens: Any) -> pd.Categorical:
-    # As objects: pandas 3 would copy them into a store of its own.
-    return pd.Categorical.from_codes(codes, pd.Index(tokens, dtype=object))
+def _value(value: Any) -> Any:
+    """What JSON holds of a type, a source or a number."""
+    return getattr(value, "value", value)
+
+
+class _TokenIds(Mapping[str, int]):
+    """Internal ids by token, as RecBole's dictionary, which is made when somebody asks."""
+
+    def __init__(self, tokens: npt.NDArray[np.str_]) -> None:
+        self._tokens = tokens
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {token: number for number, token in enumerate(self._tokens)}
+
+    def __getitem__(self, token: str) -> int:
+        return self._ids[token]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tokens)
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __repr__(self) -> str:
+        return repr(self._ids)
 
 
 def _as_categorical(column: Any) -> pd.Categorical:
     """A column of interactions as it is, one of user or item features made alike."""
-    return column if isinstance(column, pd.Categorical) else _categorical(*pd.factorize(np.asarray(column, object)))
+    if isinstance(column, pd.Categorical):
+        return interactions.with_objects(column)
+    codes, tokens = pd.factorize(np.asarray(column, object))
+    return interactions.categorical(codes, pd.Index(tokens, dtype=object))
 
 
 def _concat(frames: list[pd.DataFrame], ignore_index: bool) -> pd.DataFrame:
     """``pd.concat``, where categorical columns stay categorical though their categories differ."""
-    for name in frames[0]:
-        if all(name in frame and isinstance(frame[name].dtype, pd.CategoricalDtype) for frame in frames):
-            tokens = union_categoricals([frame[name] for frame in frames]).categories
-            for frame in frames:
-                frame[name] = frame[name].cat.set_categories(tokens)
-    return pd.concat(frames, ignore_index=ignore_index)
+    joined = {
+        name: interactions.concat([frame[name].array for frame in frames])
+        for name in frames[0]
+        if all(name in frame and isinstance(frame[name].dtype, pd.CategoricalDtype) for frame in frames)
+    }
+    whole = pd.concat([frame.drop(columns=list(joined)) for frame in frames], ignore_index=ignore_index)
+    order = dict.fromkeys(name for frame in frames for name in frame)
+    return whole.assign(**joined)[list(order)]
 
 
 def _read(
-    filepath: str, delimiter: str, usecols: list[str], dtype: dict[str, Any], encoding: str | None, engine: str
+    filepath: str,
+    delimiter: str,
+    usecols: list[str],
+    dtype: dict[str, Any],
+    encoding: str | None,
+    engine: str,
+    show_progress: bool,
 ) -> pd.DataFrame:
     """``pd.read_csv`` as RecBole calls it, with categorical columns in place of strings."""
-    if _is_plain(filepath, delimiter, encoding) and not any(title.endswith("_seq") for title in usecols):
+    path = Path(filepath)
+    if interactions.is_plain(path, delimiter, encoding) and not any(title.endswith("_seq") for title in usecols):
         # RecBole's reader has the last word on what is wrong.
         with suppress(ValueError):
-            frame = _read_in_chunks(filepath, delimiter, usecols, dtype, encoding)
+            kinds = {title: dtype[title] for title in usecols}
+            frame = interactions.read_text(path, delimiter, kinds, encoding, show_progress)
             if frame is not None:
                 return frame
     return recbole_dataset.pd.read_csv(
         filepath, delimiter=delimiter, usecols=usecols, dtype=dtype, encoding=encoding, engine=engine
     )
-
-
-_ODD = re.compile(rb'["\0]|\r(?!\n)')
-
-
-def _is_plain(path: str, delimiter: str, encoding: str | None) -> bool:
-    """Whether pandas' C engine reads this file as its Python engine does, which RecBole uses."""
-    if len(delimiter) > 1:  # a regular expression
-        return False
-    with open(path, encoding=encoding) as lines:
-        header, first = next(lines), next((line for line in lines if line.strip()), "")
-        if first.count(delimiter) > header.count(delimiter):
-            return False
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            if _ODD.search(block + file.read(1) if block.endswith(b"\r") else block):
-                return False
-    return True
-
-
-def _read_in_chunks(
-    path: str, delimiter: str, usecols: list[str], dtype: dict[str, Any], encoding: str | None
-) -> pd.DataFrame | None:
-    """The columns, token columns as categories in order of first appearance; None if a token is missing."""
-    ids: dict[str, defaultdict[str, int]] = {
-        title: defaultdict(count().__next__) for title in usecols if dtype[title] is str
-    }
-    pieces: dict[str, list[npt.NDArray[Any]]] = {title: [] for title in usecols}
-    as_objects = {title: object if title in ids else kind for title, kind in dtype.items()}
-    with pd.read_csv(
-        path, sep=delimiter, usecols=usecols, dtype=as_objects, encoding=encoding, chunksize=_CHUNK
-    ) as chunks:
-        for chunk in chunks:
-            if chunk[list(ids)].isna().to_numpy().any():
-                return None
-            for title in usecols:
-                column = chunk[title].to_numpy()
-                if title in ids:
-                    column = np.fromiter(map(ids[title].__getitem__, column), np.int32, len(column))
-                pieces[title].append(column)
-    frame = pd.DataFrame({title: np.concatenate(parts) for title, parts in pieces.items()}, copy=False)
-    for title, tokens in ids.items():
-        frame[title] = _categorical(frame[title].to_numpy(), [*tokens])
-    return frame

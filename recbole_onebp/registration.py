@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ def register() -> None:
     # get_trainer looks for recbole.trainer.<Name>Trainer, create_dataset for recbole.data.dataset.<Name>Dataset.
     _answer("recbole.trainer", "OneBPTrainer", "recbole_onebp.trainer")
     _answer("recbole.data.dataset", "OneBPDataset", "recbole_onebp.lean_dataset")
+    # Loaders number their rows by list(range(n)), 36 bytes a row.
+    import_module("recbole.data.dataloader.abstract_dataloader").list = _listed  # type: ignore[attr-defined]
     wrapt.wrap_function_wrapper("recbole.config.configurator", "Config._load_internal_config_dict", _add_defaults)
     wrapt.wrap_function_wrapper("recbole.data.utils", "create_samplers", _choose_sampler)
     wrapt.wrap_function_wrapper("recbole.data.utils", "get_dataloader", _choose_loader)
@@ -48,6 +50,10 @@ def _answer(module: str, name: str, home: str) -> None:
         return getattr(import_module(home), name)
 
     import_module(module).__getattr__ = __getattr__  # type: ignore[method-assign]
+
+
+def _listed(values: Iterable[Any]) -> Sequence[Any]:
+    return values if isinstance(values, range) else [*values]
 
 
 _FOLLOWING: dict[tuple[str, str], dict[str, Any]] = {

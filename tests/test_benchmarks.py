@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -328,3 +329,47 @@ def test_quality_chooses_on_validation_and_tests_once(tmp_path):
     short = quality.measure("ml-100k", tmp_path, seed=1, epochs=1, no_test=True, scratch=tmp_path)
     assert "test" not in short
     assert short["curve"][0]["recall@10"] == result["curve"][0]["recall@10"]
+
+
+def test_large_data_are_drawn_from_a_known_law():
+    large = import_module("large")
+    rng = np.random.default_rng(1)
+    planted = large.Planted.make(200, 8_000, rng)
+    user, item = large.draw_pairs(5_000, planted, rng)
+    assert len(np.unique(user.astype(np.int64) * 8_000 + item)) == 5_000
+    counts = np.bincount(user, minlength=200)
+    assert counts.min() >= large.AT_LEAST
+    assert counts.max() > 4 * counts.mean()
+    first, second = (planted.group[item] == planted.groups_of[user, place] for place in (0, 1))
+    assert 0.55 < first.mean() < 0.7
+    assert 0.2 < second.mean() < 0.3
+    every = np.arange(8_000)
+    share = np.bincount(planted.group, planted.probability(7, every))
+    assert share.sum() == pytest.approx(1)
+    assert share[planted.groups_of[7]] == pytest.approx(np.add(large.SHARES, share[share.argmin()]), abs=0.02)
+    with pytest.raises(UserError, match="would not be a power law"):
+        large.draw_pairs(50_000, large.Planted.make(20, 4_000, rng), rng)
+
+
+def test_large_from_end_to_end(tmp_path, monkeypatch):
+    large, render = import_module("large"), import_module("render")
+    out = tmp_path / "some-large.json"
+    sizes = {"interactions": 20_000, "users": 2_000, "items": 4_000, "tested": 200, "threads": 1}
+    flags = [text for key, value in sizes.items() for text in (f"--{key}", str(value))]
+    done = subprocess.run(
+        [sys.executable, large.__file__, *flags, "--dimension", "8", "--folder", str(tmp_path), "--json", str(out)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == [out.name], done.stderr
+    result = json.loads(out.read_text())
+    stages = result["stages"]
+    assert [*stages] == ["make", "first start", "second start", "train and test"]
+    assert stages["first start"]["n_train"] == stages["train and test"]["result"]["n_train"]
+    assert all(stage["peak_mb"] > stage["imports_mb"] > 0 for stage in stages.values())
+    truth, test = stages["train and test"]["truth"], stages["train and test"]["result"]["test"]
+    assert 1 > truth["law recall@20"] > truth["popularity recall@20"] > 0
+    assert truth["law recall@20"] > test["recall@20"] > 0
+    text = render.rendered(
+        "<!-- large: by benchmarks/render.py --><!-- end of large -->", {"large": render.large}, tmp_path
+    )
+    assert "20,000 interactions, 2,000 users, 4,000 items, d = 8" in text

@@ -20,6 +20,8 @@ PACKAGE = Path(recbole_onebp.__file__).parent
 # Lower may not import higher; modules of one layer may not import one another, except where they are one package.
 LAYERS = [
     {"errors", "files", "functional", "lanes", "resources", "logs"},
+    {"interactions"},
+    {"data_cache"},
     {"compat", "keys", "run_folder", "data_checks", "ranking", "lean_dataset", "parts", "sampling"},
     {"config", "datasets", "evaluation", "recbole_data"},
     {"model"},

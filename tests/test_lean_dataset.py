@@ -20,12 +20,9 @@ from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 
 from conftest import write_inter
-from recbole_onebp import lean_dataset
+from recbole_onebp import interactions
 from recbole_onebp.lean_dataset import OneBPDataset
-
-USERS = ["u", "007", "7", "1e3", "1000", "é", "日本", " u", "u ", "#", "\\t", "'q'", "True", "-1", "inf", "\u2028"]
-RATED = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
-BY_USER = {"split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "user", "order": "RO", "mode": "full"}
+from same_data import BY_USER, RATED, SPLITS, USERS, assert_same, assert_same_columns, events
 
 
 @pytest.fixture
@@ -40,65 +37,6 @@ def both(tmp_path):
         return Dataset(copy.deepcopy(config)), OneBPDataset(copy.deepcopy(config))
 
     return load
-
-
-def assert_same_columns(theirs, ours):
-    assert list(theirs) == list(ours)
-    for name in theirs:
-        assert theirs[name].dtype == ours[name].dtype
-        np.testing.assert_array_equal(ours[name], theirs[name])
-
-
-def assert_same(theirs, ours):
-    """As loaded, and as split; returns our three parts."""
-    for attribute in ("field2type", "field2source", "field2seqlen", "field2token_id", "alias", "feat_name_list"):
-        assert str(getattr(theirs, attribute)) == str(getattr(ours, attribute))
-    assert theirs.field2id_token.keys() == ours.field2id_token.keys()
-    for field, tokens in theirs.field2id_token.items():
-        assert ours.field2id_token[field].dtype == tokens.dtype
-        assert ours.field2id_token[field].tolist() == tokens.tolist()
-    for name in theirs.feat_name_list:
-        pd.testing.assert_frame_equal(getattr(theirs, name), getattr(ours, name))
-    assert str(theirs) == str(ours)
-    parts = []
-    for dataset in (theirs, ours):
-        torch.manual_seed(7)
-        parts.append(dataset.build())
-    for their_part, our_part in zip(*parts, strict=True):
-        assert_same_columns(their_part.inter_feat, our_part.inter_feat)
-        assert their_part.user_counter == our_part.user_counter
-        assert their_part.item_counter == our_part.item_counter
-    assert_same_columns(theirs.inter_feat, ours.inter_feat)
-    assert str(theirs) == str(ours)
-    return parts[1]
-
-
-def events(n, users=12, items=15, seed=0):
-    """Users, items, ratings and times, with repeated pairs and equal times."""
-    rng = np.random.default_rng(seed)
-    return [
-        (USERS[user], f"i{item}", rating, 1000 + time)
-        for user, item, rating, time in zip(
-            rng.integers(users, size=n),
-            rng.integers(items, size=n) ** 2 % items,
-            rng.integers(1, 6, size=n) / 2,
-            rng.integers(n // 2, size=n),
-            strict=True,
-        )
-    ]
-
-
-SPLITS = {
-    "random, by user": {"split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "user", "order": "RO"},
-    "random, of all": {"split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "none", "order": "RO"},
-    "by time, of all": {"split": {"RS": [7, 2, 1]}, "group_by": None, "order": "TO"},
-    "by time, by user": {"split": {"RS": [0.5, 0.25, 0.25]}, "group_by": "user", "order": "TO"},
-    "no validation": {"split": {"RS": [0.7, 0.0, 0.3]}, "group_by": "user", "order": "RO"},
-    "last two": {"split": {"LS": "valid_and_test"}, "group_by": "user", "order": "TO"},
-    "last for validation": {"split": {"LS": "valid_only"}, "group_by": "user", "order": "RO"},
-    "last for test": {"split": {"LS": "test_only"}, "group_by": "user", "order": "TO"},
-    "at a time": {"split": {"TS": [0.8, 0.1, 0.1]}, "group_by": "user", "order": "TO"},
-}
 
 
 @pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS)
@@ -189,14 +127,14 @@ def test_separator_and_encoding(both, tmp_path):
 def reads_by_itself(monkeypatch):
     """Whether the next files are read without RecBole's reader: a list of answers."""
     answers = []
-    read = lean_dataset._read_in_chunks
+    read = interactions.read_text
 
     def noted(*args):
         frame = read(*args)
         answers.append(frame is not None)
         return frame
 
-    monkeypatch.setattr(lean_dataset, "_read_in_chunks", noted)
+    monkeypatch.setattr(interactions, "read_text", noted)
     return answers
 
 
@@ -238,7 +176,7 @@ def test_a_row_longer_than_the_header_is_left_to_recbole(both, tmp_path):
 
 
 def test_chunks_make_no_difference(both, tmp_path, monkeypatch):
-    monkeypatch.setattr(lean_dataset, "_CHUNK", 7)
+    monkeypatch.setattr(interactions, "_CHUNK", 7)
     write_inter(tmp_path / "rated", events(150), RATED)
     assert_same(*both("rated"))
 
@@ -355,3 +293,12 @@ def test_the_peak_is_this_process_own():
     ballast = np.ones(2**30, np.int8)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < ballast.nbytes / 2**20
+
+
+@pytest.mark.parametrize("model", ["OneBP", "BPR"])
+def test_loaders_do_not_list_their_rows(tiny, model):
+    """RecBole's number their rows by a list of Python integers."""
+    run = tiny(model)
+    for loader in (run.train_data, run.valid_data, run.test_data):
+        assert isinstance(vars(loader)["dataset"], range)
+    assert sum(len(batch) for batch in run.train_data) % len(run.train_data.dataset) == 0

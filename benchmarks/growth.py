@@ -91,7 +91,7 @@ def make_epoch(user: Ids, item: Ids, n_users: int, n_items: int, config: Mapping
         item: internal item ids, shape ``(n,)``.
         n_users: the padding row included, as everywhere in RecBole.
         n_items: likewise.
-        config: OneBP's keys that differ from their defaults, with ``learning_rate`` and ``seed``.
+        config: OneBP's keys that differ from the paper's setting, with ``learning_rate`` and ``seed``.
 
     Returns:
         A function that trains an epoch, or ``STEPS`` steps of it, and returns the seconds that all of it takes.
@@ -104,8 +104,9 @@ def make_epoch(user: Ids, item: Ids, n_users: int, n_items: int, config: Mapping
     from recbole_onebp.engine.fused import FusedEngine
     from recbole_onebp.resources import properties_dir
 
-    defaults = yaml.safe_load((properties_dir() / "model" / "OneBP.yaml").read_text(encoding="utf-8"))
-    values = {**defaults, **config}
+    files = (properties_dir() / "model" / "OneBP.yaml", properties_dir() / "preset" / "paper.yaml")
+    defaults, paper = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in files)
+    values = {**defaults, **paper["all"], **config}
     hyper = OneBPConfig(**{key: values[key] for key in OneBPConfig.model_fields})
     generator = torch.Generator().manual_seed(config["seed"])
     users, items = (0.01 * torch.randn(n, hyper.embedding_size, generator=generator) for n in (n_users, n_items))
@@ -153,6 +154,8 @@ def epochs_of(size: Mapping[str, int], learners: Sequence[str], seed: int) -> li
         "train_neg_sample_args": {"distribution": "uniform", "sample_num": size["negatives"]},
         "train_batch_size": POSITIVES * size["negatives"],  # RecBole counts negatives
         "learning_rate": 1e-3,
+        "weight_decay": 0.0,
+        "duplicates": "sequential",
         "seed": seed,
     }
     counts = size["users"] + 1, size["items"] + 1

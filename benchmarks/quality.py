@@ -4,12 +4,13 @@
 
 For each seed: train until the validation stops rising, train anew on train + validation for the epochs that were best,
 test once.  The seconds are wall-clock time from the files on: reading, both trainings, every validation, the test.
-``--no_test`` ends after the first training.
+``--no_test`` ends after the first training.  Seeds that ``OUT`` holds already are not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import statistics
 import sys
@@ -58,6 +59,10 @@ def shown(metrics: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
+def means(results: list[dict[str, Any]], part: str) -> dict[str, float]:
+    return {name: statistics.mean(result[part][name] for result in results) for name in results[0][part]}
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--dataset", choices=DATASETS, required=True)
@@ -72,31 +77,30 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    machine, results = Machine.here(), []
+    machine, part = Machine.here(), "valid" if args.no_test else "test"
+    settings = {**SETTINGS, "threads": args.threads, "epochs at most": args.epochs}
+    about = {"machine": asdict(machine), "versions": versions("numba"), "dataset": args.dataset, "settings": settings}
+    results = json.loads(args.json.read_text(encoding="utf-8"))["runs"] if args.json and args.json.exists() else []
     try:
         check_data(args.data_path, [args.dataset])
         use_threads(args.threads)
         logging.disable(logging.INFO)
-        for seed in args.seeds:
+        for seed in sorted(set(args.seeds) - {result["seed"] for result in results}):
             with tempfile.TemporaryDirectory() as scratch:
                 data_path = args.data_path.resolve()
                 result = measure(args.dataset, data_path, seed, args.epochs, args.no_test, Path(scratch))
-            results.append(result)
+            results.append({**result, "threads": args.threads, "load before": machine.load_before})
             print(f"seed {seed}: {result['epochs']} epochs; valid {shown(result['valid'])}")
             if "test" in result:
                 print(f"    test {shown(result['test'])}")
             print("    seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items()))
             sys.stdout.flush()
+            if args.json:
+                write_json(args.json, {**about, "mean": {part: means(results, part)}, "runs": results})
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    part = "valid" if args.no_test else "test"
-    means = {name: statistics.mean(result[part][name] for result in results) for name in results[0][part]}
-    print(f"{args.dataset}, {part}, mean of {len(results)}: {shown(means)}")
-    if args.json:
-        settings = {**SETTINGS, "threads": args.threads, "epochs at most": args.epochs}
-        found = {"machine": asdict(machine), "versions": versions("numba"), "dataset": args.dataset}
-        write_json(args.json, {**found, "settings": settings, "mean": {part: means}, "runs": results})
+    print(f"{args.dataset}, {part}, mean of {len(results)}: {shown(means(results, part))}")
     return 0
 
 

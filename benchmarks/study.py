@@ -40,7 +40,7 @@ PAPER: Overrides = {
     "temperature": 1.0,
     "item_bias": False,
     "negatives": "per_pair",
-    "train_batch_size": 10240,
+    "train_batch_size": 5120,
     "aggregation": "step",
     "aggregation_alpha": 0.0,
     "beta": 0.99,
@@ -54,7 +54,7 @@ WHOLE: Overrides = {"leave_one_out": False}
 
 def _each(number: int) -> Overrides:
     """``number`` negatives of each pair's own, and as many pairs a step as without."""
-    return {"train_batch_size": 2048 * number, "train_neg_sample_args": _drawn("uniform", 1.0, number)}
+    return {"train_batch_size": 256 * number, "train_neg_sample_args": _drawn("uniform", 1.0, number)}
 
 
 def _drawn(distribution: str, alpha: float, number: int = 5) -> Overrides:
@@ -86,8 +86,8 @@ FACTORS: dict[str, list[Overrides]] = {
         for corrected in (False, True)
         for alpha in (0.5, 1.0)
     ],
-    "learning rate": [{"learning_rate": value} for value in (0.002, 0.01)],
-    "batch size": [{"train_batch_size": value} for value in (512, 8192)],
+    "learning rate": [{"learning_rate": value} for value in (0.0025, 0.01)],
+    "batch size": [{"train_batch_size": value} for value in (64, 128, 512, 2048)],
     "weight decay": [{"weight_decay": value} for value in (1e-6, 1e-5)],
     "dimension": [{"embedding_size": value} for value in (16, 32, 128, 256)],
     "backpropagations": [{"backprop": "two", **MOVING, "aggregation_alpha": 0.0}],

@@ -137,8 +137,13 @@ pairs, negatives, size = 64, 100, 24
 user, item, negative = (rng.integers(1, 30, n).astype(np.int32) for n in (pairs, pairs, negatives))
 users, items, scores = (rng.normal(size=(pairs, n)).astype(np.float32) for n in (size, size, negatives))
 none, loss, coefficient = np.empty(0, np.float32), np.empty(pairs, np.float32), np.empty(pairs, np.float32)
-kernels.shared_scores(item, negative, scores, users, items, none, np.float32(2), loss, coefficient)
-head, following, rows = np.full(30, -1, np.int32), np.empty(pairs, np.int32), np.empty(30, np.int32)
+head, following, rows = np.full(30, -1, np.int32), np.empty(negatives, np.int32), np.empty(30, np.int32)
+kernels.link(negative, head, following, rows)
+start, taken = 2 * np.arange(31), rng.integers(1, 30, 60)
+kernels.shared_scores(
+    user, item, negative, start, taken, head, following, scores, users, items, none, np.float32(2), loss, coefficient
+)
+head[:] = -1
 rows = rows[: kernels.link(user, head, following, rows)]
 kernels.move_users(rows, head, following, item, items, none, True, users, 0.9, kernels.MEAN)
 print(hashlib.sha256(b"".join(array.tobytes() for array in (scores, coefficient, users))).hexdigest())

@@ -192,13 +192,16 @@ def _write(path: Path, user: Ids, item: Ids) -> None:
 # --------------------------------------------------------------------------------------------------------------- stages
 
 
-def _config(folder: Path, n: int, dimension: int, seed: int) -> dict[str, Any]:
+def settings_of(n: int, dimension: int, seed: int) -> dict[str, Any]:
+    """The configuration of a run on ``n`` interactions."""
     positives = min(MOST_POSITIVES, max(256, n // 1000))
-    batch = {
-        "train_batch_size": positives * SETTINGS["train_neg_sample_args"]["sample_num"]
-    }  # RecBole counts negatives
-    where = {"data_path": str(folder), "output_dir": str(folder / "run")}
-    return {**SETTINGS, **batch, **where, "model": "OneBP", "dataset": NAME, "embedding_size": dimension, "seed": seed}
+    batch = positives * SETTINGS["train_neg_sample_args"]["sample_num"]  # RecBole counts negatives
+    own = {"model": "OneBP", "dataset": NAME, "embedding_size": dimension, "train_batch_size": batch, "seed": seed}
+    return {**SETTINGS, **own}
+
+
+def _config(folder: Path, n: int, dimension: int, seed: int) -> dict[str, Any]:
+    return {**settings_of(n, dimension, seed), "data_path": str(folder), "output_dir": str(folder / "run")}
 
 
 def prepare(folder: Path, n: int, dimension: int, seed: int) -> dict[str, Any]:
@@ -381,7 +384,7 @@ def main() -> int:
     result, truth = stages["train and test"]["result"], stages["train and test"]["truth"]
     print(f"epoch {result['epoch_seconds'][0]:.1f} s; test {result['test']}; {truth}")
     sizes = {key: getattr(args, key) for key in ("interactions", "users", "items", "dimension", "tested")}
-    settings = {**SETTINGS, "threads": args.threads, "seed": args.seed, "repeats": 1}
+    settings = {**settings_of(args.interactions, args.dimension, args.seed), "threads": args.threads, "repeats": 1}
     found = {"machine": asdict(machine), "versions": versions("numba", "pandas", "pyarrow"), "settings": settings}
     out = args.json or RESULTS / f"{machine.slug}-large.json"
     write_json(out, {**found, "available_mb_before": free_mb, "sizes": sizes, "stages": stages})

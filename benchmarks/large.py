@@ -17,6 +17,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import count
@@ -112,11 +113,11 @@ class Planted:
     @cached_property
     def _totals(self) -> Floats:
         """Popularity of each group, from -1."""
-        return np.bincount(self.group + 1, self.weight)
+        return np.bincount(self.group + 1, self.weight).astype(np.float64)
 
 
 def _power_law(size: int) -> Floats:
-    return (np.arange(size) + size / 1000) ** -0.8
+    return np.asarray((np.arange(size) + size / 1000) ** -0.8, dtype=np.float64)
 
 
 def _counts(n: int, n_users: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -236,7 +237,7 @@ def against_truth(run: Any, truth: Path) -> dict[str, float]:
     by_law = _best_first(planted)
     by_count = np.argsort(-np.bincount(run.train_data.dataset.inter_feat["item_id"].numpy(), minlength=len(numbers)))
     recalls: dict[str, list[float]] = {f"{name} recall@{k}": [] for name in ("law", "popularity") for k in CUTOFFS}
-    inside = []
+    inside: list[float] = []
     for user in run.test_data.uid_list.tolist():
         taken, wanted = hidden[[user]].indices, found[[user]].indices
         for name, ranked in (("law", by_law(user, max(CUTOFFS) + len(taken))), ("popularity", by_count)):
@@ -265,7 +266,7 @@ def _in_internal_ids(dataset: Any, truth: Path) -> tuple[Planted, Ids]:
 
 def _best_first(planted: Planted) -> Any:
     """A function from a user and k to its k most probable items."""
-    order = np.lexsort([-planted.weight, planted.group])
+    order = np.lexsort((-planted.weight, planted.group))
     ends = np.cumsum(np.bincount(planted.group + 1))
     popular = np.argsort(-planted.weight)
 
@@ -288,7 +289,7 @@ def _recommended(run: Any, user: int, taken: Ids, k: int) -> Ids:
     return np.asarray(scores.topk(k).indices)
 
 
-STAGES = {"make": make, "prepare": prepare, "train": train}
+STAGES: dict[str, Callable[..., dict[str, Any]]] = {"make": make, "prepare": prepare, "train": train}
 
 
 def _in_a_process(stage: str, **arguments: Any) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def _check_columnar(path: Path, ids: list[str], config: Config, checked: bool) -
 
 def _wanted(kind: str, columns: Iterable[str], config: Config) -> list[str]:
     # None and "*" both stand for all columns, as with RecBole.
-    listed = "*" if config["load_col"] is None else config["load_col"].get(kind, [])
+    listed: Any = "*" if config["load_col"] is None else config["load_col"].get(kind, [])
     return list(columns) if listed == "*" else listed
 
 

@@ -124,10 +124,10 @@ class OneBPDataset(Dataset):
         _given(Dataset._load_inter_feat, os=found, pd=SimpleNamespace(concat=_concat))(self, token, dataset_path)
 
     def _remap(self, remap_list: list[tuple[Any, str, Any]]) -> None:
-        (feat, field, _), *others = remap_list or [(None, None, None)]
-        if feat is None or others or not isinstance(feat[field].array, pd.Categorical):
+        if len(remap_list) != 1 or not isinstance(remap_list[0][0][remap_list[0][1]].array, pd.Categorical):
             super()._remap(remap_list)
             return
+        feat, field, _ = remap_list[0]
         codes, tokens = feat[field].array.codes, feat[field].array.categories
         seen = pd.unique(codes)  # in order of first appearance
         seen = seen[seen >= 0]
@@ -172,7 +172,7 @@ class OneBPDataset(Dataset):
 
     def _mean_count(self, field: str) -> float:
         counts = np.bincount(self.inter_feat[field])
-        return np.mean(counts[counts > 0])
+        return float(np.mean(counts[counts > 0]))
 
     def _grouped_index(self, group_by_list: npt.NDArray[np.int64]) -> _Groups:
         return _Groups.of(group_by_list)
@@ -295,7 +295,9 @@ def _concat(frames: list[pd.DataFrame], ignore_index: bool) -> pd.DataFrame:
     }
     whole = pd.concat([frame.drop(columns=list(joined)) for frame in frames], ignore_index=ignore_index)
     order = dict.fromkeys(name for frame in frames for name in frame)
-    return whole.assign(**joined)[list(order)]
+    for name, column in joined.items():
+        whole[name] = column
+    return whole[list(order)]
 
 
 def _read(

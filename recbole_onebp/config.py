@@ -263,6 +263,7 @@ class RecBoleSettings(TypedDict, total=False):
     refit: bool
     fast_evaluator: bool
     eval_memory_mb: Annotated[FiniteFloat, Field(gt=0)]
+    dist_timeout: Annotated[FiniteFloat, Field(gt=0)]
 
 
 _Parsed = TypeVar("_Parsed")

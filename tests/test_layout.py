@@ -20,7 +20,7 @@ PACKAGE = Path(recbole_onebp.__file__).parent
 # Lower may not import higher; modules of one layer may not import one another, except where they are one package.
 LAYERS = [
     {"errors", "files", "functional", "resources", "logs"},
-    {"compat", "keys", "run_folder", "data_checks", "ranking", "lean_dataset", "parts", "sampling"},
+    {"compat", "keys", "run_folder", "data_checks", "ranking", "lean_dataset", "parts", "sampling", "distributed"},
     {"config", "datasets", "evaluation", "recbole_data"},
     {"model"},
     {"engine"},

@@ -292,8 +292,8 @@ _ROWS_AT_ONCE = 1 << 16
 def _xavier_rows_of(shard: Shard, size: int) -> Tensor:
     """One rank's rows of :func:`_xavier_rows` of all users, who are never all in memory.
 
-    Of torch's generator a tensor drawn in parts is the same as one drawn whole, where parts are multiples of 16 numbers;
-    if the last is a smaller one, it is drawn with the one before it.
+    From torch's generator a tensor drawn in parts is the same as one drawn whole, where parts are multiples of 16
+    numbers and the last has at least 16.
     """
     n_users, table = shard.n_users - 1, torch.zeros(1 + len(range(shard.n_users)[shard.rows]), size)
     deviation = math.sqrt(2 / (n_users + size))

@@ -265,8 +265,8 @@ def _join(config: RunConfig) -> Ranks:
     if gpu:
         if torch.cuda.device_count() < ranks.local_world:
             raise UserError(
-                f"gpu_id: {config['gpu_id']} names {torch.cuda.device_count()} devices for {ranks.local_world} processes "
-                "a host; name as many, such as --gpu_id=0,1"
+                f"gpu_id: {config['gpu_id']} names {torch.cuda.device_count()} devices for {ranks.local_world} "
+                "processes a host; name as many, such as --gpu_id=0,1"
             )
         torch.cuda.set_device(ranks.local_rank)
         config["device"] = torch.device("cuda", ranks.local_rank)

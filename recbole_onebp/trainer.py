@@ -208,7 +208,7 @@ class OneBPTrainer(Trainer):
 
 def _moments(optimizer: torch.optim.Optimizer, table: Tensor) -> list[tuple[str, Tensor]]:
     """What the optimizer keeps of each row of a table."""
-    state = optimizer.state[table] if table in optimizer.state else {}
+    state = optimizer.state.get(table, {})
     return [(name, value) for name, value in state.items() if isinstance(value, Tensor) and value.dim() == table.dim()]
 
 

@@ -32,8 +32,15 @@ def _train(rank: int, world: int, local_world: int, port: int, runs: dict[str, t
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     import recbole_onebp
+    from recbole_onebp import engine, trainer
+    from recbole_onebp.distributed.ranks import current
+    from recbole_onebp.engine.device import DeviceEngine
 
     for name, (dataset, config) in runs.items():
+        if name.startswith("device"):  # CUDA's engine, on the CPU
+            trainer.make_engine = lambda *parts: DeviceEngine(*parts, current())
+        else:
+            trainer.make_engine = engine.make_engine
         run = recbole_onebp.build("OneBP", dataset, config_dict=config)
         result = run.fit()
         seen = {"valid": result.valid, "test": result.test, "user_rows": len(run.model.user_table)}

@@ -23,12 +23,16 @@ def launch(
     ip: str,
     port: int | None,
 ) -> int:
-    """Run ``main(arguments)`` in ``nproc`` processes, and end all of them when one ends badly.
+    """Run a command in several processes, and end all of them when one ends badly.
 
     Args:
+        main: what each process runs; returns an exit code.
+        arguments: of it.
+        nproc: processes on this host.
         world_size: processes on all hosts.
         group_offset: the rank of this host's first process.
-        ip, port: of the host of rank 0; on one host a free port if None.
+        ip: of the host of rank 0.
+        port: of the same; on one host a free one if None.
 
     Returns:
         0, or the exit code of the first process that failed.
@@ -45,8 +49,8 @@ def launch(
     except mp.ProcessExitedException as error:
         if error.exit_code < 0:
             raise LostRankError(
-                f"rank {group_offset + error.error_index} of {world_size} was ended by {error.signal_name}, and the others "
-                "with it; the last checkpoint is intact"
+                f"rank {group_offset + error.error_index} of {world_size} was ended by {error.signal_name}, and the "
+                "others with it; the last checkpoint is intact"
             ) from None
         return error.exit_code
     return 0

@@ -23,7 +23,7 @@ DEFAULT_TIMEOUT = 300.0
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run.
+    """A process among those of its run.
 
     Every method but :meth:`mean` of a run in one process is called by all ranks, in the same order.
     """

@@ -71,7 +71,8 @@ class _Trained:
         number, (beta1, beta2) = int(self._state["step"]), self._group["betas"]
         root = math.sqrt(1 - beta2**number)
         kernels.step_rows(
-            touched[self._part :: self._parts] if self._sparse else self._all, links.head, links.following, coefficient, group, source, cosine,
+            touched[self._part :: self._parts] if self._sparse else self._all,
+            links.head, links.following, coefficient, group, source, cosine,
             self.table, *self._moments,
             np.float32(self._group["lr"] * root / (1 - beta1**number)),
             np.float32(self._group["eps"] * (1 if self._sparse else root)),

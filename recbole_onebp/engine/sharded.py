@@ -1,10 +1,11 @@
 """The fast engine for the CPU in several processes: each has users of its own, and a share of the work on the items.
 
-A rank scores its own users' pairs.  What the items' gradients are made of, the users' encodings, a coefficient a score,
-and which items these are, all ranks put where one process would have put them: in memory that the ranks of a host share,
-and a copy goes from host to host.  Then each rank sums the gradients and takes the optimizer's step for its share of the
-rows of the host's item table, in the order of one process.  So with ``negatives: per_pair`` the tables are those of one
-process, bit for bit; with ``shared`` each rank brings its part of the negatives' gradients, and sums differ in rounding.
+A rank scores its own users' pairs.  What the items' gradients are made of (the users' encodings, a coefficient a score,
+and which items these are) all ranks put where one process would have put it: in memory that the ranks of a host share,
+and a copy goes from host to host.  Then each rank sums the gradients and takes the optimizer's step for its share of
+the rows of the host's item table, in the order of one process.  So with ``negatives: per_pair`` the tables are those of
+one process, bit for bit; with ``shared`` each rank brings its part of the negatives' gradients, and sums differ in
+rounding.
 """
 
 from __future__ import annotations
@@ -72,6 +73,9 @@ class ShardedEngine(FusedEngine):
         optimizer: as of :class:`FusedEngine`; its state of the items moves too.
         plan: the rank's steps.
         ranks: all of them.
+
+    Attributes:
+        words_a_pair: what goes from host to host for a pair, of 4 bytes each.
     """
 
     def __init__(self, model: OneBP, optimizer: torch.optim.Optimizer, plan: Plan, ranks: Ranks) -> None:
@@ -88,6 +92,7 @@ class ShardedEngine(FusedEngine):
         self._all_bias_source = self._host.tensor((n_rows, 1)).numpy()
         self._all_coefficient = self._host.tensor((n_places,)).numpy()
         self._all_places = self._host.tensor((n_places,), torch.int32).numpy()
+        self.words_a_pair = _Share.words(1, hyper.embedding_size, self._group, 0)
         self._item_links = Links(len(model.item_table), n_places)
         self._shared_tensors: dict[str, Tensor] = {}
 

@@ -172,7 +172,11 @@ class _Parts(DataStruct):
 
 
 class FastCollector(Collector):
-    """Reduces a block of scores to the best items and the hits among them; the rest is RecBole's."""
+    """Reduces a block of scores to the best items and the hits among them; the rest is RecBole's.
+
+    Attributes:
+        shard: in several processes, the train part of this one's users; what they collect is then gathered.
+    """
 
     _OURS = ("rec.items", "rec.topk")
 
@@ -180,7 +184,7 @@ class FastCollector(Collector):
         super().__init__(config)
         self.data_struct = _Parts()
         self._needed = {name for name in self._OURS if self.register.need(name)}
-        self._shard: Shard | None = None  # the users that are this rank's
+        self.shard: Shard | None = None
         self._started: tuple[Callable[[], Tensor], Tensor, int] | None = None
         for name in self._OURS:  # RecBole's part of the work is what the register still asks for
             setattr(self.register, name, False)
@@ -193,9 +197,9 @@ class FastCollector(Collector):
             later = top_items_later(scores_tensor, max(self.topk))
             self._finish()  # what other threads have started on while the trainer made this block
             self._started = later, positive_u * scores_tensor.shape[1] + positive_i, scores_tensor.shape[1]
-        if self._shard is not None:
+        if self.shard is not None:
             users = interaction[self.config["USER_ID_FIELD"]].cpu()
-            self.data_struct.update_tensor("users", self._shard.everybodys(users))
+            self.data_struct.update_tensor("users", self.shard.everybodys(users))
         super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
 
     def _gather(self) -> None:
@@ -221,16 +225,15 @@ class FastCollector(Collector):
     def data_collect(self, train_data: Any) -> None:
         """From the train data, of all ranks."""
         super().data_collect(train_data)
-        self._shard = getattr(train_data.dataset, "shard", None)
-        if self._shard is not None and self.register.need("data.count_items"):
-            occurs = torch.nonzero(self._shard.item_count).squeeze(1)
-            counts = zip(occurs.tolist(), self._shard.item_count[occurs].tolist(), strict=True)
+        if self.shard is not None and self.register.need("data.count_items"):
+            occurs = torch.nonzero(self.shard.item_count).squeeze(1)
+            counts = zip(occurs.tolist(), self.shard.item_count[occurs].tolist(), strict=True)
             self.data_struct.set("data.count_items", Counter(dict(counts)))
 
     def get_data_struct(self) -> DataStruct:
         self._finish()
         self.data_struct.join()
-        if self._shard is not None:
+        if self.shard is not None:
             self._gather()
         return super().get_data_struct()
 

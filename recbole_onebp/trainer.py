@@ -67,6 +67,7 @@ class OneBPTrainer(Trainer):
         self._ranks = current()
         if not self._ranks.alone:
             _check_distributed(config, model, obstacle)
+            self.eval_collector.shard = model.shard
         self.engine = "reference" if model.hyper.engine == "reference" or obstacle else "fast"
         if model.hyper.backprop == "one":
             model.users_will_be_moved()

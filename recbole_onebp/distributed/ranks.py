@@ -87,7 +87,7 @@ class Ranks:
 
     def said_by_first(self, number: int) -> int:
         """Rank 0's number."""
-        said = torch.tensor([number])
+        said = torch.tensor([int(number)])
         if not self.alone:
             with self.together():
                 dist.broadcast(said, src=0)
@@ -104,8 +104,12 @@ class Ranks:
                 dist.broadcast(said, src=0)
         return bytes(said.tolist()).decode()
 
-    def gather(self, rows: Tensor) -> list[Tensor]:
-        """The rows ``(n, ...)`` of every rank, in their order; n may differ, the rest and the type may not."""
+    def gather(self, rows: Tensor, everywhere: bool = True) -> list[Tensor]:
+        """The rows ``(n, ...)`` of every rank, in their order; n may differ, the rest and the type may not.
+
+        Args:
+            everywhere: on all ranks; or on rank 0, and nothing on the others.
+        """
         if self.alone:
             return [rows]
         counts = [torch.zeros(1, dtype=torch.long) for _ in range(self.world)]
@@ -114,8 +118,13 @@ class Ranks:
             most = int(torch.stack(counts).max())
             padded = rows.new_zeros((most, *rows.shape[1:]))
             padded[: len(rows)] = rows
-            parts = [torch.empty_like(padded) for _ in range(self.world)]
-            dist.all_gather(parts, padded)
+            parts = [torch.empty_like(padded) for _ in range(self.world if everywhere or self.rank == 0 else 0)]
+            if everywhere:
+                dist.all_gather(parts, padded)
+            else:
+                dist.gather(padded, parts or None, dst=0)
+        if not parts:
+            return []
         return [part[: int(count)] for part, count in zip(parts, counts, strict=True)]
 
 

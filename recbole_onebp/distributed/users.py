@@ -53,10 +53,13 @@ class Shard:
         return torch.cat([table[:1], table[self.rows]])
 
     def whole_table(self, own: Tensor, ranks: Ranks) -> Tensor:
-        """The table of all users, from those of all ranks, on every rank."""
+        """The table of all users, from those of all ranks, on rank 0; an empty one on the others."""
+        parts = ranks.gather(own[1:].contiguous(), everywhere=False)
+        if not parts:
+            return own[:0]
         whole = own.new_zeros((self.n_users, *own.shape[1:]))
         whole[0] = own[0]
-        for rank, rows in enumerate(ranks.gather(own[1:].contiguous())):
+        for rank, rows in enumerate(parts):
             whole[1 + rank :: self.world] = rows
         return whole
 

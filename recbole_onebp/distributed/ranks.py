@@ -105,9 +105,10 @@ class Ranks:
         return bytes(said.tolist()).decode()
 
     def gather(self, rows: Tensor, everywhere: bool = True) -> list[Tensor]:
-        """The rows ``(n, ...)`` of every rank, in their order; n may differ, the rest and the type may not.
+        """The rows of every rank, in their order.
 
         Args:
+            rows: of this rank, ``(n, ...)``; n may differ from rank to rank, the rest and the type may not.
             everywhere: on all ranks; or on rank 0, and nothing on the others.
         """
         if self.alone:

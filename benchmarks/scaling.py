@@ -23,7 +23,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from measure import RESULTS, Machine, Row, add_common_flags, alternate, claim, measure_all, ratios, versions, write_json
@@ -38,7 +38,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 LINKS = {"25 Gbit/s, 20 us": (25e9, 20e-6), "10 Gbit/s, 50 us": (10e9, 50e-6), "1 Gbit/s, 200 us": (1e9, 200e-6)}
 """Bits a second and seconds until the first arrives."""
 TARGET = 1.7
-Ask = Callable[[str, Any], Any]
+
+
+class Ask(Protocol):
+    """Asks all processes for something, and brings their answers."""
+
+    def __call__(self, what: str, value: Any = None) -> list[Any]: ...
 
 
 # ------------------------------------------------------------------------------------------------------------ processes
@@ -64,9 +69,11 @@ def _work(pipe: Any, environment: Mapping[str, str], core: int, config: dict[str
             pipe.send((perf_counter() - start, loss))
             epoch += 1
         elif what == "rows":
-            pipe.send((len(run.model.user_table) - 1, run.model.user_table.nbytes, run.trainer._plan.n_pairs))
+            users: Any = run.model.user_table
+            pipe.send((len(users) - 1, users.nbytes, run.trainer._plan.n_pairs))
         elif what == "link":
-            pipe.send(_simulate(value))
+            _simulate(value)
+            pipe.send(None)
         elif what == "collectives":
             pipe.send(_collectives(run, value))
         else:
@@ -90,7 +97,7 @@ def _simulate(link: tuple[float, float] | None) -> None:
     class Slow:
         all_gather = staticmethod(exchange)
 
-    sharded.dist = Slow  # type: ignore[attr-defined]
+    vars(sharded)["dist"] = Slow
 
 
 def _collectives(run: Any, repeats: int) -> dict[str, list[float]]:
@@ -128,7 +135,7 @@ def _collectives(run: Any, repeats: int) -> dict[str, list[float]]:
 
 @contextmanager
 def ranks(world: int, local_world: int, config: Mapping[str, Any]) -> Iterator[Ask]:
-    """Processes that do what they are asked to, all at once; the answer is rank 0's, or everybody's as a list."""
+    """Processes that do what they are asked to, all at once."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -258,7 +265,7 @@ class Bench:
 
 
 def _epoch(ask: Ask) -> float:
-    answers = ask("epoch", None)
+    answers = ask("epoch")
     claim(all(np.isfinite(loss) for _, loss in answers), "a loss is not a number")
     return float(statistics.median(seconds for seconds, _ in answers))
 

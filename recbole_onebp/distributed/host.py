@@ -132,7 +132,7 @@ def _fence(_context):  # type: ignore[no-untyped-def]
     return types.void(), build
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _arrive(arrivals: Any, rank: int, number: int, looks: int) -> bool:
     """Say that this rank has arrived, and look so often whether all have."""
     _fence()

@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
 from recbole_onebp.errors import LostRankError
 
@@ -45,8 +45,8 @@ def launch(
     if "OMP_NUM_THREADS" not in os.environ:
         environment["OMP_NUM_THREADS"] = max(1, (os.cpu_count() or 1) // nproc)
     try:
-        mp.spawn(_run, (main, list(arguments), environment, group_offset), nprocs=nproc)
-    except mp.ProcessExitedException as error:
+        spawn(_run, (main, list(arguments), environment, group_offset), nprocs=nproc)  # type: ignore[no-untyped-call]
+    except ProcessExitedException as error:
         if error.exit_code < 0:
             raise LostRankError(
                 f"rank {group_offset + error.error_index} of {world_size} was ended by {error.signal_name}, and the "

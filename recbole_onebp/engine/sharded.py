@@ -129,7 +129,7 @@ class ShardedEngine(FusedEngine):
     def _train_items(self, batch: Batch, n_places: int, group: int) -> None:
         n, n_all = len(batch.user), batch.n_pairs
         own = _Share(
-            batch.position,
+            np.asarray(batch.position),
             self._source[:n].numpy(),
             self._coefficient[: n * group].reshape(n, group),
             self._places[: n * group].reshape(n, group),

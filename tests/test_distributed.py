@@ -128,6 +128,7 @@ def test_a_rank_holds_its_own_users_alone(trained, shape, name):
 def test_what_one_process_writes_evaluates_alone(trained, tiny_config):
     folder = trained((2, 2), "recipe")
     run = recbole_onebp.build("OneBP", "tiny", config_dict={**tiny_config, **OPTIONS["recipe"], "metrics": METRICS})
+    run.trainer.eval_collector.data_collect(run.train_data)
     test = run.trainer.evaluate(run.test_data, model_file=str(folder / "checkpoint.pth"))
     assert {name: float(value) for name, value in test.items()} == seen(folder, "recipe")["test"]
 

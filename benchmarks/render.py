@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from scaling_model import tables as model_tables
+
 from recbole_onebp.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +46,18 @@ def growth(results: Path) -> str:
 
 def large(results: Path) -> str:
     return _each(results, "large", _large) or "Not run: `python benchmarks/large.py`."
+
+
+def scaling(results: Path) -> str:
+    """Every row of the runs in several processes."""
+    return _each(results, "scaling", _full) or "Not run: `python benchmarks/scaling.py`."
+
+
+def scaling_model(results: Path) -> str:
+    """What the measured constants say about a larger world."""
+    return (
+        _each(results, "scaling", lambda result, _: model_tables(result)) or "Not run: `python benchmarks/scaling.py`."
+    )
 
 
 def comparison(results: Path) -> str:
@@ -75,6 +89,8 @@ def comparison(results: Path) -> str:
 BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
     "README.md": {"comparison": comparison, "speed": speed_short},
     "docs/performance.md": {"speed": speed, "growth": growth, "large": large, "gpu": gpu},
+    "docs/distributed.md": {"scaling": scaling},
+    "docs/scaling.md": {"scaling-model": scaling_model},
 }
 
 

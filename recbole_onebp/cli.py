@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ast
 import logging
+import os
 import re
 import sys
 import warnings
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from recbole_onebp import __version__, compat
-from recbole_onebp.errors import UserError
+from recbole_onebp.errors import LostRankError, UserError
 
 __all__ = ["main", "parse_overrides"]
 
@@ -41,9 +42,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("-m", "--model", help="OneBP, or any of RecBole's models")
     train.add_argument("-d", "--dataset", help="ml-100k, a name that fetch knows, or a folder below data_path")
     train.add_argument("--config_files", help="YAML files, separated by spaces; later ones override earlier ones")
-    train.add_argument("--nproc", type=int, default=1, help="processes; only 1 so far")
-    for flag in ("--ip", "--port", "--world_size", "--group_offset"):  # RecBole's, for several processes
-        train.add_argument(flag, help=argparse.SUPPRESS)
+    train.add_argument("--nproc", type=int, default=1, help="processes on this host, for OneBP; default: 1")
+    train.add_argument("--world_size", type=int, default=-1, help="processes on all hosts; default: nproc")
+    train.add_argument("--group_offset", type=int, default=0, help="rank of this host's first process; default: 0")
+    train.add_argument("--ip", default="localhost", help="of the host of rank 0; default: localhost")
+    train.add_argument("--port", type=int, help="of the same; default: a free one, on several hosts 5678")
     train.set_defaults(run=_train)
 
     compare = commands.add_parser(
@@ -239,16 +242,25 @@ def _literal(text: str) -> Any:
 
 def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     overrides = parse_overrides(rest)
-    if arguments.nproc != 1 or arguments.world_size not in (None, "-1", "1"):
-        raise UserError("nproc and world_size: training in several processes is not supported; leave them at 1")
+    world_size = arguments.nproc if arguments.world_size == -1 else arguments.world_size
+    if not (1 <= arguments.nproc <= world_size and 0 <= arguments.group_offset <= world_size - arguments.nproc):
+        raise UserError(
+            f"nproc: {arguments.nproc}, world_size: {world_size}, group_offset: {arguments.group_offset}: expected "
+            "1 <= nproc, and group_offset + nproc <= world_size"
+        )
+    if world_size > 1 and "RANK" not in os.environ:
+        return _launch(arguments, world_size)
     overrides.update({key: value for key in ("model", "dataset") if (value := getattr(arguments, key)) is not None})
     compat.require_recbole()
 
     from recbole_onebp import logs, quick_start
     from recbole_onebp.config import RunConfig
+    from recbole_onebp.distributed.ranks import launched_rank, leave
 
     files = (arguments.config_files or "").split()
     if "models" in RunConfig.read_files(files):
+        if launched_rank() is not None:
+            raise UserError("nproc: a comparison trains each model in one process; use jobs for several runs at a time")
         return _compare_files(files, overrides)
     config, folder = quick_start.load_config(files, overrides)
     logs.start(folder.log, (config["state"] or "INFO").upper())
@@ -262,7 +274,16 @@ def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         shown = "  ".join(f"{name}: {value:.4f}" for name, value in getattr(result, part).items())
         logger.info("%s, epoch %d: %s", part, result.best_epoch, shown or "not evaluated")
     logger.info("wrote %s", folder.path)
+    leave()
     return 0
+
+
+def _launch(arguments: argparse.Namespace, world_size: int) -> int:
+    from recbole_onebp.distributed.launch import launch
+
+    port = arguments.port or (5678 if world_size > arguments.nproc else None)
+    where = arguments.nproc, world_size, arguments.group_offset, arguments.ip, port
+    return launch(main, arguments.given, *where)
 
 
 def _compare(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -401,9 +422,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     try:
         arguments, rest = _parser().parse_known_args(argv)
+        arguments.given = sys.argv[1:] if argv is None else list(argv)
         return int(arguments.run(arguments, rest))
     except UserError as error:
+        rank = int(os.environ.get("RANK", 0))  # what is wrong for all is told once
+        print(f"rank {rank}: {error}" if rank else f"error: {error}", file=sys.stderr)
+    except LostRankError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
     except ImportError as error:
         if error.msg != compat.missing_recbole():
             raise

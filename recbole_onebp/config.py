@@ -264,6 +264,7 @@ class RecBoleSettings(TypedDict, total=False):
     fast_evaluator: bool
     eval_memory_mb: Annotated[FiniteFloat, Field(gt=0)]
     data_cache: bool
+    dist_timeout: Annotated[FiniteFloat, Field(gt=0)]
 
 
 _Parsed = TypeVar("_Parsed")

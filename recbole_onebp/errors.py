@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend."""
+"""What a user can mend, and what ends a run from outside."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class LostRankError(RuntimeError):
+    """Another process of the run has ended, or does not answer."""
 
 
 @contextmanager

@@ -7,6 +7,7 @@ block of scores to what the metrics need (one scan a user instead of a selection
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from logging import getLogger
@@ -28,6 +29,8 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.sampler import Sampler
 from torch import Tensor
 
+from recbole_onebp.distributed.ranks import current
+from recbole_onebp.distributed.users import Shard
 from recbole_onebp.errors import UserError
 from recbole_onebp.ranking import top_items_later
 
@@ -174,7 +177,11 @@ class _Parts(DataStruct):
 
 
 class FastCollector(Collector):
-    """Reduces a block of scores to the best items and the hits among them; the rest is RecBole's."""
+    """Reduces a block of scores to the best items and the hits among them; the rest is RecBole's.
+
+    Attributes:
+        shard: in several processes, the train part of this one's users; what they collect is then gathered.
+    """
 
     _OURS = ("rec.items", "rec.topk")
 
@@ -182,6 +189,7 @@ class FastCollector(Collector):
         super().__init__(config)
         self.data_struct = _Parts()
         self._needed = {name for name in self._OURS if self.register.need(name)}
+        self.shard: Shard | None = None
         self._started: tuple[Callable[[], Tensor], Tensor, int] | None = None
         for name in self._OURS:  # RecBole's part of the work is what the register still asks for
             setattr(self.register, name, False)
@@ -194,7 +202,20 @@ class FastCollector(Collector):
             later = top_items_later(scores_tensor, max(self.topk))
             self._finish()  # what other threads have started on while the trainer made this block
             self._started = later, positive_u * scores_tensor.shape[1] + positive_i, scores_tensor.shape[1]
+        if self.shard is not None:
+            users = interaction[self.config["USER_ID_FIELD"]].cpu()
+            self.data_struct.update_tensor("users", self.shard.everybodys(users))
         super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+
+    def _gather(self) -> None:
+        """What all ranks have collected, user by user as one process does, on each of them."""
+        collected, ranks = self.data_struct._data_dict, current()
+        order = torch.cat(ranks.gather(collected.pop("users"))).argsort()
+        for name, values in collected.items():
+            if name.startswith("rec."):
+                # Items, ranks and counts fit 4 bytes.
+                small = values.cpu() if values.is_floating_point() else values.cpu().int()
+                collected[name] = torch.cat(ranks.gather(small))[order].to(values.dtype)
 
     def _finish(self) -> None:
         """Collect from the block before."""
@@ -206,9 +227,19 @@ class FastCollector(Collector):
             if "rec.topk" in self._needed:
                 self.data_struct.update_tensor("rec.topk", _hits(items, positives, n_items))
 
+    def data_collect(self, train_data: Any) -> None:
+        """From the train data, of all ranks."""
+        super().data_collect(train_data)
+        if self.shard is not None and self.register.need("data.count_items"):
+            occurs = torch.nonzero(self.shard.item_count).squeeze(1)
+            counts = zip(occurs.tolist(), self.shard.item_count[occurs].tolist(), strict=True)
+            self.data_struct.set("data.count_items", Counter(dict(counts)))
+
     def get_data_struct(self) -> DataStruct:
         self._finish()
         self.data_struct.join()
+        if self.shard is not None:
+            self._gather()
         return super().get_data_struct()
 
 
@@ -264,6 +295,8 @@ def per_user_metrics(trainer: Any, eval_data: Any) -> pd.DataFrame:
     Raises:
         UserError: for an evaluation that is not by user.
     """
+    if not current().alone:
+        raise UserError("per-user metrics: not of a run in several processes; export it, and evaluate it in one")
     users = getattr(eval_data, "uid_list", None)
     if users is None:
         raise UserError(

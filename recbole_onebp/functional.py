@@ -5,6 +5,7 @@ Source: Chen and Wang, "One Backpropagation in Two Tower Recommendation Models",
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -137,10 +138,11 @@ def popularity_weights(count: Tensor, alpha: float) -> Tensor:
     return (count.clamp(min=1) / mean) ** -alpha
 
 
-def spread(table: Tensor) -> float:
+def spread(table: Tensor, over_all: Callable[[Tensor], Tensor] = lambda mean: mean) -> float:
     """How far apart the rows of ``table`` (n, d) point: 1 minus the squared length of the mean of the unit rows.
 
     Close to 1 when the directions cancel out, 0 when all rows point one way, that is, when the encodings have
-    collapsed (it is 1 minus the mean cosine over all pairs of rows, each row with itself included).
+    collapsed (it is 1 minus the mean cosine over all pairs of rows, each row with itself included).  Where the table is
+    a part of one, ``over_all`` makes the mean of the whole from that of the part.
     """
-    return float(1 - F.normalize(table, dim=1).mean(dim=0).square().sum())
+    return float(1 - over_all(F.normalize(table, dim=1).mean(dim=0)).square().sum())

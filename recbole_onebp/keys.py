@@ -16,7 +16,9 @@ from recbole_onebp.resources import properties_dir
 
 __all__ = ["check_keys", "check_model_name", "model_names", "nearest"]
 
-RUN_KEYS = frozenset({"output_dir", "fast_sampler", "fast_evaluator", "eval_memory_mb", "refit", "split_seed"})
+RUN_KEYS = frozenset(
+    {"output_dir", "fast_sampler", "fast_evaluator", "eval_memory_mb", "refit", "split_seed", "dist_timeout"}
+)
 """What our own commands read beside the model's keys."""
 
 # Read by RecBole's code, though none of its YAML files names them.

@@ -5,7 +5,10 @@ Source: Chen and Wang, "One Backpropagation in Two Tower Recommendation Models",
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from types import EllipsisType
+from typing import Any
 
 import torch
 from recbole.config import Config
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_onebp.config import OneBPConfig
+from recbole_onebp.distributed.users import Shard
 from recbole_onebp.functional import info_nce, moving_aggregate_, popularity_weights
 
 __all__ = ["OneBP"]
@@ -35,6 +39,7 @@ class OneBP(GeneralRecommender):
         history_item, history_start: where all of a user's items are aggregated or masked: the train items of user u,
             sorted, are ``history_item[history_start[u] : history_start[u + 1]]``.
         item_weight: what an item weighs in the aggregation, ``(n_items, 1)``; None with ``aggregation_alpha: 0``.
+        shard: where the users are one rank's among several, which; else None.
         shares: with ``leave_one_out: True``: what the users were made of when all were moved last, ``(n_items, d)``.
 
     Row 0 of all is RecBole's padding: zero from the start, never trained, sampled or recommended.
@@ -66,7 +71,9 @@ class OneBP(GeneralRecommender):
         super().__init__(config, dataset)
         self.hyper = OneBPConfig.from_recbole(config)
         size = self.hyper.embedding_size
-        users, items = _xavier_rows(self.n_users, size), _xavier_rows(self.n_items, size)
+        self.shard: Shard | None = getattr(dataset, "shard", None)
+        users = _xavier_rows(self.n_users, size) if self.shard is None else _xavier_rows_of(self.shard, size)
+        items = _xavier_rows(self.n_items, size)
         self.item_table = nn.Parameter(items)
         if self.hyper.backprop == "two":
             self.user_table = nn.Parameter(users)
@@ -93,6 +100,7 @@ class OneBP(GeneralRecommender):
         weight = None
         if self.hyper.aggregation_alpha > 0:
             count = torch.bincount(dataset.inter_feat[self.ITEM_ID], minlength=self.n_items)
+            count = count if self.shard is None else self.shard.item_count
             weight = popularity_weights(count, self.hyper.aggregation_alpha).unsqueeze(1)
         self.register_buffer("item_weight", weight, persistent=False)
 
@@ -271,6 +279,13 @@ class OneBP(GeneralRecommender):
             self._ranked = versions, items
         return self._ranked[1]
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """See torch; where the users are one rank's, from a table of all users."""
+        table = state_dict.get("user_table")
+        if self.shard is not None and table is not None and len(table) == self.shard.n_users:
+            state_dict = {**state_dict, "user_table": self.shard.own_rows(table)}
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
     def train(self, mode: bool = True) -> OneBP:
         """To training or evaluation, as of any module; what was made for an evaluation is made anew."""
         self._ranked = self._fresh_users = None
@@ -281,4 +296,25 @@ def _xavier_rows(n_rows: int, size: int) -> Tensor:
     """A table of xavier-normal rows after a zero padding row."""
     table = torch.zeros(n_rows, size)
     nn.init.xavier_normal_(table[1:])
+    return table
+
+
+_ROWS_AT_ONCE = 1 << 16
+
+
+def _xavier_rows_of(shard: Shard, size: int) -> Tensor:
+    """One rank's rows of :func:`_xavier_rows` of all users, who are never all in memory.
+
+    From torch's generator a tensor drawn in parts is the same as one drawn whole, where parts are multiples of 16
+    numbers and the last has at least 16.
+    """
+    n_users, table = shard.n_users - 1, torch.zeros(1 + len(range(shard.n_users)[shard.rows]), size)
+    deviation = math.sqrt(2 / (n_users + size))
+    filled, start = 1, 0
+    while start < n_users:
+        end = n_users if n_users - start < 2 * _ROWS_AT_ONCE else start + _ROWS_AT_ONCE
+        drawn = torch.empty(end - start, size).normal_(0, deviation)
+        own = drawn[(shard.rank - start) % shard.world :: shard.world]
+        table[filled : filled + len(own)] = own
+        filled, start = filled + len(own), end
     return table

@@ -24,6 +24,8 @@ from recbole_onebp import __version__
 from recbole_onebp.config import OneBPConfig, RunConfig
 from recbole_onebp.data_checks import check_dataset, check_files
 from recbole_onebp.datasets.fetch import provide
+from recbole_onebp.distributed.ranks import DEFAULT_TIMEOUT, Ranks, current, join, launched_rank
+from recbole_onebp.distributed.users import share_users
 from recbole_onebp.errors import UserError
 from recbole_onebp.parts import add_validation_to_train
 from recbole_onebp.run_folder import RunFolder
@@ -178,14 +180,15 @@ class Run:
         saved_before = _identity(trainer.saved_model_file)
         start = perf_counter()
         best_epoch, best_valid = self.train()
-        if _identity(trainer.saved_model_file) == saved_before:  # a pretraining stage keeps no best model
+        unsaved = _identity(trainer.saved_model_file) == saved_before
+        if current().said_by_first(unsaved):  # a pretraining stage keeps no best model
             trainer._save_checkpoint(len(record.epochs) - 1)
         fit_seconds = perf_counter() - start
         start = perf_counter()
         test = trainer.evaluate(self.test_data, load_best_model=True, show_progress=config["show_progress"])
         test_seconds = perf_counter() - start
 
-        valid_seconds = record.total("valid_seconds")
+        valid_seconds, shard = record.total("valid_seconds"), getattr(self.model, "shard", None)
         result = Result(
             model=config["model"],
             dataset=config["dataset"],
@@ -204,8 +207,8 @@ class Run:
             peak_rss_mb=_peak_rss_mb(),
             n_users=self.dataset.user_num - 1,
             n_items=self.dataset.item_num - 1,
-            n_train=len(self.train_data.dataset),
-            parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            n_train=len(self.train_data.dataset) if shard is None else shard.n_pairs,
+            parameters=_parameters(self.model),
             versions=versions(),
             device=_device_name(config["device"]),
         )
@@ -243,9 +246,33 @@ def load_config(config_file_list: Sequence[str] | None, config_dict: Mapping[str
     """
     config = read_config(config_file_list, config_dict)
     given = config["output_dir"]
-    folder = RunFolder(given) if given else RunFolder.fresh(config["dataset"], config["model"])
+    if _join(config).rank > 0:
+        folder = RunFolder.temporary()
+    else:
+        folder = RunFolder(given) if given else RunFolder.fresh(config["dataset"], config["model"])
     config["output_dir"] = config["checkpoint_dir"] = str(folder.path)
     return config, folder
+
+
+def _join(config: RunConfig) -> Ranks:
+    """Join the other processes of the run, if it has more than one."""
+    if launched_rank() is None:
+        return current()
+    if config["model"] != "OneBP":
+        raise UserError(f"nproc: {config['model']} trains in one process; of all models OneBP trains in several")
+    gpu = config["device"].type == "cuda"
+    ranks = join(gpu, config["dist_timeout"] or DEFAULT_TIMEOUT)
+    if gpu:
+        if torch.cuda.device_count() < ranks.local_world:
+            raise UserError(
+                f"gpu_id: {config['gpu_id']} names {torch.cuda.device_count()} devices for {ranks.local_world} "
+                "processes a host; name as many, such as --gpu_id=0,1"
+            )
+        torch.cuda.set_device(ranks.local_rank)
+        config["device"] = torch.device("cuda", ranks.local_rank)
+    if ranks.rank > 0:
+        config["state"], config["show_progress"] = "ERROR", False
+    return ranks
 
 
 def read_config(config_file_list: Sequence[str] | None, config_dict: Mapping[str, Any]) -> RunConfig:
@@ -286,6 +313,8 @@ def load_data(config: RunConfig) -> tuple[Any, Any, Any, Any]:
         check_dataset(config, dataset)
         if config["refit"]:
             add_validation_to_train(dataset)
+        if not current().alone:
+            share_users(dataset, current())
         return dataset, *data_preparation(config, dataset)
 
 
@@ -303,9 +332,22 @@ def build_from(config: RunConfig, folder: RunFolder) -> Run:
         folder.start(config.final_config_dict)
         trainer = _recorded(get_trainer(config["MODEL_TYPE"], config["model"]))(config, model)
     trainer.record = Record(folder)
-    trainer.saved_model_file = str(folder.checkpoint)
+    trainer.saved_model_file = _checkpoint_of_first(folder)
     valid_data = None if config["refit"] else valid_data
     return Run(config, folder, dataset, train_data, valid_data, test_data, model, trainer, data_seconds, model_seconds)
+
+
+def _checkpoint_of_first(folder: RunFolder) -> str:
+    """Rank 0's checkpoint, which it alone writes and all read."""
+    ranks = current()
+    if ranks.alone:
+        return str(folder.checkpoint)
+    path = Path(ranks.text_of_first(str(folder.checkpoint.resolve())))
+    if not path.parent.is_dir():
+        raise UserError(
+            f"output_dir: {path.parent} is not seen on this host; all hosts read it, from storage they share"
+        )
+    return str(path)
 
 
 @contextmanager
@@ -323,6 +365,15 @@ def _identity(file: str) -> tuple[int, int] | None:
     """Tells whether a file has been written anew, be it of the same name."""
     path = Path(file)
     return (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
+
+
+def _parameters(model: torch.nn.Module) -> int:
+    """Trained by gradient, those of all ranks' users included."""
+    shard, own = getattr(model, "shard", None), sum(p.numel() for p in model.parameters() if p.requires_grad)
+    users = getattr(model, "user_table", None)
+    if shard is None or not isinstance(users, torch.nn.Parameter):
+        return own
+    return own + (shard.n_users - len(users)) * users.shape[1]
 
 
 _PIP_NAMES = {"faiss": "faiss-cpu", "kmeans_pytorch": "kmeans-pytorch"}

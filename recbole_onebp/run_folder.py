@@ -23,6 +23,8 @@ class RunFolder:
     """One run's folder: ``config.yaml``, ``metrics.jsonl``, ``result.json``, ``curves.png``, ``checkpoint.pth``,
     ``run.log`` and ``tensorboard/``."""
 
+    _holder: tempfile.TemporaryDirectory[str] | None = None
+
     def __init__(self, path: str | Path) -> None:
         """Make the folder; what an earlier run left there stays until :meth:`start`.
 
@@ -66,6 +68,14 @@ class RunFolder:
         while path.exists():
             path, number = Path("runs") / f"{stem}-{number}", number + 1
         return cls(path)
+
+    @classmethod
+    def temporary(cls) -> RunFolder:
+        """A folder that goes with the process: for one whose run another process records."""
+        holder = tempfile.TemporaryDirectory(prefix="recbole-onebp-", ignore_cleanup_errors=True)
+        folder = cls(holder.name)
+        folder._holder = holder
+        return folder
 
     @property
     def checkpoint(self) -> Path:

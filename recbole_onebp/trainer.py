@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from typing import Any
@@ -15,6 +16,7 @@ from recbole.utils import set_color
 from torch import Tensor
 from tqdm import tqdm
 
+from recbole_onebp.distributed.ranks import current
 from recbole_onebp.engine import Engine, Plan, make_engine, why_not_fast
 from recbole_onebp.errors import UserError
 from recbole_onebp.functional import spread
@@ -43,10 +45,14 @@ class OneBPTrainer(Trainer):
 
         Raises:
             UserError: for RecBole's distributed mode: it broadcasts rank 0's buffers at every step, and the users that
-                the other ranks have moved would be lost; for ``engine: fast`` where it cannot train this.
+                the other ranks have moved would be lost; for ``engine: fast``, or several processes, where the fast
+                engine cannot train this.
         """
         if not config["single_spec"]:
-            raise UserError("nproc: OneBP trains in one process; RecBole's distributed mode would lose user updates")
+            raise UserError(
+                "nproc: RecBole's distributed mode would lose user updates; start recbole-onebp train with --nproc, or "
+                "run_recbole_onebp.py by torchrun"
+            )
         super().__init__(config, model)
         self.encoding_stats: dict[str, float] = {}
         self._batch: Interaction | None = None
@@ -58,6 +64,10 @@ class OneBPTrainer(Trainer):
         obstacle = why_not_fast(config, model)
         if model.hyper.engine == "fast" and obstacle:
             raise UserError(f"engine: fast does not go with {obstacle}; use engine: reference, or auto")
+        self._ranks = current()
+        if not self._ranks.alone:
+            _check_distributed(config, model, obstacle)
+            self.eval_collector.shard = model.shard
         self.engine = "reference" if model.hyper.engine == "reference" or obstacle else "fast"
         if model.hyper.backprop == "one":
             model.users_will_be_moved()
@@ -71,7 +81,8 @@ class OneBPTrainer(Trainer):
             self._planned, self._engine = dataset, None
             user, item = (dataset.inter_feat[field].numpy() for field in (dataset.uid_field, dataset.iid_field))
             seed, shuffle = self.config["seed"], self.config["shuffle"]
-            self._plan = Plan(user, item, dataset.user_num, dataset.item_num, hyper, seed, shuffle)
+            shard = self.model.shard
+            self._plan = Plan(user, item, dataset.user_num, dataset.item_num, hyper, seed, shuffle, shard)
         return self._plan
 
     def _loss_of_batch(self, interaction: Interaction) -> Tensor:
@@ -141,14 +152,49 @@ class OneBPTrainer(Trainer):
         self._check_nan(torch.tensor(loss))
         return loss
 
+    def _save_checkpoint(self, epoch: int, *args: Any, **kwargs: Any) -> None:
+        with self.whole_users():
+            if self._ranks.rank == 0:
+                super()._save_checkpoint(epoch, *args, **kwargs)
+        self._ranks.wait()
+
+    def resume_checkpoint(self, resume_file: Any) -> None:
+        """See RecBole; each rank takes its own users."""
+        super().resume_checkpoint(resume_file)
+        shard, table = self.model.shard, self.model.user_table
+        if shard is not None and self.model.hyper.backprop == "two":
+            for name, moment in _moments(self.optimizer, table):
+                self.optimizer.state[table][name] = shard.own_rows(moment)
+
+    @contextmanager
+    def whole_users(self) -> Iterator[None]:
+        """While it lasts, rank 0's model and optimizer hold all users: for what is written; called by all ranks."""
+        shard, table = self.model.shard, self.model.user_table
+        if shard is None:
+            yield
+            return
+        state = self.optimizer.state[table] if self.model.hyper.backprop == "two" else {}
+        own = table.data, dict(state)
+        whole = {name: shard.whole_table(moment, self._ranks) for name, moment in _moments(self.optimizer, table)}
+        whole_table = shard.whole_table(table.data, self._ranks)
+        try:
+            if self._ranks.rank == 0:
+                table.data = whole_table
+                state.update(whole)
+            yield
+        finally:
+            table.data = own[0]
+            state.update(own[1])
+
     @torch.no_grad()
     def _watch(self, epoch_idx: int) -> None:
         """Log the shape of the encodings, and say so when they collapse."""
         users, items = self.model.user_table[1:], self.model.item_table[1:]
+        user_norm = users.norm(dim=1).mean()
         self.encoding_stats = {
-            "user_norm": float(users.norm(dim=1).mean()),
+            "user_norm": float(self._ranks.mean(user_norm, len(users))),
             "item_norm": float(items.norm(dim=1).mean()),
-            "user_spread": spread(users),
+            "user_spread": spread(users, partial(self._ranks.mean, weight=len(users))),
         }
         for name, value in self.encoding_stats.items():
             self.tensorboard.add_scalar(f"Encoding/{name}", value, epoch_idx)
@@ -159,3 +205,21 @@ class OneBPTrainer(Trainer):
                 f"epoch {epoch_idx}: the user encodings have collapsed: they all point one way (user_spread "
                 f"{self.encoding_stats['user_spread']:.1e}); a lower learning_rate or a beta closer to 1 may help"
             )
+
+
+def _moments(optimizer: torch.optim.Optimizer, table: Tensor) -> list[tuple[str, Tensor]]:
+    """What the optimizer keeps of each row of a table."""
+    state = optimizer.state.get(table, {})
+    return [(name, value) for name, value in state.items() if isinstance(value, Tensor) and value.dim() == table.dim()]
+
+
+def _check_distributed(config: Config, model: OneBP, obstacle: str | None) -> None:
+    """Refuse what several processes would not do as one does."""
+    if model.hyper.engine == "reference" or obstacle:
+        obstacle = obstacle or "engine: reference"
+    elif model.hyper.learner == "sparse_adam" and config["device"].type == "cuda":
+        obstacle = "learner: sparse_adam on CUDA; use adam"
+    elif not config["fast_evaluator"] or any(mode != "full" for mode in config["eval_args"]["mode"].values()):
+        obstacle = "fast_evaluator: False, or an eval_args.mode that is not full"
+    if obstacle:
+        raise UserError(f"nproc: several processes do not go with {obstacle}")

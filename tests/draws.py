@@ -14,7 +14,7 @@ class SameDraws:
         self._plan, self._epoch = run.trainer._plan_of(run.train_data), epoch
 
     def __iter__(self):
-        for user, item, negative in self._plan.batches(self._epoch):
+        for user, item, negative, *_ in self._plan.batches(self._epoch):
             shared = negative.ndim == 1
             repeats = 1 if shared else negative.shape[1]
             batch = {

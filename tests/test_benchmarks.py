@@ -142,6 +142,22 @@ def test_tables_hold_what_was_measured(tmp_path, rows):
         render.rendered(page, {"growth": render.growth}, tmp_path)
 
 
+def test_the_model_of_many_hosts_by_hand():
+    model = import_module("scaling_model")
+    world = model.World(users=1000, items=100, pairs=10_000, dimension=8, negatives=1, pairs_a_step=100, cores=2,
+                        link=8e3, latency=0.5)  # fmt: skip
+    assert model.memory(world, 2)["user rows"] == 1000 * 8 * 4 / 2
+    assert model.memory(world, 2)["items and Adam's moments"] == model.memory(world, 1)["items and Adam's moments"]
+    sent = model.traffic(world, 2)
+    assert sent["encodings, coefficients and ids"] == (8 * 4 + 2 * 2 * 4 + 4) / 2
+    assert sent["rows of sharded items, fetched, and their gradients"] == (1 / 2) * (1 / 2) * 2 * 2 * (8 * 4 + 4)
+    assert not any(model.traffic(world, 1).values())
+    seconds = model.epoch_seconds(world, 2, model.Constants(row_of_dense_adam=0.01, pair=0.3))
+    assert seconds["link, encodings and coefficients"] == pytest.approx(10_000 * 26 / 1000 + 100 * 0.5)
+    assert seconds["dense Adam over all items"] == pytest.approx(100 * 100 * 0.01 / 2)
+    assert seconds["scores of its own pairs"] == pytest.approx(10_000 * 0.1 / 2 / 2)
+
+
 def test_contestants_take_turns():
     measure = import_module("measure")
     calls = []

@@ -184,7 +184,7 @@ def test_a_key_given_twice_is_refused():
         ({"model": "OneBp"}, "model: there is none named 'OneBp'; did you mean OneBP?"),
         ({"dataset": "absent"}, "data set absent: no folder"),
         ({"metrics": "['Recal']"}, "There is no metric named 'Recal'"),
-        ({"nproc": 2}, "nproc"),
+        ({"nproc": 0}, "nproc"),
         ({"eval_args": "{'order': 'TO'}"}, "eval_args.order: TO sorts by timestamp, which load_col leaves out"),
         ({"user_inter_num_interval": "foo"}, "user_inter_num_interval: 'foo' is not allowed: expected an interval"),
         ({"encoding": "utf-99"}, "encoding: 'utf-99' is not one that Python knows"),

@@ -22,7 +22,7 @@ LAYERS = [
     {"errors", "files", "functional", "lanes", "resources", "logs"},
     {"interactions"},
     {"data_cache"},
-    {"compat", "keys", "run_folder", "data_checks", "ranking", "lean_dataset", "parts", "sampling"},
+    {"compat", "keys", "run_folder", "data_checks", "ranking", "lean_dataset", "parts", "sampling", "distributed"},
     {"config", "datasets", "evaluation", "recbole_data"},
     {"model"},
     {"engine"},

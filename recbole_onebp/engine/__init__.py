@@ -1,7 +1,8 @@
 """Engines: what runs an epoch of OneBP.
 
 ``reference`` is RecBole's own loop over :class:`~recbole_onebp.model.OneBP` under autograd, and not in this package.
-``fast`` is :class:`FusedEngine` on the CPU and :class:`DeviceEngine` on CUDA.
+``fast`` is :class:`FusedEngine` on the CPU, in several processes :class:`ShardedEngine`, and :class:`DeviceEngine` on
+CUDA.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Protocol
 import torch
 from recbole.config import Config
 
+from recbole_onebp.distributed.ranks import current
 from recbole_onebp.engine.plan import Batch, Plan, Progress
 from recbole_onebp.model import OneBP
 
@@ -46,7 +48,11 @@ def make_engine(model: OneBP, optimizer: torch.optim.Optimizer, plan: Plan) -> E
     if model.item_table.device.type == "cuda":
         from recbole_onebp.engine.device import DeviceEngine
 
-        return DeviceEngine(model, optimizer, plan)
+        return DeviceEngine(model, optimizer, plan, current())
+    if not current().alone:
+        from recbole_onebp.engine.sharded import ShardedEngine
+
+        return ShardedEngine(model, optimizer, plan, current())
     from recbole_onebp.engine.fused import FusedEngine  # here, because numba takes its time to import
 
     return FusedEngine(model, optimizer, plan)

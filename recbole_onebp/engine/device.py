@@ -10,14 +10,18 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from recbole_onebp.distributed.ranks import Ranks
 from recbole_onebp.engine.plan import Plan, Progress
 from recbole_onebp.model import OneBP
 from recbole_onebp.sampling import DeviceSampler
 
 __all__ = ["DeviceEngine"]
+
+IntArray = npt.NDArray[np.int64]
 
 _STEPS_A_DRAW = 64
 """Negatives are drawn for this many steps at once: a draw is some dozens of small kernels."""
@@ -31,9 +35,11 @@ class DeviceEngine:
         optimizer: torch's Adam, which takes its own step (fused on CUDA), or SparseAdam, whose state is changed as its
             step would.
         plan: the steps.
+        ranks: the processes that share the users out; each has all items, and they add their gradients up.
     """
 
-    def __init__(self, model: OneBP, optimizer: torch.optim.Optimizer, plan: Plan) -> None:
+    def __init__(self, model: OneBP, optimizer: torch.optim.Optimizer, plan: Plan, ranks: Ranks | None = None) -> None:
+        self._ranks = ranks or Ranks()
         self.model, self.optimizer, self.plan, self.hyper = model, optimizer, plan, model.hyper
         self._device = model.item_table.device
         self._user, self._item = (torch.from_numpy(ids).to(self._device, torch.long) for ids in (plan.user, plan.item))
@@ -48,33 +54,35 @@ class DeviceEngine:
     @torch.no_grad()
     def train_epoch(self, epoch: int, progress: Progress = iter) -> float:
         """Train on every pair once; see :meth:`FusedEngine.train_epoch`."""
-        order = torch.from_numpy(self.plan.order(epoch)).to(self._device, torch.long)
-        size = self.hyper.positives_a_step
+        own, _, starts = self.plan.own_order(epoch)
+        order = torch.from_numpy(own).to(self._device, torch.long)
+        number = torch.from_numpy(self.plan.numbers(own)).to(self._device, torch.long)
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         if self.hyper.leave_one_out:  # a checkpoint does not hold what its users were made of
             self.model.move_all_users()
         for step in progress(range(len(self.plan))):
             if step % _STEPS_A_DRAW == 0:
-                negatives = self._draw(order, step, epoch)
-            pair, negative = order[step * size : (step + 1) * size], next(negatives)
+                negatives = self._draw(order, number, starts, step, epoch)
+            pair, negative = order[starts[step] : starts[step + 1]], next(negatives)
+            self._n_pairs = self.plan.pairs_of_step(step)
             user, item = self._user[pair], self._item[pair]
             total += (self._shared if self.hyper.negatives == "shared" else self._pairs)(user, item, negative)
             if not self._two and self.hyper.aggregation == "step":
                 self.model.move(user, item)
             elif self.plan.aggregates_after(step):
                 self.model.move_all_users()
-        return float(total)
+        return float(self._ranks.total(total))
 
-    def _draw(self, order: Tensor, step: int, epoch: int) -> Iterator[Tensor]:
+    def _draw(self, order: Tensor, number: Tensor, starts: IntArray, step: int, epoch: int) -> Iterator[Tensor]:
         """The negatives of the next steps."""
         steps = range(step, min(step + _STEPS_A_DRAW, len(self.plan)))
         if self.hyper.negatives == "shared":
             shared = np.stack([self.plan.shared_negatives(number, epoch) for number in steps])
             return iter(torch.from_numpy(shared).to(self._device, torch.long))
-        size = self.hyper.positives_a_step
-        pair = order[steps.start * size : steps.stop * size]
-        drawn = self._sampler.draw(self._user[pair], self.hyper.train_neg_sample_args.sample_num, pair, epoch)
-        return iter(torch.split(drawn, size))
+        here = slice(starts[steps.start], starts[steps.stop])
+        n = self.hyper.train_neg_sample_args.sample_num
+        drawn = self._sampler.draw(self._user[order[here]], n, number[here], epoch)
+        return iter(torch.split(drawn, np.diff(starts[steps.start : steps.stop + 1]).tolist()))
 
     # ------------------------------------------------------------------------------------------------------- gradients
 
@@ -101,9 +109,9 @@ class DeviceEngine:
         item_e, inverse = self._unit(self.model.item_table[ids])  # (B, 1 + N, d)
         logits = (item_e @ user_e.unsqueeze(-1)).squeeze(-1) / self.hyper.temperature + self._shift(ids)
         share = logits.softmax(dim=1)
-        loss = (logits.logsumexp(dim=1) - logits[:, 0]).mean()
+        loss = (logits.logsumexp(dim=1) - logits[:, 0]).sum() / self._n_pairs
         share[:, 0] -= 1
-        by_logit = share / len(user)  # the derivative of the mean loss
+        by_logit = share / self._n_pairs  # the derivative of the mean loss
         by_score = (by_logit / self.hyper.temperature).unsqueeze(-1)
         gradient = self._through(by_score * user_e.unsqueeze(1), item_e, inverse)
         of_users = self._through((by_score * item_e).sum(dim=1), user_e, user_inverse) if self._two else None
@@ -121,9 +129,9 @@ class DeviceEngine:
         others.masked_fill_(self.model.have_taken(user, negative), -torch.inf)
         logits = torch.cat([first.unsqueeze(1), others], dim=1)  # (B, 1 + M)
         share = logits.softmax(dim=1)
-        loss = (logits.logsumexp(dim=1) - first).mean()
+        loss = (logits.logsumexp(dim=1) - first).sum() / self._n_pairs
         share[:, 0] -= 1
-        by_logit = share / len(user)
+        by_logit = share / self._n_pairs
         by_score = by_logit / self.hyper.temperature
         gradient = torch.cat([by_score[:, :1] * user_e, by_score[:, 1:].T @ user_e])
         gradient = self._through(gradient, rows, inverse)
@@ -151,6 +159,8 @@ class DeviceEngine:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 parameter.grad.zero_().index_add_(0, rows, values)
+                if parameter is not model.user_table:
+                    self._ranks.total(parameter.grad)
         if not self._sparse:
             self.optimizer.step()
 

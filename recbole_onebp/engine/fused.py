@@ -7,6 +7,7 @@ uses, so that RecBole's checkpoints hold what they always hold.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numba
 import numpy as np
@@ -18,13 +19,13 @@ from recbole_onebp.engine import kernels
 from recbole_onebp.engine.plan import Batch, Ids, Plan, Progress
 from recbole_onebp.model import OneBP
 
-__all__ = ["FusedEngine"]
+__all__ = ["Floats", "FusedEngine", "Links", "state_of"]
 
 Floats = npt.NDArray[np.float32]
 _RULES = {"sequential": kernels.SEQUENTIAL, "last": kernels.LAST, "mean": kernels.MEAN}
 
 
-class _Links:
+class Links:
     """Where in a batch each row of a table occurs, see :func:`kernels.link`."""
 
     def __init__(self, n_rows: int, n_places: int) -> None:
@@ -37,29 +38,41 @@ class _Links:
         return self._rows[: kernels.link(ids, self.head, self.following, self._rows)]
 
 
-class _Trained:
-    """A parameter and Adam's moments as arrays over the tensors' own memory, for one epoch."""
+def state_of(parameter: Tensor, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The state of torch's Adam or SparseAdam for a parameter, made as torch makes it at the first step."""
+    state: dict[str, Any] = optimizer.state[parameter]
+    if not state:
+        state["step"] = 0 if isinstance(optimizer, torch.optim.SparseAdam) else torch.tensor(0.0)
+        state["exp_avg"] = torch.zeros_like(parameter)
+        state["exp_avg_sq"] = torch.zeros_like(parameter)
+    return state
 
-    def __init__(self, parameter: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        self._state, self._group = optimizer.state[parameter], optimizer.param_groups[0]
+
+class _Trained:
+    """A parameter and Adam's moments as arrays over the tensors' own memory, for one epoch.
+
+    Args:
+        part, parts: which part of the rows this process steps, and of how many.
+    """
+
+    def __init__(self, parameter: Tensor, optimizer: torch.optim.Optimizer, part: int = 0, parts: int = 1) -> None:
+        self._state, self._group = state_of(parameter, optimizer), optimizer.param_groups[0]
         self._sparse = isinstance(optimizer, torch.optim.SparseAdam)
-        if not self._state:  # as torch makes it at the first step
-            self._state["step"] = 0 if self._sparse else torch.tensor(0.0)
-            self._state["exp_avg"] = torch.zeros_like(parameter)
-            self._state["exp_avg_sq"] = torch.zeros_like(parameter)
         self.table: Floats = parameter.detach().numpy()
         self._moments: tuple[Floats, Floats] = (self._state["exp_avg"].numpy(), self._state["exp_avg_sq"].numpy())
-        self._all = np.arange(1, len(self.table), dtype=np.int32)
+        self._part, self._parts = part, parts
+        self._all = np.array_split(np.arange(1, len(self.table), dtype=np.int32), parts)[part]
 
     def step(
-        self, touched: Ids, links: _Links, coefficient: Floats, group: int, source: Floats, cosine: bool, unlink: bool
+        self, touched: Ids, links: Links, coefficient: Floats, group: int, source: Floats, cosine: bool, unlink: bool
     ) -> None:
         """Adam's step: on every row (``adam``; the padding row excepted), or on those touched (``sparse_adam``)."""
         self._state["step"] += 1
         number, (beta1, beta2) = int(self._state["step"]), self._group["betas"]
         root = math.sqrt(1 - beta2**number)
         kernels.step_rows(
-            touched if self._sparse else self._all, links.head, links.following, coefficient, group, source, cosine,
+            touched[self._part :: self._parts] if self._sparse else self._all,
+            links.head, links.following, coefficient, group, source, cosine,
             self.table, *self._moments,
             np.float32(self._group["lr"] * root / (1 - beta1**number)),
             np.float32(self._group["eps"] * (1 if self._sparse else root)),
@@ -75,6 +88,9 @@ class FusedEngine:
         optimizer: torch's Adam or SparseAdam over the model's parameters; its state is changed as its own step would.
         plan: the steps.
     """
+
+    _part = (0, 1)
+    """Which part of the items' rows this process steps, and of how many."""
 
     def __init__(self, model: OneBP, optimizer: torch.optim.Optimizer, plan: Plan) -> None:
         self.model, self.optimizer, self.plan = model, optimizer, plan
@@ -95,8 +111,8 @@ class FusedEngine:
         self._user_gradient = torch.empty(n_pairs * (hyper.backprop == "two"), hyper.embedding_size)
         self._item_e = torch.empty(n_pairs, hyper.embedding_size)
         self._loss = np.empty(n_pairs, dtype=np.float32)
-        self._item_links = _Links(len(model.item_table), n_places)
-        self._user_links = _Links(len(model.user_table), n_pairs)
+        self._item_links = Links(len(model.item_table), n_places)
+        self._user_links = Links(len(model.user_table), n_pairs)
         self._log_q = plan.log_q() if hyper.logq_correction else None
         weight = model.item_weight
         self._item_weight: Floats = np.empty(0, dtype=np.float32) if weight is None else weight.squeeze(1).numpy()
@@ -117,8 +133,8 @@ class FusedEngine:
         numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
         # Anew each epoch: whoever loads a checkpoint replaces the optimizer's tensors.
         model, two = self.model, self.hyper.backprop == "two"
-        self._items = _Trained(model.item_table, self.optimizer)
-        self._bias = None if model.item_bias is None else _Trained(model.item_bias, self.optimizer)
+        self._items = _Trained(model.item_table, self.optimizer, *self._part)
+        self._bias = None if model.item_bias is None else _Trained(model.item_bias, self.optimizer, *self._part)
         self._users = _Trained(model.user_table, self.optimizer) if two else None
         self._user_table: Floats = model.user_table.detach().numpy()
         if self.hyper.leave_one_out:  # a checkpoint does not hold what its users were made of
@@ -134,18 +150,28 @@ class FusedEngine:
         n_pairs = len(batch.user)
         self._gather_users(batch, self._source[:n_pairs].numpy())
         n_places, group = self._score(batch)
-        coefficient, links = self._coefficient[:n_places], self._item_links
-        touched = links.link(self._places[:n_places])
-        if self._bias is not None:
-            self._bias.step(touched, links, coefficient, group, self._bias_source.numpy(), cosine=False, unlink=False)
-        self._items.step(touched, links, coefficient, group, self._source.numpy(), self._cosine, unlink=True)
+        self._train_items(batch, n_places, group)
         if self._users is not None:
             touched, ones = self._user_links.link(batch.user), np.ones(n_pairs, dtype=np.float32)
             gradient = self._user_gradient.numpy()
             self._users.step(touched, self._user_links, ones, 1, gradient, self._cosine, unlink=True)
         elif self.hyper.aggregation == "step":
             self._move(batch)
-        return float(self._loss[:n_pairs].mean(dtype=np.float64))
+        return float(self._loss[:n_pairs].sum(dtype=np.float64) / batch.n_pairs)
+
+    def _train_items(self, batch: Batch, n_places: int, group: int) -> None:
+        """The optimizer's step on the items, from places, coefficients and sources."""
+        sources = self._source.numpy(), self._bias_source.numpy()
+        self._step_items(self._places[:n_places], self._coefficient[:n_places], group, *sources)
+
+    def _step_items(self, places: Ids, coefficient: Floats, group: int, source: Floats, bias_source: Floats) -> Ids:
+        """The same from any; returns the rows that occur."""
+        links = self._item_links
+        touched = links.link(places)
+        if self._bias is not None:
+            self._bias.step(touched, links, coefficient, group, bias_source, cosine=False, unlink=False)
+        self._items.step(touched, links, coefficient, group, source, self._cosine, unlink=True)
+        return touched
 
     def _gather_users(self, batch: Batch, out: Floats) -> None:
         if self._aggregated is None:
@@ -163,7 +189,7 @@ class FusedEngine:
         self._bias_source.fill_(self.hyper.temperature)  # which divides scores, but not biases
         kernels.pair_scores(
             batch.item, batch.negative, self._source.numpy(), self._items.table, self._shift(),
-            self._inverse_temperature, self._cosine, self._places[:n_places].reshape(n_pairs, group),
+            self._inverse_temperature, self._cosine, batch.n_pairs, self._places[:n_places].reshape(n_pairs, group),
             self._coefficient[:n_places].reshape(n_pairs, group), self._loss, self._user_gradient.numpy(),
         )  # fmt: skip
         return n_places, group
@@ -180,7 +206,8 @@ class FusedEngine:
         links.link(batch.negative)
         kernels.shared_scores(
             batch.user, batch.item, batch.negative, start, history, links.head, links.following, scores.numpy(),
-            user_e.numpy(), item_e.numpy(), self._shift(), self._inverse_temperature, self._loss, self._coefficient,
+            user_e.numpy(), item_e.numpy(), self._shift(), self._inverse_temperature, batch.n_pairs,
+            self._loss, self._coefficient,
         )  # fmt: skip
         links.head[batch.negative] = -1
         torch.mm(scores.T, user_e, out=self._source[n_pairs:n_places])

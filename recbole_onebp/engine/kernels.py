@@ -99,7 +99,18 @@ def gather_others(user, item, start, user_table, item_table, share, cosine, out)
 
 @njit(parallel=True, **_OPTIONS)
 def pair_scores(
-    item, negative, user_e, item_table, shift, inverse_temperature, cosine, ids, coefficient, loss, user_gradient
+    item,
+    negative,
+    user_e,
+    item_table,
+    shift,
+    inverse_temperature,
+    cosine,
+    n_step,
+    ids,
+    coefficient,
+    loss,
+    user_gradient,
 ):
     """Softmax loss of each pair against its own negatives.
 
@@ -107,6 +118,7 @@ def pair_scores(
         item, negative: ``(B,)`` and ``(B, N)``.
         user_e: ``(B, d)``, unit length with ``cosine``.
         shift: added to an item's logit, ``(n_items,)``, or empty.
+        n_step: pairs of the step, which the mean is over: B, or more where these are one rank's.
         ids: filled with item and negatives, ``(B, 1 + N)``.
         coefficient: filled with the derivative of the mean loss by each score, ``(B, 1 + N)``.
         loss: filled, ``(B,)``.
@@ -114,7 +126,7 @@ def pair_scores(
     """
     n_pairs, n_negatives = negative.shape
     size = user_e.shape[1]
-    scale = np.float32(inverse_temperature / n_pairs)
+    scale = np.float32(inverse_temperature / n_step)
     for task in prange((n_pairs + _ROWS_A_TASK - 1) // _ROWS_A_TASK):
         start, end = task * _ROWS_A_TASK, min(n_pairs, (task + 1) * _ROWS_A_TASK)
         for b in range(start, end):
@@ -158,7 +170,7 @@ def pair_scores(
 @njit(parallel=True, **_OPTIONS)
 def shared_scores(
     user, item, negative, start, history, head, following, scores, user_e, item_e, shift, inverse_temperature,
-    loss, coefficient,
+    n_step, loss, coefficient,
 ):  # fmt: skip
     """Softmax loss of each pair against the step's shared negatives; those that its user has taken do not count.
 
@@ -169,11 +181,12 @@ def shared_scores(
         scores: of users and negatives, ``(B, M)``; overwritten with the derivative of the mean loss by each.
         user_e, item_e: ``(B, d)``, unit length with ``cosine``.
         shift: added to an item's logit, ``(n_items,)``, or empty.
+        n_step: pairs of the step, which the mean is over: B, or more where these are one rank's.
         loss: filled, ``(B,)``.
         coefficient: filled with the derivative of the mean loss by the positive's score, ``(B,)``.
     """
     n_pairs, n_negatives = scores.shape
-    scale = np.float32(inverse_temperature / n_pairs)
+    scale = np.float32(inverse_temperature / n_step)
     negative_shift = np.zeros(n_negatives, dtype=np.float32)
     if len(shift):
         for n in range(n_negatives):

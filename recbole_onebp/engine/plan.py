@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recbole_onebp.config import OneBPConfig
+from recbole_onebp.distributed.users import Shard
 from recbole_onebp.sampling import NegativeSampler
 
 __all__ = ["Batch", "Plan", "Progress"]
@@ -25,6 +26,10 @@ class Batch(NamedTuple):
     """``(B,)``."""
     negative: Ids
     """``(B, N)``, or ``(M,)`` with ``negatives: shared``."""
+    position: npt.NDArray[np.int64] | None
+    """Where among all ranks' pairs of the step these are, ``(B,)``; None if they are all."""
+    n_pairs: int
+    """Of all ranks."""
 
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
@@ -42,23 +47,36 @@ class Plan:
         hyper: how many pairs a step has, and what negatives they get.
         seed: of the order and the negatives.
         shuffle: RecBole's key; without it the pairs keep their order.
+        shard: where these pairs are one rank's, with users numbered as it does.
 
     Raises:
         UserError: if some user has no negative left.
     """
 
     def __init__(
-        self, user: Ids, item: Ids, n_users: int, n_items: int, hyper: OneBPConfig, seed: int, shuffle: bool = True
+        self,
+        user: Ids,
+        item: Ids,
+        n_users: int,
+        n_items: int,
+        hyper: OneBPConfig,
+        seed: int,
+        shuffle: bool = True,
+        shard: Shard | None = None,
     ) -> None:
         self.user = np.ascontiguousarray(user, dtype=np.int32)
         self.item = np.ascontiguousarray(item, dtype=np.int32)
         self.hyper, self.seed, self.shuffle = hyper, seed, shuffle
         args = hyper.train_neg_sample_args
-        self.sampler = NegativeSampler(self.user, self.item, n_users, n_items, seed, args.distribution, args.alpha)
+        counts = None if shard is None else shard.item_count.numpy()
+        self.sampler = NegativeSampler(
+            self.user, self.item, n_users, n_items, seed, args.distribution, args.alpha, counts
+        )
+        self.shard, self.n_pairs = shard, len(self.user) if shard is None else shard.n_pairs
 
     def __len__(self) -> int:
         """Steps an epoch; the last one may be smaller."""
-        return -(-len(self.user) // self.hyper.positives_a_step)
+        return -(-self.n_pairs // self.hyper.positives_a_step)
 
     def aggregates_after(self, step: int) -> bool:
         """Whether all users are moved after this step, from 0, of an epoch."""
@@ -68,19 +86,46 @@ class Plan:
         return (step + 1) % interval == 0 or step + 1 == len(self)
 
     def order(self, epoch: int) -> npt.NDArray[np.int32]:
-        """The pairs' numbers in the order of this epoch, shape ``(n,)``."""
-        numbers = np.arange(len(self.user), dtype=np.int32)
+        """The numbers of all ranks' pairs in the order of this epoch, shape ``(n,)``."""
+        numbers = np.arange(self.n_pairs, dtype=np.int32)
         if self.shuffle:
             np.random.Generator(np.random.Philox(key=[self.seed, epoch])).shuffle(numbers)
         return numbers
 
+    def own_order(self, epoch: int) -> tuple[Ids, npt.NDArray[np.int64] | None, npt.NDArray[np.int64]]:
+        """The own pairs in the order of this epoch.
+
+        Returns:
+            Indices of the pairs ``(n,)``; where they stand in the order of all ranks' pairs, ``(n,)``, None if they are
+            all; and the start of each step among them, with the end of the last, ``(steps + 1,)``.
+        """
+        order, starts = self.order(epoch), np.arange(len(self) + 1) * self.hyper.positives_a_step
+        if self.shard is None:
+            return order, None, np.minimum(starts, len(order))
+        own = np.full(self.n_pairs, -1, dtype=np.int32)
+        own[self.shard.number] = np.arange(len(self.user), dtype=np.int32)
+        pair = own[order]
+        place = np.flatnonzero(pair >= 0)
+        return pair[place], place, np.searchsorted(place, starts)
+
+    def numbers(self, pair: Ids) -> Ids:
+        """The numbers among all ranks' pairs of own ones, which their negatives depend on."""
+        return pair if self.shard is None else self.shard.number[pair]
+
+    def pairs_of_step(self, step: int) -> int:
+        """How many pairs all ranks have in a step."""
+        size = self.hyper.positives_a_step
+        return min(size, self.n_pairs - step * size)
+
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The steps of an epoch."""
-        order, size = self.order(epoch), self.hyper.positives_a_step
+        order, place, starts = self.own_order(epoch)
         for step in range(len(self)):
-            pair = order[step * size : (step + 1) * size]
-            user = self.user[pair]
-            yield Batch(user, self.item[pair], self._negatives(user, pair, step, epoch))
+            here = slice(starts[step], starts[step + 1])
+            pair, user = order[here], self.user[order[here]]
+            position = None if place is None else place[here] - step * self.hyper.positives_a_step
+            negative = self._negatives(user, self.numbers(pair), step, epoch)
+            yield Batch(user, self.item[pair], negative, position, self.pairs_of_step(step))
 
     def shared_negatives(self, step: int, epoch: int) -> Ids:
         """The items that all pairs of a step share as negatives, shape ``(M,)``."""

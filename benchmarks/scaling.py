@@ -1,0 +1,302 @@
+"""What several processes gain, what they send, and the constants of the model in ``docs/scaling.md``.
+
+    python benchmarks/scaling.py [--data_path dataset] [--dataset gowalla] [--only ROW ...] [--repeats 5] [--json OUT]
+
+Processes are pinned, each to a core, and train epochs in turns: one process on one core, two on two, four on two.
+``link`` has two processes that share no memory, as two hosts would, over the loopback device; a slower link is
+simulated by letting each exchange last as long as its bytes would take. Writes ``results/<machine>-scaling.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import os
+import socket
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol
+
+import numpy as np
+from measure import RESULTS, Machine, Row, add_common_flags, alternate, claim, measure_all, ratios, versions, write_json
+
+from recbole_onebp.errors import UserError
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "2,048 pairs a step": {"train_batch_size": 10240},
+    "1,024 shared, cosine": {"negatives": "shared", "score": "cosine", "temperature": 0.1, "train_batch_size": 2048},
+}
+LINKS = {"25 Gbit/s, 20 us": (25e9, 20e-6), "10 Gbit/s, 50 us": (10e9, 50e-6), "1 Gbit/s, 200 us": (1e9, 200e-6)}
+"""Bits a second and seconds until the first arrives."""
+TARGET = 1.7
+
+
+class Ask(Protocol):
+    """Asks all processes for something, and brings their answers."""
+
+    def __call__(self, what: str, value: Any = None) -> list[Any]: ...
+
+
+# ------------------------------------------------------------------------------------------------------------ processes
+
+
+def _work(pipe: Any, environment: Mapping[str, str], core: int, config: dict[str, Any]) -> None:
+    """A rank: trains an epoch, or measures something, whenever it is asked to."""
+    os.sched_setaffinity(0, {core})
+    os.environ.update(environment)
+    logging.disable(logging.WARNING)
+    import torch
+
+    torch.set_num_threads(1)
+    import recbole_onebp
+
+    run = recbole_onebp.build("OneBP", config["dataset"], config_dict=config)
+    epoch = 0
+    while True:
+        what, value = pipe.recv()
+        if what == "epoch":
+            start = perf_counter()
+            loss = run.trainer._fast_epoch(run.train_data, epoch, False)
+            pipe.send((perf_counter() - start, loss))
+            epoch += 1
+        elif what == "rows":
+            users: Any = run.model.user_table
+            pipe.send((len(users) - 1, users.nbytes, run.trainer._plan.n_pairs))
+        elif what == "link":
+            _simulate(value)
+            pipe.send(None)
+        elif what == "collectives":
+            pipe.send(_collectives(run, value))
+        else:
+            return
+
+
+def _simulate(link: tuple[float, float] | None) -> None:
+    """Let every exchange last as long as over a link of so many bits a second, with such a delay."""
+    import torch.distributed as dist
+
+    from recbole_onebp.engine import sharded
+
+    def exchange(received: list[Any], sent: Any, group: Any) -> None:
+        start = perf_counter()
+        dist.all_gather(received, sent, group=group)
+        if link is not None:
+            end = start + link[1] + 8 * sent.nbytes * (len(received) - 1) / link[0]
+            while perf_counter() < end:
+                pass
+
+    class Slow:
+        all_gather = staticmethod(exchange)
+
+    vars(sharded)["dist"] = Slow
+
+
+def _collectives(run: Any, repeats: int) -> dict[str, list[float]]:
+    """Seconds of what a step might do to bring the ranks together."""
+    import torch
+    import torch.distributed as dist
+
+    engine, n_items = run.trainer._engine, run.dataset.item_num
+    hyper = run.model.hyper
+    words = engine.words_a_pair * hyper.positives_a_step // dist.get_world_size()
+    dense, sent = torch.zeros(n_items, hyper.embedding_size), torch.zeros(words)
+    touched = min(n_items, hyper.positives_a_step * (1 + hyper.repeats) // dist.get_world_size())
+    rows = torch.zeros(touched, hyper.embedding_size + 1)
+    candidates: dict[str, Callable[[], object]] = {
+        "all-reduce of the dense gradient": lambda: dist.all_reduce(dense),
+        "all-gather of gradient rows": lambda: dist.all_gather(
+            [rows.clone() for _ in range(dist.get_world_size())], rows
+        ),
+        "all-gather of encodings and coefficients": lambda: dist.all_gather(
+            [sent.clone() for _ in range(dist.get_world_size())], sent
+        ),
+        "wait in shared memory": engine._host.wait,
+    }
+    seconds: dict[str, list[float]] = {}
+    for name, candidate in candidates.items():
+        candidate()
+        for _ in range(repeats):
+            dist.barrier()
+            start = perf_counter()
+            for _ in range(10):
+                candidate()
+            seconds.setdefault(name, []).append((perf_counter() - start) / 10)
+    return seconds
+
+
+@contextmanager
+def ranks(world: int, local_world: int, config: Mapping[str, Any]) -> Iterator[Ask]:
+    """Processes that do what they are asked to, all at once."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    cores, context = sorted(os.sched_getaffinity(0)), multiprocessing.get_context("spawn")
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    started = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for rank in range(world):
+            environment = {
+                **one_thread, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank),
+                "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank % local_world), "LOCAL_WORLD_SIZE": str(local_world),
+            }  # fmt: skip
+            here, there = context.Pipe()
+            own = {**config, "output_dir": scratch}
+            process = context.Process(
+                target=_work, args=(there, environment, cores[rank % len(cores)], own), daemon=True
+            )
+            process.start()
+            there.close()
+            started.append((process, here))
+
+        def ask(what: str, value: Any = None) -> list[Any]:
+            for _, pipe in started:
+                pipe.send((what, value))
+            try:
+                return [pipe.recv() for _, pipe in started]
+            except EOFError:
+                raise RuntimeError(f"a process of {world} has ended; see above") from None
+
+        try:
+            yield ask
+        finally:
+            for process, _ in started:
+                process.terminate()
+                process.join()
+
+
+# ----------------------------------------------------------------------------------------------------------------- rows
+
+
+class Bench:
+    def __init__(self, data_path: Path, dataset: str, repeats: int, seed: int) -> None:
+        self.repeats = repeats
+        self.config: dict[str, Any] = {
+            "data_path": str(data_path), "dataset": dataset, "seed": seed, "show_progress": False, "epochs": 1,
+        }  # fmt: skip
+
+    def throughput(self) -> list[Row]:
+        return [row for name in SETTINGS for row in self._throughput(name)]
+
+    def _throughput(self, name: str) -> list[Row]:
+        config = {**self.config, **SETTINGS[name]}
+        with ExitStack() as stack:
+            groups = {world: stack.enter_context(ranks(world, world, config)) for world in (1, 2, 4)}
+            for _ in range(2):  # compiled, and the tables where they stay
+                losses = [ask("epoch")[0][1] for ask in groups.values()]
+                claim(np.allclose(losses, losses[0], rtol=1e-5), f"losses of 1, 2 and 4 processes: {losses}")
+            seconds = alternate(self.repeats, *(partial(_epoch, ask) for ask in groups.values()))
+            n_pairs = groups[1]("rows")[0][2]
+            held = {world: ask("rows") for world, ask in groups.items()}
+        checked = (
+            f"losses of two epochs of 1, 2 and 4 processes within 1e-5 of one another, the first of {losses[0]:.6g}"
+        )
+        parts = {f"{world} processes, s": values for world, values in zip(groups, seconds, strict=True)}
+        title = f"throughput, {{}}, train epoch, {self.config['dataset']}, {name}"
+        rows = [
+            Row(title.format("2 processes on 2 cores / 1 on 1"), ratios(seconds[0], seconds[1]), parts,
+                checked, TARGET if name != "1,024 shared, cosine" else None, at_least=True, note=f"{n_pairs:,} pairs"),
+            Row(title.format("4 processes on 2 cores / 1 on 1"), ratios(seconds[0], seconds[2]), parts, checked),
+        ]  # fmt: skip
+        if name == "defaults":
+            whole = held[1][0][1]
+            for world in (2, 4):
+                part = max(rank[1] for rank in held[world]) / whole
+                claim(sum(rank[0] for rank in held[world]) == held[1][0][0], "the ranks' users are not all users")
+                megabytes = {f"rank {number}, MB": [rank[1] / 1e6] for number, rank in enumerate(held[world])}
+                rows.append(Row(f"memory of user rows, the largest rank of {world} / 1 process", [part], megabytes,
+                                "the ranks' users add up to all", 1 / world + 1e-3))  # fmt: skip
+        return rows
+
+    def link(self) -> list[Row]:
+        config, rows = {**self.config, **SETTINGS["2,048 pairs a step"]}, []
+        with ranks(1, 1, config) as alone, ranks(2, 1, config) as two:
+            for ask in (alone, two):
+                ask("epoch")
+            for name, link in {"loopback": None, **LINKS}.items():
+                two("link", link)
+                seconds = alternate(max(2, self.repeats // 2), partial(_epoch, alone), partial(_epoch, two))
+                rows.append(
+                    Row(f"throughput, 2 hosts of 1 process / 1, {name}", ratios(*seconds),
+                        {"1 process, s": seconds[0], "2 hosts, s": seconds[1]}, "losses finite")
+                )  # fmt: skip
+        return rows
+
+    def collectives(self) -> list[Row]:
+        config = {**self.config, **SETTINGS["2,048 pairs a step"]}
+        with ranks(2, 2, config) as two:
+            two("epoch")
+            seconds = two("collectives", self.repeats)[0]
+        base = seconds["all-gather of encodings and coefficients"]
+        return [
+            Row(f"{name} / all-gather of encodings and coefficients, 2 processes", ratios(values, base),
+                {f"{name}, us": [1e6 * value for value in values]}, "run by all ranks at once")
+            for name, values in seconds.items()
+        ]  # fmt: skip
+
+    def constants(self) -> list[Row]:
+        """From epochs of several batch sizes: a step costs a constant (all item rows), and each pair its own."""
+        rows = []
+        for learner in ("adam", "sparse_adam"):
+            sizes, seconds = (512, 1024, 2048, 4096), []
+            for size in sizes:
+                with ranks(1, 1, {**self.config, "learner": learner, "train_batch_size": 5 * size}) as one:
+                    one("epoch")
+                    seconds.append(alternate(max(2, self.repeats // 2), partial(_epoch, one))[0])
+                    n_pairs = one("rows")[0][2]
+            steps = np.array([-(-n_pairs // size) for size in sizes])
+            fits = [np.linalg.lstsq(np.stack([steps, np.full(len(sizes), n_pairs)], 1), np.array(round_), rcond=None)[0]
+                    for round_ in zip(*seconds, strict=True)]  # fmt: skip
+            parts = {f"{size} pairs a step, s": values for size, values in zip(sizes, seconds, strict=True)}
+            checked = "least squares over four batch sizes"
+            rows += [
+                Row(f"{learner}: a step, us", [1e6 * fit[0] for fit in fits], parts, checked),
+                Row(f"{learner}: a pair with 5 negatives, ns", [1e9 * fit[1] for fit in fits], parts, checked),
+            ]
+        return rows
+
+
+def _epoch(ask: Ask) -> float:
+    answers = ask("epoch")
+    claim(all(np.isfinite(loss) for _, loss in answers), "a loss is not a number")
+    return float(statistics.median(seconds for seconds, _ in answers))
+
+
+NAMES = ("throughput", "link", "collectives", "constants")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    add_common_flags(parser, repeats=5)
+    parser.add_argument("--data_path", type=Path, default=Path("dataset"), help="RecBole's data folder")
+    parser.add_argument("--dataset", default="gowalla")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="ROW", help=" ".join(NAMES))
+    args = parser.parse_args()
+    machine = Machine.here()
+    out = args.json or (RESULTS / f"{machine.slug}-scaling.json" if set(args.only) == set(NAMES) else None)
+    bench = Bench(args.data_path.resolve(), args.dataset, args.repeats, args.seed)
+    start = perf_counter()
+    try:
+        if len(os.sched_getaffinity(0)) < 2:
+            raise UserError("this machine lends one core; two are needed")
+        rows, sound = measure_all({name: getattr(bench, name) for name in args.only})
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if out:
+        settings = {"dataset": args.dataset, "seed": args.seed, "repeats": args.repeats, "threads": 2}
+        settings["run_seconds"] = round(perf_counter() - start)
+        write_json(out, {"machine": asdict(machine), "versions": versions("numba"), "settings": settings, "rows": rows})
+    return 0 if sound else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""The fast engine for the CPU in several processes: each has users of its own, and a share of the work on the items.
+
+A rank scores its own users' pairs.  What the items' gradients are made of (the users' encodings, a coefficient a score,
+and which items these are) all ranks put where one process would have put it: in memory that the ranks of a host share,
+and a copy goes from host to host.  Then each rank sums the gradients and takes the optimizer's step for its share of
+the rows of the host's item table, in the order of one process.  So with ``negatives: per_pair`` the tables are those of
+one process, bit for bit; with ``shared`` each rank brings its part of the negatives' gradients, and sums differ in
+rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from recbole_onebp.distributed.host import Host
+from recbole_onebp.distributed.ranks import Ranks
+from recbole_onebp.engine.fused import Floats, FusedEngine, Links, state_of
+from recbole_onebp.engine.plan import Batch, Ids, Plan, Progress
+from recbole_onebp.model import OneBP
+
+__all__ = ["ShardedEngine"]
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What a rank brings to a step."""
+
+    position: npt.NDArray[Any]
+    """Where its pairs stand among all, ``(n,)``."""
+    source: Floats
+    """Users' encodings, ``(n, d)``."""
+    coefficient: Floats
+    """Of each pair's scores, ``(n, group)``."""
+    ids: Ids
+    """Their items, ``(n, group)``."""
+    partial: Floats
+    """With shared negatives, the rank's part of their gradients, ``(M, d)``."""
+    bias: Floats
+    """The same of their biases, ``(M, 1)``."""
+
+    @classmethod
+    def over(cls, words: Tensor, n: int, size: int, group: int, n_shared: int) -> _Share:
+        """One whose arrays lie one after the other in ``words``, of 4 bytes each."""
+        parts = np.split(words.numpy(), np.cumsum([n, n * size, n * group, n * group, n_shared * size]))
+        position, source, coefficient, ids, partial, bias = parts
+        return cls(
+            position.view(np.int32),
+            source.reshape(n, size),
+            coefficient.reshape(n, group),
+            ids.view(np.int32).reshape(n, group),
+            partial.reshape(n_shared, size),
+            bias.reshape(n_shared, 1),
+        )
+
+    @staticmethod
+    def words(n: int, size: int, group: int, n_shared: int) -> int:
+        """How many it takes."""
+        return n * (1 + size + 2 * group) + n_shared * (size + 1)
+
+
+class ShardedEngine(FusedEngine):
+    """Trains one rank's part of a model; all ranks make and call it together.
+
+    Args:
+        model: of the rank's users and all items; these move to the memory of the host.
+        optimizer: as of :class:`FusedEngine`; its state of the items moves too.
+        plan: the rank's steps.
+        ranks: all of them.
+
+    Attributes:
+        words_a_pair: what goes from host to host for a pair, of 4 bytes each.
+    """
+
+    def __init__(self, model: OneBP, optimizer: torch.optim.Optimizer, plan: Plan, ranks: Ranks) -> None:
+        super().__init__(model, optimizer, plan)
+        hyper, self._ranks, self._host = model.hyper, ranks, Host(ranks)
+        self._part = ranks.local_rank, ranks.local_world
+        shared = hyper.negatives == "shared"
+        self._group = 1 if shared else 1 + hyper.repeats
+        self._n_shared = hyper.n_shared_negatives if shared else 0
+        n_pairs = min(hyper.positives_a_step, plan.n_pairs)
+        n_rows = n_pairs + ranks.world * self._n_shared
+        n_places = n_pairs * self._group + ranks.world * self._n_shared
+        self._all_source = self._host.tensor((n_rows, hyper.embedding_size)).numpy()
+        self._all_bias_source = self._host.tensor((n_rows, 1)).numpy()
+        self._all_coefficient = self._host.tensor((n_places,)).numpy()
+        self._all_places = self._host.tensor((n_places,), torch.int32).numpy()
+        self.words_a_pair = _Share.words(1, hyper.embedding_size, self._group, 0)
+        self._item_links = Links(len(model.item_table), n_places)
+        self._shared_tensors: dict[str, Tensor] = {}
+
+    def train_epoch(self, epoch: int, progress: Progress = iter) -> float:
+        """Train on every pair once; see :meth:`FusedEngine.train_epoch`."""
+        self._share_items()
+        self._step_number = 0
+        if self._ranks.peers is not None:
+            starts = torch.from_numpy(self.plan.own_order(epoch)[2])
+            self._counts = torch.stack(self._ranks.gather(starts.diff())).numpy()  # (world, steps)
+        total = super().train_epoch(epoch, progress)
+        return float(self._ranks.total(torch.tensor([total], dtype=torch.float64)))
+
+    def _share_items(self) -> None:
+        """Have the items and their optimizer's state in the host's memory: anew each epoch, see the parent's."""
+        trained = {"table": self.model.item_table}
+        if self.model.item_bias is not None:
+            trained["bias"] = self.model.item_bias
+        for name, parameter in trained.items():
+            parameter.data = self._in_host(name, parameter.data)
+            state = state_of(parameter, self.optimizer)
+            for moment in ("exp_avg", "exp_avg_sq"):
+                state[moment] = self._in_host(f"{name} {moment}", state[moment])
+
+    def _in_host(self, name: str, tensor: Tensor) -> Tensor:
+        if name not in self._shared_tensors:
+            self._shared_tensors[name] = self._host.tensor(tuple(tensor.shape))
+        shared = self._shared_tensors[name]
+        if self._ranks.local_rank == 0 and shared.data_ptr() != tensor.data_ptr():
+            shared.copy_(tensor)
+        self._host.wait()
+        return shared
+
+    def _train_items(self, batch: Batch, n_places: int, group: int) -> None:
+        n, n_all = len(batch.user), batch.n_pairs
+        own = _Share(
+            np.asarray(batch.position),
+            self._source[:n].numpy(),
+            self._coefficient[: n * group].reshape(n, group),
+            self._places[: n * group].reshape(n, group),
+            self._source[n : n + self._n_shared].numpy(),
+            self._bias_source[n : n + self._n_shared].numpy(),
+        )
+        self._put(own, batch, self._ranks.rank)
+        if self._ranks.peers is not None:
+            self._exchange(own, batch)
+        self._host.wait()  # all gradients are there, and nobody reads items any more
+        end = n_all * group + self._ranks.world * self._n_shared
+        touched = self._step_items(
+            self._all_places[:end], self._all_coefficient[:end], group, self._all_source, self._all_bias_source
+        )
+        self._item_links.head[touched] = -1  # those of other ranks' rows
+        self._step_number += 1
+        self._host.wait()  # all items have stepped
+
+    def _put(self, share: _Share, batch: Batch, rank: int) -> None:
+        """Put what a rank brings where one process would have it; its part of shared negatives comes behind."""
+        n_all, group = batch.n_pairs, self._group
+        self._all_source[share.position] = share.source
+        self._all_bias_source[share.position] = self.hyper.temperature
+        self._all_coefficient[: n_all * group].reshape(n_all, group)[share.position] = share.coefficient
+        self._all_places[: n_all * group].reshape(n_all, group)[share.position] = share.ids
+        if self._n_shared:
+            start = n_all + rank * self._n_shared
+            behind = slice(start, start + self._n_shared)
+            self._all_source[behind], self._all_bias_source[behind] = share.partial, share.bias
+            self._all_coefficient[behind], self._all_places[behind] = 1, batch.negative
+
+    def _exchange(self, own: _Share, batch: Batch) -> None:
+        """Put what the ranks of other hosts bring: each rank hears from those with its local rank."""
+        ranks = self._ranks
+        counts = self._counts[ranks.local_rank :: ranks.local_world, self._step_number]
+        sizes = int(counts.max()), self.hyper.embedding_size, self._group, self._n_shared
+        sent, *received = torch.empty(1 + ranks.n_hosts, _Share.words(*sizes))
+        packed = _Share.over(sent, *sizes)
+        for name, values in vars(own).items():
+            getattr(packed, name)[: len(values)] = values
+        with ranks.together():
+            dist.all_gather(received, sent, group=ranks.peers)
+        for host, (words, n) in enumerate(zip(received, counts, strict=True)):
+            if host != ranks.host:
+                brought = _Share.over(words, *sizes)
+                pairs = {name: getattr(brought, name)[:n] for name in ("position", "source", "coefficient", "ids")}
+                self._put(replace(brought, **pairs), batch, host * ranks.local_world + ranks.local_rank)

@@ -99,7 +99,7 @@ class FusedEngine:
         n_pairs, n_shared = min(hyper.positives_a_step, len(plan.user)), hyper.n_shared_negatives
         if hyper.negatives == "shared":
             self._score, n_places, n_origins = self._score_shared, n_pairs + n_shared, n_pairs + n_shared
-            self._negative_links = _Links(len(model.item_table), n_shared)
+            self._negative_links = Links(len(model.item_table), n_shared)
             self._scores, self._negative_e = torch.empty(n_pairs, n_shared), torch.empty(n_shared, hyper.embedding_size)
         else:
             self._score, n_places, n_origins = self._score_pairs, n_pairs * (1 + hyper.repeats), n_pairs

@@ -1,6 +1,7 @@
 """The command line: ``recbole-onebp train``, ``compare``, ``tune``, ...; and ``run_recbole_onebp.py``.
 
-Exit codes: 0 done; 2 for what the user can mend, told in one line that starts with ``error:``; 1 a bug; 130 Ctrl-C.
+Exit codes: 0 done; 2 for what the user can mend, told in one line that starts with ``error:``; 1 a bug; 130 Ctrl-C;
+143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("-m", "--model", help="OneBP, or any of RecBole's models")
     train.add_argument("-d", "--dataset", help="ml-100k, a name that fetch knows, or a folder below data_path")
     train.add_argument("--config_files", help="YAML files, separated by spaces; later ones override earlier ones")
+    train.add_argument("--resume", metavar="auto|RUN_DIR", help="go on with a run that was stopped; auto: with that in "
+                       "output_dir, if there is one")  # fmt: skip
     train.add_argument("--nproc", type=int, default=1, help="processes on this host, for OneBP; default: 1")
     train.add_argument("--world_size", type=int, default=-1, help="processes on all hosts; default: nproc")
     train.add_argument("--group_offset", type=int, default=0, help="rank of this host's first process; default: 0")
@@ -250,7 +253,8 @@ def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         )
     if world_size > 1 and "RANK" not in os.environ:
         return _launch(arguments, world_size)
-    overrides.update({key: value for key in ("model", "dataset") if (value := getattr(arguments, key)) is not None})
+    flags = ("model", "dataset", "resume")
+    overrides.update({key: value for key in flags if (value := getattr(arguments, key)) is not None})
     compat.require_recbole()
 
     from recbole_onebp import logs, quick_start
@@ -435,6 +439,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("interrupted; the checkpoint of the best epoch so far, if there is one, is intact", file=sys.stderr)
+        print("interrupted; the last checkpoint, if there is one, is intact: --resume goes on from it", file=sys.stderr)
         return 130
     return 2

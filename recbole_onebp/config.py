@@ -259,6 +259,8 @@ class RecBoleSettings(TypedDict, total=False):
     data_path: str
     checkpoint_dir: str
     output_dir: str
+    resume: str | None
+    recbole_checkpoint: bool
     fast_sampler: bool
     refit: bool
     fast_evaluator: bool

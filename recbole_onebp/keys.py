@@ -14,12 +14,21 @@ import yaml
 from recbole_onebp.errors import UserError
 from recbole_onebp.resources import properties_dir
 
-__all__ = ["check_keys", "check_model_name", "model_names", "nearest"]
+__all__ = ["NO_RESULT", "check_keys", "check_model_name", "model_names", "nearest"]
 
 RUN_KEYS = frozenset(
-    {"output_dir", "fast_sampler", "fast_evaluator", "eval_memory_mb", "refit", "split_seed", "dist_timeout"}
+    {"output_dir", "fast_sampler", "fast_evaluator", "eval_memory_mb", "refit", "split_seed", "resume"}
+    | {"recbole_checkpoint", "dist_timeout"}
 )
 """What our own commands read beside the model's keys."""
+
+NO_RESULT = frozenset(
+    {"output_dir", "checkpoint_dir", "data_path", "show_progress", "state", "device", "gpu_id", "eval_memory_mb"}
+    | {"resume", "recbole_checkpoint", "log_wandb", "wandb_project", "save_dataset", "save_dataloaders"}
+    | {"dataset_save_path", "dataloaders_save_path", "loss_decimal_place", "local_rank", "single_spec", "nproc"}
+    | {"world_size", "offset", "ip", "port", "dist_timeout", "data_cache"}
+)
+"""Keys that no result depends on."""
 
 # Read by RecBole's code, though none of its YAML files names them.
 _UNLISTED = frozenset(

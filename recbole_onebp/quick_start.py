@@ -6,7 +6,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +17,11 @@ import pandas as pd
 import psutil
 import torch
 from recbole.data import create_dataset, data_preparation
-from recbole.trainer import Trainer
+from recbole.trainer import TraditionalTrainer, Trainer
 from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_onebp import __version__
+from recbole_onebp.checkpoint.saver import Saver, find, refuse_another_run, run_of
 from recbole_onebp.config import OneBPConfig, RunConfig
 from recbole_onebp.data_checks import check_dataset, check_files
 from recbole_onebp.datasets.fetch import provide
@@ -76,6 +77,7 @@ class Record:
 
     folder: RunFolder
     epochs: list[dict[str, Any]] = field(default_factory=list)
+    written: int = 0
 
     def train(self, epoch: int, seconds: float, loss: Any, extra: Mapping[str, float]) -> None:
         losses = loss if isinstance(loss, tuple) else (loss,)
@@ -87,24 +89,29 @@ class Record:
     def validate(self, seconds: float, result: Mapping[str, float]) -> None:
         self.epochs[-1].update(valid=_floats(result), valid_seconds=seconds)
 
-    def write_last(self) -> None:
-        if self.epochs:
-            self.folder.add_epoch(self.epochs[-1])
+    def write(self) -> None:
+        """What has not been written yet; an epoch is over when the next one begins."""
+        for epoch in self.epochs[self.written :]:
+            self.folder.add_epoch(epoch)
+        self.written = len(self.epochs)
 
     def total(self, key: str) -> float:
         return float(sum(epoch[key] for epoch in self.epochs))
 
 
 class _Recorded:
-    """Mixed into a trainer class: notes the time, the loss and the validation of each epoch."""
+    """Mixed into a trainer class: notes the time, the loss and the validation of each epoch, and has the run saved."""
 
+    config: RunConfig
     record: Record
+    saver: Saver | None = None
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
-        self.record.write_last()
+        self.record.write()
+        before = 0.0 if self.saver is None else self.saver.epoch_begins(epoch_idx)
         start = perf_counter()
         loss = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)  # type: ignore[misc]
-        self.record.train(epoch_idx, perf_counter() - start, loss, getattr(self, "encoding_stats", {}))
+        self.record.train(epoch_idx, before + perf_counter() - start, loss, getattr(self, "encoding_stats", {}))
         return loss
 
     def _valid_epoch(self, *args: Any, **kwargs: Any) -> Any:
@@ -112,6 +119,22 @@ class _Recorded:
         score, result = super()._valid_epoch(*args, **kwargs)  # type: ignore[misc]
         self.record.validate(perf_counter() - start, result)
         return score, result
+
+    def _save_checkpoint(self, epoch: int, *args: Any, **kwargs: Any) -> None:
+        """RecBole's trainers do this when the model is the best so far, or nothing is validated."""
+        if epoch < 0:  # there was none left to train: the best stays the best
+            return
+        if self.saver is not None:
+            self.saver.best_is(epoch)
+        if self.config["recbole_checkpoint"]:
+            super()._save_checkpoint(epoch, *args, **kwargs)  # type: ignore[misc]
+
+    def evaluate(self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, **kwargs: Any) -> Any:
+        if load_best_model and model_file is None and isinstance(self, Trainer):
+            load_best_model = False
+            if self.saver is not None:  # else there has been one epoch
+                self.saver.load_best()
+        return super().evaluate(eval_data, load_best_model, model_file, **kwargs)  # type: ignore[misc]
 
 
 def _recorded(trainer_class: type[Trainer]) -> type[Trainer]:
@@ -132,6 +155,7 @@ class Run:
     trainer: Any
     data_seconds: float
     model_seconds: float
+    _trained: bool = field(default=False, init=False)
 
     def per_user_metrics(self, part: Literal["valid", "test"] = "test") -> pd.DataFrame:
         """The metrics of every user of a part, by the model as it stands: after :meth:`fit`, that of the best epoch.
@@ -154,7 +178,7 @@ class Run:
         """Train and choose the epoch on validation; the test part is not looked at.
 
         Args:
-            saved: keep the checkpoint of the best epoch.
+            saved: keep the model of the best epoch, and checkpoints.
             on_validation: called after each validation with the epoch and its ``valid_metric``; what it raises ends the
                 training.
 
@@ -162,28 +186,26 @@ class Run:
             Number and validation metrics of the best epoch.
         """
         trainer, show_progress = self.trainer, self.config["show_progress"]
-        if trainer.record.epochs:
+        if self._trained:
             raise RuntimeError("this run has been trained already; build another one")
+        self._trained = True
         # The trainers of RecBole's decision trees know no callback.
         callback = {} if on_validation is None else {"callback_fn": on_validation}
+        saving = trainer.saver.running() if saved and trainer.saver is not None else nullcontext()
         try:
-            with _missing_package(self.config["model"]):
+            with _missing_package(self.config["model"]), saving:
                 trainer.fit(self.train_data, self.valid_data, saved=saved, show_progress=show_progress, **callback)
         finally:
-            trainer.record.write_last()
+            trainer.record.write()
             trainer.tensorboard.flush()
         return _best(trainer.record.epochs, trainer.best_valid_score, trainer.valid_metric)
 
     def fit(self) -> Result:
         """Train, choose the epoch on validation, test that one once, and write the run folder."""
         config, trainer, record = self.config, self.trainer, self.trainer.record
-        saved_before = _identity(trainer.saved_model_file)
         start = perf_counter()
         best_epoch, best_valid = self.train()
-        unsaved = _identity(trainer.saved_model_file) == saved_before
-        if current().said_by_first(unsaved):  # a pretraining stage keeps no best model
-            trainer._save_checkpoint(len(record.epochs) - 1)
-        fit_seconds = perf_counter() - start
+        fit_seconds = perf_counter() - start if trainer.saver is None else trainer.saver.seconds
         start = perf_counter()
         test = trainer.evaluate(self.test_data, load_best_model=True, show_progress=config["show_progress"])
         test_seconds = perf_counter() - start
@@ -245,7 +267,11 @@ def load_config(config_file_list: Sequence[str] | None, config_dict: Mapping[str
         UserError: for a key or value that is wrong, or a folder that cannot be written.
     """
     config = read_config(config_file_list, config_dict)
-    given = config["output_dir"]
+    given, resume = config["output_dir"], config["resume"]
+    if resume == "auto" and not given:
+        raise UserError("resume: auto needs output_dir: that is where it looks for a checkpoint")
+    if resume not in (None, "auto") and not given:
+        given = run_of(resume)
     if _join(config).rank > 0:
         folder = RunFolder.temporary()
     else:
@@ -320,8 +346,14 @@ def load_data(config: RunConfig) -> tuple[Any, Any, Any, Any]:
 
 def build_from(config: RunConfig, folder: RunFolder) -> Run:
     """The second half of :func:`build`; seeds are set where RecBole's ``run_recbole`` sets them."""
+    first = _folder_of_first(folder)
+    checkpoint = find(config["resume"], first)
     start = perf_counter()
     dataset, train_data, valid_data, test_data = load_data(config)
+    valid_data = None if config["refit"] else valid_data
+    loaders = {"train": train_data, "valid": valid_data, "test": test_data}
+    if checkpoint is not None:
+        refuse_another_run(checkpoint, config, dataset, loaders)
     data_seconds = perf_counter() - start
 
     init_seed(config["seed"], config["reproducibility"])
@@ -329,25 +361,28 @@ def build_from(config: RunConfig, folder: RunFolder) -> Run:
     with _missing_package(config["model"]):
         model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
         model_seconds = perf_counter() - start
-        folder.start(config.final_config_dict)
+        if checkpoint is None or not checkpoint.lies_in(folder.checkpoints):
+            folder.start(config.final_config_dict)
         trainer = _recorded(get_trainer(config["MODEL_TYPE"], config["model"]))(config, model)
-    trainer.record = Record(folder)
-    trainer.saved_model_file = _checkpoint_of_first(folder)
-    valid_data = None if config["refit"] else valid_data
+    trainer.record = record = Record(folder)
+    trainer.saved_model_file = str(first.recbole_checkpoint)
+    if isinstance(trainer, Trainer) and not isinstance(trainer, TraditionalTrainer):
+        trainer.saver = Saver(trainer, folder, record.epochs, dataset, loaders, first.model)
+    if checkpoint is not None:
+        trainer.saver.go_on(checkpoint)
+        record.written = len(record.epochs)
     return Run(config, folder, dataset, train_data, valid_data, test_data, model, trainer, data_seconds, model_seconds)
 
 
-def _checkpoint_of_first(folder: RunFolder) -> str:
-    """Rank 0's checkpoint, which it alone writes and all read."""
+def _folder_of_first(folder: RunFolder) -> RunFolder:
+    """That of rank 0, which it alone writes and all read."""
     ranks = current()
     if ranks.alone:
-        return str(folder.checkpoint)
-    path = Path(ranks.text_of_first(str(folder.checkpoint.resolve())))
-    if not path.parent.is_dir():
-        raise UserError(
-            f"output_dir: {path.parent} is not seen on this host; all hosts read it, from storage they share"
-        )
-    return str(path)
+        return folder
+    path = Path(ranks.text_of_first(str(folder.path.resolve())))
+    if not path.is_dir():
+        raise UserError(f"output_dir: {path} is not seen on this host; all hosts read it, from storage they share")
+    return RunFolder(path)
 
 
 @contextmanager
@@ -359,12 +394,6 @@ def _as_user_error(what: str) -> Iterator[None]:
         raise
     except (ValueError, NotImplementedError) as error:
         raise UserError(f"{what}: {error}") from error
-
-
-def _identity(file: str) -> tuple[int, int] | None:
-    """Tells whether a file has been written anew, be it of the same name."""
-    path = Path(file)
-    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
 
 
 def _parameters(model: torch.nn.Module) -> int:

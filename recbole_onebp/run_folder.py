@@ -16,12 +16,17 @@ import yaml
 from recbole_onebp.errors import UserError
 from recbole_onebp.files import write_atomically
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "checkpoints_of", "plain"]
+
+
+def checkpoints_of(path: Path) -> Path:
+    """Where the checkpoints of a run lie in its folder."""
+    return path / "checkpoint"
 
 
 class RunFolder:
-    """One run's folder: ``config.yaml``, ``metrics.jsonl``, ``result.json``, ``curves.png``, ``checkpoint.pth``,
-    ``run.log`` and ``tensorboard/``."""
+    """One run's folder: ``config.yaml``, ``metrics.jsonl``, ``result.json``, ``curves.png``, ``model.safetensors``,
+    ``checkpoint/``, ``run.log`` and ``tensorboard/``; on request RecBole's ``checkpoint.pth``."""
 
     _holder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -46,19 +51,28 @@ class RunFolder:
             config: what is no plain value in it (a device, an enum) is written by its name.
         """
         with self._writing():
-            for name in ("result.json", "curves.png", "checkpoint.pth", "metrics.jsonl"):
+            for file in (self.model, self.recbole_checkpoint):
+                file.unlink(missing_ok=True)
+            for folder in (self.checkpoints, self.path / "tensorboard"):
+                shutil.rmtree(folder, ignore_errors=True)
+        self.go_on(config, ())
+
+    def go_on(self, config: Mapping[str, Any], epochs: Iterable[Mapping[str, Any]]) -> None:
+        """:meth:`start` for a run that goes on after ``epochs``: what came after them goes."""
+        text = yaml.safe_dump(plain(config), allow_unicode=True, sort_keys=True)
+        lines = "".join(json.dumps(epoch) + "\n" for epoch in epochs)
+        with self._writing():
+            for name in ("result.json", "curves.png"):
                 (self.path / name).unlink(missing_ok=True)
-            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
-            plain = {key: _plain(value) for key, value in sorted(config.items())}
-            text = yaml.safe_dump(plain, allow_unicode=True, sort_keys=True)
             write_atomically(self.path / "config.yaml", lambda file: file.write_text(text, encoding="utf-8"))
+            write_atomically(self.path / "metrics.jsonl", lambda file: file.write_text(lines, encoding="utf-8"))
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise UserError(f"output_dir: {self.path} cannot be written to: {error.strerror}") from None
+            raise UserError(f"output_dir: {self.path} cannot be written to: {error.strerror or error}") from None
 
     @classmethod
     def fresh(cls, dataset: str, model: str) -> RunFolder:
@@ -78,7 +92,15 @@ class RunFolder:
         return folder
 
     @property
-    def checkpoint(self) -> Path:
+    def model(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        return checkpoints_of(self.path)
+
+    @property
+    def recbole_checkpoint(self) -> Path:
         return self.path / "checkpoint.pth"
 
     @property
@@ -87,11 +109,12 @@ class RunFolder:
 
     def write_result(self, values: Mapping[str, Any]) -> None:
         text = json.dumps(values, indent=2) + "\n"
-        write_atomically(self.path / "result.json", lambda file: file.write_text(text, encoding="utf-8"))
+        with self._writing():
+            write_atomically(self.path / "result.json", lambda file: file.write_text(text, encoding="utf-8"))
 
     def add_epoch(self, values: Mapping[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``; a reader sees whole lines, also while the run goes on."""
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        with self._writing(), open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
     def draw_curves(self, epochs: Iterable[Mapping[str, Any]], valid_metric: str, title: str) -> None:
@@ -117,12 +140,14 @@ class RunFolder:
             axes.set(xlabel="epoch", ylabel=label)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
-        write_atomically(self.path / "curves.png", lambda file: figure.savefig(file, dpi=150, format="png"))
+        with self._writing():
+            write_atomically(self.path / "curves.png", lambda file: figure.savefig(file, dpi=150, format="png"))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """``value`` as YAML and JSON know it: what is no plain value in it (a device, an enum) is written by its name."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
@@ -61,6 +61,8 @@ class OneBPTrainer(Trainer):
         self._planned: Any = None  # the data set that it is for
         self._engine: Engine | None = None
         self._shared_negatives: Iterator[Tensor] = iter(())
+        self.watch: Callable[..., Iterable[Any]] = lambda steps, *_: steps  # Saver.watch, where the run is saved
+        self.begin_at = 0, 0.0  # of the next epoch: steps that have been taken already, and the sum of their losses
         obstacle = why_not_fast(config, model)
         if model.hyper.engine == "fast" and obstacle:
             raise UserError(f"engine: fast does not go with {obstacle}; use engine: reference, or auto")
@@ -146,9 +148,14 @@ class OneBPTrainer(Trainer):
         plan = self._plan_of(train_data)
         if self._engine is None:
             self._engine = make_engine(self.model, self.optimizer, plan)
+        engine, (done, loss), self.begin_at = self._engine, self.begin_at, (0, 0.0)
         description = set_color(f"Train {epoch_idx:>5}", "pink")
-        bar = partial(tqdm, total=len(plan), ncols=100, desc=description, disable=not show_progress)
-        loss = self._engine.train_epoch(epoch_idx, bar)
+        bar = partial(tqdm, total=len(plan), initial=done, ncols=100, desc=description, disable=not show_progress)
+
+        def progress(steps: Iterable[Any]) -> Iterable[Any]:
+            return bar(self.watch(steps, done, plan.suffices_after, lambda: float(engine.loss)))
+
+        loss = engine.train_epoch(epoch_idx, progress, done, loss)
         self._check_nan(torch.tensor(loss))
         return loss
 
@@ -161,6 +168,10 @@ class OneBPTrainer(Trainer):
     def resume_checkpoint(self, resume_file: Any) -> None:
         """See RecBole; each rank takes its own users."""
         super().resume_checkpoint(resume_file)
+        self.take_own_rows()
+
+    def take_own_rows(self) -> None:
+        """Of what the optimizer keeps of all users, which a checkpoint holds; the model takes its own by itself."""
         shard, table = self.model.shard, self.model.user_table
         if shard is not None and self.model.hyper.backprop == "two":
             for name, moment in _moments(self.optimizer, table):

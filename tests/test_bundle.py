@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recbole_onebp import Recommender
+from recbole_onebp.checkpoint.store import read_tensors, write_tensors
 from recbole_onebp.cli import main
 from recbole_onebp.errors import UserError
 from recbole_onebp.serving.bundle import read_bundle, read_fields
@@ -30,6 +31,11 @@ def fitted(tiny, tmp_path):
         return run, tmp_path / "bundle"
 
     return fit
+
+
+def without_tables(run):
+    path = run / "model.safetensors"
+    write_tensors(path, {}, read_tensors(path)[1])
 
 
 def internal(run, kind, ids):
@@ -161,8 +167,10 @@ def test_items_have_titles_and_ids_are_sorted(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("prepare", "words"),
     [
-        (lambda run: (run / "checkpoint.pth").unlink(), "there is no checkpoint.pth"),
-        (lambda run: (run / "checkpoint.pth").write_bytes(b"PK\x03\x04 cut"), "cannot be read as a checkpoint"),
+        (lambda run: (run / "model.safetensors").unlink(), r"there is no model\.safetensors"),
+        (lambda run: (run / "model.safetensors").write_bytes(b"PK\x03\x04 cut"), "cannot be read as a model"),
+        (lambda run: write_tensors(run / "model.safetensors", {}), "cannot be read as a model"),
+        (without_tables, "is no OneBP"),
         (lambda run: (run.parent / "bundle").mkdir(), "bundle: is there already, and no bundle"),
         (lambda run: made_bundle(run.parent / "bundle"), "replace it with --force"),
     ],
@@ -189,9 +197,9 @@ def test_changed_data_are_told(tiny, tmp_path, tiny_path):
     shutil.copytree(tiny_path, data)
     with open(data / "tiny" / "tiny.inter", "a") as file:
         file.write("u99\ti1\nu99\ti2\nu99\ti3\n")
-    checkpoint = torch.load(run.folder.checkpoint, weights_only=False)
-    checkpoint["config"]["data_path"] = str(data / "tiny")
-    torch.save(checkpoint, run.folder.checkpoint)
+    tensors, metadata = read_tensors(run.folder.model)
+    config = {**json.loads(metadata["config"]), "data_path": str(data)}
+    write_tensors(run.folder.model, tensors, {**metadata, "config": json.dumps(config)})
     with pytest.raises(UserError, match=r"30 users and 40 items, the data .* 31 and 40: they have changed"):
         export(tmp_path / "run", tmp_path / "bundle")
 

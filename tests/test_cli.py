@@ -11,14 +11,15 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from matplotlib.image import imread
+from safetensors.numpy import load_file
 
 from conftest import write_inter
 from recbole_onebp import data_checks
 from recbole_onebp.cli import main, parse_overrides
 from recbole_onebp.errors import UserError
+from recbole_onebp.quick_start import build_from, load_config
 
 
 @pytest.fixture
@@ -48,7 +49,8 @@ def test_a_run_writes_its_folder(train, tmp_path, capsys):
     assert train()[0] == 0
     folder = tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {
-        "checkpoint.pth", "config.yaml", "curves.png", "metrics.jsonl", "result.json", "run.log", "tensorboard"
+        "checkpoint", "config.yaml", "curves.png", "metrics.jsonl", "model.safetensors", "result.json", "run.log",
+        "tensorboard",
     }  # fmt: skip
     result = json.loads((folder / "result.json").read_text())
     assert set(result) == {
@@ -70,8 +72,7 @@ def test_a_run_writes_its_folder(train, tmp_path, capsys):
     log = (folder / "run.log").read_text()
     assert "wrote" in log
     assert "\x1b" not in log
-    state = torch.load(folder / "checkpoint.pth", weights_only=False)["state_dict"]
-    assert set(state) == {"item_table", "user_table"}
+    assert set(load_file(folder / "model.safetensors")) == {"item_table", "user_table"}
     assert list(Path.cwd().iterdir()) == [folder]
 
 
@@ -127,8 +128,7 @@ def test_a_folder_holds_one_run(train, tmp_path):
     assert train()[0] == 0
     first = set((tmp_path / "run" / "tensorboard").rglob("events*"))
     assert train(model="BPR")[0] == 0
-    state = torch.load(tmp_path / "run" / "checkpoint.pth", weights_only=False)
-    assert state["config"]["model"] == "BPR"
+    assert set(load_file(tmp_path / "run" / "model.safetensors")) == {"item_embedding.weight", "user_embedding.weight"}
     assert not first & set((tmp_path / "run" / "tensorboard").rglob("events*"))
 
 
@@ -329,21 +329,36 @@ def start(tiny_config, tmp_path, **overrides):
     )
 
 
-def test_ctrl_c_in_an_epoch_leaves_the_last_checkpoint_intact(tiny_config, tmp_path):
-    process = start(tiny_config, tmp_path, epochs=100_000, stopping_step=100_000)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_ends_the_run(tiny_config, tmp_path, number, code):
+    endless = {"epochs": 100_000, "stopping_step": 100_000}
+    process = start(tiny_config, tmp_path, **endless)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 2) and time.monotonic() < deadline:
+    while not list((tmp_path / "run").glob("checkpoint/epoch-*")) and time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code
     assert "Traceback" not in err
-    assert err.splitlines()[-1].startswith("interrupted")
-    checkpoint = torch.load(tmp_path / "run" / "checkpoint.pth", weights_only=False)
-    assert torch.isfinite(checkpoint["state_dict"]["user_table"]).all()
-    assert not list((tmp_path / "run").glob("*.tmp"))
+    assert [line.startswith("interrupted") for line in err.splitlines()] == [True] * (number == signal.SIGINT)
+    assert "goes on at epoch" in out
+    assert not list((tmp_path / "run").rglob("*.tmp"))
     assert not (tmp_path / "run" / "result.json").exists()
-    for line in metrics.read_text().splitlines():
-        json.loads(line)
+    done = [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()]
+    values = {"model": "OneBP", "dataset": "tiny", **tiny_config, **endless, "resume": "auto"}
+    run = build_from(*load_config(None, values))
+    assert run.trainer.start_epoch in (done[-1], done[-1] + 1)
+    assert [epoch["epoch"] for epoch in run.trainer.record.epochs] == list(range(run.trainer.start_epoch))
+
+
+def test_resume_from_the_command_line(train, tmp_path):
+    assert train(epochs=2)[0] == 0
+    assert train("--resume", "auto")[0] == 0
+    assert "going on with" in train.out
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+    assert train(f"--resume={tmp_path / 'run'}", output_dir=None)[0] == 0
+    assert "beta: 0.99 then, 0.5 now" in refusal(train("--resume=auto", beta=0.5))
+    assert "resume: auto needs output_dir" in refusal(train("--resume=auto", output_dir=None))
+    assert "resume: absent: there is no such folder" in refusal(train("--resume=absent", output_dir=None))

@@ -19,11 +19,13 @@ import recbole_onebp
 from conftest import PLAIN
 from ranks import in_ranks
 from recbole_onebp import cli
+from recbole_onebp.checkpoint.saver import find
 from recbole_onebp.distributed.host import Host
 from recbole_onebp.distributed.ranks import Ranks
 from recbole_onebp.distributed.users import Shard
 from recbole_onebp.engine import Plan
 from recbole_onebp.model import _xavier_rows, _xavier_rows_of
+from recbole_onebp.run_folder import RunFolder
 
 METRICS = ["Recall", "NDCG", "MRR", "GAUC", "ItemCoverage", "GiniIndex", "ShannonEntropy", "AveragePopularity",
            "TailPercentage"]  # fmt: skip
@@ -49,7 +51,8 @@ ROUNDED = {"ml-100k", *(name for name in OPTIONS if "shared" in name or "device"
 
 
 def ml_100k(folder):
-    return "ml-100k", {"epochs": 3, "output_dir": str(folder), "metrics": METRICS, "topk": [10], "show_progress": False}
+    config = {"epochs": 3, "output_dir": str(folder), "metrics": METRICS, "topk": [10], "show_progress": False}
+    return "ml-100k", {**config, "recbole_checkpoint": True}
 
 
 GROUPS = {
@@ -74,7 +77,8 @@ def trained(tiny_path, tmp_path_factory):
                 config = {
                     "data_path": tiny_path, "load_col": {"inter": ["user_id", "item_id"]}, "embedding_size": 8,
                     "train_batch_size": 160, "epochs": 3, "metrics": METRICS, "topk": [5, 10],
-                    "valid_metric": "NDCG@10", "show_progress": False, "output_dir": str(folder), **PLAIN,
+                    "valid_metric": "NDCG@10", "show_progress": False, "output_dir": str(folder),
+                    "recbole_checkpoint": True, **PLAIN,
                 }  # fmt: skip
                 runs[each] = ml_100k(folder) if each == "ml-100k" else ("tiny", {**config, **OPTIONS[each]})
             in_ranks(*shape, runs)
@@ -213,7 +217,7 @@ def test_a_run_whose_rank_is_killed_ends_and_keeps_its_checkpoint(tmp_path):
             env={**os.environ, "PYTHONPATH": str(Path(recbole_onebp.__file__).parent.parent)},
         )  # fmt: skip
         deadline = time.monotonic() + 100
-        while not (out / "checkpoint.pth").exists() and time.monotonic() < deadline:
+        while not list(out.glob("checkpoint/epoch-*")) and time.monotonic() < deadline:
             time.sleep(0.1)
         ranks = [child for child in psutil.Process(run.pid).children() if child.cmdline()[-1].startswith("--multipro")]
         os.kill(max(ranks, key=psutil.Process.create_time).pid, signal.SIGKILL)
@@ -223,7 +227,7 @@ def test_a_run_whose_rank_is_killed_ends_and_keeps_its_checkpoint(tmp_path):
         stderr.seek(0)
         last = stderr.read().strip().splitlines()[-1]
     assert last.startswith(("error: rank 1 of 2 was ended by SIGKILL", "error: rank 0 of 2: another process has ended"))
-    assert torch.load(out / "checkpoint.pth", weights_only=False)["epoch"] >= 0
+    assert find("auto", RunFolder(out)).values["epoch"] > 0
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def test_a_checkpoint_is_all_that_training_goes_on_from(tiny, tmp_path, options)
     straight = tiny(output_dir=str(tmp_path / "a"), **options)
     for epoch in range(3):
         straight.trainer._train_epoch(straight.train_data, epoch)
-    first = tiny(output_dir=str(tmp_path / "b"), **options)
+    first = tiny(output_dir=str(tmp_path / "b"), recbole_checkpoint=True, **options)
     for epoch in range(2):
         first.trainer._train_epoch(first.train_data, epoch)
     first.trainer._save_checkpoint(1)

@@ -24,7 +24,7 @@ LAYERS = [
     {"data_cache"},
     {"compat", "keys", "run_folder", "data_checks", "ranking", "lean_dataset", "parts", "sampling", "distributed"},
     {"config", "datasets", "evaluation", "recbole_data"},
-    {"model"},
+    {"model", "checkpoint"},
     {"engine"},
     {"trainer"},
     {"registration", "recbole_models"},

@@ -207,7 +207,7 @@ def test_fresh_users_are_the_mean_of_the_final_items(tiny, aggregation):
 @pytest.mark.parametrize("engine", ["reference", "fast"])
 def test_the_learning_rate_decays_by_the_epoch_and_goes_on_after_a_checkpoint(tiny, engine, tmp_path, caplog):
     caplog.set_level("INFO")
-    run = tiny(**RECIPE, engine=engine, epochs=3)
+    run = tiny(**RECIPE, engine=engine, epochs=3, recbole_checkpoint=True)
     run.fit()
     assert run.trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.0025)
     for epoch, rate in enumerate(("0.01", "0.005", "0.0025")):

@@ -70,7 +70,7 @@ def test_get_model_and_get_trainer():
 
 
 def test_load_data_and_model_of_our_run_and_of_recboles(tiny, tiny_config, tmp_path):
-    run = tiny()
+    run = tiny(recbole_checkpoint=True)
     run.fit()
     strict = torch.load
     config, model, dataset, *_, test_data = load_data_and_model(str(tmp_path / "run" / "checkpoint.pth"))

@@ -123,7 +123,7 @@ def test_early_stopping_tests_the_best_epoch(tiny):
 
 
 def test_resume_checkpoint_brings_back_users_and_still_moves_them(tiny, tmp_path):
-    first = tiny(output_dir=str(tmp_path / "first"))
+    first = tiny(output_dir=str(tmp_path / "first"), recbole_checkpoint=True)
     first.fit()
     second = tiny(output_dir=str(tmp_path / "second"), epochs=6)
     second.trainer.resume_checkpoint(str(tmp_path / "first" / "checkpoint.pth"))

@@ -20,7 +20,8 @@ cat > "$out/train.py" << 'PYTHON'
 import sys
 from recbole_onebp.cli import main
 if __name__ == "__main__":
-    sys.exit(main(["train", "--model=OneBP", "--dataset=ml-100k", "--epochs=3", "--show_progress=False", *sys.argv[1:]]))
+    run = ["--model=OneBP", "--dataset=ml-100k", "--negatives=per_pair", "--epochs=3"]
+    sys.exit(main(["train", *run, "--recbole_checkpoint=true", "--show_progress=False", *sys.argv[1:]]))
 PYTHON
 on() { local host=$1; shift
   ip netns exec "${names[$host]}" env GLOO_SOCKET_IFNAME="${link[$host]}" "$@" > /dev/null; }

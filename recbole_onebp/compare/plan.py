@@ -20,6 +20,7 @@ from recbole_onebp import __version__
 from recbole_onebp.compare.tuned import Tuning
 from recbole_onebp.config import RunConfig, Seed, validated
 from recbole_onebp.errors import UserError
+from recbole_onebp.keys import NO_RESULT
 from recbole_onebp.quick_start import read_config
 
 __all__ = ["Entry", "Plan", "RunSpec"]
@@ -27,8 +28,6 @@ __all__ = ["Entry", "Plan", "RunSpec"]
 _Positive = Annotated[int, Field(ge=1)]
 _ONE_FOR_ALL = {*dataset_arguments, *evaluation_arguments, "refit", "eval_type"} - {"eval_batch_size"}
 """Keys of data and evaluation."""
-_NO_RESULT = {"output_dir", "checkpoint_dir", "data_path", "show_progress", "state", "device"}
-"""Keys that no result depends on; of the data, the split itself counts."""
 
 
 class Entry(BaseModel):
@@ -190,7 +189,7 @@ class Plan(BaseModel):
             _check_kind(config)
         except UserError as error:
             raise UserError(f"models, {entry.label}: {error}") from None
-        return {key: str(value) for key, value in config.final_config_dict.items() if key not in _NO_RESULT}
+        return {key: str(value) for key, value in config.final_config_dict.items() if key not in NO_RESULT}
 
 
 def _check_kind(config: RunConfig) -> None:

@@ -51,7 +51,7 @@ def train_and_test(folder: Path, given: Mapping[str, Any], split_id: str) -> Non
     """
     with _outcome_of(folder) as outcome:
         warm_up(given)
-        config, run_folder = load_config(None, {**given, "output_dir": str(folder)})
+        config, run_folder = load_config(None, {**given, "output_dir": str(folder), "resume": "auto"})
         logs.start(run_folder.log)
         run = build_from(config, run_folder)
         split = Split.of(run.dataset, _parts(run.train_data, run.valid_data, run.test_data))
@@ -72,7 +72,7 @@ def warm_up(given: Mapping[str, Any]) -> None:
         (Path(path) / "warm_up").mkdir()
         rows = (f"{user}\t{item}\n" for user in range(30) for item in rng.permutation(200)[:20])
         (Path(path) / "warm_up" / "warm_up.inter").write_text("user_id:token\titem_id:token\n" + "".join(rows))
-        own = {"dataset": "warm_up", "data_path": path, "output_dir": path, "epochs": 1, "refit": False}
+        own = {"dataset": "warm_up", "data_path": path, "output_dir": path, "epochs": 1, "refit": False, "resume": None}
         build_from(*load_config(None, {**keys, **own})).fit()
 
 

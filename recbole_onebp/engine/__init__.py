@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 from recbole.config import Config
+from torch import Tensor
 
 from recbole_onebp.distributed.ranks import current
 from recbole_onebp.engine.plan import Batch, Plan, Progress
@@ -22,8 +23,13 @@ __all__ = ["Batch", "Engine", "Plan", "make_engine", "why_not_fast"]
 class Engine(Protocol):
     """Trains a model in place."""
 
-    def train_epoch(self, epoch: int, progress: Progress = iter) -> float:
-        """Train on every pair once and return the sum of the steps' mean losses."""
+    @property
+    def loss(self) -> float | Tensor:
+        """The sum of the mean losses of the epoch's steps so far."""
+        ...
+
+    def train_epoch(self, epoch: int, progress: Progress = iter, done: int = 0, loss: float = 0.0) -> float:
+        """Train on every pair once, or on those after ``done`` steps with ``loss``; return the epoch's loss."""
         ...
 
 

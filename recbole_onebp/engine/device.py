@@ -47,31 +47,33 @@ class DeviceEngine:
         self._log_q = torch.from_numpy(plan.log_q()).to(self._device) if self.hyper.logq_correction else None
         self._two = self.hyper.backprop == "two"
         self._sparse = isinstance(optimizer, torch.optim.SparseAdam)
+        self.loss = torch.zeros((), dtype=torch.float64)
         if self._device.type == "cuda" and not self._sparse:
             for group in optimizer.param_groups:
                 group["fused"], group["foreach"] = True, False
 
     @torch.no_grad()
-    def train_epoch(self, epoch: int, progress: Progress = iter) -> float:
+    def train_epoch(self, epoch: int, progress: Progress = iter, done: int = 0, loss: float = 0.0) -> float:
         """Train on every pair once; see :meth:`FusedEngine.train_epoch`."""
         own, _, starts = self.plan.own_order(epoch)
         order = torch.from_numpy(own).to(self._device, torch.long)
         number = torch.from_numpy(self.plan.numbers(own)).to(self._device, torch.long)
-        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        self.loss = torch.tensor(loss, dtype=torch.float64, device=self._device)
         if self.hyper.leave_one_out:  # a checkpoint does not hold what its users were made of
             self.model.move_all_users()
-        for step in progress(range(len(self.plan))):
-            if step % _STEPS_A_DRAW == 0:
+        negatives: Iterator[Tensor] = iter(())
+        for step in progress(range(done, len(self.plan))):
+            if (step - done) % _STEPS_A_DRAW == 0:
                 negatives = self._draw(order, number, starts, step, epoch)
             pair, negative = order[starts[step] : starts[step + 1]], next(negatives)
             self._n_pairs = self.plan.pairs_of_step(step)
             user, item = self._user[pair], self._item[pair]
-            total += (self._shared if self.hyper.negatives == "shared" else self._pairs)(user, item, negative)
+            self.loss += (self._shared if self.hyper.negatives == "shared" else self._pairs)(user, item, negative)
             if not self._two and self.hyper.aggregation == "step":
                 self.model.move(user, item)
             elif self.plan.aggregates_after(step):
                 self.model.move_all_users()
-        return float(self._ranks.total(total))
+        return float(self._ranks.total(self.loss))
 
     def _draw(self, order: Tensor, number: Tensor, starts: IntArray, step: int, epoch: int) -> Iterator[Tensor]:
         """The negatives of the next steps."""

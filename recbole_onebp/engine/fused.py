@@ -114,18 +114,21 @@ class FusedEngine:
         self._item_links = Links(len(model.item_table), n_places)
         self._user_links = Links(len(model.user_table), n_pairs)
         self._log_q = plan.log_q() if hyper.logq_correction else None
+        self.loss = 0.0
         weight = model.item_weight
         self._item_weight: Floats = np.empty(0, dtype=np.float32) if weight is None else weight.squeeze(1).numpy()
         # Of the last aggregation of all users: what item rows were multiplied by, and with leave_one_out the rows.
         self._share = np.empty(len(model.item_table), dtype=np.float32)
         self._aggregated = np.empty_like(model.item_table.detach().numpy()) if hyper.leave_one_out else None
 
-    def train_epoch(self, epoch: int, progress: Progress = iter) -> float:
+    def train_epoch(self, epoch: int, progress: Progress = iter, done: int = 0, loss: float = 0.0) -> float:
         """Train on every pair once.
 
         Args:
             epoch: its number, on which order and negatives depend.
             progress: wraps the steps, to show how far they are.
+            done: steps that were taken before, of an epoch that goes on.
+            loss: the sum of their losses.
 
         Returns:
             The sum of the steps' mean losses, as RecBole's trainer counts it.
@@ -139,12 +142,12 @@ class FusedEngine:
         self._user_table: Floats = model.user_table.detach().numpy()
         if self.hyper.leave_one_out:  # a checkpoint does not hold what its users were made of
             self._aggregate()
-        total = 0.0
-        for number, batch in enumerate(progress(self.plan.batches(epoch))):
-            total += self._step(batch)
+        self.loss = loss
+        for number, batch in enumerate(progress(self.plan.batches(epoch, done)), start=done):
+            self.loss += self._step(batch)
             if self.plan.aggregates_after(number):
                 self._aggregate()
-        return total
+        return self.loss
 
     def _step(self, batch: Batch) -> float:
         n_pairs = len(batch.user)

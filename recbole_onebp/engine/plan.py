@@ -117,10 +117,17 @@ class Plan:
         size = self.hyper.positives_a_step
         return min(size, self.n_pairs - step * size)
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """The steps of an epoch."""
+    def suffices_after(self, step: int) -> bool:
+        """Whether the tables and the optimizer are all that an epoch goes on from after this step, from 0.
+
+        With ``leave_one_out`` that is so where the users have just been aggregated: what they were made of is there.
+        """
+        return not self.hyper.leave_one_out or self.aggregates_after(step)
+
+    def batches(self, epoch: int, done: int = 0) -> Iterator[Batch]:
+        """The steps of an epoch, from number ``done``."""
         order, place, starts = self.own_order(epoch)
-        for step in range(len(self)):
+        for step in range(done, len(self)):
             here = slice(starts[step], starts[step + 1])
             pair, user = order[here], self.user[order[here]]
             position = None if place is None else place[here] - step * self.hyper.positives_a_step

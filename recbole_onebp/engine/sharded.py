@@ -96,14 +96,14 @@ class ShardedEngine(FusedEngine):
         self._item_links = Links(len(model.item_table), n_places)
         self._shared_tensors: dict[str, Tensor] = {}
 
-    def train_epoch(self, epoch: int, progress: Progress = iter) -> float:
+    def train_epoch(self, epoch: int, progress: Progress = iter, done: int = 0, loss: float = 0.0) -> float:
         """Train on every pair once; see :meth:`FusedEngine.train_epoch`."""
         self._share_items()
-        self._step_number = 0
+        self._step_number = done
         if self._ranks.peers is not None:
             starts = torch.from_numpy(self.plan.own_order(epoch)[2])
             self._counts = torch.stack(self._ranks.gather(starts.diff())).numpy()  # (world, steps)
-        total = super().train_epoch(epoch, progress)
+        total = super().train_epoch(epoch, progress, done, loss)
         return float(self._ranks.total(torch.tensor([total], dtype=torch.float64)))
 
     def _share_items(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,10 +15,11 @@ import torch
 import yaml
 from recbole.utils import get_model
 
+from recbole_onebp.checkpoint.saver import read_model
 from recbole_onebp.data_checks import check_files
 from recbole_onebp.datasets.hashes import sha256
 from recbole_onebp.errors import UserError
-from recbole_onebp.quick_start import load_data, versions
+from recbole_onebp.quick_start import load_data, parse_config, versions
 from recbole_onebp.serving.ann import Index, quality
 from recbole_onebp.serving.bundle import write_bundle
 from recbole_onebp.serving.card import Parts, evaluate_groups, model_card
@@ -63,22 +63,23 @@ def export(
     run_dir, bundle_dir = Path(run_dir), Path(bundle_dir)
     if onnx:
         check_packages()
-    checkpoint = _read_checkpoint(run_dir)
-    config = checkpoint["config"]
-    if config["model"] != "OneBP":
-        raise UserError(f"{run_dir}: a run of {config['model']}; only OneBP can be exported")
-    config["device"] = torch.device("cpu")
+    state, _, given = read_model(run_dir / "model.safetensors")
+    if given.get("model") != "OneBP":
+        raise UserError(f"{run_dir}: a run of {given.get('model')}; only OneBP can be exported")
+    config = parse_config(None, {**given, "use_gpu": False})
     check_files(config)
     dataset, train_data, valid_data, test_data = load_data(config)
     train = train_data._dataset
     model = get_model("OneBP")(config, train)
     try:
-        model.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        if not {"user_table", "item_table"} <= state.keys():
+            raise UserError(f"{run_dir}: model.safetensors is no OneBP: {error}") from None
         raise UserError(
-            f"{run_dir}: its model has {len(checkpoint['state_dict']['user_table']) - 1} users and "
-            f"{len(checkpoint['state_dict']['item_table']) - 1} items, the data at {config['data_path']} "
-            f"{dataset.user_num - 1} and {dataset.item_num - 1}: they have changed since"
+            f"{run_dir}: its model has {len(state['user_table']) - 1} users and {len(state['item_table']) - 1} items, "
+            f"the data at {config['data_path']} {dataset.user_num - 1} and {dataset.item_num - 1}: they have changed "
+            "since"
         ) from None
 
     user, item = _pairs(train)
@@ -130,19 +131,6 @@ def _quality(
     seen = [parts.item[parts.start[user] : parts.start[user + 1]] for user in users]
     hidden = Hidden(np.empty(0, np.int64), np.cumsum([0, *map(len, seen)]), np.concatenate(seen))
     return quality(index, table, unit_rows(user_e) if cosine else user_e, hidden, _ANN_K)
-
-
-def _read_checkpoint(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / "checkpoint.pth"
-    if not path.is_file():
-        raise UserError(f"{run_dir}: there is no checkpoint.pth; expected the folder of a finished run")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)  # the user's own run
-        if not {"config", "state_dict"} <= checkpoint.keys():
-            raise KeyError("config, state_dict")
-    except (OSError, EOFError, KeyError, AttributeError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: cannot be read as a checkpoint: {error}") from None
-    return checkpoint
 
 
 def _pairs(dataset: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -50,6 +50,7 @@ SETTINGS: dict[str, Any] = {
     "show_progress": False,
     "score": "cosine",
     "temperature": 0.1,
+    "item_bias": True,
     "beta": 0.9,
     "learning_rate": 0.01,
     "train_neg_sample_args": {"distribution": "uniform", "sample_num": 5},
@@ -245,7 +246,10 @@ def against_truth(run: Any, truth: Path) -> dict[str, float]:
         if len(inside) < 1000:
             best = _recommended(run, user, taken, 20)
             inside.append(np.isin(planted.group[best], planted.groups_of[user]).mean())
-    return {**{name: float(np.mean(values)) for name, values in recalls.items()}, "in their groups": np.mean(inside)}
+    return {
+        **{name: float(np.mean(values)) for name, values in recalls.items()},
+        "in their groups": float(np.mean(inside)),
+    }
 
 
 def _in_internal_ids(dataset: Any, truth: Path) -> tuple[Planted, Ids]:

@@ -49,7 +49,8 @@ SETTINGS: dict[str, Any] = {
     "valid_metric": "Recall@20",
     "show_progress": False,
     "score": "cosine",
-    "item_bias": False,
+    "temperature": 0.1,
+    "item_bias": True,
     "negatives": "per_pair",
     "aggregation": "step",
     "aggregation_alpha": 0.0,
@@ -248,7 +249,10 @@ def against_truth(run: Any, truth: Path) -> dict[str, float]:
         if len(inside) < 1000:
             best = _recommended(run, user, taken, 20)
             inside.append(np.isin(planted.group[best], planted.groups_of[user]).mean())
-    return {**{name: float(np.mean(values)) for name, values in recalls.items()}, "in their groups": np.mean(inside)}
+    return {
+        **{name: float(np.mean(values)) for name, values in recalls.items()},
+        "in their groups": float(np.mean(inside)),
+    }
 
 
 def _in_internal_ids(dataset: Any, truth: Path) -> tuple[Planted, Ids]:

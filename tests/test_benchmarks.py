@@ -347,6 +347,66 @@ def test_quality_chooses_on_validation_and_tests_once(tmp_path):
     assert short["curve"][0]["recall@10"] == result["curve"][0]["recall@10"]
 
 
+def test_the_front_of_a_race_is_what_was_reached_by_a_budget(tmp_path):
+    race = import_module("race")
+
+    def row(*points):
+        names = ("seconds", "train_seconds", "recall@20", "ndcg@20")
+        return {"points": [dict(zip(names, point, strict=True)) for point in points]}
+
+    models = {
+        "slow": row((30, 5, 0.3, 0.4), (120.5, 90, 0.9, 0.9)),
+        "quick": row((5, 4, 0.2, 0.1), (9, 6, 0.1, 0.2)),
+        "none": row(),
+    }
+    assert race.front(models, "seconds", "recall@20") == {
+        "10": {"quick": 0.2},
+        "30": {"slow": 0.3, "quick": 0.2},
+        "60": {"slow": 0.3, "quick": 0.2},
+        "120": {"slow": 0.3, "quick": 0.2},
+        "300": {"slow": 0.9, "quick": 0.2},
+    }
+    by_training = race.front(models, "train_seconds", "ndcg@20")
+    assert next(iter(by_training["10"].items())) == ("slow", 0.4)
+    assert by_training["120"]["slow"] == 0.9
+    about = {"dataset": "a", "budget": 300, "threads": 2, "machine": {"cpu": "A CPU"}}
+    race.draw({**about, "models": models}, tmp_path / "race.png")
+    assert (tmp_path / "race.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "race.json").write_text(json.dumps({**about, "als_search": {}, "models": models}))
+    assert race._earlier(tmp_path / "race.json", {**about, "machine": {}})["models"] == models
+    with pytest.raises(UserError, match="its rows have another budget"):
+        race._earlier(tmp_path / "race.json", {**about, "budget": 60})
+
+
+def test_a_contestant_races_in_its_own_process(tmp_path):
+    race = import_module("race")
+    done = race.race("ml-100k", tmp_path, {"model": "OneBP", "epochs": 2}, threads=1, budget=None)
+    first, second = done["points"]
+    assert done["ended"] == "schedule"
+    assert 0 < first["train_seconds"] < second["train_seconds"] < second["seconds"] < done["seconds"]
+    assert first["seconds"] < second["seconds"]
+    assert second["recall@20"] > 0.1
+    late = race.race("ml-100k", tmp_path, {"model": "OneBP", "epochs": 2}, threads=1, budget=0.1)
+    assert (late["ended"], late["points"]) == ("budget", [])
+    with pytest.raises(import_module("measure").CheckFailedError, match="exit code"):
+        race.race("no-such-data", tmp_path, {"model": "OneBP"}, threads=1, budget=None)
+
+
+def test_als_is_evaluated_as_the_others_are(tmp_path):
+    pytest.importorskip("implicit")
+    race = import_module("race")
+    trial = {"alpha": 2.0, "regularization": 0.05}
+    setting = {"factors": 16, "iterations": 3, "trials": [trial]}
+    points = race.race("ml-100k", tmp_path, setting, threads=1, budget=None)["points"]
+    assert len(points) == 3
+    assert points[-1]["ndcg@20"] > 0.1
+    both = {**setting, "trials": [trial, {**trial, "alpha": 200.0}]}
+    found = race.race("ml-100k", tmp_path, both, threads=1, budget=None)["points"]
+    assert [point["alpha"] for point in found] == [2.0, 200.0]
+    assert found[0]["ndcg@20"] == points[-1]["ndcg@20"]
+    assert found[1]["ndcg@20"] != found[0]["ndcg@20"]
+
+
 def test_large_data_are_drawn_from_a_known_law():
     large = import_module("large")
     rng = np.random.default_rng(1)

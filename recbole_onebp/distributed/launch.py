@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from torch.multiprocessing.spawn import ProcessExitedException, spawn
+from tqdm import tqdm
 
 from recbole_onebp.errors import LostRankError
 
@@ -61,6 +63,7 @@ def _run(
 ) -> None:
     os.environ.update({key: str(value) for key, value in environment.items()})
     os.environ.update(RANK=str(offset + number), LOCAL_RANK=str(number))
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which is told as leaked when this process is killed
     sys.exit(main(arguments))
 
 

@@ -3,9 +3,11 @@
 A rank scores its own users' pairs.  What the items' gradients are made of (the users' encodings, a coefficient a score,
 and which items these are) all ranks put where one process would have put it: in memory that the ranks of a host share,
 and a copy goes from host to host.  Then each rank sums the gradients and takes the optimizer's step for its share of
-the rows of the host's item table, in the order of one process.  So with ``negatives: per_pair`` the tables are those of
-one process, bit for bit; with ``shared`` each rank brings its part of the negatives' gradients, and sums differ in
-rounding.
+the rows of the host's item table, in the order of one process.  So the tables are those of one process, bit for bit.
+
+With ``negatives: shared`` ranks of one host put the derivatives by all scores there as well, and share out the blocks
+of negatives, whose gradients one process too sums block by block.  Between hosts that would be M numbers a pair: each
+rank brings its part of the negatives' gradients instead, and sums differ in rounding.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class _Share:
     ids: Ids
     """Their items, ``(n, group)``."""
     partial: Floats
-    """With shared negatives, the rank's part of their gradients, ``(M, d)``."""
+    """With shared negatives on several hosts, the rank's part of their gradients, ``(M, d)``."""
     bias: Floats
     """The same of their biases, ``(M, 1)``."""
 
@@ -86,10 +88,11 @@ class ShardedEngine(FusedEngine):
         self._group = 1 if shared else 1 + hyper.repeats
         self._n_shared = hyper.n_shared_negatives if shared else 0
         n_pairs = min(hyper.positives_a_step, plan.n_pairs)
-        n_rows = n_pairs + ranks.world * self._n_shared
-        n_places = n_pairs * self._group + ranks.world * self._n_shared
-        self._all_source = self._host.tensor((n_rows, hyper.embedding_size)).numpy()
-        self._all_bias_source = self._host.tensor((n_rows, 1)).numpy()
+        self._n_behind = self._n_shared * (1 if ranks.peers is None else ranks.world)
+        n_places = n_pairs * self._group + self._n_behind
+        self._all_source = self._host.tensor((n_pairs + self._n_behind, hyper.embedding_size))
+        self._all_bias_source = self._host.tensor((n_pairs + self._n_behind, 1))
+        self._all_scores = self._host.tensor((n_pairs, self._n_shared)) if shared and ranks.peers is None else None
         self._all_coefficient = self._host.tensor((n_places,)).numpy()
         self._all_places = self._host.tensor((n_places,), torch.int32).numpy()
         self.words_a_pair = _Share.words(1, hyper.embedding_size, self._group, 0)
@@ -126,6 +129,12 @@ class ShardedEngine(FusedEngine):
         self._host.wait()
         return shared
 
+    def _sum_negatives(self, batch: Batch, scores: Tensor) -> None:
+        if self._all_scores is None:
+            super()._sum_negatives(batch, scores)
+        else:
+            self._all_scores.numpy()[batch.position] = scores.numpy()
+
     def _train_items(self, batch: Batch, n_places: int, group: int) -> None:
         n, n_all = len(batch.user), batch.n_pairs
         own = _Share(
@@ -139,27 +148,32 @@ class ShardedEngine(FusedEngine):
         self._put(own, batch, self._ranks.rank)
         if self._ranks.peers is not None:
             self._exchange(own, batch)
-        self._host.wait()  # all gradients are there, and nobody reads items any more
-        end = n_all * group + self._ranks.world * self._n_shared
-        touched = self._step_items(
-            self._all_places[:end], self._all_coefficient[:end], group, self._all_source, self._all_bias_source
-        )
+        self._host.wait()  # all that gradients are made of is there, and nobody reads items any more
+        if self._all_scores is not None:
+            self._sum_blocks(self._all_scores[:n_all], self._all_source, self._all_bias_source, *self._part)
+            self._host.wait()  # those of shared negatives are there too
+        end = n_all * group + self._n_behind
+        sources = self._all_source.numpy(), self._all_bias_source.numpy()
+        touched = self._step_items(self._all_places[:end], self._all_coefficient[:end], group, *sources)
         self._item_links.head[touched] = -1  # those of other ranks' rows
         self._step_number += 1
         self._host.wait()  # all items have stepped
 
     def _put(self, share: _Share, batch: Batch, rank: int) -> None:
-        """Put what a rank brings where one process would have it; its part of shared negatives comes behind."""
+        """Put what a rank brings where one process would have it; between hosts, its part of shared negatives too."""
         n_all, group = batch.n_pairs, self._group
-        self._all_source[share.position] = share.source
-        self._all_bias_source[share.position] = self.hyper.temperature
+        source, bias_source = self._all_source.numpy(), self._all_bias_source.numpy()
+        source[share.position], bias_source[share.position] = share.source, self.hyper.temperature
         self._all_coefficient[: n_all * group].reshape(n_all, group)[share.position] = share.coefficient
         self._all_places[: n_all * group].reshape(n_all, group)[share.position] = share.ids
+        if self._all_scores is not None:
+            rank = 0  # the negatives are there once, and all ranks of the host write the same
         if self._n_shared:
             start = n_all + rank * self._n_shared
             behind = slice(start, start + self._n_shared)
-            self._all_source[behind], self._all_bias_source[behind] = share.partial, share.bias
             self._all_coefficient[behind], self._all_places[behind] = 1, batch.negative
+            if self._all_scores is None:
+                source[behind], bias_source[behind] = share.partial, share.bias
 
     def _exchange(self, own: _Share, batch: Batch) -> None:
         """Put what the ranks of other hosts bring: each rank hears from those with its local rank."""

@@ -352,7 +352,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         found["bytes_an_interaction"] = (found["peak_mb"] - found["imports_mb"]) * 2**20 / args.interactions
         print(
             f"{name}: {found['seconds']:.1f} s, peak {found['peak_mb']:,.0f} MiB, {found['bytes_an_interaction']:.0f} "
-            f"bytes an interaction, {found['pages_swapped']} pages swapped",
+            f"bytes an interaction, {found['major_faults']} major page faults, {found['pages_swapped']} pages swapped",
             flush=True,
         )
     return stages

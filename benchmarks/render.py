@@ -150,11 +150,11 @@ def _large(result: Result, _file: Path) -> str:
         f"{sizes['interactions']:,} interactions, {sizes['users']:,} users, {sizes['items']:,} items, "
         f"d = {sizes['dimension']}; {result['available_mb_before']:,} MiB free before.",
         "",
-        "| stage | seconds | peak, MiB | of that imports | bytes an interaction | pages swapped |",
+        "| stage | seconds | peak, MiB | of that imports | bytes an interaction | major page faults |",
         "|---|---|---|---|---|---|",
     ]
     for name, stage in stages.items():
-        numbers = (stage[key] for key in ("seconds", "peak_mb", "imports_mb", "bytes_an_interaction", "pages_swapped"))
+        numbers = (stage[key] for key in ("seconds", "peak_mb", "imports_mb", "bytes_an_interaction", "major_faults"))
         lines.append(f"| {name} | {' | '.join(map(_number, numbers))} |")
     cutoffs = sorted(int(name.partition("@")[2]) for name in run["test"] if name.startswith("recall@"))
     lines += ["", f"| test users: {sizes['tested']:,} | {' | '.join(f'recall@{k}' for k in cutoffs)} |"]

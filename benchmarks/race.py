@@ -213,12 +213,14 @@ def _earlier(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     return {**about, **{key: earlier[key] for key in ("als_search", "models")}}
 
 
-def _searched(result: dict[str, Any], name: str, setting: dict[str, Any], *where: Any) -> dict[str, Any]:
+def _searched(
+    result: dict[str, Any], name: str, setting: dict[str, Any], dataset: str, data_path: Path
+) -> dict[str, Any]:
     """The factors with what is best on validation, by NDCG; the search is kept, and its time is not raced."""
     if name not in result["als_search"]:
         grid = [dict(zip(ALS_GRID, values, strict=True)) for values in product(*ALS_GRID.values())]
         searched = {**setting, "trials": grid, "iterations": ALS_SEARCH_ITERATIONS}
-        result["als_search"][name] = race(*where, searched, result["threads"], None)["points"]
+        result["als_search"][name] = race(dataset, data_path, searched, result["threads"], None)["points"]
     best = max(result["als_search"][name], key=lambda point: point["ndcg@20"])
     return {**setting, "trials": [{key: best[key] for key in ALS_GRID}], "iterations": ALS_ITERATIONS}
 
@@ -246,9 +248,9 @@ def main() -> int:
             if "factors" in setting:
                 setting = _searched(result, name, setting, *where)
             row = result["models"][name] = race(*where, setting, args.threads, args.budget)
-            best = {metric: max((point[metric] for point in row["points"]), default=None) for metric in METRICS}
+            reached = {metric: max((point[metric] for point in row["points"]), default=None) for metric in METRICS}
             epochs = f"{len(row['points']) or 'no'} epochs in {row['seconds']:.0f} s, ended by its {row['ended']}"
-            print(f"{name}: {epochs}; best {best}", flush=True)
+            print(f"{name}: {epochs}; best {reached}", flush=True)
             write_json(path, result)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

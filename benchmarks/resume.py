@@ -73,13 +73,17 @@ def contents(folder: Path) -> dict[str, Any]:
     """All that a run leaves which must not depend on whether it was stopped."""
     newest = max(path for path in (folder / "checkpoint").iterdir())
     state = json.loads((newest / "state.json").read_text())
-    tables = {name: table.tobytes() for name, table in load_file(folder / "model.safetensors").items()}
     return {
-        "checkpoint": (newest.name, state["files"], timeless(state["state"])),
-        "model": tables,
+        "checkpoint": (newest.name, tables(newest / "state.safetensors"), timeless(state["state"])),
+        "best model in it": tables(newest / "best.safetensors"),
+        "model": tables(folder / "model.safetensors"),
         "metrics.jsonl": [timeless(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()],
         "result.json": timeless(json.loads((folder / "result.json").read_text())),
     }
+
+
+def tables(file: Path) -> dict[str, bytes]:
+    return {name: table.tobytes() for name, table in load_file(file).items()}
 
 
 def timeless(value: Any) -> Any:
@@ -108,17 +112,16 @@ def trial(settings: Mapping[str, Any], straight: Straight, number: int, seed: in
         process = start(settings, place)
         wait_for_training(process, place)
         sleep(moment)
-        if process.poll() is None:
-            process.send_signal(which)
-            sent = monotonic()
-            said, _ = process.communicate()
-            if process.returncode in CODES[which]:
-                break
-        finish(process)  # ended before: this moment was none of the run's
+        process.send_signal(which)
+        sent = monotonic()
+        said, _ = process.communicate()
+        took = monotonic() - sent
+        if process.returncode != 0:  # else it ended before
+            break
     else:
         raise RuntimeError("20 runs ended before they were stopped")
+    claim(process.returncode in CODES[which], f"exit code {process.returncode}: {said[-2000:]}")
     claim("Traceback" not in said, said[-2000:])
-    took = monotonic() - sent
     done = len((place / "metrics.jsonl").read_text().splitlines())
     found = sorted(path.name for path in (place / "checkpoint").glob("[!.]*"))
     finish(start(settings, place, resume=True))

@@ -449,3 +449,13 @@ def test_large_from_end_to_end(tmp_path, monkeypatch):
         "<!-- large: by benchmarks/render.py --><!-- end of large -->", {"large": render.large}, tmp_path
     )
     assert "20,000 interactions, 2,000 users, 4,000 items, d = 8" in text
+
+
+def test_trials_of_resume_are_counted():
+    resume = import_module("resume")
+    row = {"run": "BPR", "signal": "SIGTERM", "exit_seconds": 0.1, "checkpoint": "epoch-000002-step-000000000"}
+    inside = {**row, "checkpoint": "epoch-000002-step-000000004", "exit_seconds": 0.25, "different": ["model"]}
+    anew = {**row, "checkpoint": None, "different": []}
+    lines = resume.table([{**row, "different": []}, inside, anew, {**anew, "signal": "SIGKILL"}])
+    assert lines[2:] == ["| BPR | SIGKILL | 1 | 1 | 0 | 1 | 0.10 |", "| BPR | SIGTERM | 3 | 2 | 1 | 1 | 0.25 |"]
+    assert resume.timeless({"seconds": 1, "a": [{"train_seconds": 2, "b": 3}]}) == {"a": [{"b": 3}]}

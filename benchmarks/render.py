@@ -86,7 +86,44 @@ def comparison(results: Path) -> str:
     return "\n".join([*lines, "", *notes, "", picture])
 
 
+def study(results: Path) -> str:
+    """Every value of every factor, by its mean over seeds, and what it changes."""
+    parts = []
+    for file in sorted((results / "study").glob("*.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        by_label: dict[tuple[str, str], list[dict[str, float]]] = {}
+        for run in result["runs"]:
+            by_label.setdefault((run["factor"], run["label"]), []).append({**run["valid"], "seconds": run["seconds"]})
+        metrics = [name for name in result["runs"][0]["valid"] if name in ("recall@20", "ndcg@20")]
+        means = {
+            key: {name: statistics.mean(run[name] for run in runs) for name in [*metrics, "seconds"]}
+            for key, runs in by_label.items()
+        }
+        base = means["base", "base"]
+        packages = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
+        lines = [f"### {file.stem}", "", f"{result['machine']['cpu']}; {packages}; seeds "
+                 f"{', '.join(map(str, sorted({run['seed'] for run in result['runs']})))}.", ""]  # fmt: skip
+        lines += [f"| factor | | {' | '.join(metrics)} | against base |", f"|---|---|{'---|' * len(metrics)}---|"]
+        for (factor, label), mean in means.items():
+            values = " | ".join(f"{mean[name]:.4f}" for name in metrics)
+            lines.append(f"| {factor} | {label} | {values} | {mean['ndcg@20'] / base['ndcg@20'] - 1:+.1%} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) or "Not run: `python benchmarks/study.py --dataset gowalla`."
+
+
+def quality(results: Path) -> str:
+    """The test part, touched once a seed."""
+    lines = ["| data set | seeds | epochs | Recall@20 | NDCG@20 |", "|---|---|---|---|---|"]
+    for file in sorted(results.glob("quality-*.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        runs, mean = result["runs"], result["mean"]["test"]
+        epochs, seeds = (", ".join(str(run[key]) for run in runs) for key in ("epochs", "seed"))
+        lines.append(f"| {result['dataset']} | {seeds} | {epochs} | {mean['recall@20']:.4f} | {mean['ndcg@20']:.4f} |")
+    return "\n".join(lines) if len(lines) > 2 else "Not run: `python benchmarks/quality.py --dataset gowalla`."
+
+
 BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
+    "docs/study.md": {"quality": quality, "study": study},
     "README.md": {"comparison": comparison, "speed": speed_short},
     "docs/performance.md": {"speed": speed, "growth": growth, "large": large, "gpu": gpu},
     "docs/distributed.md": {"scaling": scaling},

@@ -238,6 +238,7 @@ def _literal(text: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the compiler, about text that was never meant as Python
             value = ast.literal_eval(text)
+            repr(value)  # a whole number of thousands of digits is none that could be shown
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
     return value if value is None or isinstance(value, (str, int, float, list, tuple, dict)) else text

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from logging import getLogger
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -27,6 +27,7 @@ from recbole.config import Config
 from recbole.utils import EvaluatorType
 from typing_extensions import NotRequired, TypedDict
 
+from recbole_onebp import yaml_text
 from recbole_onebp.errors import UserError
 from recbole_onebp.functional import Duplicates
 from recbole_onebp.keys import check_keys, check_model_name
@@ -34,6 +35,8 @@ from recbole_onebp.parts import check_parts
 
 __all__ = ["NegativeSampling", "OneBPConfig", "RecBoleSettings", "RunConfig", "Seed", "check_given", "validated"]
 
+_LONGEST_NAME = 200
+"""In bytes, with room for a suffix: file systems take 255."""
 Learner = Literal["adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"]
 _Lower = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
 _Names = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
@@ -266,6 +269,7 @@ class RecBoleSettings(TypedDict, total=False):
     fast_evaluator: bool
     eval_memory_mb: Annotated[FiniteFloat, Field(gt=0)]
     data_cache: bool
+    teacher: Literal["CIN", "CrossNet", "DAGFM"]  # KD_DAGFM's, which evaluates it
     dist_timeout: Annotated[FiniteFloat, Field(gt=0)]
 
 
@@ -315,21 +319,14 @@ class RunConfig(Config):
     @classmethod
     def read_files(cls, files: list[str]) -> dict[str, Any]:
         """The keys of YAML files as RecBole reads them (``1e-3`` is a number), later ones above earlier ones."""
-        reader = cls.__new__(cls)
-        reader.yaml_loader = reader._build_yaml_loader()
-        return reader._load_config_files(files)
+        return cls.__new__(cls)._load_config_files(files)
 
     def _load_config_files(self, file_list: list[str] | None) -> dict[str, Any]:
         merged: dict[str, Any] = {}
         for file in file_list or []:
-            try:
-                loaded = super()._load_config_files([file])
-            except OSError as error:
-                raise UserError(f"config file {file}: cannot be read: {error.strerror}") from None
-            except yaml.YAMLError as error:
-                raise UserError(f"config file {file}: not YAML: {error}") from None
-            except (TypeError, ValueError):  # a YAML list or a bare word, bytes that are no text
-                raise UserError(f"config file {file}: expected lines of 'key: value'") from None
+            loaded = yaml_text.read(Path(file), f"config file {file}")
+            if not isinstance(loaded, dict):
+                raise UserError(f"config file {file}: expected lines of 'key: value'")
             for key in loaded:
                 if not isinstance(key, str):  # YAML reads on, yes and null as something else
                     raise UserError(f"config file {file}: the key {key!r} is no text; if it is meant, put it in quotes")
@@ -342,6 +339,10 @@ class RunConfig(Config):
         for key in ("model", "dataset"):
             if not isinstance(given.get(key), str):
                 raise UserError(f"{key}: none given; pass --{key}=NAME, or name it in a config file")
+            if not given[key].isprintable() or len(given[key].encode()) > _LONGEST_NAME:
+                raise UserError(f"{key}: {given[key][:50]!r} ...: no name of a file could be made of it")
+        if "local_rank" in given:  # RecBole would wait for other processes at once
+            raise UserError("local_rank: torchrun sets it in the environment; leave it out")
         check_given(given, given["model"])
 
     def _set_default_parameters(self) -> None:

@@ -100,7 +100,7 @@ class DataCache:
             if content["files"] != of_files:
                 return None
             return State(content["values"], dict(self._mapped(content["arrays"])))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError) as error:
             getLogger().warning("%s is damaged, and made anew: %s", self._folder, error)
             return None
 

@@ -90,7 +90,7 @@ def header(path: Path, ids: Sequence[str], encoding: str | None = None) -> dict[
 def has_rows(path: Path) -> bool:
     """Whether there is anything in a columnar file."""
     if path.suffix != ".csv":
-        return bool(_arrow_dataset(path).count_rows())
+        return bool(_row_count(path, _arrow_dataset(path)))
     with open(path, "rb") as lines:
         next(lines, b"")
         return bool(next(lines, b"").strip())
@@ -118,7 +118,7 @@ def read(path: Path, columns: dict[str, str], encoding: str | None = None, show_
             raise UserError(f"{path}: a row without an id or token; leave such rows out by recbole-onebp convert")
         return frame.set_axis(list(columns), axis=1)
     dataset = _arrow_dataset(path)
-    with _bar(dataset.count_rows() * len(columns), show_progress, unit=" values") as bar:
+    with _bar(_row_count(path, dataset) * len(columns), show_progress, unit=" values") as bar:
         return pd.DataFrame(
             {title: _arrow_column(path, dataset, title, name, bar) for title, name in columns.items()}, copy=False
         )
@@ -210,6 +210,15 @@ def _arrow_dataset(path: Path) -> Any:
 
     try:
         return dataset.dataset(path, format=path.suffix[1:])
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path}: not {path.suffix[1:]}: {error}") from None
+
+
+def _row_count(path: Path, dataset: Any) -> int:
+    import pyarrow
+
+    try:
+        return int(dataset.count_rows())
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"{path}: not {path.suffix[1:]}: {error}") from None
 

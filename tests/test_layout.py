@@ -20,7 +20,7 @@ PACKAGE = Path(recbole_onebp.__file__).parent
 # Lower may not import higher; modules of one layer may not import one another, except where they are one package.
 LAYERS = [
     {"errors", "files", "functional", "lanes", "resources", "logs"},
-    {"interactions"},
+    {"interactions", "yaml_text"},
     {"data_cache"},
     {"compat", "keys", "run_folder", "data_checks", "ranking", "lean_dataset", "parts", "sampling", "distributed"},
     {"config", "datasets", "evaluation", "recbole_data"},

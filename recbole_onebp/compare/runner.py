@@ -47,12 +47,12 @@ class Task:
 
 
 def outcome_of(folder: Path) -> dict[str, Any] | None:
-    """How the run of a folder ended; None if it has not."""
+    """How the run of a folder ended; None if it has not, or nobody can tell."""
     try:
-        outcome: dict[str, Any] = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
-        return outcome
-    except FileNotFoundError:
+        outcome = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
+    return outcome if isinstance(outcome, dict) and "status" in outcome else None
 
 
 def run_tasks(

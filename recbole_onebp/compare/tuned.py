@@ -44,8 +44,14 @@ class Tuning:
         """
         try:
             summary = json.loads((folder / "tuning.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"tuned: {folder / 'tuning.json'}, which recbole-onebp tune writes: {error}") from None
+            return cls._of(summary, folder, label)
+        except UserError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"tuned: {folder / 'tuning.json'}, which recbole-onebp tune writes: {error!r}") from None
+
+    @classmethod
+    def _of(cls, summary: Any, folder: Path, label: str) -> Tuning:
         if label not in summary["models"]:
             raise UserError(f"tuned: {folder} has no {label}; labels there: {', '.join(summary['models'])}")
         model = summary["models"][label]

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
+from recbole_onebp import yaml_text
 from recbole_onebp.errors import UserError
 
 __all__ = ["CATALOGUE", "Published", "RemoteFile", "mirrored"]
@@ -104,12 +103,12 @@ def mirrored(published: Published, base: str, pins: Path | None) -> Published:
 def _read_pins(path: Path) -> dict[str, str]:
     try:
         text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
+        content = yaml_text.load(text, f"--pins {path}")
     except OSError as error:
         raise UserError(f"--pins {path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         text = content = ""
-    except yaml.YAMLError:
+    except UserError:
         content = None
     if not isinstance(content, dict):
         content = {file: pin for pin, file in re.findall(r"\b([0-9a-f]{40,64})\s+\*?(\S+)$", text, flags=re.MULTILINE)}

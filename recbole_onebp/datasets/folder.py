@@ -55,5 +55,5 @@ def is_complete(folder: Path) -> bool:
     try:
         files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
         return all((folder / file).is_file() for file in files)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import lzma
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -27,8 +30,14 @@ _USUAL = {
 _FLAGS = {"user_id": "--user", "item_id": "--item", "rating": "--rating", "timestamp": "--time"}
 _POSITIONS = {"user_id": "1", "item_id": "2", "rating": "3", "timestamp": "4"}
 _GROUPLENS = {"u.data": "\t", "ratings.dat": "::", "ratings.csv": ","}
+_MOST_UNPACKED = 100
+"""How many times its own size a member of an archive may unpack to; interactions take some five."""
 _ONE_CHARACTER = "\x1f"
 """Stands in for separators such as ``::``, which pandas' fast parser does not take."""
+
+
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, struct.error, UnicodeDecodeError)
+"""What zipfile says of an archive that is damaged, encrypted (RuntimeError) or packed by who knows what (the same)."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +97,12 @@ def _read_grouplens(path: Path, form: TableFormat) -> tuple[pd.DataFrame, str]:
                     f"{path}: expected a GroupLens archive with one of {', '.join(_GROUPLENS)}; it has "
                     f"{', '.join(archive.namelist()[:5])}; unpack it and name the file"
                 )
+            # No more than this is unpacked, even where the archive lies about it.
+            if archive.getinfo(members[0]).file_size > _MOST_UNPACKED * path.stat().st_size:
+                raise UserError(f"{path}: {members[0]} unpacks to more than {_MOST_UNPACKED} times its size")
             content = archive.read(members[0])
-    except zipfile.BadZipFile:
-        raise UserError(f"{path}: not a zip file") from None
+    except _DAMAGED as error:
+        raise UserError(f"{path}: not a zip file that can be read: {error}") from None
     name = PurePosixPath(members[0]).name
     header = name == "ratings.csv"
     known = TableFormat({} if header else _POSITIONS, _GROUPLENS[name], header)
@@ -100,12 +112,13 @@ def _read_grouplens(path: Path, form: TableFormat) -> tuple[pd.DataFrame, str]:
 def _read_parquet(path: Path, form: TableFormat) -> pd.DataFrame:
     if find_spec("pyarrow") is None:
         raise UserError(f"{path}: reading Parquet needs pyarrow: pip install 'recbole-onebp[parquet]'")
-    from pyarrow import ArrowInvalid, parquet
+    from pyarrow import ArrowException, parquet
 
     try:
         chosen = _choose(str(path), parquet.read_schema(path).names, form)
-        raw = pd.read_parquet(path, columns=list(dict.fromkeys(chosen.values())))
-    except ArrowInvalid as error:
+        table = parquet.read_table(path, columns=list(dict.fromkeys(chosen.values())))
+        raw = table.to_pandas(ignore_metadata=True)
+    except ArrowException as error:
         raise UserError(f"{path}: not a Parquet file: {error}") from None
     frame = raw[list(chosen.values())].set_axis(list(chosen), axis=1).set_axis(range(1, len(raw) + 1))
     for key in ("user_id", "item_id"):
@@ -121,7 +134,7 @@ def _read_text(content: bytes, where: str, suffix: str, form: TableFormat) -> pd
         raise UserError(f"{where}: which character separates its columns? give it by --sep")
     try:
         text = content.decode("utf-8-sig" if form.encoding.lower() in ("utf-8", "utf8") else form.encoding)
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise UserError(f"{where}: not text in {form.encoding}; give its own by --encoding") from None
     except LookupError:
         raise UserError(f"--encoding {form.encoding}: none that Python knows") from None
@@ -142,9 +155,11 @@ def _read_text(content: bytes, where: str, suffix: str, form: TableFormat) -> pd
             skip_blank_lines=False,
             **settings,
         )
-    except pd.errors.EmptyDataError:
+    except (pd.errors.EmptyDataError, IndexError):  # IndexError: nothing but blank lines
         raise UserError(f"{where}: empty") from None
-    except pd.errors.ParserError as error:
+    except UserError:
+        raise
+    except (ValueError, OverflowError) as error:  # a ParserError is one
         raise UserError(f"{where}: {error}") from None
     raw.index += int(form.header)  # now the number of the line
     frame = pd.DataFrame({**{key: raw[names.index(column)] for key, column in chosen.items()}, "more": raw[len(names)]})

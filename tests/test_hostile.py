@@ -6,7 +6,6 @@ import io
 import json
 import resource
 import zipfile
-import zlib
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -256,7 +255,8 @@ VALUES = st.recursive(
     max_leaves=6,
 )  # fmt: skip
 KEYS = st.sampled_from([
-    *RunConfig(config_dict={"model": "OneBP", "dataset": "ml-100k"}).final_config_dict, "split_seed", "refit", "teacher",
+    *RunConfig(config_dict={"model": "OneBP", "dataset": "ml-100k"}).final_config_dict,
+    "split_seed", "refit", "teacher",
 ])  # fmt: skip
 CONFIG = b"model: OneBP\ndataset: ml-100k\nlearning_rate: 1e-3\ntopk: [5, 10]\neval_args:\n  order: RO\n"
 

@@ -4,8 +4,8 @@
 
 Each round trains OneBP on ml-100k in this process, tests it, builds it anew, goes on from its checkpoint and tests
 again; and has the command line do the same in a process of its own, which is told to end in the middle
-(SIGTERM) and started again with ``--resume=auto``.  After each round this process's memory, descriptors, threads and
-children are noted, and the files left in the folder for temporary ones.  Linux only.
+(SIGTERM) and started again: with ``--resume=auto`` where ``train`` takes it.  After each round this process's memory,
+descriptors, threads and children are noted, and the files left in the folder for temporary ones.  Linux only.
 
 Exit codes: 0 nothing grows; 1 something does, or a round went wrong.
 """

@@ -62,11 +62,10 @@ PLAIN: dict[str, Any] = {
     "negatives": "per_pair",
     "aggregation": "step",
     "aggregation_alpha": 0.0,
-    "beta": 0.99,
     "leave_one_out": False,
     "learning_rate_decay": 1.0,
 }
-"""The paper's form of OneBP."""
+"""The paper's form of OneBP; what hangs on these keys follows."""
 
 
 @pytest.fixture

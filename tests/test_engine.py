@@ -141,7 +141,8 @@ head, following, rows = np.full(30, -1, np.int32), np.empty(negatives, np.int32)
 kernels.link(negative, head, following, rows)
 start, taken = 2 * np.arange(31), rng.integers(1, 30, 60)
 kernels.shared_scores(
-    user, item, negative, start, taken, head, following, scores, users, items, none, np.float32(2), loss, coefficient
+    user, item, negative, start, taken, head, following, scores, users, items, none, np.float32(2), pairs,
+    loss, coefficient,
 )
 head[:] = -1
 rows = rows[: kernels.link(user, head, following, rows)]

@@ -158,7 +158,7 @@ def test_the_trainer_of_a_run_is_ours(tiny):
 def test_recboles_distributed_mode_is_refused(tiny):
     run = tiny()
     run.config["single_spec"] = False
-    with pytest.raises(UserError, match="one process"):
+    with pytest.raises(UserError, match="would lose user updates"):
         OneBPTrainer(run.config, run.model)
 
 

@@ -131,9 +131,9 @@ def test_the_test_part_is_never_evaluated(search, monkeypatch):
         run.test_data = Untouchable()
         return run
 
-    def evaluate(trainer, data, load_best_model=True, **kwargs):
+    def evaluate(trainer, data, load_best_model=True, *args, **kwargs):
         seen.append(load_best_model)
-        return evaluated(trainer, data, load_best_model, **kwargs)
+        return evaluated(trainer, data, load_best_model, *args, **kwargs)
 
     original, evaluated, seen = trials.build_from, Trainer.evaluate, []
     monkeypatch.setattr(trials, "build_from", build_from)

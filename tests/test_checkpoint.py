@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import signal
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -286,8 +287,27 @@ def test_a_signal_waits_only_so_long(tiny, tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "checkpoint").exists()
 
 
-def test_the_reference_engine_leaves_at_once(tiny, tmp_path, often):
+def test_the_reference_engine_ends_its_epoch(tiny, tmp_path, caplog):
     same_as_straight(tiny, tmp_path, at_the_fourth_step, engine="reference")
+    assert f"--resume={tmp_path / 'stopped'} goes on at epoch 2, step 0" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{}, {"engine": "reference"}], ids=str)
+def test_a_signal_waits_for_the_end_of_a_validation(tiny, tmp_path, caplog, options):
+    def in_a_validation(run):
+        valid_epoch, validations = run.trainer._valid_epoch, count()
+
+        def ask(*args, **kwargs):
+            if next(validations) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return valid_epoch(*args, **kwargs)
+
+        run.trainer._valid_epoch = ask
+        with pytest.raises(SystemExit):
+            run.train()
+
+    same_as_straight(tiny, tmp_path, in_a_validation, **options)
+    assert f"--resume={tmp_path / 'stopped'} goes on at epoch 2, step 0" in caplog.text
 
 
 def test_who_ignores_a_signal_goes_on_ignoring_it(tiny):

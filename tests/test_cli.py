@@ -349,7 +349,7 @@ def test_a_signal_saves_and_ends_the_run(tiny_config, tmp_path, number, code):
     done = [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()]
     values = {"model": "OneBP", "dataset": "tiny", **tiny_config, **endless, "resume": "auto"}
     run = build_from(*load_config(None, values))
-    assert 0 < run.trainer.start_epoch <= done[-1] + 1  # between two epochs' steps a signal ends it at once
+    assert 0 < run.trainer.start_epoch <= done[-1] + 1
     assert [epoch["epoch"] for epoch in run.trainer.record.epochs] == list(range(run.trainer.start_epoch))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import threading
@@ -49,7 +50,7 @@ _SHARE = 20
 _LEAST = 1.0
 """And for so many seconds."""
 _PATIENCE = 10.0
-"""Seconds that a signal waits, at the most, for a step after which the run can be saved."""
+"""Seconds that a signal waits, at the most, for a moment when the run can be saved."""
 _OTHER = "other_parameters."
 _VERSIONS = {"recbole_onebp": __version__, **{name: version(name) for name in ("torch", "numpy", "numba")}}
 
@@ -170,8 +171,9 @@ class Saver:
         self._seconds_before, self._began = 0.0, perf_counter()
         self._epoch, self._epoch_began, self._epoch_seconds_before = 0, 0.0, 0.0
         self._loss: Callable[[], float] = float
-        self._running = self._holding = False
-        self._asked: tuple[int, float] | None = None  # the signal, and when it came
+        self._running = False
+        self._signal: int | None = None  # that has come
+        self._limit = threading.Timer(_PATIENCE, int)  # of the time that it waits
 
     # ------------------------------------------------------------------------------------------------------- going on
 
@@ -229,6 +231,8 @@ class Saver:
             self._epoch_seconds_before = 0.0
             if epoch % self._every == 0 and self._ranks.said_by_first(self._is_due()):
                 self.save(epoch)
+        if self._signal:
+            self._leave()
         self._epoch, self._epoch_began = epoch, perf_counter()
         return self._epoch_seconds_before
 
@@ -247,19 +251,17 @@ class Saver:
             yield from steps
             return
         self._loss = loss
-        with self._hold():
-            for step, batch in enumerate(steps, start=done):
-                yield batch
-                self._between(step + 1, suffices_after(step))
-
-    def _between(self, step: int, suffices: bool) -> None:
-        if suffices and (self._asked or self._is_due()):
-            self.save(self._epoch, step)
-        if self._asked and (suffices or perf_counter() > self._asked[1] + _PATIENCE):
-            self._leave(self._asked[0])
+        for step, batch in enumerate(steps, start=done):
+            yield batch
+            if suffices_after(step):
+                if self._is_due():
+                    self.save(self._epoch, step + 1)
+                if self._signal:
+                    self._leave()
 
     def _is_due(self) -> bool:
-        return self._running and perf_counter() - self._saved_at > max(_LEAST, _SHARE * self._cost)
+        waited = perf_counter() - self._saved_at
+        return self._running and (self._signal is not None or waited > max(_LEAST, _SHARE * self._cost))
 
     def save(self, epoch: int, step: int = 0, stopped_early: bool = False) -> None:
         """Make a checkpoint.
@@ -272,6 +274,7 @@ class Saver:
         Raises:
             UserError: if it cannot be written; the one before stands.
         """
+        self._limit.cancel()
         with self._by_first() as first:
             if first:
                 self._save(epoch, step, stopped_early)
@@ -293,7 +296,7 @@ class Saver:
             "data": self._data,
             "versions": _VERSIONS,
         }
-        with self._hold(), self._writing():
+        with self._writing():
             best = self.folder.model if self._chosen else None
             self._checkpoints.save(f"epoch-{epoch:06d}-step-{step:09d}", values, best)
         self._saved, self._saved_at = (epoch, step), perf_counter()
@@ -341,7 +344,7 @@ class Saver:
             "config": json.dumps(plain({key: given[key] for key in sorted(given) if key in kept})),
             "other_parameters": json.dumps(other),
         }
-        with self._hold(), self._writing():
+        with self._writing():
             write_atomically(self.folder.model, lambda file: write_tensors(file, tensors, metadata))
 
     def load_best(self) -> None:
@@ -369,6 +372,7 @@ class Saver:
     def running(self) -> Iterator[None]:
         """The time from the first epoch to the last; SIGTERM and Ctrl-C save the run where they can, and end it.
 
+        They wait for a step, or an epoch with its validation, to be over, ten seconds at most; a second one does not.
         Where somebody else listens to them, or ignores them, that is left as it is.
 
         Raises:
@@ -388,6 +392,8 @@ class Saver:
         try:
             yield
             self._finish()
+            if self._signal:
+                self._leave()
         except (KeyboardInterrupt, SystemExit):
             if self._saved is not None:
                 where = "stopped: --resume=%s goes on at epoch %d, step %d"
@@ -395,6 +401,7 @@ class Saver:
             raise
         finally:
             self._running = False
+            self._limit.cancel()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -406,21 +413,11 @@ class Saver:
             self.save(last + 1, stopped_early=self.trainer.cur_step > self.trainer.stopping_step)
 
     def _hear(self, number: int, _frame: Any) -> None:
-        if self._holding and self._asked is None:
-            self._asked = number, perf_counter()
+        if self._signal is None:
+            self._signal, self._limit = number, threading.Timer(_PATIENCE, os.kill, (os.getpid(), number))
+            self._limit.start()
         else:
-            self._leave(number)
+            self._leave()
 
-    @contextmanager
-    def _hold(self) -> Iterator[None]:
-        """Let a signal wait: for the end of what is being written, or for a step to be over."""
-        outer, self._holding = self._holding, True
-        try:
-            yield
-        finally:
-            self._holding = outer
-        if self._asked and not outer:
-            self._leave(self._asked[0])
-
-    def _leave(self, number: int) -> None:
-        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+    def _leave(self) -> None:
+        raise KeyboardInterrupt if self._signal == signal.SIGINT else SystemExit(128 + int(self._signal or 0))

@@ -23,9 +23,9 @@ __all__ = ["Floats", "FusedEngine", "Links", "state_of"]
 
 Floats = npt.NDArray[np.float32]
 _LEAST_ROWS = 16
-"""Of a product's first factor: for fewer, BLAS sums in another order (for 1 to 3, Intel's MKL)."""
-_BLOCK = 256
-"""Shared negatives whose gradients are one product: the unit that processes share out."""
+"""Of a product's first factor: for 1 to 3, BLAS sums in another order."""
+_BLOCK = 512
+"""Shared negatives whose gradients are one product: what processes share out.  Smaller ones cost one process time."""
 _RULES = {"sequential": kernels.SEQUENTIAL, "last": kernels.LAST, "mean": kernels.MEAN}
 
 

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -83,8 +84,6 @@ def contest(started: float, dataset: str, paths: dict[str, str], setting: dict[s
         threads: of ALS, which does not look at the environment.
     """
     import recbole_onebp
-
-    logging.disable(logging.INFO)
 
     def build(**more: Any) -> Any:
         # The files as they were fetched, and for all the fast sampler and evaluator.
@@ -213,16 +212,15 @@ def _earlier(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     return {**about, **{key: earlier[key] for key in ("als_search", "models")}}
 
 
-def _searched(
-    result: dict[str, Any], name: str, setting: dict[str, Any], dataset: str, data_path: Path
-) -> dict[str, Any]:
+def _searched(result: dict[str, Any], data_path: Path, name: str, setting: dict[str, Any]) -> dict[str, Any]:
     """The factors with what is best on validation, by NDCG; the search is kept, and its time is not raced."""
     if name not in result["als_search"]:
         grid = [dict(zip(ALS_GRID, values, strict=True)) for values in product(*ALS_GRID.values())]
         searched = {**setting, "trials": grid, "iterations": ALS_SEARCH_ITERATIONS}
-        result["als_search"][name] = race(dataset, data_path, searched, result["threads"], None)["points"]
+        result["als_search"][name] = race(result["dataset"], data_path, searched, result["threads"], None)["points"]
     best = max(result["als_search"][name], key=lambda point: point["ndcg@20"])
-    return {**setting, "trials": [{key: best[key] for key in ALS_GRID}], "iterations": ALS_ITERATIONS}
+    found = {"trials": [{key: best[key] for key in ALS_GRID}], "iterations": ALS_ITERATIONS}
+    return {**setting, **found, "library": f"implicit {version('implicit')}"}
 
 
 def main() -> int:
@@ -240,17 +238,16 @@ def main() -> int:
         if any("factors" in contestants[name] for name in names) and not find_spec("implicit"):
             raise UserError("ALS needs the package implicit: pip install implicit, or name --models without it")
         use_threads(args.threads)
-        where = (args.dataset, data_path)
         if names:  # not counted, and all find the compiled loops and the files in a cache
-            race(*where, {**contestants["OneBP"], "epochs": 1}, args.threads, None)
+            race(args.dataset, data_path, {**contestants["OneBP"], "epochs": 1}, args.threads, None)
         for name in names:
             setting = contestants[name]
             if "factors" in setting:
-                setting = _searched(result, name, setting, *where)
-            row = result["models"][name] = race(*where, setting, args.threads, args.budget)
-            reached = {metric: max((point[metric] for point in row["points"]), default=None) for metric in METRICS}
+                setting = _searched(result, data_path, name, setting)
+            row = result["models"][name] = race(args.dataset, data_path, setting, args.threads, args.budget)
+            best = {metric: max((point[metric] for point in row["points"]), default=None) for metric in METRICS}
             epochs = f"{len(row['points']) or 'no'} epochs in {row['seconds']:.0f} s, ended by its {row['ended']}"
-            print(f"{name}: {epochs}; best {reached}", flush=True)
+            print(f"{name}: {epochs}; best {best}", flush=True)
             write_json(path, result)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -263,8 +260,9 @@ def main() -> int:
     }
     for clock, metric in product(CLOCKS, METRICS):
         print(f"{metric} by {clock}")
-        for budget, best in tables[clock][metric].items():
-            print(f"    {budget:>4} s: " + (", ".join(f"{name} {value:.4f}" for name, value in best.items()) or "none"))
+        for budget, reached in tables[clock][metric].items():
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in reached.items())
+            print(f"    {budget:>4} s: {shown or 'none'}")
     write_json(path, {**result, "front": tables})
     draw(result, path.with_suffix(".png"))
     return 0
@@ -272,6 +270,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["contest"]:
+        logging.disable(logging.INFO)
         contest(*json.loads(sys.argv[2]))
     else:
         sys.exit(main())

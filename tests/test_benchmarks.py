@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -379,7 +380,7 @@ def test_the_front_of_a_race_is_what_was_reached_by_a_budget(tmp_path):
         race._earlier(tmp_path / "race.json", {**about, "budget": 60})
 
 
-def test_a_contestant_races_in_its_own_process(tmp_path):
+def test_a_contestant_races_in_its_own_process(tmp_path, monkeypatch):
     race = import_module("race")
     done = race.race("ml-100k", tmp_path, {"model": "OneBP", "epochs": 2}, threads=1, budget=None)
     first, second = done["points"]
@@ -389,20 +390,26 @@ def test_a_contestant_races_in_its_own_process(tmp_path):
     assert second["recall@20"] > 0.1
     late = race.race("ml-100k", tmp_path, {"model": "OneBP", "epochs": 2}, threads=1, budget=0.1)
     assert (late["ended"], late["points"]) == ("budget", [])
-    with pytest.raises(import_module("measure").CheckFailedError, match="exit code"):
-        race.race("no-such-data", tmp_path, {"model": "OneBP"}, threads=1, budget=None)
+    monkeypatch.setattr(race, "__file__", str(tmp_path / "no-such-file.py"))
+    with pytest.raises(race.CheckFailedError, match="exit code 2"):
+        race.race("ml-100k", tmp_path, {"model": "OneBP"}, threads=1, budget=None)
 
 
-def test_als_is_evaluated_as_the_others_are(tmp_path):
+def test_als_is_evaluated_as_the_others_are(tmp_path, capsys):
     pytest.importorskip("implicit")
     race = import_module("race")
+
+    def points_of(*trials):
+        setting = {"factors": 16, "iterations": 3, "trials": trials}
+        paths = {"data_path": str(tmp_path), "output_dir": str(tmp_path / "run")}
+        race.contest(time.monotonic(), "ml-100k", paths, setting, threads=1)
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith('{"seconds"')]
+
     trial = {"alpha": 2.0, "regularization": 0.05}
-    setting = {"factors": 16, "iterations": 3, "trials": [trial]}
-    points = race.race("ml-100k", tmp_path, setting, threads=1, budget=None)["points"]
+    points = points_of(trial)
     assert len(points) == 3
     assert points[-1]["ndcg@20"] > 0.1
-    both = {**setting, "trials": [trial, {**trial, "alpha": 200.0}]}
-    found = race.race("ml-100k", tmp_path, both, threads=1, budget=None)["points"]
+    found = points_of(trial, {**trial, "alpha": 200.0})
     assert [point["alpha"] for point in found] == [2.0, 200.0]
     assert found[0]["ndcg@20"] == points[-1]["ndcg@20"]
     assert found[1]["ndcg@20"] != found[0]["ndcg@20"]

@@ -1,6 +1,6 @@
-"""How good OneBP is at 64 dimensions with the modules beyond the paper's, and how long it takes.
+"""How good OneBP is, with its defaults or with settings chosen on validation, and how long it takes.
 
-    python benchmarks/quality.py --dataset gowalla [--data_path dataset] [--seeds 1 2 3] [--json OUT]
+    python benchmarks/quality.py --dataset gowalla [--settings '{embedding_size: 256}'] [--seeds 1 2 3] [--json OUT]
 
 For each seed: train until the validation stops rising, train anew on train + validation for the epochs that were best,
 test once.  The seconds are wall-clock time from the files on: reading, both trainings, every validation, the test.
@@ -20,6 +20,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import yaml
 from measure import Machine, use_threads, versions, write_json
 from speed import check_data
 
@@ -30,11 +31,13 @@ SETTINGS: dict[str, Any] = {"stopping_step": 5}
 """Beside the defaults of OneBP, properties/model/OneBP.yaml, which are what is measured."""
 
 
-def measure(dataset: str, data_path: Path, seed: int, epochs: int, no_test: bool, scratch: Path) -> dict[str, Any]:
+def measure(
+    dataset: str, data_path: Path, seed: int, epochs: int, no_test: bool, scratch: Path, settings: dict[str, Any]
+) -> dict[str, Any]:
     """Epochs, metrics and seconds of one seed."""
     from recbole_onebp import build
 
-    common = {**SETTINGS, "seed": seed, "data_path": str(data_path), "show_progress": False}
+    common = {**SETTINGS, **settings, "seed": seed, "data_path": str(data_path), "show_progress": False}
     start = perf_counter()
     first = build("OneBP", dataset, config_dict={**common, "epochs": epochs, "output_dir": str(scratch / "choose")})
     best_epoch, valid = first.train(saved=False)
@@ -70,25 +73,35 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--epochs", type=int, default=60, help="at most (default 60)")
     parser.add_argument("--threads", type=int, default=2, help="cores and threads (default 2)")
+    parser.add_argument("--settings", type=yaml.safe_load, default={}, metavar="YAML", help="beside the defaults")
     parser.add_argument("--no_test", action="store_true", help="validation only")
     parser.add_argument("--json", type=Path, metavar="OUT", help="where to write the results")
     return parser.parse_args()
 
 
+def _earlier(path: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs that a file holds, if they are of the same data and settings."""
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    if different := [key for key in ("dataset", "settings") if earlier[key] != about[key]]:
+        raise UserError(f"{path}: its runs have another {' and other '.join(different)}; name another file")
+    runs: list[dict[str, Any]] = earlier["runs"]
+    return runs
+
+
 def main() -> int:
     args = parse_args()
     machine, part = Machine.here(), "valid" if args.no_test else "test"
-    settings = {**SETTINGS, "threads": args.threads, "epochs at most": args.epochs}
+    settings = {**SETTINGS, **args.settings, "threads": args.threads, "epochs at most": args.epochs}
     about = {"machine": asdict(machine), "versions": versions("numba"), "dataset": args.dataset, "settings": settings}
-    results = json.loads(args.json.read_text(encoding="utf-8"))["runs"] if args.json and args.json.exists() else []
     try:
+        results = _earlier(args.json, about) if args.json and args.json.exists() else []
         check_data(args.data_path, [args.dataset])
         use_threads(args.threads)
         logging.disable(logging.INFO)
         for seed in sorted(set(args.seeds) - {result["seed"] for result in results}):
             with tempfile.TemporaryDirectory() as scratch:
                 data_path = args.data_path.resolve()
-                result = measure(args.dataset, data_path, seed, args.epochs, args.no_test, Path(scratch))
+                result = measure(args.dataset, data_path, seed, args.epochs, args.no_test, Path(scratch), args.settings)
             results.append({**result, "threads": args.threads, "load before": machine.load_before})
             print(f"seed {seed}: {result['epochs']} epochs; valid {shown(result['valid'])}")
             if "test" in result:

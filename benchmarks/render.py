@@ -113,12 +113,15 @@ def study(results: Path) -> str:
 
 def quality(results: Path) -> str:
     """The test part, touched once a seed."""
-    lines = ["| data set | seeds | epochs | Recall@20 | NDCG@20 |", "|---|---|---|---|---|"]
+    lines = ["| data set | beside the defaults | seeds | epochs | Recall@20 | NDCG@20 |", "|---|---|---|---|---|---|"]
     for file in sorted(results.glob("quality-*.json")):
         result = json.loads(file.read_text(encoding="utf-8"))
         runs, mean = result["runs"], result["mean"]["test"]
+        known = {"stopping_step", "threads", "epochs at most"}
+        chosen = ", ".join(f"{key}: {value}" for key, value in result["settings"].items() if key not in known)
         epochs, seeds = (", ".join(str(run[key]) for run in runs) for key in ("epochs", "seed"))
-        lines.append(f"| {result['dataset']} | {seeds} | {epochs} | {mean['recall@20']:.4f} | {mean['ndcg@20']:.4f} |")
+        values = " | ".join(f"{mean[name]:.4f}" for name in ("recall@20", "ndcg@20"))
+        lines.append(f"| {result['dataset']} | {chosen or '-'} | {seeds} | {epochs} | {values} |")
     return "\n".join(lines) if len(lines) > 2 else "Not run: `python benchmarks/quality.py --dataset gowalla`."
 
 

@@ -337,15 +337,27 @@ def test_rows_measured_alike_stay_and_others_are_refused(tmp_path):
 
 def test_quality_chooses_on_validation_and_tests_once(tmp_path):
     quality = import_module("quality")
-    result = quality.measure("ml-100k", tmp_path, seed=1, epochs=2, no_test=False, scratch=tmp_path)
+    where = {"dataset": "ml-100k", "data_path": tmp_path, "scratch": tmp_path}
+    result = quality.measure(**where, seed=1, epochs=2, no_test=False, settings={})
     assert len(result["curve"]) == 2
     chosen = result["curve"][result["epochs"] - 1]
     assert {name: chosen[name] for name in result["valid"]} == result["valid"]
     assert result["test"]["recall@10"] > 0.1
     assert result["seconds"]["all"] > result["seconds"]["choose"] > result["seconds"]["of which valid"] > 0
-    short = quality.measure("ml-100k", tmp_path, seed=1, epochs=1, no_test=True, scratch=tmp_path)
+    short = quality.measure(**where, seed=1, epochs=1, no_test=True, settings={})
     assert "test" not in short
     assert short["curve"][0]["recall@10"] == result["curve"][0]["recall@10"]
+    other = quality.measure(**where, seed=1, epochs=1, no_test=True, settings={"temperature": 0.5})
+    assert other["curve"][0]["recall@10"] != short["curve"][0]["recall@10"]
+
+
+def test_runs_of_other_settings_do_not_share_a_file(tmp_path):
+    quality, path = import_module("quality"), tmp_path / "out.json"
+    about = {"dataset": "gowalla", "settings": {"threads": 1}}
+    path.write_text(json.dumps({**about, "runs": [{"seed": 1}]}))
+    assert quality._earlier(path, about) == [{"seed": 1}]
+    with pytest.raises(UserError, match="another settings"):
+        quality._earlier(path, {**about, "settings": {"threads": 1, "temperature": 0.2}})
 
 
 def test_the_front_of_a_race_is_what_was_reached_by_a_budget(tmp_path):

@@ -27,15 +27,10 @@ from measure import RESULTS, Machine, claim, versions, write_json
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parent.parent
-RECIPE = {
-    "negatives": "shared", "n_shared_negatives": 256, "train_batch_size": 2048, "score": "cosine", "temperature": 0.1,
-    "item_bias": True, "aggregation": "interval", "aggregation_interval": 10, "beta": 0.0, "leave_one_out": True,
-    "learning_rate_decay": 0.95,
-}  # fmt: skip
 RUNS: dict[str, dict[str, Any]] = {
-    "OneBP, fast engine": {"model": "OneBP", "engine": "fast", "epochs": 100},
-    "OneBP, fast engine, all modules": {"model": "OneBP", "engine": "fast", "epochs": 100, **RECIPE},
-    "OneBP, reference engine": {"model": "OneBP", "engine": "reference", "epochs": 12},
+    "OneBP": {"model": "OneBP", "epochs": 25},
+    "OneBP, the paper's form": {"model": "OneBP", "preset": "paper", "epochs": 100},
+    "OneBP, reference engine": {"model": "OneBP", "engine": "reference", "epochs": 8},
     "BPR": {"model": "BPR", "epochs": 12},
     "LightGCN": {"model": "LightGCN", "n_layers": 2, "epochs": 4},
 }

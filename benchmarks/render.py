@@ -107,6 +107,8 @@ def study(results: Path) -> str:
         for (factor, label), mean in means.items():
             values = " | ".join(f"{mean[name]:.4f}" for name in metrics)
             lines.append(f"| {factor} | {label} | {values} | {mean['ndcg@20'] / base['ndcg@20'] - 1:+.1%} |")
+        if file.with_suffix(".png").exists():
+            lines += ["", f"![What each factor changes on {file.stem}](../benchmarks/results/study/{file.stem}.png)"]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) or "Not run: `python benchmarks/study.py --dataset gowalla`."
 

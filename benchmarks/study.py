@@ -2,8 +2,8 @@
 
     python benchmarks/study.py --dataset gowalla [--factors temperature ...] [--seeds 1] [--data_path dataset]
 
-Results go to ``results/study/<data set>.json``, one training after the other; what is there is not run again.
-``render.py`` makes the tables of ``docs/study.md`` of them, and ``study.py --plot`` the picture.
+Results go to ``results/study/<data set>.json``, one training after the other; what is there is not run again.  A
+picture is drawn of all of them beside it; ``render.py`` makes the tables of ``docs/study.md``.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -24,6 +25,7 @@ from quality import DATASETS, SETTINGS, shown
 from speed import check_data
 
 from recbole_onebp.errors import UserError
+from recbole_onebp.files import write_atomically
 
 Overrides = dict[str, Any]
 
@@ -126,6 +128,35 @@ def run(dataset: str, data_path: Path, overrides: Overrides, seed: int) -> dict[
     return {"valid": valid, "epoch": epoch + 1, "seconds": perf_counter() - start, "curve": curve}
 
 
+def draw(result: Mapping[str, Any], path: Path) -> None:
+    """What each value of each factor changes, a dot a seed; the bar is as wide as the base's seeds differ."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    values: dict[tuple[str, str], list[float]] = {}
+    for entry in result["runs"]:
+        values.setdefault((entry["factor"], entry["label"]), []).append(entry["valid"]["ndcg@20"])
+    bases = values.pop(("base", "base"))
+    base = statistics.mean(bases)
+    factors = list(dict.fromkeys(factor for factor, _ in values))
+    names = [name if len(name) < 80 else factor for factor, name in values]
+    figure = Figure(figsize=(9, 1 + 0.21 * len(values)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.axvspan(*(100 * (extreme(bases) / base - 1) for extreme in (min, max)), color="0.85")
+    axes.axvline(0, color="0.5", linewidth=1)
+    for row, ((factor, _), found) in enumerate(values.items()):
+        changes = [100 * (value / base - 1) for value in found]
+        axes.plot(changes, [row] * len(changes), "o", markersize=5, color=f"C{factors.index(factor) % 10}")
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel("change of NDCG@20 on validation against the base, %")
+    axes.set_title(f"{result['dataset']}, one factor at a time", fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+    write_atomically(path, lambda file: figure.savefig(file, dpi=130, format="png"))
+    print(f"wrote {path}")
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--dataset", choices=DATASETS, required=True)
@@ -164,6 +195,7 @@ def main() -> int:
             outcome = f"{shown(found['valid'])}; epoch {found['epoch']}, {found['seconds']:.0f} s"
             print(f"{factor}: {label(overrides)}, seed {seed}: {outcome}", flush=True)
             write_json(path, {**about, "runs": runs})
+    draw({**about, "runs": runs}, path.with_suffix(".png"))
     return 0
 
 

@@ -176,8 +176,8 @@ def _add_recommend(commands: Any) -> None:
     whom.add_argument("--all_users", action="store_true")
     whom.add_argument("--history", metavar="IDS", help="items that a user never seen has taken, separated by commas")
     recommend.add_argument(
-        "--rule", choices=("trained", "mean", "recent"),
-        help="with --history: its items count as in training (default), alike, or the latest most",
+        "--rule", choices=("alike", "trained", "recent"),
+        help="with --history: its items count alike (default), as in training, or the latest most",
     )  # fmt: skip
     recommend.add_argument("--k", type=int, default=10, help="items a user; default: 10")
     recommend.add_argument("--include_seen", action="store_true", help="also items that a user has taken")
@@ -391,7 +391,7 @@ def _recommend(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     users = users_file or (None if arguments.users is None else arguments.users.split(","))
     if arguments.out is None:
         history = None if arguments.history is None else arguments.history.split(",")
-        lists.show(arguments.bundle, users, history, request, arguments.rule or "trained")
+        lists.show(arguments.bundle, users, history, request, arguments.rule or lists.DEFAULT_RULE)
         return 0
     if arguments.history is not None:
         raise UserError("--out with --history: a history is shown, not written; leave --out out")

@@ -150,7 +150,7 @@ def test_killed_in_the_middle_it_goes_on(tmp_path):
         ([], "one of the arguments --users --users_file --all_users --history is required"),
         (["--all_users", "--out=lists.csv", "--jobs=0"], "jobs: 0 is not allowed"),
         (["--history=i1", "--out=lists.csv"], "a history is shown, not written"),
-        (["--users=u1", "--rule=mean"], "--rule without --history"),
+        (["--users=u1", "--rule=trained"], "--rule without --history"),
         (["--users=u1", "--k=0"], "k: 0 is not allowed"),
         (["--all_users", "--k=0", "--out=lists.csv"], "k: 0 is not allowed"),
         (["--all_users", "--out=bundle/manifest.json/lists.csv"], "lists.csv: cannot be written"),

@@ -23,7 +23,7 @@ from recbole_onebp import __version__
 from recbole_onebp.errors import UserError
 from recbole_onebp.serving.journal import JournalError
 from recbole_onebp.serving.live import Live
-from recbole_onebp.serving.recommender import Answers, Explanation, Recommender, Rule, UnknownIdError
+from recbole_onebp.serving.recommender import DEFAULT_RULE, Answers, Explanation, Recommender, Rule, UnknownIdError
 
 __all__ = ["Limits", "create_app"]
 
@@ -87,8 +87,8 @@ class HistoryRequest(_Filters):
 
     histories: Annotated[list[_Ids], Field(max_length=100)]
     exclude_seen: bool = True
-    rule: Rule = "trained"
-    """How a history becomes a user: as in training; the mean of its items; or that with the latest counting most."""
+    rule: Rule = DEFAULT_RULE
+    """How a history becomes a user: its items all alike; weighed as in training; or the latest counting most."""
 
 
 class SimilarRequest(_Filters):
@@ -103,7 +103,7 @@ class ExplainRequest(_Request):
     item: _Id
     user: _Id | None = None
     history: _Ids | None = None
-    rule: Rule = "trained"
+    rule: Rule = DEFAULT_RULE
     """Of the history."""
 
     @model_validator(mode="after")

@@ -93,6 +93,7 @@ def test_how_a_history_counts_is_chosen(rec, tmp_path):
         browser.until("document.querySelector('#about').textContent")
         offered = "[...document.querySelector('#rule').options].filter(e => !e.disabled)"
         assert browser.run(f"{offered}.map(e => e.text)") == texts
+        assert browser.run("document.querySelector('#how').hidden") == (len(texts) == 1)
         for item in ("Item 10", "Item 20", "Item 30"):
             browser.type("#search-text", item)
             browser.until("document.querySelectorAll('#found li').length === 1")

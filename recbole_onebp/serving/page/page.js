@@ -182,6 +182,7 @@ async function start() {
   if (rule === "moving") alike.text = "one after the other"; // the latest counts a little more
   trained.hidden = trained.disabled = !alpha; // all weigh alike in training, too
   recent.hidden = recent.disabled = !bundle.ordered; // data without times know no latest
+  $("how").hidden = trained.hidden && recent.hidden;
   await findUsers();
 }
 

@@ -45,7 +45,8 @@ KEEPS = (1.0, 0.95, 0.9, 0.8)
 """What an item counts of what the one after it does."""
 EASE_ITEMS = 10_000
 TRAINED_IN = "OneBP trained in"
-PLAIN = "OneBP folded in: mean, unweighted"
+FOLDED = "OneBP folded in: "
+PLAIN, RECENT = f"{FOLDED}mean, unweighted", f"{FOLDED}0.8 ^ age, unweighted"
 
 _Index = npt.NDArray[np.int64]
 _Scores = npt.NDArray[Any]
@@ -170,7 +171,7 @@ class OneBP:
             ways += [(keep, 0.0) for keep in KEEPS] + [(1.0, 0.5)]
         words = {0.0: ", unweighted", 0.5: ", weights ^ 0.5", 1.0: ""}
         named = {
-            f"OneBP folded in: {'mean' if keep == 1 else f'{keep:g} ^ age'}{words[power]}": scorer(keep, power)
+            f"{FOLDED}{'mean' if keep == 1 else f'{keep:g} ^ age'}{words[power]}": scorer(keep, power)
             for keep, power in ways
         }
         first = next(iter(named))
@@ -343,20 +344,24 @@ def markdown(arguments: argparse.Namespace, runs: Sequence[dict[str, Any]], tabl
     ])  # fmt: skip
 
 
-def draw(table: dict[str, Any], path: Path, title: str) -> None:
+def draw(table: _Table, path: Path, title: str) -> None:
+    """Recall by length: of the ways to fold in, those that :class:`~recbole_onebp.Recommender` knows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for name, found in table.items():
-        values = [found[str(length)]["recall"] for length in LENGTHS]
-        axes.plot(LENGTHS, values, marker="o", markersize=3, label=name, linestyle="-" if "OneBP" in name else "--")
+    shown = [name for name in table if FOLDED not in name or "(as in training)" in name or name in (PLAIN, RECENT)]
+    for place, name in enumerate(shown):
+        values = [table[name][str(length)]["recall"] for length in LENGTHS]
+        style = {"color": f"C{place}", "linestyle": "-" if "OneBP" in name else "--"}
+        axes.plot(LENGTHS, values, marker="o", markersize=3, label=name, **style)
     axes.set(xlabel="items that are known", ylabel=f"recall@{K}", title=title, xscale="log")
     axes.set_xticks(LENGTHS, [str(length) for length in LENGTHS])
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="lower right")
+    figure.legend(fontsize=8, loc="outside right upper")
     write_atomically(path, lambda file: figure.savefig(file, dpi=130, format="png"))
 
 

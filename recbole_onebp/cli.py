@@ -388,9 +388,9 @@ def _recommend(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     users_file = arguments.users_file
     if arguments.users and Path(arguments.users).is_file():
         users_file = Path(arguments.users)
-    users = users_file or (None if arguments.users is None else arguments.users.split(","))
+    users = users_file or _ids("--users", arguments.users)
     if arguments.out is None:
-        history = None if arguments.history is None else arguments.history.split(",")
+        history = _ids("--history", arguments.history)
         lists.show(arguments.bundle, users, history, request, arguments.rule or lists.DEFAULT_RULE)
         return 0
     if arguments.history is not None:
@@ -404,6 +404,13 @@ def _recommend(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         print(f"unknown users: {written.n_unknown_users}, see {arguments.out}.unknown.txt", file=sys.stderr)
     print(f"wrote {arguments.out}")
     return 0
+
+
+def _ids(flag: str, given: str | None) -> list[str] | None:
+    ids = None if given is None else [part.strip() for part in given.split(",")]
+    if ids and "" in ids:
+        raise UserError(f"{flag}={given}: an id is empty; expected ids separated by commas, such as 196,22")
+    return ids
 
 
 def _serve(arguments: argparse.Namespace, rest: Sequence[str]) -> int:

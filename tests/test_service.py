@@ -466,6 +466,7 @@ def test_what_cannot_be_served(capsys):
         (["bundle", "--port=70000"], "cannot listen there"),
         (["bundle", "--host=no.such.host.invalid"], "cannot listen there"),
         (["bundle", "--memory_mb=0"], "memory_mb"),
+        (["bundle", "--watch=0"], "watch: 0 is not allowed: expected more than 0 seconds"),
         (["bundle", "--index=faiss"], "has no index of faiss; export it with --ann=faiss"),
     ):
         assert main(["serve", "--port=0", *arguments]) == 2

@@ -20,34 +20,46 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 from measure import RESULTS, Machine, versions, write_json
-from quality import SETTINGS as RECIPE
 
 import recbole_onebp
+from recbole_onebp import yaml_text
 from recbole_onebp.errors import UserError
 from recbole_onebp.files import write_atomically
+from recbole_onebp.resources import properties_dir
 from recbole_onebp.serving.search import unit_rows
 
 K = 20
-LENGTHS = (1, 2, 5, 10, 20)
+LENGTHS = (1, 2, 5, 10, 20, 50)
 TARGETS = 5
 """Least number of items that are to be found."""
-SETTINGS: dict[str, dict[str, Any]] = {
-    "mean": {key: value for key, value in RECIPE.items() if key != "stopping_step"},
-    "moving": {
-        "score": "cosine", "temperature": 0.1, "item_bias": True, "negatives": "shared", "aggregation": "step",
-        "aggregation_alpha": 0.0, "leave_one_out": False, "beta": 0.9, "learning_rate": 0.003, "train_batch_size": 2048,
-    },
+KEYS = (
+    "embedding_size", "score", "item_bias", "temperature", "negatives", "n_shared_negatives", "aggregation",
+    "aggregation_interval", "aggregation_alpha", "beta", "leave_one_out", "train_batch_size", "learning_rate",
+    "learning_rate_decay",
+)  # fmt: skip
+MOVING = {
+    "aggregation": "step", "aggregation_alpha": 0.0, "beta": 0.9, "leave_one_out": False, "train_batch_size": 2048,
+    "learning_rate": 0.003,
 }  # fmt: skip
-"""Users as the weighted mean of their items, and moved step by step."""
 KEEPS = (1.0, 0.95, 0.9, 0.8)
 """What an item counts of what the one after it does."""
 EASE_ITEMS = 10_000
+TRAINED_IN = "OneBP trained in"
+FOLDED = "OneBP folded in: "
+PLAIN, RECENT = f"{FOLDED}mean, unweighted", f"{FOLDED}0.8 ^ age, unweighted"
 
 _Index = npt.NDArray[np.int64]
 _Scores = npt.NDArray[Any]
 _Histories = list[_Index]
 _Table = dict[str, dict[str, dict[str, float]]]
 """Metrics by scorer and length."""
+
+
+def settings() -> dict[str, dict[str, Any]]:
+    """Users as the weighted mean of their items, which is the default, and moved step by step."""
+    defaults = yaml_text.read(properties_dir() / "model" / "OneBP.yaml", "OneBP.yaml")
+    mean = {key: defaults[key] for key in KEYS}  # by name: results say what they are of
+    return {"mean": mean, "moving": {**mean, **MOVING}}
 
 
 class Split:
@@ -159,7 +171,7 @@ class OneBP:
             ways += [(keep, 0.0) for keep in KEEPS] + [(1.0, 0.5)]
         words = {0.0: ", unweighted", 0.5: ", weights ^ 0.5", 1.0: ""}
         named = {
-            f"OneBP folded in: {'mean' if keep == 1 else f'{keep:g} ^ age'}{words[power]}": scorer(keep, power)
+            f"{FOLDED}{'mean' if keep == 1 else f'{keep:g} ^ age'}{words[power]}": scorer(keep, power)
             for keep, power in ways
         }
         first = next(iter(named))
@@ -229,28 +241,32 @@ def others(split: Split) -> dict[str, Callable[[_Histories], _Scores]]:
 
 
 def run(split: Split, setting: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The table of one seed, and by how much users folded in, as in training, differ from the same users trained in."""
+    """The table of one seed, and differences between users' Recall: mean, and variance of that, by length."""
     model = OneBP(split, split.rest, setting, seed)
     trained = OneBP(split, pd.concat([split.rest, split.known()]), setting, seed)
     scorers = {**model.scorers(), **others(split)}
-    found = {"OneBP trained in": measured(trained.score(trained.users), split)}
+    found = {TRAINED_IN: measured(trained.score(trained.users), split)}
     found |= {name: measured(np.asarray(scorer(split.histories)), split) for name, scorer in scorers.items()}
+    as_in_training = next(iter(scorers))
+    pairs = [(as_in_training, TRAINED_IN), *([(PLAIN, as_in_training)] if PLAIN in found else [])]
     table: _Table = {name: {} for name in found}
-    more = {}
+    differences: _Table = {f"{one}, less {other}": {} for one, other in pairs}
     for length in LENGTHS:
         group = split.length == length
         for name, (recall, ndcg) in found.items():
             table[name][str(length)] = {"recall": float(recall[group].mean()), "ndcg": float(ndcg[group].mean())}
-        difference = (found[next(iter(scorers))][0] - found["OneBP trained in"][0])[group]
-        more[str(length)] = {"mean": float(difference.mean()), "variance": float(difference.var(ddof=1) / group.sum())}
-    return {"table": table, "recall_more_than_trained_in": more}
+        for name, (one, other) in zip(differences, pairs, strict=True):
+            more = (found[one][0] - found[other][0])[group]
+            variance = float(more.var(ddof=1) / len(more))
+            differences[name][str(length)] = {"mean": float(more.mean()), "variance": variance}
+    return {"table": table, "recall_differences": differences}
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--data_path", default="dataset")
-    parser.add_argument("--setting", choices=SETTINGS, default="mean")
+    parser.add_argument("--setting", choices=("mean", "moving"), default="mean")
     parser.add_argument("--users", type=int, default=300, help="held out (default 300)")
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -260,7 +276,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_args(argv)
     logging.disable(logging.INFO)
-    setting = {**SETTINGS[arguments.setting], "epochs": arguments.epochs}
+    setting = {**settings()[arguments.setting], "epochs": arguments.epochs}
     stem = f"fold-in-{arguments.dataset}-{arguments.setting}"
     facts = {"dataset": arguments.dataset, "users_held_out": arguments.users, "setting": setting}
     path = RESULTS / f"{stem}.json"
@@ -295,12 +311,15 @@ def markdown(arguments: argparse.Namespace, runs: Sequence[dict[str, Any]], tabl
         cells = (f"{found[str(length)]['recall']:.4f} / {found[str(length)]['ndcg']:.4f}" for length in LENGTHS)
         return f"| {name} | {' | '.join(cells)} |"
 
-    more = [[found["recall_more_than_trained_in"][str(length)] for found in runs] for length in LENGTHS]
-    gaps = (
-        f"{np.mean([part['mean'] for part in parts]):+.4f} ± "
-        f"{np.sqrt(np.sum([part['variance'] for part in parts])) / len(parts):.4f}"
-        for parts in more
-    )
+    def difference(name: str, length: int) -> str:
+        parts = [found["recall_differences"][name][str(length)] for found in runs]
+        error = np.sqrt(np.sum([part["variance"] for part in parts])) / len(parts)
+        return f"{np.mean([part['mean'] for part in parts]):+.4f} ± {error:.4f}"
+
+    differences = [
+        f"| Recall: {name} | {' | '.join(difference(name, length) for length in LENGTHS)} |"
+        for name in runs[0]["recall_differences"]
+    ]
     lengths = (f"{length} items" if length > 1 else "1 item" for length in LENGTHS)
     seeds = " ".join(map(str, arguments.seeds))
     command = f"python benchmarks/fold_in.py --dataset {arguments.dataset} --setting {arguments.setting}"
@@ -314,30 +333,35 @@ def markdown(arguments: argparse.Namespace, runs: Sequence[dict[str, Any]], tabl
         f"| | {' | '.join(lengths)} |",
         f"|---|{'---|' * len(LENGTHS)}",
         *(row(name, found) for name, found in table.items()),
-        f"| Recall: folded in as in training, less trained in, ± standard error | {' | '.join(gaps)} |",
+        *differences,
         "",
-        "OneBP's and the others' settings are as given, not searched for on these users. EASE is left out above "
-        f"{EASE_ITEMS:,} items: it inverts a matrix of items by items.",
+        "Differences are between the same users, ± standard error. OneBP's and the others' settings are as given, not "
+        f"searched for on these users. EASE is left out above {EASE_ITEMS:,} items: it inverts a matrix of items by "
+        "items.",
         "",
         f"By `{command} --users {arguments.users} --epochs {arguments.epochs} --seeds {seeds}`.",
         "",
     ])  # fmt: skip
 
 
-def draw(table: dict[str, Any], path: Path, title: str) -> None:
+def draw(table: _Table, path: Path, title: str) -> None:
+    """Recall by length: of the ways to fold in, those that :class:`~recbole_onebp.Recommender` knows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for name, found in table.items():
-        values = [found[str(length)]["recall"] for length in LENGTHS]
-        axes.plot(LENGTHS, values, marker="o", markersize=3, label=name, linestyle="-" if "OneBP" in name else "--")
+    shown = [name for name in table if FOLDED not in name or "(as in training)" in name or name in (PLAIN, RECENT)]
+    for place, name in enumerate(shown):
+        values = [table[name][str(length)]["recall"] for length in LENGTHS]
+        style = {"color": f"C{place}", "linestyle": "-" if "OneBP" in name else "--"}
+        axes.plot(LENGTHS, values, marker="o", markersize=3, label=name, **style)
     axes.set(xlabel="items that are known", ylabel=f"recall@{K}", title=title, xscale="log")
     axes.set_xticks(LENGTHS, [str(length) for length in LENGTHS])
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="lower right")
+    figure.legend(fontsize=8, loc="outside right upper")
     write_atomically(path, lambda file: figure.savefig(file, dpi=130, format="png"))
 
 

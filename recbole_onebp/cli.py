@@ -176,8 +176,8 @@ def _add_recommend(commands: Any) -> None:
     whom.add_argument("--all_users", action="store_true")
     whom.add_argument("--history", metavar="IDS", help="items that a user never seen has taken, separated by commas")
     recommend.add_argument(
-        "--rule", choices=("trained", "mean", "recent"),
-        help="with --history: its items count as in training (default), alike, or the latest most",
+        "--rule", choices=("alike", "trained", "recent"),
+        help="with --history: its items count alike (default), as in training, or the latest most",
     )  # fmt: skip
     recommend.add_argument("--k", type=int, default=10, help="items a user; default: 10")
     recommend.add_argument("--include_seen", action="store_true", help="also items that a user has taken")
@@ -388,10 +388,10 @@ def _recommend(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     users_file = arguments.users_file
     if arguments.users and Path(arguments.users).is_file():
         users_file = Path(arguments.users)
-    users = users_file or (None if arguments.users is None else arguments.users.split(","))
+    users = users_file or _ids("--users", arguments.users)
     if arguments.out is None:
-        history = None if arguments.history is None else arguments.history.split(",")
-        lists.show(arguments.bundle, users, history, request, arguments.rule or "trained")
+        history = _ids("--history", arguments.history)
+        lists.show(arguments.bundle, users, history, request, arguments.rule or lists.DEFAULT_RULE)
         return 0
     if arguments.history is not None:
         raise UserError("--out with --history: a history is shown, not written; leave --out out")
@@ -404,6 +404,13 @@ def _recommend(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         print(f"unknown users: {written.n_unknown_users}, see {arguments.out}.unknown.txt", file=sys.stderr)
     print(f"wrote {arguments.out}")
     return 0
+
+
+def _ids(flag: str, given: str | None) -> list[str] | None:
+    ids = None if given is None else [part.strip() for part in given.split(",")]
+    if ids and "" in ids:
+        raise UserError(f"{flag}={given}: an id is empty; expected ids separated by commas, such as 196,22")
+    return ids
 
 
 def _serve(arguments: argparse.Namespace, rest: Sequence[str]) -> int:

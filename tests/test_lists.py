@@ -150,7 +150,9 @@ def test_killed_in_the_middle_it_goes_on(tmp_path):
         ([], "one of the arguments --users --users_file --all_users --history is required"),
         (["--all_users", "--out=lists.csv", "--jobs=0"], "jobs: 0 is not allowed"),
         (["--history=i1", "--out=lists.csv"], "a history is shown, not written"),
-        (["--users=u1", "--rule=mean"], "--rule without --history"),
+        (["--users=u1", "--rule=trained"], "--rule without --history"),
+        (["--users="], "--users=: an id is empty; expected ids separated by commas"),
+        (["--history=i1,,i2"], "--history=i1,,i2: an id is empty"),
         (["--users=u1", "--k=0"], "k: 0 is not allowed"),
         (["--all_users", "--k=0", "--out=lists.csv"], "k: 0 is not allowed"),
         (["--all_users", "--out=bundle/manifest.json/lists.csv"], "lists.csv: cannot be written"),
@@ -166,7 +168,7 @@ def test_wrong_commands(arguments, words, capsys):
 
 
 def test_lists_are_shown_with_titles(rec, capsys):
-    assert main(["recommend", "bundle", "--users=u3,ghost,u4", "--k=2"]) == 0
+    assert main(["recommend", "bundle", "--users=u3, ghost,u4", "--k=2"]) == 0
     out, err = capsys.readouterr()
     (item, score), _ = rec.recommend(["u3"], k=2)[0]
     assert out.splitlines()[:2] == ["user u3", f"   1. Item {item[1:]} ({item})  {score:.4f}"]

@@ -82,17 +82,18 @@ def test_a_history_is_typed(browser, rec):
 
 
 def test_how_a_history_counts_is_chosen(rec, tmp_path):
-    """Where the data know no time, nothing is the latest."""
+    """Where the data know no time, nothing is the latest; where items weigh alike in training, that is no choice."""
     made_bundle(tmp_path / "timed", bias=True, alpha=1.0, rule="mean", ordered=True)
     for folder, texts in (
-        ("bundle", ["as in training, in this order", "all alike"]),
-        ("timed", ["as in training", "all alike", "the latest most"]),
+        ("bundle", ["one after the other"]),
+        ("timed", ["all alike", "as in training", "the latest most"]),
     ):
         rec, server = Recommender.load(folder), Server(bundle=folder)
         browser = Browser(tmp_path / f"profile-{folder}", server.url)
         browser.until("document.querySelector('#about').textContent")
         offered = "[...document.querySelector('#rule').options].filter(e => !e.disabled)"
         assert browser.run(f"{offered}.map(e => e.text)") == texts
+        assert browser.run("document.querySelector('#how').hidden") == (len(texts) == 1)
         for item in ("Item 10", "Item 20", "Item 30"):
             browser.type("#search-text", item)
             browser.until("document.querySelectorAll('#found li').length === 1")

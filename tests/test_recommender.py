@@ -49,11 +49,15 @@ def scores_of(rec, user_e):
     return scores if bundle.item_bias is None else scores + bundle.item_bias
 
 
+def items_of(rec):
+    """What users that come aggregate, in float64."""
+    return rec.bundle.item_encodings.astype(np.float64)
+
+
 def shares_of(rec):
-    """What users aggregate, in float64."""
-    bundle = rec.bundle
-    items = bundle.item_encodings.astype(np.float64)
-    return items if bundle.item_weight is None else items * bundle.item_weight[:, None]
+    """What trained users aggregate, in float64."""
+    weight = rec.bundle.item_weight
+    return items_of(rec) if weight is None else items_of(rec) * weight[:, None]
 
 
 def best(rec, user_e, k, without=()):
@@ -105,31 +109,31 @@ def test_unknown_ids_are_reported_one_by_one(rec):
 
 
 def test_recommend_history_is_the_mean_of_its_items(tmp_path):
-    """The latest counts most, or all alike: the weights of the moving aggregation, or of the mean."""
+    """Alike or as in training, and the latest most where that is the rule: of the moving aggregation, or asked for."""
     histories = [["i5"], ["i9", "i3", "i44"], [f"i{n}" for n in range(20)]]
-    for number, (kind, rule, keep) in enumerate(
-        (kind, *rule) for kind in KINDS for rule in (("moving", 0.9), ("mean", 1))
+    for number, (kind, aggregation, beta) in enumerate(
+        (kind, *aggregation) for kind in KINDS for aggregation in (("moving", 0.9), ("mean", 1))
     ):
-        rec = Recommender.load(made_bundle(tmp_path / str(number), rule=rule, **kind))
-        items = torch.from_numpy(shares_of(rec))
-        for history, answer in zip(histories, rec.recommend_history(histories, k=6), strict=True):
-            weights = torch.tensor([keep**age for age in reversed(range(len(history)))])
-            user_e = torch_fold_in(items[[int(item[1:]) for item in history]], weights).numpy()
-            assert answer == best(rec, user_e, 6, without=history)
+        rec = Recommender.load(made_bundle(tmp_path / str(number), rule=aggregation, **kind))
+        for rule, table, keep in (
+            ("alike", items_of(rec), beta),
+            ("trained", shares_of(rec), beta),
+            ("recent", items_of(rec), 0.8),
+        ):
+            for history, answer in zip(histories, rec.recommend_history(histories, k=6, rule=rule), strict=True):
+                weights = torch.tensor([keep**age for age in reversed(range(len(history)))])
+                items = torch.from_numpy(table[[int(item[1:]) for item in history]])
+                assert answer == best(rec, torch_fold_in(items, weights).numpy(), 6, without=history)
+        assert rec.recommend_history(histories, k=6) == rec.recommend_history(histories, k=6, rule="alike")
 
 
-def test_a_history_by_another_rule(rec):
-    """Its items unweighted, alike or the latest most; the explanations add up."""
+@pytest.mark.parametrize("rule", ["alike", "trained", "recent"])
+def test_a_history_is_explained_by_its_rule(rec, rule):
     history = ["i9", "i3", "i44", "i3"]
-    items = rec.bundle.item_encodings.astype(np.float64)[[9, 3, 44, 3]]
-    for rule, weights in (("mean", np.ones(4)), ("recent", 0.8 ** np.array([3, 2, 1, 0]))):
-        user_e = weights @ items / weights.sum()
-        (answer,) = rec.recommend_history([history], k=60, rule=rule)
-        assert answer == best(rec, user_e, 60, without=history)
-        explanation = rec.explain_history(history, "i7", rule=rule)
-        assert explanation.score == dict(answer)["i7"]
-        assert explanation.residual == pytest.approx(0, abs=1e-6)
-    assert rec.recommend_history([history], k=5, rule="trained") == rec.recommend_history([history], k=5)
+    (answer,) = rec.recommend_history([history], k=60, rule=rule)
+    explanation = rec.explain_history(history, "i7", rule=rule)
+    assert explanation.score == dict(answer)["i7"]
+    assert explanation.residual == pytest.approx(0, abs=1e-6)
 
 
 def test_similar_items(rec):
@@ -152,7 +156,7 @@ def test_similar_items(rec):
         (lambda rec: rec.recommend(["u1"], deny="i1"), "deny: expected a list"),
         (
             lambda rec: rec.recommend_history([["i1"]], rule="last"),
-            "rule: 'last' is not allowed; expected one of trained",
+            "rule: 'last' is not allowed; expected one of alike",
         ),
         (lambda rec: rec.update([("u1", "i1", "i2")]), "is no pair of a user and an item"),
         (lambda rec: rec.update(["u1"]), "is no pair"),
@@ -237,7 +241,7 @@ def test_best_items_against_a_full_sort(data):
     k = data.draw(st.integers(1, 320))
     seen = [rng.choice(n_items, rng.integers(0, n_items + 1), replace=False) for _ in range(n_users)]
     for_all = rng.choice(n_items, rng.integers(0, n_items // 3 + 1), replace=False)
-    hidden = Hidden(for_all, np.cumsum([0, *map(len, seen)]), np.concatenate(seen))
+    hidden = Hidden.of(seen, for_all)
     found = best_items(user_e, ItemTable(Encodings(item_e), bias), k, hidden, memory_mb=0.01, threads=2)
     for row in range(n_users):
         score = (item_e.astype(np.float64) * user_e[row]).sum(axis=1) + (0 if bias is None else bias)
@@ -285,7 +289,7 @@ def test_update_is_a_replay_event_by_event(tmp_path_factory, events, cuts, kind,
         taken = [int(item[1:]) for name, item in events if name == user]
         if user in report.new_users:
             weights = float(keep) ** np.arange(len(taken))[::-1]
-            expected = weights @ items[taken] / weights.sum()
+            expected = weights @ items_of(whole)[taken] / weights.sum()
         elif rule == "mean":
             n = len(whole.trained_history(user))
             expected = (n * encoding(whole, user) + items[taken].sum(axis=0)) / (n + len(taken))
@@ -364,11 +368,10 @@ def test_a_folded_in_user_is_explained_without_residual(tmp_path):
         assert explanation.unknown == ["ghost"]
         rec.update([("new", item) for item in history])
         assert rec.explain("new", "i7").contributions == explanation.contributions
-        item_e, shares = rec.bundle.item_encodings.astype(np.float64), shares_of(rec)
-        weights = 0.9 ** np.array([3, 2, 1, 0])
-        user_e = weights @ shares[[4, 5, 4, 9]] / weights.sum()
+        item_e, weights = items_of(rec), 0.9 ** np.array([3, 2, 1, 0])
+        user_e = weights @ item_e[[4, 5, 4, 9]] / weights.sum()
         length = np.linalg.norm(user_e) if kind["score"] == "cosine" else 1
-        of_i9 = weights[3] / weights.sum() * shares[9] @ item_e[7] / length
+        of_i9 = weights[3] / weights.sum() * item_e[9] @ item_e[7] / length
         assert dict(explanation.contributions)["i9"] == pytest.approx(of_i9, abs=1e-6)
 
 
@@ -431,7 +434,7 @@ def test_a_new_item_weighs_as_training_would_have_it(tmp_path):
     rec = Recommender.load(made_bundle(tmp_path / "bundle", rule="mean", alpha=0.5, score="cosine"))
     count = np.bincount(rec.bundle.history_item, minlength=60)
     rec.add_items({"fresh": ["u0", "u1", "u2"]})
-    weight = rec._shares.weight[60]
+    weight = rec._item_weight[60]
     assert weight == rec.bundle.item_weight[np.flatnonzero(count == 3)[0]]
     # Users are moved by as much.
     before, n = rec.bundle.user_encodings[0], len(rec.trained_history("u0"))

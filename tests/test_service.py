@@ -108,8 +108,8 @@ def test_explanations(client, bundle):
     assert (answer["score"], answer["residual"]) == (expected.score, expected.residual)
     answer = client.post("/explain", json={"history": ["i5", "ghost"], "item": "i2"}).json()
     assert answer["unknown_items"] == ["ghost"]
-    answer = client.post("/explain", json={"history": ["i5", "i6"], "item": "i2", "rule": "mean"}).json()
-    expected = rec.explain_history(["i5", "i6"], "i2", rule="mean")
+    answer = client.post("/explain", json={"history": ["i5", "i6"], "item": "i2", "rule": "recent"}).json()
+    expected = rec.explain_history(["i5", "i6"], "i2", rule="recent")
     assert [(entry["item"], entry["value"]) for entry in answer["contributions"]] == expected.contributions
     for body in ({"user": "nobody", "item": "i2"}, {"user": "u1", "item": "ghost"}, {"history": [], "item": "i2"}):
         response = client.post("/explain", json=body)
@@ -466,6 +466,7 @@ def test_what_cannot_be_served(capsys):
         (["bundle", "--port=70000"], "cannot listen there"),
         (["bundle", "--host=no.such.host.invalid"], "cannot listen there"),
         (["bundle", "--memory_mb=0"], "memory_mb"),
+        (["bundle", "--watch=0"], "watch: 0 is not allowed: expected more than 0 seconds"),
         (["bundle", "--index=faiss"], "has no index of faiss; export it with --ann=faiss"),
     ):
         assert main(["serve", "--port=0", *arguments]) == 2

@@ -162,7 +162,7 @@ def quality(index: Index, table: ItemTable, user_e: _Floats, hidden: Hidden, k: 
         start = perf_counter()
         for place in range(len(user_e)):
             part = hidden.item[hidden.start[place] : hidden.start[place + 1]]
-            own = Hidden(hidden.for_all, np.array([0, len(part)]), part)
+            own = Hidden.of([part], hidden.for_all)
             lists.append(set(search(user_e[place : place + 1], own).item.tolist()))
         return lists, len(user_e) / (perf_counter() - start)
 

@@ -7,6 +7,7 @@ import hmac
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any, TypeVar
@@ -22,7 +23,7 @@ from recbole_onebp import __version__
 from recbole_onebp.errors import UserError
 from recbole_onebp.serving.journal import JournalError
 from recbole_onebp.serving.live import Live
-from recbole_onebp.serving.recommender import Answers, Explanation, Recommender, Rule, UnknownIdError
+from recbole_onebp.serving.recommender import DEFAULT_RULE, Answers, Explanation, Recommender, Rule, UnknownIdError
 
 __all__ = ["Limits", "create_app"]
 
@@ -86,8 +87,8 @@ class HistoryRequest(_Filters):
 
     histories: Annotated[list[_Ids], Field(max_length=100)]
     exclude_seen: bool = True
-    rule: Rule = "trained"
-    """How a history becomes a user: as in training; the mean of its items; or that with the latest counting most."""
+    rule: Rule = DEFAULT_RULE
+    """How a history becomes a user: its items all alike; weighed as in training; or the latest counting most."""
 
 
 class SimilarRequest(_Filters):
@@ -102,7 +103,7 @@ class ExplainRequest(_Request):
     item: _Id
     user: _Id | None = None
     history: _Ids | None = None
-    rule: Rule = "trained"
+    rule: Rule = DEFAULT_RULE
     """Of the history."""
 
     @model_validator(mode="after")
@@ -159,29 +160,30 @@ class _Service:
     async def _ask(self, question: Callable[[Recommender], _T]) -> _T:
         return await self._do(lambda: self._live.ask(question))
 
+    async def _lists(self, asked: str, things: list[Any], question: Callable[[Recommender], Answers]) -> dict[str, Any]:
+        """What a question returns, a list for each thing asked, with titles."""
+
+        def work(rec: Recommender) -> dict[str, Any]:
+            answers = question(rec)
+            lists = [
+                {asked: thing, "items": _items(rec, answer, "score")}
+                for thing, answer in zip(things, answers, strict=True)
+            ]
+            return {"lists": lists, "unknown_users": answers.unknown_users, "unknown_items": answers.unknown_items}
+
+        return await self._ask(work)
+
     async def recommend(self, request: RecommendRequest) -> dict[str, Any]:
         """The best items of users."""
-
-        def question(rec: Recommender) -> dict[str, Any]:
-            return _lists(rec, "user", request.users, rec.recommend(**dict(request)))
-
-        return await self._ask(question)
+        return await self._lists("user", request.users, lambda rec: rec.recommend(**dict(request)))
 
     async def recommend_history(self, request: HistoryRequest) -> dict[str, Any]:
         """The best items of users never seen, from what they have taken."""
-
-        def question(rec: Recommender) -> dict[str, Any]:
-            return _lists(rec, "history", request.histories, rec.recommend_history(**dict(request)))
-
-        return await self._ask(question)
+        return await self._lists("history", request.histories, lambda rec: rec.recommend_history(**dict(request)))
 
     async def similar(self, request: SimilarRequest) -> dict[str, Any]:
         """The items closest to some items."""
-
-        def question(rec: Recommender) -> dict[str, Any]:
-            return _lists(rec, "item", request.items, rec.similar_items(**dict(request)))
-
-        return await self._ask(question)
+        return await self._lists("item", request.items, lambda rec: rec.similar_items(**dict(request)))
 
     async def explain(self, request: ExplainRequest) -> dict[str, Any]:
         """Which of a user's items pull an item up for it."""
@@ -209,13 +211,13 @@ class _Service:
             }
         )
 
-    async def find_items(self, q: Annotated[str, Query(max_length=256)]) -> dict[str, Any]:
+    async def items(self, q: Annotated[str, Query(max_length=256)]) -> dict[str, Any]:
         """Items whose id or title contains a text."""
         return {"items": await self._ask(lambda rec: _found_items(rec, q))}
 
-    async def find_users(self, q: Annotated[str, Query(max_length=256)]) -> dict[str, Any]:
+    async def users(self, q: Annotated[str, Query(max_length=256)]) -> dict[str, Any]:
         """Users whose id begins with a text."""
-        return {"users": await self._ask(lambda rec: _first(name for name in rec.user_ids if name.startswith(q)))}
+        return {"users": await self._ask(lambda rec: _found_users(rec, q))}
 
     async def reload(self) -> dict[str, Any]:
         """Load the bundle anew and serve it; the old one answers until that is done."""
@@ -247,16 +249,6 @@ def _items(rec: Recommender, pairs: list[tuple[str, float]], value: str) -> list
     return [{"item": item, "title": rec.title(item), value: number} for item, number in pairs]
 
 
-def _lists(rec: Recommender, asked: str, things: list[Any], answers: Answers) -> dict[str, Any]:
-    return {
-        "lists": [
-            {asked: thing, "items": _items(rec, answer, "score")} for thing, answer in zip(things, answers, strict=True)
-        ],
-        "unknown_users": answers.unknown_users,
-        "unknown_items": answers.unknown_items,
-    }
-
-
 def _explanation(rec: Recommender, explanation: Explanation) -> dict[str, Any]:
     return {
         "score": explanation.score,
@@ -267,15 +259,15 @@ def _explanation(rec: Recommender, explanation: Explanation) -> dict[str, Any]:
     }
 
 
+def _found_users(rec: Recommender, text: str) -> list[str]:
+    return list(islice((user for user in rec.user_ids if user.startswith(text)), _FOUND))
+
+
 def _found_items(rec: Recommender, text: str) -> list[dict[str, str]]:
     text = text.casefold()
     found = ((item, rec.title(item)) for item in rec.item_ids)
     named = ({"item": item, "title": title} for item, title in found if text in title.casefold() or text == item)
-    return _first(named)
-
-
-def _first(found: Any) -> list[Any]:
-    return [thing for _, thing in zip(range(_FOUND), found, strict=False)]
+    return list(islice(named, _FOUND))
 
 
 # ----------------------------------------------------------------------------------------------------------------- app
@@ -292,21 +284,14 @@ def create_app(live: Live, api_key: str | None = None, limits: Limits | None = N
     limits = limits or Limits()
     service = _Service(live, limits.seconds)
     app = FastAPI(title="recbole_onebp", version=__version__, description="Recommendations from a bundle.")
-    posts = ("recommend", "recommend_history", "similar", "explain", "events", "reload")
-    gets = {
-        "health": "health",
-        "metrics": "metrics",
-        "history": "history",
-        "items": "find_items",
-        "users": "find_users",
+    endpoints = {
+        "POST": ("recommend", "recommend_history", "similar", "explain", "events", "reload"),
+        "GET": ("health", "history", "items", "users"),
     }
-    for name in posts:
-        app.add_api_route(f"/{name}", getattr(service, name), methods=["POST"], response_model=None)
-    for name, method in gets.items():
-        response = Response if name == "metrics" else JSONResponse
-        app.add_api_route(
-            f"/{name}", getattr(service, method), methods=["GET"], response_class=response, response_model=None
-        )
+    for method, names in endpoints.items():
+        for name in names:
+            app.add_api_route(f"/{name}", getattr(service, name), methods=[method], response_model=None)
+    app.add_api_route("/metrics", service.metrics, response_class=Response, response_model=None)
     for path, file in {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}.items():
         app.add_api_route(path, _sender(_PAGE / file), methods=["GET"], include_in_schema=False)
 

@@ -95,8 +95,8 @@ def evaluate_groups(
     n_positives = n_positives[users]
     user_e = Encodings(user_encodings).rows(users)
     seen = [parts.hidden_item[parts.hidden_start[user] : parts.hidden_start[user + 1]] for user in users]
-    hidden = Hidden(np.empty(0, np.int64), np.concatenate(([0], np.cumsum([*map(len, seen)]))), np.concatenate(seen))
-    ranked = best_items(unit_rows(user_e) if cosine else user_e, table, k, hidden, DEFAULT_MEMORY_MB, threads=1)
+    scored = unit_rows(user_e) if cosine else user_e
+    ranked = best_items(scored, table, k, Hidden.of(seen), DEFAULT_MEMORY_MB, threads=1)
 
     row = np.repeat(np.arange(len(users)), np.diff(ranked.start))
     place = np.arange(len(row)) - ranked.start[row]

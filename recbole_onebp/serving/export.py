@@ -129,8 +129,7 @@ def _quality(
     users = np.unique(np.linspace(0, len(user_table) - 1, 500).astype(np.int64))
     user_e = Encodings(user_table).rows(users)
     seen = [parts.item[parts.start[user] : parts.start[user + 1]] for user in users]
-    hidden = Hidden(np.empty(0, np.int64), np.cumsum([0, *map(len, seen)]), np.concatenate(seen))
-    return quality(index, table, unit_rows(user_e) if cosine else user_e, hidden, _ANN_K)
+    return quality(index, table, unit_rows(user_e) if cosine else user_e, Hidden.of(seen), _ANN_K)
 
 
 def _pairs(dataset: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -23,7 +23,7 @@ from recbole_onebp.datasets.hashes import sha256
 from recbole_onebp.errors import UserError, writing
 from recbole_onebp.files import write_atomically
 from recbole_onebp.serving.bundle import read_bundle
-from recbole_onebp.serving.recommender import Answers, Recommender, Rule
+from recbole_onebp.serving.recommender import DEFAULT_RULE, Answers, Recommender, Rule
 
 __all__ = ["Request", "Written", "read_ids", "show", "write_lists"]
 
@@ -71,7 +71,7 @@ def show(
     users: Path | Sequence[str] | None,
     history: Sequence[str] | None,
     request: Request,
-    rule: Rule = "trained",
+    rule: Rule = DEFAULT_RULE,
 ) -> None:
     """Print lists to stdout, with titles where there are any, and ids that the bundle does not know to stderr.
 

@@ -26,20 +26,39 @@ from recbole_onebp.serving.search import (
     dots,
     unit_rows,
 )
-from recbole_onebp.serving.users import Shares, Users, fold_in
+from recbole_onebp.serving.users import Users, fold_in
 
 if TYPE_CHECKING:
     from recbole_onebp.serving.ann import Index
 
-__all__ = ["Answers", "Explanation", "Id", "NewItems", "Recommender", "Rule", "UnknownIdError", "Update"]
+__all__ = [
+    "DEFAULT_RULE",
+    "Answers",
+    "Explanation",
+    "Id",
+    "NewItems",
+    "Recommender",
+    "Rule",
+    "UnknownIdError",
+    "Update",
+]
 
 Id = str | int
 """An id as in the data; a number stands for its digits."""
 
-Rule = Literal["trained", "mean", "recent"]
-"""How a history becomes a user: as training makes its users of their items; as the mean of its items, all alike; or the
-same with the latest item counting 1, the one before 0.8, then 0.8 squared, ..., which takes a history in order of time.
-``benchmarks/fold_in.py`` compares them."""
+Rule = Literal["alike", "trained", "recent"]
+"""How a history becomes a user.
+
+- ``alike``: the mean of its items, all alike; with ``aggregation: step`` the moving aggregation of them, started from
+  nothing: the latest counts 1, the one before beta, then beta squared, ...
+- ``trained``: the same, each times what it weighs in training (``aggregation_alpha``).
+- ``recent``: the mean, with the latest counting 1, the one before 0.8, then 0.8 squared, ..., which takes a history in
+  order of time.
+
+``benchmarks/fold_in.py`` compares them.
+"""
+
+DEFAULT_RULE: Rule = "alike"
 
 _RECENT = 0.8
 
@@ -166,7 +185,7 @@ class Recommender:
         self._keep, weight = _rule(self._aggregation)
         self._item_names, self._user_names = _Names([*bundle.item_ids]), _Names([*bundle.user_ids])
         self._items = ItemTable(Encodings(bundle.item_encodings), bundle.item_bias)
-        self._shares = Shares(self._items.encodings, bundle.item_weight)
+        self._item_weight = bundle.item_weight
         self._index = None if index is None else _open_index(bundle, index)
         self._users = Users(bundle.user_encodings, bundle.history_start, bundle.history_item, self._keep, weight)
 
@@ -282,13 +301,9 @@ class Recommender:
         exclude_seen: bool = True,
         allow: Iterable[Id] | None = None,
         deny: Iterable[Id] = (),
-        rule: Rule = "trained",
+        rule: Rule = DEFAULT_RULE,
     ) -> Answers:
         """The best items of users never seen, from what they have taken; no training.
-
-        With ``rule="trained"`` such a user is as :meth:`update` would make it: the mean of its items, each times what
-        it weighs; with ``aggregation: step`` the latest counts 1, the one before beta, then beta squared, ...: the
-        moving aggregation, started from nothing.
 
         Args:
             histories: for each user its items, in order.  Unknown items are left out and reported; a history without a
@@ -297,20 +312,20 @@ class Recommender:
             exclude_seen: leave out the history's own items.
             allow: see :meth:`recommend`.
             deny: see :meth:`recommend`.
-            rule: see :data:`Rule`.
+            rule: see :data:`Rule`.  By default such a user is as :meth:`update` would make it.
 
         Raises:
             UserError: for arguments of a wrong kind.
         """
         self._check_moves("recommend_history")
-        shares, keep = self._fold(rule)
+        item_weight, keep = self._fold(rule)
         found = [
             self._item_names.find(_listed(history, "history"), "item") for history in _listed(histories, "histories")
         ]
         items = [number[number >= 0] for number, _ in found]
         known = np.array([len(number) > 0 for number in items], bool)
         items = [number for number in items if len(number)]
-        user_e = fold_in(items, shares, keep)
+        user_e = fold_in(items, self._items.encodings, item_weight, keep)
         ranked, unknown = self._rank(user_e, k, items if exclude_seen else [_NONE] * len(items), allow, deny)
         unknown = list(dict.fromkeys([name for _, names in found for name in names] + unknown))
         return Answers(self._lists(ranked, known), [], unknown)
@@ -352,38 +367,44 @@ class Recommender:
         trained, taken = self._users.trained_items(number), self._users.taken_items(number)
         kept, weight = self._users.weights(number)
         weight = np.concatenate((np.full(len(trained), kept / max(len(trained), 1)), weight))
-        row = self._users.rows(np.array([number]))
-        return self._explain(row, target, np.concatenate((trained, taken)), self._shares, weight, [])
+        items = np.concatenate((trained, taken))
+        if self._item_weight is not None and self._users.is_trained(number):
+            weight *= self._item_weight[items]
+        return self._explain(self._users.rows(np.array([number])), target, items, weight, [])
 
-    def explain_history(self, history: Iterable[Id], item: Id, rule: Rule = "trained") -> Explanation:
+    def explain_history(self, history: Iterable[Id], item: Id, rule: Rule = DEFAULT_RULE) -> Explanation:
         """The same for a user never seen, with its history; see :meth:`recommend_history`.
 
         Raises:
             UnknownIdError: for an unknown item, or a history without a known one.
         """
         self._check_moves("explain_history")
-        shares, keep = self._fold(rule)
+        item_weight, keep = self._fold(rule)
         number, unknown = self._item_names.find(_listed(history, "history"), "item")
         target = self._number(self._item_names, item, "item")
         known = number[number >= 0]
         if not len(known):
             raise UnknownIdError("history: the bundle knows none of its items")
         weight = keep ** np.arange(len(known), dtype=float)[::-1]
-        return self._explain(fold_in([known], shares, keep), target, known, shares, weight / weight.sum(), unknown)
+        weight /= weight.sum()
+        if item_weight is not None:
+            weight *= item_weight[known]
+        row = fold_in([known], self._items.encodings, item_weight, keep)
+        return self._explain(row, target, known, weight, unknown)
 
     def _explain(
         self,
         row: _Floats,
         target: int,
         item: _Index,
-        shares: Shares,
         weight: npt.NDArray[np.float64],
         unknown: list[str],
     ) -> Explanation:
+        """Of a user's encoding ``(1, d)`` and an item, by what each of the user's items counts in it."""
         table = self._items
         length = max(float(np.linalg.norm(row.astype(np.float64))), TINY) if self._cosine else 1.0
         target_e = table.encodings.rows(np.full(len(item), target))
-        part = weight * dots(shares.rows(item), target_e) / length
+        part = weight * dots(table.encodings.rows(item), target_e) / length
         which, place = np.unique(item, return_inverse=True)  # an item may have been taken more than once
         total = np.bincount(place.reshape(-1), weights=part, minlength=len(which))
         order = np.lexsort((which, -total))
@@ -399,8 +420,8 @@ class Recommender:
 
         ``aggregation: step``: ``e_u <- beta e_u + (1 - beta) w_i e_i``, where w_i, what the item weighs, is 1 without
         ``aggregation_alpha``.  Otherwise e_u is the mean of its items' w_i e_i, and the event's is one more.  A user
-        that the bundle does not know starts with its first event, folded in.  Items stay as they are.  How events are
-        cut into calls does not matter, to the last bit.
+        that the bundle does not know starts with its first event, and all its items weigh 1; see :data:`Rule`.  Items
+        stay as they are.  How events are cut into calls does not matter, to the last bit.
 
         Args:
             events: (user, item) pairs in the order in which they happened.
@@ -420,7 +441,7 @@ class Recommender:
                 number = self._user_names.add(name)
                 new_users.append(name)
             user[place] = number
-        self._users.move(user[kept], item[kept], self._shares)
+        self._users.move(user[kept], item[kept], self._items.encodings, self._item_weight)
         return Update(int(kept.sum()), new_users, unknown)
 
     def add_items(self, items: Mapping[Id, Iterable[Id]]) -> NewItems:
@@ -461,7 +482,7 @@ class Recommender:
             encodings = self._items.encodings
             encodings.append(np.concatenate(rows))
             self._items = ItemTable(encodings, _extended(self._items.bias, bias))
-            self._shares = Shares(encodings, _extended(self._shares.weight, weight))
+            self._item_weight = _extended(self._item_weight, weight)
             self.__dict__.pop("_directions", None)
         self.update(events)
         unknown = dict.fromkeys(name for _, names in takers.values() for name in names)
@@ -493,13 +514,11 @@ class Recommender:
                 "items; train with backprop: one"
             )
 
-    def _fold(self, rule: Rule) -> tuple[Shares, float]:
-        """What a history's items add, and what each counts of the one after it."""
+    def _fold(self, rule: Rule) -> tuple[_Floats | None, float]:
+        """What items weigh in a history, and what each counts of the one after it."""
         if rule not in get_args(Rule):
             raise UserError(f"rule: {rule!r} is not allowed; expected one of {', '.join(get_args(Rule))}")
-        if rule == "trained":
-            return self._shares, self._keep
-        return Shares(self._items.encodings, None), _RECENT if rule == "recent" else 1.0
+        return self._item_weight if rule == "trained" else None, _RECENT if rule == "recent" else self._keep
 
     def _scored(self, user_e: _Floats) -> _Floats:
         """Users as they are scored: unit length with cosine scores."""
@@ -531,8 +550,7 @@ class Recommender:
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
             raise UserError(f"k: {k!r} is not allowed: expected a whole number of at least 1")
         denied, unknown = self._item_names.find(_listed(deny, "deny"), "item")
-        start = np.concatenate(([0], np.cumsum([len(items) for items in seen], dtype=np.int64)))
-        hidden = Hidden(denied[denied >= 0], start, np.concatenate([_NONE, *seen]))
+        hidden = Hidden.of(seen, denied[denied >= 0])
         if allow is None and self._index is not None and table is self._items:
             n_indexed = len(self.bundle.item_encodings)
             return self._index.best_items(user_e, table, int(k), hidden, n_indexed), unknown
@@ -585,8 +603,6 @@ def _open_index(bundle: Bundle, kind: str) -> Index:
 
 
 def _name(given: Any, what: str) -> str:
-    if type(given) is str:
-        return given
     if isinstance(given, str):
         return str(given)
     if isinstance(given, (int, np.integer)) and not isinstance(given, bool):

@@ -7,7 +7,7 @@ is exact, and those scores decide.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise, starmap
@@ -30,6 +30,7 @@ __all__ = [
 
 _Floats = npt.NDArray[np.float32]
 _Index = npt.NDArray[np.int64]
+_NONE: _Index = np.empty(0, np.int64)
 
 DEFAULT_MEMORY_MB = 30
 """For the scores of a block of users: in reach of the last-level cache."""
@@ -151,6 +152,12 @@ class Hidden:
     start: _Index
     """(n_users + 1,): those of user b alone are ``item[start[b] : start[b + 1]]``."""
     item: _Index
+
+    @classmethod
+    def of(cls, seen: Sequence[_Index], for_all: _Index = _NONE) -> Hidden:
+        """What each user has seen, and what is hidden from all."""
+        ends = np.cumsum([len(items) for items in seen], dtype=np.int64)
+        return cls(for_all, np.concatenate(([0], ends)), np.concatenate([_NONE, *seen]))
 
     def pairs(self, first: int, last: int) -> tuple[_Index, _Index]:
         """Row, counted from ``first``, and item of what is hidden from the users ``first`` to ``last``, excluded."""

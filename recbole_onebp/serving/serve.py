@@ -41,7 +41,8 @@ def serve(service: Service) -> None:
     """Serve until the process is told to end (SIGTERM, Ctrl-C).
 
     Raises:
-        UserError: if a package is missing, the bundle or the events cannot be read, or the port is taken.
+        UserError: if a package is missing, the bundle or the events cannot be read, the port is taken, or ``watch`` is
+            no time.
     """
     try:
         import uvicorn
@@ -53,6 +54,8 @@ def serve(service: Service) -> None:
     from recbole_onebp.serving.journal import Journal
     from recbole_onebp.serving.live import Live
 
+    if service.watch is not None and not 0 < service.watch <= threading.TIMEOUT_MAX:
+        raise UserError(f"watch: {service.watch:g} is not allowed: expected more than 0 seconds")
     bundle_dir = service.bundle_dir.absolute()
     read_bundle(bundle_dir, verify=False)  # before events have a folder
     key = os.environ.get(KEY_VARIABLE) or None

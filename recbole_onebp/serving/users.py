@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from recbole_onebp.serving.search import Encodings
 
-__all__ = ["Aggregation", "Shares", "Users", "fold_in"]
+__all__ = ["Aggregation", "Users", "fold_in"]
 
 _Floats = npt.NDArray[np.float32]
 _Index = npt.NDArray[np.int64]
@@ -19,26 +19,9 @@ _EVENTS = 1 << 18
 """Events that are sorted at a time."""
 
 
-class Shares:
-    """What users aggregate, ``s_i = w_i e_i``: encodings of items as they are scored, times what each item weighs."""
-
-    def __init__(self, encodings: Encodings, weight: _Floats | None) -> None:
-        """Take over encodings ``(n, d)`` and weights ``(n,)``; all weigh 1 if None."""
-        self._encodings, self.weight = encodings, weight
-
-    @property
-    def size(self) -> int:
-        """Dimension d."""
-        return self._encodings.size
-
-    def rows(self, item: _Index) -> _Floats:
-        """Of items ``(m,)``, shape ``(m, d)``."""
-        rows = self._encodings.rows(item)
-        return rows if self.weight is None else rows * self.weight[item, None]
-
-
 class Aggregation:
-    """Weighted means that events move: ``w <- keep w + 1``, ``e <- e + (s_i - e) / w``, s_i the item's share.
+    """Weighted means that events move: ``w <- keep w + 1``, ``e <- e + (s_i - e) / w``, s_i the item's share, which is
+    its encoding times what it weighs.
 
     With ``keep = beta`` and ``w = 1 / (1 - beta)``, which stays what it is, that is the model's own
     ``e <- beta e + (1 - beta) s_i``.  With ``w = 0`` it starts from nothing: then e is the mean of the shares, the
@@ -69,7 +52,7 @@ class Aggregation:
         self.rows[first:last], self.weight[first:last] = rows, weight
         self._count = last
 
-    def move(self, slot: _Index, item: _Index, shares: Shares) -> None:
+    def move(self, slot: _Index, item: _Index, encodings: Encodings, item_weight: _Floats | None) -> None:
         """Apply events in order.
 
         The same operations as event by event, for the j-th events of all users at once: so the outcome does not
@@ -78,43 +61,58 @@ class Aggregation:
         Args:
             slot: whom an event moves, ``(n,)``.
             item: towards which item, ``(n,)``.
-            shares: of the items.
+            encodings: of the items.
+            item_weight: what an event's item weighs, ``(n,)``; 1 if None.
         """
         for start in range(0, len(slot), _EVENTS):
-            self._move(slot[start : start + _EVENTS], item[start : start + _EVENTS], shares)
+            part = slice(start, start + _EVENTS)
+            self._move(slot[part], item[part], encodings, None if item_weight is None else item_weight[part])
 
-    def _move(self, slot: _Index, item: _Index, shares: Shares) -> None:
+    def _move(self, slot: _Index, item: _Index, encodings: Encodings, item_weight: _Floats | None) -> None:
         order = np.argsort(slot, kind="stable")
-        slot, item = slot[order], item[order]
+        slot = slot[order]
         first = np.flatnonzero(np.concatenate(([True], slot[1:] != slot[:-1])))
         count = np.diff(np.concatenate((first, [len(slot)])))
         turn = np.arange(len(slot)) - np.repeat(first, count)  # 0 for a user's first event, 1 for its second, ...
-        order = np.argsort(turn, kind="stable")
-        slot, item = slot[order], item[order]
+        by_turn = np.argsort(turn, kind="stable")
+        slot, order = slot[by_turn], order[by_turn]
+        item, item_weight = item[order], None if item_weight is None else item_weight[order, None]
         end = np.cumsum(np.bincount(turn))
         for begin, stop in zip(np.concatenate(([0], end[:-1])), end, strict=True):
             who = slot[begin:stop]
             weight = self.weight[who] * self._keep + 1
             rows = self.rows[who]
-            step = shares.rows(item[begin:stop]) - rows
+            share = encodings.rows(item[begin:stop])
+            if item_weight is not None:
+                share = share * item_weight[begin:stop]
+            step = share - rows
             step /= weight.astype(np.float32)[:, None]
             rows += step
             self.rows[who], self.weight[who] = rows, weight
 
 
-def fold_in(histories: Sequence[_Index], shares: Shares, keep: float) -> _Floats:
-    """Encodings of users never seen, from the items that they took, in order; zero without any.  Shape ``(B, d)``."""
-    means = Aggregation(shares.size, keep)
-    means.add(np.zeros((len(histories), shares.size), np.float32), np.zeros(len(histories)))
-    count = np.array([len(history) for history in histories], np.int64)
-    means.move(np.repeat(np.arange(len(histories)), count), np.concatenate([np.empty(0, np.int64), *histories]), shares)
+def fold_in(histories: Sequence[_Index], encodings: Encodings, item_weight: _Floats | None, keep: float) -> _Floats:
+    """Encodings of users never seen, from the items that they took, in order; zero without any.  Shape ``(B, d)``.
+
+    Args:
+        histories: their items.
+        encodings: of all items.
+        item_weight: what they weigh, ``(n_items,)``; all alike if None.
+        keep: see :class:`Aggregation`.
+    """
+    means = Aggregation(encodings.size, keep)
+    means.add(np.zeros((len(histories), encodings.size), np.float32), np.zeros(len(histories)))
+    slot = np.repeat(np.arange(len(histories)), np.array([len(history) for history in histories], np.int64))
+    item = np.concatenate([np.empty(0, np.int64), *histories])
+    means.move(slot, item, encodings, None if item_weight is None else item_weight[item])
     return means.rows[: len(histories)]
 
 
 class Users:
     """Encodings and histories of the bundle's users, which stay as they are, and of what has moved or come since.
 
-    Users are numbered: the bundle's as in the bundle, then new ones as they come.
+    What items weigh counts for the bundle's users; for those that have come since all items weigh alike.  Users are
+    numbered: the bundle's as in the bundle, then new ones as they come.
     """
 
     def __init__(
@@ -168,8 +166,8 @@ class Users:
         """What a user has taken, both."""
         return np.concatenate((self.trained_items(user), self.taken_items(user)))
 
-    def move(self, user: _Index, item: _Index, shares: Shares) -> None:
-        """Apply events ``(n,)`` in order; see :meth:`Aggregation.move`."""
+    def move(self, user: _Index, item: _Index, encodings: Encodings, item_weight: _Floats | None) -> None:
+        """Apply events ``(n,)`` in order; see :meth:`Aggregation.move`, and for the items :func:`fold_in`."""
         who, inverse = np.unique(user, return_inverse=True)
         fresh = np.array([number for number in who.tolist() if number not in self._slot], np.int64)
         self._slot.update(zip(fresh.tolist(), range(len(self._moved), len(self._moved) + len(fresh)), strict=True))
@@ -178,7 +176,9 @@ class Users:
         rows[trained], weight[trained] = self._base.rows(fresh[trained]), self._trained_weight(fresh[trained])
         self._moved.add(rows, weight)
         slot = np.array([self._slot[number] for number in who.tolist()], np.int64)
-        self._moved.move(slot[inverse.reshape(-1)], item, shares)
+        if item_weight is not None:
+            item_weight = np.where(user < len(self._base), item_weight[item], np.float32(1))
+        self._moved.move(slot[inverse.reshape(-1)], item, encodings, item_weight)
         for number, taken in zip(user.tolist(), item.tolist(), strict=True):
             self._taken[number].append(taken)
 

@@ -177,10 +177,12 @@ async function findUsers() {
 async function start() {
   const { users, items, bundle } = await ask("health");
   $("about").textContent = `${users.toLocaleString()} users, ${items.toLocaleString()} items`;
-  const [trained, , recent] = $("rule").options;
-  // Users that are moved one item after the other are made in an order, too.
-  if (bundle.aggregation && bundle.aggregation.rule === "moving") trained.text = "as in training, in this order";
+  const [alike, trained, recent] = $("rule").options;
+  const { rule, alpha } = bundle.aggregation || {};
+  if (rule === "moving") alike.text = "one after the other"; // the latest counts a little more
+  trained.hidden = trained.disabled = !alpha; // all weigh alike in training, too
   recent.hidden = recent.disabled = !bundle.ordered; // data without times know no latest
+  $("how").hidden = trained.hidden && recent.hidden;
   await findUsers();
 }
 

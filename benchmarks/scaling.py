@@ -2,7 +2,8 @@
 
     python benchmarks/scaling.py [--data_path dataset] [--dataset gowalla] [--only ROW ...] [--repeats 5] [--json OUT]
 
-Processes are pinned, each to a core, and train epochs in turns: one process on one core, two on two, four on two.
+Processes are pinned, each to a core, and take turns: one process on one core, two on two, four on two. Each turn is the
+first steps of an epoch, its order and the users' first aggregation included.
 ``link`` has two processes that share no memory, as two hosts would, over the loopback device; a slower link is
 simulated by letting each exchange last as long as its bytes would take. Writes ``results/<machine>-scaling.json``.
 """
@@ -21,20 +22,25 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
 
 import numpy as np
 from measure import RESULTS, Machine, Row, add_common_flags, alternate, claim, measure_all, ratios, versions, write_json
+from scaling_model import ROWS
 
 from recbole_onebp.errors import UserError
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "defaults": {},
-    "2,048 pairs a step": {"train_batch_size": 10240},
-    "1,024 shared, cosine": {"negatives": "shared", "score": "cosine", "temperature": 0.1, "train_batch_size": 2048},
+PAPER = {"preset": "paper", "embedding_size": 64, "weight_decay": 0.0}
+"""With five negatives a pair; RecBole counts them into a batch."""
+SETTINGS: dict[str, tuple[int, dict[str, Any]]] = {
+    "defaults": (250, {}),
+    "2,048 pairs a step": (100, {"train_batch_size": 2048}),
+    "paper's form, 2,048 pairs a step": (300, {**PAPER, "train_batch_size": 5 * 2048}),
 }
+"""Steps a turn, some seconds of one core, and the configuration."""
 LINKS = {"25 Gbit/s, 20 us": (25e9, 20e-6), "10 Gbit/s, 50 us": (10e9, 50e-6), "1 Gbit/s, 200 us": (1e9, 200e-6)}
 """Bits a second and seconds until the first arrives."""
 TARGET = 1.7
@@ -50,7 +56,7 @@ class Ask(Protocol):
 
 
 def _work(pipe: Any, environment: Mapping[str, str], core: int, config: dict[str, Any]) -> None:
-    """A rank: trains an epoch, or measures something, whenever it is asked to."""
+    """A rank: trains, or measures something, whenever it is asked to."""
     os.sched_setaffinity(0, {core})
     os.environ.update(environment)
     logging.disable(logging.WARNING)
@@ -60,14 +66,12 @@ def _work(pipe: Any, environment: Mapping[str, str], core: int, config: dict[str
     import recbole_onebp
 
     run = recbole_onebp.build("OneBP", config["dataset"], config_dict=config)
-    epoch = 0
     while True:
         what, value = pipe.recv()
-        if what == "epoch":
-            start = perf_counter()
-            loss = run.trainer._fast_epoch(run.train_data, epoch, False)
-            pipe.send((perf_counter() - start, loss))
-            epoch += 1
+        if what == "steps":
+            pipe.send(_turn(run, value))
+        elif what == "items":
+            pipe.send(_items_share(run, value))
         elif what == "rows":
             users: Any = run.model.user_table
             pipe.send((len(users) - 1, users.nbytes, run.trainer._plan.n_pairs))
@@ -76,8 +80,59 @@ def _work(pipe: Any, environment: Mapping[str, str], core: int, config: dict[str
             pipe.send(None)
         elif what == "collectives":
             pipe.send(_collectives(run, value))
+        elif what == "adam":
+            pipe.send(_adam_on_rows(*value))
         else:
             return
+
+
+def _turn(run: Any, n_steps: int | None) -> tuple[float, float]:
+    """Seconds and loss of the first steps of an epoch, or of all."""
+    run.trainer.watch = lambda steps, *_: islice(steps, n_steps)
+    start = perf_counter()
+    loss = run.trainer._fast_epoch(run.train_data, 0, False)
+    return perf_counter() - start, loss
+
+
+def _items_share(run: Any, repeats: int) -> list[float]:
+    """What part of an epoch's time goes into the items' gradients and steps."""
+    engine, shares, spent = run.trainer._engine, [], 0.0
+    train_items = engine._train_items
+
+    def measured(*arguments: Any) -> None:
+        nonlocal spent
+        start = perf_counter()
+        train_items(*arguments)
+        spent += perf_counter() - start
+
+    engine._train_items = measured
+    for _ in range(repeats):
+        spent = 0.0
+        seconds, _ = _turn(run, None)
+        shares.append(spent / seconds)
+    return shares
+
+
+def _adam_on_rows(n_rows: int, size: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds a row of Adam's step without a gradient, in a table of so many rows."""
+    from recbole_onebp.engine.kernels import step_rows
+
+    table, first, second = (np.full((n_rows, size), 1e-3, dtype=np.float32) for _ in range(3))
+    head, following = np.full(n_rows, -1, dtype=np.int32), np.zeros(1, dtype=np.int32)
+    nothing = np.zeros(1, dtype=np.float32), 1, np.zeros((1, size), dtype=np.float32), False
+    settings = [np.float32(value) for value in (1e-3, 1e-8, 0.9, 0.999, 0)]
+    in_order = np.arange(1, n_rows, dtype=np.int32)
+    orders = {"in order": in_order, "at random": np.random.default_rng(0).permutation(in_order)}
+    seconds: dict[str, list[float]] = {}
+    for name, order in orders.items():
+        parts = np.array_split(order, max(1, len(order) // 40_000))  # of a large table, each time another one
+        for number in range(1 + repeats):
+            rows = parts[number % len(parts)]
+            start = perf_counter()
+            step_rows(rows, head, following, *nothing, table, first, second, *settings, True)
+            if number > 0:  # the first may compile
+                seconds.setdefault(name, []).append((perf_counter() - start) / len(rows))
+    return seconds
 
 
 def _simulate(link: tuple[float, float] | None) -> None:
@@ -187,23 +242,21 @@ class Bench:
         return [row for name in SETTINGS for row in self._throughput(name)]
 
     def _throughput(self, name: str) -> list[Row]:
-        config = {**self.config, **SETTINGS[name]}
+        n_steps, settings = SETTINGS[name]
+        config = {**self.config, **settings}
         with ExitStack() as stack:
             groups = {world: stack.enter_context(ranks(world, world, config)) for world in (1, 2, 4)}
             for _ in range(2):  # compiled, and the tables where they stay
-                losses = [ask("epoch")[0][1] for ask in groups.values()]
+                losses = [ask("steps", n_steps)[0][1] for ask in groups.values()]
                 claim(np.allclose(losses, losses[0], rtol=1e-5), f"losses of 1, 2 and 4 processes: {losses}")
-            seconds = alternate(self.repeats, *(partial(_epoch, ask) for ask in groups.values()))
-            n_pairs = groups[1]("rows")[0][2]
+            seconds = alternate(self.repeats, *(partial(_seconds, ask, n_steps) for ask in groups.values()))
             held = {world: ask("rows") for world, ask in groups.items()}
-        checked = (
-            f"losses of two epochs of 1, 2 and 4 processes within 1e-5 of one another, the first of {losses[0]:.6g}"
-        )
+        checked = f"losses of 1, 2 and 4 processes within 1e-5 of one another, the first of {losses[0]:.6g}"
         parts = {f"{world} processes, s": values for world, values in zip(groups, seconds, strict=True)}
-        title = f"throughput, {{}}, train epoch, {self.config['dataset']}, {name}"
+        title, note = f"throughput, {{}}, {self.config['dataset']}, {name}", f"{n_steps} steps"
         rows = [
             Row(title.format("2 processes on 2 cores / 1 on 1"), ratios(seconds[0], seconds[1]), parts,
-                checked, TARGET if name != "1,024 shared, cosine" else None, at_least=True, note=f"{n_pairs:,} pairs"),
+                checked, TARGET, at_least=True, note=note),
             Row(title.format("4 processes on 2 cores / 1 on 1"), ratios(seconds[0], seconds[2]), parts, checked),
         ]  # fmt: skip
         if name == "defaults":
@@ -217,23 +270,27 @@ class Bench:
         return rows
 
     def link(self) -> list[Row]:
-        config, rows = {**self.config, **SETTINGS["2,048 pairs a step"]}, []
+        return [row for name in list(SETTINGS)[1:] for row in self._link(name)]
+
+    def _link(self, name: str) -> list[Row]:
+        n_steps, settings = SETTINGS[name]
+        config, rows = {**self.config, **settings}, []
         with ranks(1, 1, config) as alone, ranks(2, 1, config) as two:
             for ask in (alone, two):
-                ask("epoch")
-            for name, link in {"loopback": None, **LINKS}.items():
+                ask("steps", n_steps)
+            for wire, link in {"loopback": None, **LINKS}.items():
                 two("link", link)
-                seconds = alternate(max(2, self.repeats // 2), partial(_epoch, alone), partial(_epoch, two))
+                turns = (partial(_seconds, ask, n_steps) for ask in (alone, two))
+                seconds = alternate(max(2, self.repeats // 2), *turns)
                 rows.append(
-                    Row(f"throughput, 2 hosts of 1 process / 1, {name}", ratios(*seconds),
+                    Row(f"throughput, 2 hosts of 1 process / 1, {name}, {wire}", ratios(*seconds),
                         {"1 process, s": seconds[0], "2 hosts, s": seconds[1]}, "losses finite")
                 )  # fmt: skip
         return rows
 
     def collectives(self) -> list[Row]:
-        config = {**self.config, **SETTINGS["2,048 pairs a step"]}
-        with ranks(2, 2, config) as two:
-            two("epoch")
+        with ranks(2, 2, {**self.config, **PAPER, "train_batch_size": 5 * 2048}) as two:
+            two("steps", 1)
             seconds = two("collectives", self.repeats)[0]
         base = seconds["all-gather of encodings and coefficients"]
         return [
@@ -243,29 +300,36 @@ class Bench:
         ]  # fmt: skip
 
     def constants(self) -> list[Row]:
-        """From epochs of several batch sizes: a step costs a constant (all item rows), and each pair its own."""
-        rows = []
-        for learner in ("adam", "sparse_adam"):
-            sizes, seconds = (512, 1024, 2048, 4096), []
-            for size in sizes:
-                with ranks(1, 1, {**self.config, "learner": learner, "train_batch_size": 5 * size}) as one:
-                    one("epoch")
-                    seconds.append(alternate(max(2, self.repeats // 2), partial(_epoch, one))[0])
+        """Of ``scaling_model.py``, on one core.
+
+        From epochs of several batch sizes: a step costs a constant, and each pair its own.
+        """
+        sizes, seconds, config = (512, 1024, 2048, 4096), [], {**self.config, **PAPER, "learner": "sparse_adam"}
+        for size in sizes:
+            with ranks(1, 1, {**config, "train_batch_size": 5 * size}) as one:
+                one("steps")
+                seconds.append(alternate(max(2, self.repeats // 2), partial(_seconds, one))[0])
+                if size == sizes[-1]:
                     n_pairs = one("rows")[0][2]
-            steps = np.array([-(-n_pairs // size) for size in sizes])
-            fits = [np.linalg.lstsq(np.stack([steps, np.full(len(sizes), n_pairs)], 1), np.array(round_), rcond=None)[0]
-                    for round_ in zip(*seconds, strict=True)]  # fmt: skip
-            parts = {f"{size} pairs a step, s": values for size, values in zip(sizes, seconds, strict=True)}
-            checked = "least squares over four batch sizes"
-            rows += [
-                Row(f"{learner}: a step, us", [1e6 * fit[0] for fit in fits], parts, checked),
-                Row(f"{learner}: a pair with 5 negatives, ns", [1e9 * fit[1] for fit in fits], parts, checked),
-            ]
-        return rows
+                    share = one("items", self.repeats)[0]
+                    adam = {n_rows: one("adam", (n_rows, PAPER["embedding_size"], self.repeats))[0] for n_rows in ROWS}
+        steps = np.array([-(-n_pairs // size) for size in sizes])
+        fits = [np.linalg.lstsq(np.stack([steps, np.full(len(sizes), n_pairs)], 1), np.array(round_), rcond=None)[0]
+                for round_ in zip(*seconds, strict=True)]  # fmt: skip
+        parts = {f"{size} pairs a step, s": values for size, values in zip(sizes, seconds, strict=True)}
+        checked = "least squares over four batch sizes"
+        return [
+            Row("sparse_adam: a step, us", [1e6 * fit[0] for fit in fits], parts, checked),
+            Row("sparse_adam: a pair with 5 negatives, ns", [1e9 * fit[1] for fit in fits], parts, checked),
+            Row("of that the items' gradients and steps, part", share, {}, f"epochs of {sizes[-1]} pairs a step"),
+            *(Row(f"Adam's step on a row {order}, table of {n_rows:,} rows, ns", [1e9 * value for value in values], {},
+                  "no gradient; each time other rows, if there are more than 40,000")
+              for n_rows, by_order in adam.items() for order, values in by_order.items()),
+        ]  # fmt: skip
 
 
-def _epoch(ask: Ask) -> float:
-    answers = ask("epoch")
+def _seconds(ask: Ask, n_steps: int | None = None) -> float:
+    answers = ask("steps", n_steps)
     claim(all(np.isfinite(loss) for _, loss in answers), "a loss is not a number")
     return float(statistics.median(seconds for seconds, _ in answers))
 

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 FLOAT = INT = 4
+LONG = 8
 """Bytes."""
+ROWS = (40_000, 4_000_000)
+"""Of the tables that Adam's step is timed on: with moments 31 MB, which a cache may hold, and 3 GB."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class World:
     pairs_a_step: float = 1e6
     cores: int = 64
     """A host."""
+    bandwidth: float = 200e9
+    """Of a host's memory, bytes a second."""
     link: float = 25e9
     """Bits a second, each way."""
     latency: float = 50e-6
@@ -33,18 +39,32 @@ class World:
 
 @dataclass(frozen=True)
 class Constants:
-    """Seconds on one core, from ``benchmarks/scaling.py``."""
+    """Seconds on one core, from ``benchmarks/scaling.py``, with tables that no cache holds."""
 
     row_of_dense_adam: float
+    """Row after row."""
     pair: float
-    """With 5 negatives, under ``sparse_adam``: sampling, scores, touched item rows, the user moved."""
+    """With 5 negatives, under ``sparse_adam`` and in the cache: sampling, scores, touched item rows, the user moved."""
+    items_share: float
+    """Of a pair's seconds, those of the touched item rows."""
+    far_row: float
+    """What a row here and there and its moments take longer out of the cache."""
 
     @classmethod
-    def of(cls, result: Mapping[str, Any], items: float) -> Constants:
-        """From a results file of a data set with so many items."""
+    def of(cls, result: Mapping[str, Any]) -> Constants:
+        """From a results file."""
         median = {row["title"]: row["median"] for row in result["rows"].values() if "median" in row}
-        dense = (median["adam: a step, us"] - median["sparse_adam: a step, us"]) / 1e6 / items
-        return cls(dense, median["sparse_adam: a pair with 5 negatives, ns"] / 1e9)
+
+        def nanoseconds(order: str, n_rows: int) -> float:
+            return float(median[f"Adam's step on a row {order}, table of {n_rows:,} rows, ns"])
+
+        near, far = (nanoseconds("at random", n_rows) for n_rows in ROWS)
+        return cls(
+            nanoseconds("in order", ROWS[1]) / 1e9,
+            median["sparse_adam: a pair with 5 negatives, ns"] / 1e9,
+            median["of that the items' gradients and steps, part"],
+            max(0.0, far - near) / 1e9,
+        )
 
 
 def memory(world: World, hosts: int) -> dict[str, float]:
@@ -52,8 +72,8 @@ def memory(world: World, hosts: int) -> dict[str, float]:
     w, own = world, world.pairs / hosts
     return {
         "user rows": w.users * w.dimension * FLOAT / hosts,
-        "own pairs, and what the sampler knows of them": own * 5 * INT + w.users / hosts * 16,
-        "order of all pairs": w.pairs * 2 * INT,
+        "own pairs, and what the sampler knows of them": own * (4 * INT + LONG) + w.users / hosts * 2 * LONG,
+        "order of all pairs": w.pairs * 2 * LONG,
         "items and Adam's moments": 3 * w.items * w.dimension * FLOAT,
     }
 
@@ -71,27 +91,46 @@ def traffic(world: World, hosts: int) -> dict[str, float]:
 
 def epoch_seconds(world: World, hosts: int, constants: Constants) -> dict[str, float]:
     """Seconds of one epoch, by what bounds it: each alone, since a step may overlap them at best."""
-    w, steps, sent = world, world.pairs / world.pairs_a_step, traffic(world, hosts)
-    # Of a pair's work one part in 1 + N + 1 rows is the user's; the touched item rows of all pairs are each host's.
-    user_side = constants.pair / (2 + w.negatives)
+    w, c, steps, sent = world, constants, world.pairs / world.pairs_a_step, traffic(world, hosts)
+    scores, row = 1 + w.negatives, world.dimension * FLOAT
+
+    def on_host(seconds: float, n_bytes: float) -> float:
+        return max(seconds / w.cores, n_bytes / w.bandwidth)
+
+    def on_link(bytes_a_pair: float, exchanges: int) -> float:
+        return w.pairs * bytes_a_pair * 8 / w.link + (exchanges * steps * w.latency if hosts > 1 else 0)
+
+    # A row stepped is read and written with its two moments. A row scored is read, a third of the tables at the most.
+    items = w.pairs * (c.pair * c.items_share + scores * c.far_row), w.pairs * scores * 6 * row
+    own = w.pairs / hosts
+    scored = own * (c.pair * (1 - c.items_share) + (1 + scores) * c.far_row / 3), own * (1 + scores) * row
     return {
-        "item rows of all pairs, on each host": w.pairs * (constants.pair - user_side) / w.cores,
-        "scores of its own pairs": w.pairs * user_side / w.cores / hosts,
-        "link, encodings and coefficients": w.pairs * sent["encodings, coefficients and ids"] * 8 / w.link
-        + (steps * w.latency if hosts > 1 else 0),
-        "link, sharded items": w.pairs * sent["rows of sharded items, fetched, and their gradients"] * 8 / w.link
-        + (2 * steps * w.latency if hosts > 1 else 0),
-        "dense Adam over all items": steps * w.items * constants.row_of_dense_adam / w.cores,
+        "item rows of all pairs, on each host": on_host(*items),
+        "item rows, shared out": on_host(*(value / hosts for value in items)),
+        "scores of its own pairs": on_host(*scored),
+        "link, encodings and coefficients": on_link(sent["encodings, coefficients and ids"], 1),
+        "link, sharded items": on_link(sent["rows of sharded items, fetched, and their gradients"], 2),
+        "dense Adam over all items": on_host(steps * w.items * c.row_of_dense_adam, steps * w.items * 6 * row),
     }
 
 
-GOWALLA_ITEMS = 40_981
+def sharding_pays(world: World) -> int:
+    """The number of hosts from which on sharded items are the lesser traffic."""
+
+    def pays(hosts: int) -> bool:
+        gathered, sharded, _ = traffic(world, hosts).values()
+        return sharded < gathered
+
+    return next(hosts for hosts in count(2) if pays(hosts))
+
+
 HOSTS = (1, 4, 16, 64, 256)
 
 
 def tables(result: Mapping[str, Any]) -> str:
     """Markdown: memory, traffic and time for several numbers of hosts."""
-    world, constants = World(), Constants.of(result, GOWALLA_ITEMS)
+    world, constants = World(), Constants.of(result)
+    a_pair = traffic(world, 2)["encodings, coefficients and ids"] * 2  # of two hosts' pairs, one half is another's
     head = [f"| hosts | {' | '.join(map(str, HOSTS))} |", f"|---|{'---|' * len(HOSTS)}"]
 
     def table(of_hosts: list[dict[str, float]], unit: float, form: str) -> list[str]:
@@ -100,8 +139,13 @@ def tables(result: Mapping[str, Any]) -> str:
 
     return "\n".join(
         [
-            f"Constants: {constants.row_of_dense_adam * 1e9:.3g} ns a row of dense Adam, {constants.pair * 1e9:.3g} ns "
-            f"a pair, one core of {result['machine']['cpu']}.",
+            f"Constants, one core of {result['machine']['cpu']}: {constants.pair * 1e9:,.0f} ns a pair, of which "
+            f"{constants.items_share:.0%} for the items' rows; {constants.far_row * 1e9:,.0f} ns more for each row "
+            f"here and there that no cache holds; {constants.row_of_dense_adam * 1e9:,.0f} ns a row of dense Adam.",
+            "",
+            f"Each pair of the other hosts brings a host {a_pair:.0f} bytes, so that a link of {world.link / 1e9:.0f} "
+            f"Gbit/s brings {world.link / 8 / a_pair / 1e6:.1f} million pairs a second at the most. Sharded items send "
+            f"less from {sharding_pays(world)} hosts on.",
             "",
             "Memory a host, GB:",
             "",

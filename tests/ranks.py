@@ -19,10 +19,13 @@ def in_ranks(world: int, local_world: int, runs: dict[str, tuple[str, dict[str, 
     Args:
         runs: for each name, the data set and the configuration.
     """
+    mp.spawn(_train, (world, local_world, free_port(), runs), nprocs=world)
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_train, (world, local_world, port, runs), nprocs=world)
+        return int(probe.getsockname()[1])
 
 
 def _train(rank: int, world: int, local_world: int, port: int, runs: dict[str, tuple[str, dict[str, Any]]]) -> None:

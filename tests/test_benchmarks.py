@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -146,17 +147,23 @@ def test_tables_hold_what_was_measured(tmp_path, rows):
 def test_the_model_of_many_hosts_by_hand():
     model = import_module("scaling_model")
     world = model.World(users=1000, items=100, pairs=10_000, dimension=8, negatives=1, pairs_a_step=100, cores=2,
-                        link=8e3, latency=0.5)  # fmt: skip
+                        bandwidth=1e12, link=8e3, latency=0.5)  # fmt: skip
     assert model.memory(world, 2)["user rows"] == 1000 * 8 * 4 / 2
     assert model.memory(world, 2)["items and Adam's moments"] == model.memory(world, 1)["items and Adam's moments"]
     sent = model.traffic(world, 2)
     assert sent["encodings, coefficients and ids"] == (8 * 4 + 2 * 2 * 4 + 4) / 2
     assert sent["rows of sharded items, fetched, and their gradients"] == (1 / 2) * (1 / 2) * 2 * 2 * (8 * 4 + 4)
     assert not any(model.traffic(world, 1).values())
-    seconds = model.epoch_seconds(world, 2, model.Constants(row_of_dense_adam=0.01, pair=0.3))
+    constants = model.Constants(row_of_dense_adam=0.01, pair=0.3, items_share=2 / 3, far_row=0.05)
+    seconds = model.epoch_seconds(world, 2, constants)
     assert seconds["link, encodings and coefficients"] == pytest.approx(10_000 * 26 / 1000 + 100 * 0.5)
     assert seconds["dense Adam over all items"] == pytest.approx(100 * 100 * 0.01 / 2)
-    assert seconds["scores of its own pairs"] == pytest.approx(10_000 * 0.1 / 2 / 2)
+    assert seconds["scores of its own pairs"] == pytest.approx(10_000 * (0.1 + 3 * 0.05 / 3) / 2 / 2)
+    assert seconds["item rows of all pairs, on each host"] == pytest.approx(10_000 * (0.2 + 2 * 0.05) / 2)
+    assert seconds["item rows, shared out"] == seconds["item rows of all pairs, on each host"] / 2
+    slow = model.epoch_seconds(dataclasses.replace(world, bandwidth=1e3), 2, constants)
+    assert slow["dense Adam over all items"] == pytest.approx(100 * 100 * 6 * 8 * 4 / 1e3)
+    assert model.sharding_pays(world) == 3  # 2 * 2 * 36 bytes over their number, against 52
 
 
 def test_contestants_take_turns():

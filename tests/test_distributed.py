@@ -5,24 +5,28 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
 
 import recbole_onebp
 from conftest import PLAIN
-from ranks import in_ranks
+from ranks import free_port, in_ranks
 from recbole_onebp import cli
 from recbole_onebp.checkpoint.saver import find
 from recbole_onebp.distributed.host import Host
-from recbole_onebp.distributed.ranks import Ranks
+from recbole_onebp.distributed.ranks import Ranks, _attempt
 from recbole_onebp.distributed.users import Shard
 from recbole_onebp.engine import Plan
 from recbole_onebp.model import _xavier_rows, _xavier_rows_of
@@ -48,11 +52,21 @@ OPTIONS = {
     "shared blocks": {"negatives": "shared", "n_shared_negatives": 600, "backprop": "two", "item_bias": True},
     "device shared": {"negatives": "shared", "n_shared_negatives": 16, "train_batch_size": 32, "backprop": "two"},
 }  # fmt: skip
+BEGUN = {f"{name}, begun": name for name in ("plain", "two", "shared recipe")}
+OPTIONS.update({begun: {**OPTIONS[name], "epochs": 2} for begun, name in BEGUN.items()})
 
 
 def rounded(shape, name):
     """Whether gradients are summed rank by rank; all others are the same bit for bit."""
     return "device" in name or ("shared" in name and shape[0] > shape[1])
+
+
+def settings(tiny_path, folder, name):
+    return "tiny", {
+        "data_path": tiny_path, "load_col": {"inter": ["user_id", "item_id"]}, "embedding_size": 8,
+        "train_batch_size": 160, "epochs": 3, "metrics": METRICS, "topk": [5, 10], "valid_metric": "NDCG@10",
+        "show_progress": False, "output_dir": str(folder), "recbole_checkpoint": True, **PLAIN, **OPTIONS[name],
+    }  # fmt: skip
 
 
 def ml_100k(folder):
@@ -80,13 +94,7 @@ def trained(tiny_path, tmp_path_factory):
             runs = {}
             for each in GROUPS[shape]:
                 folder = folders[shape, each] = tmp_path_factory.mktemp("run")
-                config = {
-                    "data_path": tiny_path, "load_col": {"inter": ["user_id", "item_id"]}, "embedding_size": 8,
-                    "train_batch_size": 160, "epochs": 3, "metrics": METRICS, "topk": [5, 10],
-                    "valid_metric": "NDCG@10", "show_progress": False, "output_dir": str(folder),
-                    "recbole_checkpoint": True, **PLAIN,
-                }  # fmt: skip
-                runs[each] = ml_100k(folder) if each == "ml-100k" else ("tiny", {**config, **OPTIONS[each]})
+                runs[each] = ml_100k(folder) if each == "ml-100k" else settings(tiny_path, folder, each)
             in_ranks(*shape, runs)
         return folders[shape, name]
 
@@ -142,6 +150,22 @@ def test_what_one_process_writes_evaluates_alone(trained, tiny_config):
     run.trainer.eval_collector.data_collect(run.train_data)
     test = run.trainer.evaluate(run.test_data, model_file=str(folder / "checkpoint.pth"))
     assert {name: float(value) for name, value in test.items()} == seen(folder, "recipe")["test"]
+
+
+@pytest.mark.parametrize(("before", "after"), [((1, 1), (2, 2)), ((2, 2), (1, 1))])
+def test_a_run_goes_on_in_another_number_of_processes(trained, tiny_path, tmp_path, before, after):
+    runs = {}
+    for begun, name in BEGUN.items():
+        shutil.copytree(trained(before, begun), tmp_path / name)
+        dataset, config = settings(tiny_path, tmp_path / name, name)
+        runs[name] = dataset, {**config, "resume": "auto"}
+    in_ranks(*after, runs)
+    for name in runs:
+        expected, found = tables(trained((1, 1), name)), tables(tmp_path / name)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(found[key], table) for key, table in expected.items())
+        assert seen(tmp_path / name, name)["test"] == seen(trained((1, 1), name), name)["test"]
+        assert len((tmp_path / name / "metrics.jsonl").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -236,6 +260,49 @@ def test_a_run_whose_rank_is_killed_ends_and_keeps_its_checkpoint(tmp_path):
     assert "leaked" not in said
     assert re.match(r"error: rank [01] of 2(: another process has ended| was ended by SIGKILL)", last)
     assert find("auto", RunFolder(out)).values["epoch"] > 0
+
+
+def test_ranks_that_start_again_do_not_meet_those_before():
+    server = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    names = []
+    for order in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):  # who comes first
+        stores = [dist.TCPStore("localhost", server.port, wait_for_workers=False) for _ in order]
+        with ThreadPoolExecutor(3) as pool:
+            said = []
+            for rank, store in zip(order, stores, strict=True):
+                said.append(pool.submit(_attempt, store, rank, 3, 20.0))
+                time.sleep(0.05)
+            names.append({name.result() for name in said})
+    assert [len(name) for name in names] == [1, 1, 1]
+    assert len(set.union(*names)) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--negatives=per_pair"]])
+def test_torchrun_goes_on_with_a_run_whose_rank_is_killed(tmp_path, flags):
+    script = tmp_path / "train.py"
+    script.write_text("import sys\nfrom recbole_onebp.cli import main\nsys.exit(main(['train', *sys.argv[1:]]))\n")
+    common = ["--model=OneBP", "--dataset=ml-100k", "--epochs=12", "--show_progress=False", *flags]
+    environment = {**os.environ, "PYTHONPATH": str(Path(recbole_onebp.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    straight, out = tmp_path / "straight", tmp_path / "out"
+    subprocess.run([sys.executable, script, *common, f"--output_dir={straight}"], env=environment, check=True)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--max-restarts=3",
+                f"--master_port={free_port()}"]  # fmt: skip
+    with subprocess.Popen([*torchrun, script, *common, f"--output_dir={out}", "--resume=auto"], env=environment) as run:
+        while not list(out.glob("checkpoint/epoch-*")) and run.poll() is None:
+            time.sleep(0.05)
+        ranks = [child for child in psutil.Process(run.pid).children() if str(script) in child.cmdline()]
+        ranks[-1].kill()
+        assert run.wait(timeout=300) == 0
+    assert "going on with" in (out / "run.log").read_text()
+    newest = [max((folder / "checkpoint").iterdir()) for folder in (straight, out)]
+    assert newest[0].name == newest[1].name
+    for expected, found in (newest, (straight, out)):
+        for file in expected.glob("*.safetensors"):
+            assert (found / file.name).exists()
+            expected_tables, found_tables = load_file(file), load_file(found / file.name)
+            assert expected_tables.keys() == found_tables.keys()
+            assert all(torch.equal(found_tables[key], table) for key, table in expected_tables.items())
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ __all__ = [
     "restore_trainer",
     "set_generator_states",
     "settings_of",
+    "summary_of",
     "trainer_state",
 ]
 
@@ -78,7 +79,12 @@ def other_parameters(model: Any) -> dict[str, Any]:
 
 
 def _counters(module: torch.nn.Module) -> dict[str, int | float]:
-    return {key: value for key, value in vars(module).items() if type(value) in (int, float)}
+    """What is counted in training; the users and items are not, which in several processes are a rank's own."""
+    return {
+        key: value
+        for key, value in vars(module).items()
+        if type(value) in (int, float) and key not in ("n_users", "n_items")
+    }
 
 
 def _optimizers(trainer: Any) -> dict[str, Optimizer]:
@@ -136,15 +142,20 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 
 def data_of(dataset: Any, loaders: Mapping[str, Any]) -> dict[str, str]:
-    """What the data are: counts, and a hash of everything that is read of each part."""
-    parts = {name: None if loader is None else loader._dataset.inter_feat for name, loader in loaders.items()}
+    """What the data are: counts, and a hash of everything that is read of each part; those of all ranks' users."""
+    parts = {name: None if loader is None else loader._dataset for name, loader in loaders.items()}
     features = {name: getattr(dataset, f"{name}_feat", None) for name in ("user", "item")}
     return {
         "users": str(dataset.user_num - 1),
         "items": str(dataset.item_num - 1),
-        **{name: _summary(rows, "interactions") for name, rows in parts.items()},
+        **{name: getattr(part, "summary", None) or summary_of(part) for name, part in parts.items()},
         **{f"{name} features": _summary(rows, "rows") for name, rows in features.items()},
     }
+
+
+def summary_of(part: Any) -> str:
+    """How many interactions a part has, and a hash of them."""
+    return _summary(None if part is None else part.inter_feat, "interactions")
 
 
 def _summary(rows: Any, what: str) -> str:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from recbole_onebp.checkpoint.state import summary_of
 from recbole_onebp.distributed.ranks import Ranks
 from recbole_onebp.errors import UserError
 
@@ -67,7 +68,7 @@ class Shard:
 def share_users(dataset: Any, ranks: Ranks) -> None:
     """Let ``dataset.build()``, RecBole's, return parts with this rank's users alone; each has a ``shard``.
 
-    Items keep their numbers.
+    Items keep their numbers.  On rank 0 a part also has a ``summary`` of what it was, for a checkpoint.
 
     Raises:
         UserError: from ``build``, on all ranks, if there are not enough users for one of them.
@@ -99,6 +100,7 @@ def _own_part(part: Any, ranks: Ranks) -> Any:
     mine = rows[own]
     mine.update(type(mine)({uid: shard.local(mine[uid])}))
     copy = part.copy(mine)
+    copy.summary = summary_of(part) if ranks.rank == 0 else None
     copy.shard = Shard(**{**shard.__dict__, "number": own.numpy().astype(np.int32)})
     tokens = part.field2id_token[uid]
     tokens = np.concatenate([tokens[:1], tokens[shard.rows]])

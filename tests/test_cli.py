@@ -364,7 +364,8 @@ def start(tiny_config, tmp_path, **overrides):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_ends_the_run(tiny_config, tmp_path, number, code):
-    endless = {"epochs": 100_000, "stopping_step": 100_000}
+    # It says little: nobody reads it before it has ended, and a full pipe would hold it up.
+    endless = {"epochs": 100_000, "stopping_step": 100_000, "state": "warning"}
     process = start(tiny_config, tmp_path, **endless)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120

@@ -3,9 +3,9 @@
     python benchmarks/soak.py --minutes=60
 
 Each round trains OneBP on ml-100k in this process, tests it, builds it anew, goes on from its checkpoint and tests
-again; and has the command line do the same in a process of its own, which is told to end in the middle
-(SIGTERM) and started again: with ``--resume=auto`` where ``train`` takes it.  After each round this process's memory,
-descriptors, threads and children are noted, and the files left in the folder for temporary ones.  Linux only.
+again; and has the command line do the same in a process of its own, which is told to end in the middle (SIGTERM) and
+started again with ``--resume=auto``.  After each round this process's memory, descriptors, threads and children are
+noted, and the files left in the folder for temporary ones.  Linux only.
 
 Exit codes: 0 nothing grows; 1 something does, or a round went wrong.
 """
@@ -32,8 +32,6 @@ import numpy as np
 import psutil
 from measure import RESULTS, CheckFailedError, Machine, claim, versions, write_json
 from scipy.stats import theilslopes
-
-from recbole_onebp.errors import UserError
 
 CONFIG: dict[str, Any] = {"model": "OneBP", "dataset": "ml-100k", "epochs": 4, "show_progress": False}
 _ENDS_WITHIN = 30.0
@@ -81,11 +79,11 @@ def in_process(folder: Path) -> float:
     return second.fit().test["ndcg@10"]
 
 
-def command_line(folder: Path, resumes: bool, rng: np.random.Generator) -> None:
-    """A run that is told to end at some moment, and gone on with: from where it was, or anew without ``--resume``."""
+def command_line(folder: Path, rng: np.random.Generator) -> None:
+    """A run that is told to end at some moment, and gone on with."""
     script = Path(__file__).parent.parent / "run_recbole_onebp.py"
-    flags = [f"--{key}={value}" for key, value in {**CONFIG, "output_dir": folder}.items()]
-    command = [sys.executable, str(script), *flags, *(["--resume=auto"] if resumes else [])]
+    flags = [f"--{key}={value}" for key, value in {**CONFIG, "output_dir": folder, "resume": "auto"}.items()]
+    command = [sys.executable, str(script), *flags]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         with suppress(subprocess.TimeoutExpired):
             process.wait(rng.uniform(3, 12))
@@ -98,16 +96,6 @@ def command_line(folder: Path, resumes: bool, rng: np.random.Generator) -> None:
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     claim(done.returncode == 0, f"the command line ended with {done.returncode}: {done.stderr[-500:]}")
     claim((folder / "result.json").is_file(), "the command line wrote no result.json")
-
-
-def can_resume() -> bool:
-    """Whether ``train`` takes ``--resume``."""
-    from recbole_onebp.keys import check_keys
-
-    try:
-        return not check_keys(["resume"], "OneBP")
-    except UserError:
-        return False
 
 
 def grows(held: list[Held]) -> list[str]:
@@ -127,10 +115,9 @@ def grows(held: list[Held]) -> list[str]:
     return found
 
 
-def soak(minutes: float, seed: int) -> tuple[list[Held], bool]:
-    """What is held after each round, and whether the command line went on where it was."""
+def soak(minutes: float, seed: int) -> list[Held]:
+    """What is held after each round."""
     rng, start, held = np.random.default_rng(seed), monotonic(), list[Held]()
-    resumes = can_resume()
     with tempfile.TemporaryDirectory() as kept:
         runs, temporary = Path(kept) / "runs", Path(kept) / "temporary"
         temporary.mkdir()
@@ -138,12 +125,12 @@ def soak(minutes: float, seed: int) -> tuple[list[Held], bool]:
         while monotonic() - start < 60 * minutes:
             ndcg = in_process(runs / "here")
             claim(ndcg > 0.1, f"round {len(held)}: NDCG@10 is {ndcg}")
-            command_line(runs / "there", resumes, rng)
+            command_line(runs / "there", rng)
             shutil.rmtree(runs)
             held.append(Held.now(start, temporary))
             print(f"{len(held):4d}  {asdict(held[-1])}", flush=True)
         tempfile.tempdir = None
-    return held, resumes
+    return held
 
 
 def main() -> int:
@@ -155,13 +142,12 @@ def main() -> int:
     logging.disable(logging.INFO)
     warnings.simplefilter("ignore")
     machine = Machine.here()
-    held, resumes = soak(arguments.minutes, arguments.seed)
+    held = soak(arguments.minutes, arguments.seed)
     found = grows(held)
     values = {
         "machine": asdict(machine),
         "versions": versions(),
         "minutes": arguments.minutes,
-        "resumes": resumes,
         "grows": found,
         "rounds": [asdict(one) for one in held],
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import errno
 import logging
 import os
 import re
@@ -21,6 +22,9 @@ from recbole_onebp import __version__, compat
 from recbole_onebp.errors import LostRankError, UserError
 
 __all__ = ["main", "parse_overrides"]
+
+_NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+"""On the disk: it may show wherever something is written, in RecBole and TensorBoard too."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -442,6 +446,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LostRankError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        print(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}", file=sys.stderr)
     except ImportError as error:
         if error.msg != compat.missing_recbole():
             raise

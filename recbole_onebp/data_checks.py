@@ -67,8 +67,9 @@ def _check_columnar(path: Path, ids: list[str], config: Config, checked: bool) -
     if not interactions.has_rows(path):
         raise UserError(f"{path}: no interactions")
     if path.suffix == ".csv" and not checked:
-        read = {names[column]: column for column in {*ids, *wanted} if column in ids or columns[column] == "float"}
-        options = {"keep_default_na": False, "na_values": [""]}
+        read = {names[name]: name for name in dict.fromkeys([*ids, *wanted]) if name in ids or columns[name] == "float"}
+        # All columns: of some, pandas lets a row with more fields than columns pass.
+        options = {"usecols": None, "keep_default_na": False, "na_values": [""]}
         _check_contents(path, read, ids, ",", config["encoding"] or "utf-8-sig", **options)
 
 
@@ -82,7 +83,7 @@ def _check_columns(path: Path, ids: list[str], wanted: list[str], columns: Mappi
     """Columns by name, with their types."""
     for column in [*ids, *wanted]:
         if column not in columns:
-            raise UserError(f"{path}: no column {column}; it has {', '.join(columns)}{hint}")
+            raise UserError(f"{path}: no column {column}; it has {', '.join(columns) or 'none'}{hint}")
     for column in ids:
         if columns[column] != "token":
             raise UserError(f"{path}, line 1: {column}:{columns[column]}: ids are tokens; write {column}:token")
@@ -121,12 +122,13 @@ def _check_contents(
     path: Path, columns: Mapping[str, str], ids: list[str], separator: str, encoding: str, **options: Any
 ) -> None:
     """Columns of a text file, given as its title for them and their names."""
+    options = {"usecols": list(columns), **options}
     try:
-        with pd.read_csv(
-            path, sep=separator, usecols=list(columns), encoding=encoding, dtype=object, chunksize=_CHUNK, **options
-        ) as chunks:
+        with pd.read_csv(path, sep=separator, encoding=encoding, dtype=object, chunksize=_CHUNK, **options) as chunks:
             for chunk in chunks:
-                _check_values(path, chunk.rename(columns=columns), ids)
+                if not isinstance(chunk.index, pd.RangeIndex):  # taken from a first column without a name
+                    raise UserError(f"{path}, line 2: more fields than columns")
+                _check_values(path, chunk[list(columns)].rename(columns=columns), ids)
     except pd.errors.ParserError as error:
         raise UserError(f"{path}: {error}") from None
     except UnicodeDecodeError:

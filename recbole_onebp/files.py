@@ -52,7 +52,8 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     except BaseException:
         if old.exists() and not path.exists():
             os.replace(old, path)
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left in (temporary, old):  # old: where another process has put its own in place meanwhile
+            shutil.rmtree(left, ignore_errors=True)
         for parent in made:
             with suppress(OSError):
                 parent.rmdir()

@@ -64,7 +64,7 @@ def header(path: Path, ids: Sequence[str], encoding: str | None = None) -> dict[
     """Columns of a columnar file, by the title that they would have in an atomic file.
 
     A column may be named as there, ``rating:float``.  If it is not, ids are tokens, and so is text in Parquet and
-    Arrow; everything else is numbers.  Sequences and the like are left out.
+    Arrow; everything else is numbers.  Other columns of sequences and the like are left out.
 
     Args:
         path: as :func:`find` returns it.
@@ -82,7 +82,7 @@ def header(path: Path, ids: Sequence[str], encoding: str | None = None) -> dict[
     for name, kind in kinds.items():
         if name.endswith((":token", ":float")):
             titles[name] = name
-        elif kind is not None:
+        elif kind is not None or name in ids:
             titles[f"{name}:{'token' if name in ids else kind}"] = name
     return titles
 
@@ -194,7 +194,9 @@ def _csv_kinds(path: Path, encoding: str | None) -> dict[str, str | None]:
     try:
         with open(path, encoding=encoding or "utf-8-sig", newline="") as lines:
             names = next(csv.reader(lines), [])
-    except (OSError, UnicodeError, csv.Error, LookupError) as error:
+    except UnicodeError:
+        raise UserError(f"{path}: not text in {encoding or 'utf-8'}; set the key encoding to the file's own") from None
+    except (OSError, csv.Error, LookupError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     return dict.fromkeys(names, "float")
 
@@ -275,7 +277,7 @@ def _as_numbers(column: Any) -> npt.NDArray[np.float64]:
 def _as_tokens(column: Any) -> pd.Categorical:
     import pyarrow as pa
 
-    if pa.types.is_floating(column.type):
+    if pa.types.is_floating(column.type) or pa.types.is_nested(column.type):
         raise pa.ArrowInvalid("ids and tokens are text or whole numbers; these are neither")
     if column.null_count:
         row = next(row for row, value in enumerate(column, start=1) if not value.is_valid)

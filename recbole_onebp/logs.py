@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -30,9 +31,23 @@ class _Stdout(_Handler):
             super().handleError(record)
 
 
+class _File(logging.FileHandler):
+    """Says nothing of a full disk, line after line: the run that cannot be written does, once."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 class _Plain(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return _COLOR.sub("", super().format(record))
+
+
+def _thread_ended(ended: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writer ends on a full disk; the run hears of it, and tells, when it gives it more to write."""
+    if not isinstance(ended.exc_value, OSError):
+        threading.__excepthook__(ended)
 
 
 def start(file: Path, level: str = "INFO", to_screen: bool = True) -> None:
@@ -44,8 +59,9 @@ def start(file: Path, level: str = "INFO", to_screen: bool = True) -> None:
         to_screen: false for the file alone.
     """
     line = "%(asctime)s %(levelname)-7s %(message)s"
-    to_stdout, to_file = _Stdout(sys.stdout), logging.FileHandler(file, encoding="utf-8")
+    to_stdout, to_file = _Stdout(sys.stdout), _File(file, encoding="utf-8")
     to_stdout.setFormatter((logging.Formatter if sys.stdout.isatty() else _Plain)(line, datefmt="%H:%M:%S"))
     to_file.setFormatter(_Plain(line))
     logging.basicConfig(level=level, handlers=[to_stdout, to_file] if to_screen else [to_file], force=True)
     logging.captureWarnings(True)
+    threading.excepthook = _thread_ended

@@ -6,7 +6,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -195,10 +195,16 @@ class Run:
         try:
             with _missing_package(self.config["model"]), saving:
                 trainer.fit(self.train_data, self.valid_data, saved=saved, show_progress=show_progress, **callback)
-        finally:
-            trainer.record.write()
-            trainer.tensorboard.flush()
+        except BaseException:
+            with suppress(OSError, UserError):  # the first error is the one to tell
+                self._flush()
+            raise
+        self._flush()
         return _best(trainer.record.epochs, trainer.best_valid_score, trainer.valid_metric)
+
+    def _flush(self) -> None:
+        self.trainer.record.write()
+        self.trainer.tensorboard.flush()
 
     def fit(self) -> Result:
         """Train, choose the epoch on validation, test that one once, and write the run folder."""

@@ -190,17 +190,25 @@ def test_other_models_are_not_exported(tiny, tmp_path):
         export(tmp_path / "run", tmp_path / "bundle")
 
 
-def test_changed_data_are_told(tiny, tmp_path, tiny_path):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda rows: [*rows, "u99\ti1", "u99\ti2", "u99\ti3"], r"30 users and 40 items, the data .* 31 and 40: they"),
+        (lambda rows: rows[::-1], r"the data at .* have changed since: test: .* then, .* now; train: "),  # other ids
+    ],
+    ids=["more", "in another order"],
+)
+def test_changed_data_are_told(tiny, tmp_path, tiny_path, change, said):
     run = tiny(epochs=1)
     run.fit()
     data = tmp_path / "data"
     shutil.copytree(tiny_path, data)
-    with open(data / "tiny" / "tiny.inter", "a") as file:
-        file.write("u99\ti1\nu99\ti2\nu99\ti3\n")
+    title, *rows = (data / "tiny" / "tiny.inter").read_text().splitlines()
+    (data / "tiny" / "tiny.inter").write_text("\n".join([title, *change(rows)]) + "\n")
     tensors, metadata = read_tensors(run.folder.model)
     config = {**json.loads(metadata["config"]), "data_path": str(data)}
     write_tensors(run.folder.model, tensors, {**metadata, "config": json.dumps(config)})
-    with pytest.raises(UserError, match=r"30 users and 40 items, the data .* 31 and 40: they have changed"):
+    with pytest.raises(UserError, match=said):
         export(tmp_path / "run", tmp_path / "bundle")
 
 

@@ -214,6 +214,9 @@ def test_a_path_goes_on_elsewhere(tiny, tiny_config, tmp_path):
     for place, path in enumerate((tmp_path / "run", checkpoint)):
         run = tiny(epochs=3, resume=str(path), output_dir=str(tmp_path / f"other{place}"))
         assert run.fit().epochs_run == 3
+    # Where nothing is left to train there is a checkpoint too.
+    assert tiny(epochs=2, resume=str(checkpoint), output_dir=str(tmp_path / "third")).fit().epochs_run == 2
+    assert tiny(epochs=3, resume="auto", output_dir=str(tmp_path / "third")).trainer.start_epoch == 2
     assert files_of(tmp_path / "run") == before
     here = without_folder(tiny_config, epochs=3, resume=str(checkpoint))
     assert here.folder.path == tmp_path / "run"
@@ -366,6 +369,7 @@ def test_where_there_is_nothing(tiny, tiny_config, tmp_path, caplog):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: there is no checkpoint"):
         without_folder(tiny_config, resume=str(tmp_path / "empty"))
+    assert not list((tmp_path / "empty").iterdir())
     assert tiny(resume="auto").trainer.start_epoch == 0
     assert "no checkpoint in" in caplog.text
     assert tiny("Pop", resume="auto").fit().epochs_run == 1  # has one epoch, and keeps none

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from matplotlib.image import imread
 from safetensors.numpy import load_file
 
 from conftest import write_inter
-from recbole_onebp import data_checks
+from recbole_onebp import data_checks, logs
 from recbole_onebp.cli import main, parse_overrides
 from recbole_onebp.errors import UserError
 from recbole_onebp.quick_start import build_from, load_config
@@ -301,6 +304,36 @@ def test_a_folder_that_cannot_be_written(train, tmp_path):
     assert "output_dir: " in refusal(train(output_dir=str(tmp_path / "file" / "run")))
 
 
+@pytest.mark.parametrize("limit", [0, 1500, 4000, 10_000, 30_000])
+def test_a_full_disk_is_one_line(train, tmp_path, limit):
+    """Whatever is written first: the log, TensorBoard's file, a line an epoch, the model, a checkpoint."""
+    assert train()[0] == 0  # loops are compiled, and the cache of the compiler is not what is tried
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        line = refusal(train(epochs=40))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "File too large" in line
+    assert "written" in line
+    assert train(epochs=40)[0] == 0
+
+
+def test_a_thread_that_finds_no_room_is_not_told_twice(tmp_path, capsys):
+    logs.start(tmp_path / "log")
+
+    def fail(error):
+        raise error
+
+    for error in (OSError(errno.ENOSPC, "No space left on device"), RuntimeError("a bug")):
+        thread = threading.Thread(target=fail, args=(error,))
+        thread.start()
+        thread.join()
+    err = capsys.readouterr().err
+    assert "a bug" in err
+    assert "No space" not in err
+
+
 @pytest.mark.parametrize("arguments", [["trian"], ["doctor", "--verbose"], ["train", "--epochs", "2"], []])
 def test_bad_commands(arguments, capsys):
     assert main(arguments) == 2
@@ -331,7 +364,8 @@ def start(tiny_config, tmp_path, **overrides):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_ends_the_run(tiny_config, tmp_path, number, code):
-    endless = {"epochs": 100_000, "stopping_step": 100_000}
+    # It says little: nobody reads it before it has ended, and a full pipe would hold it up.
+    endless = {"epochs": 100_000, "stopping_step": 100_000, "state": "warning"}
     process = start(tiny_config, tmp_path, **endless)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120

@@ -236,11 +236,31 @@ def test_no_number(tmp_path, wrong):
     frame = rated(events(20)).astype({"rating": object})
     frame.loc[3, "rating"] = "good"
     csv_file(frame, wrong)
-    assert said(tmp_path) == ".csv, line 5: rating is 'good', expected a number"
-    assert "threshold" not in said(tmp_path, load_col={"inter": ["rating"]})
+    expected = ".csv, line 5: rating is 'good', expected a number"
+    assert said(tmp_path) == said(tmp_path, load_col={"inter": ["rating"]}) == expected
+
+
+@pytest.mark.parametrize(
+    ("at", "said_of_it"), [(0, "line 2: more fields than columns"), (7, "Expected 4 fields in line 9, saw 5")]
+)
+def test_a_comma_too_many(tmp_path, wrong, at, said_of_it):
+    csv_file(rated(events(20)), wrong)
+    title, *rows = Path(f"{wrong}.csv").read_text().splitlines()
+    rows[at] += ",5"
+    Path(f"{wrong}.csv").write_text("\n".join([title, *rows]))
+    assert said_of_it in said(tmp_path)
+
+
+def test_bytes_are_text(both, tmp_path):
+    write_inter(tmp_path / "atomic" / "same", rows := events(150), RATED)
+    frame = rated(rows)
+    parquet_file(frame.assign(user_id=[user.encode() for user in frame["user_id"]]), place(tmp_path))
+    assert_same(*both())
 
 
 def test_ids_of_another_kind(tmp_path, wrong):
+    parquet_file(rated(events(20)).assign(item_id=[["i1"]] * 20), wrong)
+    assert "column item_id: ids and tokens are text or whole numbers" in said(tmp_path)
     parquet_file(rated(events(20)).assign(user_id=np.arange(20) / 2), wrong)
     assert "column user_id: ids and tokens are text or whole numbers" in said(tmp_path)
     parquet_file(rated(events(20)).rename(columns={"user_id": "user_id:float"}), wrong)

@@ -19,6 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import feather, parquet
 
+from recbole_onebp.checkpoint import store
+from recbole_onebp.checkpoint.saver import find, read_model
 from recbole_onebp.cli import main, parse_overrides
 from recbole_onebp.compare.plan import Plan
 from recbole_onebp.compare.runner import outcome_of
@@ -32,6 +34,8 @@ from recbole_onebp.datasets.published import read_pairs
 from recbole_onebp.datasets.tables import TableFormat
 from recbole_onebp.errors import UserError
 from recbole_onebp.quick_start import load_data, parse_config, read_config
+from recbole_onebp.run_folder import RunFolder
+from recbole_onebp.serving.export import export
 from recbole_onebp.serving.lists import read_ids
 from recbole_onebp.tune.plan import Plan as TuningPlan
 
@@ -166,8 +170,9 @@ def test_features(tmp_path, deep, kind):
 
     def take(content):
         path.write_bytes(content)
-        refusal(load, tmp_path)
+        return refusal(load, tmp_path)
 
+    assert take(content) is None
     fuzz(take, deep, 15, content=damaged(content))
 
 
@@ -386,6 +391,80 @@ def test_plans(tmp_path, deep, text, read):
     fuzz(take_bytes, deep, 12, content=damaged(text.encode()))
     some = st.dictionaries(keys | KEYS, VALUES, max_size=2)
     fuzz(take, deep, 12, of_file=some, of_model=some)
+
+
+# ------------------------------------------------------------------------------------------------- what a run has left
+
+
+@pytest.fixture
+def run_folder(tiny, tmp_path):
+    tiny(epochs=1).fit()
+    return tmp_path / "run"
+
+
+@deeper
+def test_a_checkpoint(tiny, run_folder, deep):
+    """Damaged, it is told from a sound one; made up, with checksums that fit, it is refused or gone on with."""
+    path = max((run_folder / "checkpoint").iterdir())
+    sound = {file.name: file.read_bytes() for file in path.iterdir()}
+
+    def damage(name, data):
+        content = data.draw(damaged(sound[name]))
+        (path / name).write_bytes(content)
+        said = refusal(find, str(path), RunFolder(run_folder))
+        assert said or content == sound[name] or json.loads(content) == json.loads(sound[name])
+        (path / name).write_bytes(sound[name])
+
+    fuzz(damage, deep, 40, name=st.sampled_from([*sound]), data=st.data())
+    for content in JSON:
+        (path / "state.json").write_bytes(content)
+        assert refusal(find, str(path), RunFolder(run_folder))
+
+    def make_up(keys, value):
+        content = json.loads(sound["state.json"])
+        at = content["state"]
+        for key in keys[:-1]:
+            at = at[key]
+        at[keys[-1]] = value
+        content["checksum"] = store._checksum(content)
+        (path / "state.json").write_text(json.dumps(content))
+        for each, kept in sound.items():
+            if each != "state.json":
+                (path / each).write_bytes(kept)
+        refusal(partial(tiny, epochs=2, resume=str(path)))
+
+    places = [*_places(json.loads(sound["state.json"])["state"])]
+    odd = [{"$": "tensor", "of": "absent"}, {"$": "float", "of": 10**400}, {"$": []}, {"$": "?", "of": 1}]
+    values = st.sampled_from(odd) | VALUES.map(lambda value: json.loads(json.dumps(value, default=str)))
+    fuzz(make_up, deep, 25, keys=st.sampled_from(places), value=values)
+
+
+def _places(value, above=()):
+    """Where something stands in nested mappings and lists."""
+    for key, below in value.items() if isinstance(value, dict) else enumerate(value):
+        yield (*above, key)
+        if isinstance(below, (dict, list)) and len(above) < 3:
+            yield from _places(below, (*above, key))
+
+
+@deeper
+def test_a_model(run_folder, deep):
+    path = run_folder / "model.safetensors"
+    content = path.read_bytes()
+    tensors, metadata = store.read_tensors(path)
+
+    def take(content):
+        path.write_bytes(content)
+        refusal(read_model, path)
+
+    fuzz(take, deep, 40, content=damaged(content))
+
+    def make_up(name, value):
+        store.write_tensors(path, tensors, {**metadata, name: value})
+        refusal(export, run_folder, run_folder / "bundle")
+
+    values = st.sampled_from([some.decode("latin-1") for some in JSON]) | VALUES.map(partial(json.dumps, default=str))
+    fuzz(make_up, deep, 25, name=st.sampled_from([*metadata]), value=values)
 
 
 # ------------------------------------------------------------------------------------------- what lies beside the data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import recbole_onebp
-from recbole_onebp.files import write_atomically
+from recbole_onebp.files import whole_folder, write_atomically
 from recbole_onebp.resources import properties_dir, property_file
 from recbole_onebp.run_folder import RunFolder
 
@@ -105,6 +106,27 @@ def test_write_atomically_keeps_the_old_file_when_writing_fails(tmp_path):
         write_atomically(path, half)
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_of_two_that_write_one_folder_one_stays_and_nothing_else(tmp_path, monkeypatch):
+    """Another process puts its own in place while ours is put there."""
+    path = tmp_path / "entry"
+    path.mkdir()
+    rename = os.rename
+
+    def late(temporary, target):
+        Path(target).mkdir()
+        (Path(target) / "theirs").touch()
+        rename(temporary, target)
+
+    def make():
+        with whole_folder(path, replace=True) as made:
+            (made / "ours").touch()
+            monkeypatch.setattr(os, "rename", late)
+
+    with pytest.raises(OSError, match="not empty"):
+        make()
+    assert [file.name for file in tmp_path.rglob("*")] == ["entry", "theirs"]
 
 
 def test_config_holds_only_plain_values(tmp_path):

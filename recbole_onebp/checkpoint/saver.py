@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import shutil
 import signal
@@ -14,7 +15,9 @@ from importlib.metadata import version
 from logging import getLogger
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from recbole_onebp import __version__
 from recbole_onebp.checkpoint.state import (
@@ -43,7 +46,7 @@ from recbole_onebp.files import write_atomically
 from recbole_onebp.keys import NO_RESULT
 from recbole_onebp.run_folder import RunFolder, checkpoints_of, plain
 
-__all__ = ["Saver", "find", "read_model", "refuse_another_run", "run_of"]
+__all__ = ["SavedModel", "Saver", "find", "read_model", "refuse_another_run", "run_of"]
 
 _SHARE = 20
 """Training goes on for so many times as long as the last checkpoint took, before the next."""
@@ -73,7 +76,7 @@ def find(resume: str | None, folder: RunFolder) -> Checkpoint | None:
     found = Checkpoints(checkpoints_of(path)).load()
     if found is None:
         if resume != "auto":
-            raise UserError(f"resume: {path}: there is no checkpoint; expected the folder of a run")
+            raise _nothing_at(path)
         getLogger().info("resume: no checkpoint in %s: starting", path)
     return found
 
@@ -87,14 +90,14 @@ def refuse_another_run(checkpoint: Checkpoint, config: Any, dataset: Any, loader
         for what, now in (("settings", settings_of(config)), ("data", data_of(dataset, loaders))):
             if changed := differences(values[what], now):
                 raise UserError(f"resume: {checkpoint.path}: other {what}: {changed}; give the same, or start anew")
-        done, stopped_early = values["epoch"], values["stopped_early"]
+        done = values["epoch"]
+        if done > epochs and not values["stopped_early"]:
+            raise UserError(f"resume: {checkpoint.path}: {done} epochs are done; epochs: {epochs} is fewer")
+        if done < epochs and done % _every(config):
+            raise UserError(f"resume: {checkpoint.path}: NCL goes on after a multiple of m_step epochs alone")
         changed = differences(values["versions"], _VERSIONS)
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{checkpoint.path}: no checkpoint of a run: {error!r}") from None
-    if done > epochs and not stopped_early:
-        raise UserError(f"resume: {checkpoint.path}: {done} epochs are done; epochs: {epochs} is fewer")
-    if done < epochs and done % _every(config):
-        raise UserError(f"resume: {checkpoint.path}: NCL goes on after a multiple of m_step epochs alone")
     if changed:
         getLogger().warning("resume: %s: the run may differ from one that was not stopped", changed)
 
@@ -109,11 +112,31 @@ def run_of(resume: str) -> Path:
     path = Path(resume)
     if not path.is_dir():
         raise UserError(f"resume: {path}: there is no such folder; expected auto, or the folder of a run")
-    return path.parent.parent if is_checkpoint(path) else path
+    if is_checkpoint(path):
+        return path.parent.parent
+    if not checkpoints_of(path).is_dir():
+        raise _nothing_at(path)
+    return path
 
 
-def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """What is in a ``model.safetensors``: the ``state_dict``, the other parameters, and the settings given.
+def _nothing_at(path: Path) -> UserError:
+    return UserError(f"resume: {path}: there is no checkpoint; expected the folder of a run")
+
+
+class SavedModel(NamedTuple):
+    """What is in a ``model.safetensors``."""
+
+    state: dict[str, Tensor]
+    """The ``state_dict``."""
+    other_parameters: dict[str, Any]
+    given: dict[str, Any]
+    """The settings to make the model with."""
+    data: dict[str, str] | None
+    """What it was trained on, see :func:`~recbole_onebp.checkpoint.state.data_of`; None of several processes."""
+
+
+def read_model(path: Path) -> SavedModel:
+    """Read a ``model.safetensors``.
 
     Raises:
         UserError: for a file that is missing, damaged or something else.
@@ -123,12 +146,13 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, An
     try:
         tensors, metadata = read_tensors(path)
         other = unpack(json.loads(metadata["other_parameters"]), tensors)
-        config = json.loads(metadata["config"])
-        if not isinstance(config, dict) or not isinstance(other, dict):
+        given, data = json.loads(metadata["config"]), json.loads(metadata.get("data", "null"))
+        if not all(isinstance(value, dict) for value in (given, other, data or {})):
             raise ValueError("not a model of recbole_onebp")
-    except (DamagedError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (DamagedError, ArithmeticError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as a model: {error}") from None
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(_OTHER)}, other, config
+    state = {name: tensor for name, tensor in tensors.items() if not name.startswith(_OTHER)}
+    return SavedModel(state, other, given, data)
 
 
 class Saver:
@@ -166,7 +190,7 @@ class Saver:
         self._settings = settings_of(trainer.config)
         self._every = _every(trainer.config)
         self._generators: Mapping[str, Any] | None = None
-        self._saved: tuple[int, int] | None = None  # where the newest checkpoint goes on: epoch and step
+        self._saved: tuple[int, int] | None = None  # where the newest checkpoint in the folder goes on: epoch and step
         self._saved_at, self._cost = perf_counter(), 0.0
         self._seconds_before, self._began = 0.0, perf_counter()
         self._epoch, self._epoch_began, self._epoch_seconds_before = 0, 0.0, 0.0
@@ -185,23 +209,26 @@ class Saver:
         """
         values = checkpoint.values
         try:
+            epoch, step = operator.index(values["epoch"]), operator.index(values["step"])
             restore_trainer(self.trainer, values["trainer"])
             if not self._ranks.alone:
                 self.trainer.take_own_rows()
             self._generators = values["generators"]
             self.epochs[:] = values["epochs"]
-            epoch, step = self._saved = values["epoch"], values["step"]
             self._seconds_before, self._epoch_seconds_before = values["seconds"], values["epoch_seconds"]
             if step:
                 self.trainer.begin_at = step, values["loss"]
+            self.trainer.start_epoch = epoch
+            self.trainer.train_loss_dict.update({done["epoch"]: done["train_loss"] for done in self.epochs})
+            if values["stopped_early"]:
+                self.trainer.epochs = epoch
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"{checkpoint.path}: does not fit this run: {error!r}") from None
-        self.trainer.start_epoch = epoch
-        self.trainer.train_loss_dict.update({done["epoch"]: done["train_loss"] for done in self.epochs})
-        if values["stopped_early"]:
-            self.trainer.epochs = epoch
-        if checkpoint.lies_in(self.folder.checkpoints):
+        here = checkpoint.lies_in(self.folder.checkpoints)
+        if here:
             self._checkpoints.keep(checkpoint.path.name)
+        if self._ranks.said_by_first(here):
+            self._saved = epoch, step
         self.folder.go_on(self.trainer.config.final_config_dict, self.epochs)
         with self._writing():
             if (best := checkpoint.best) is None:
@@ -332,7 +359,7 @@ class Saver:
                 self._write_model(epoch)
 
     def _write_model(self, epoch: int) -> None:
-        """Tensors, and the settings to make the model with."""
+        """See :class:`SavedModel`."""
         tensors: dict[str, Any] = {}
         other = pack(other_parameters(self.trainer.model), tensors, _OTHER.rstrip("."))
         tensors.update(self.trainer.model.state_dict())
@@ -343,15 +370,16 @@ class Saver:
             "epoch": str(epoch),
             "config": json.dumps(plain({key: given[key] for key in sorted(given) if key in kept})),
             "other_parameters": json.dumps(other),
+            "data": json.dumps(self._data if self._ranks.alone else None),
         }
         with self._writing():
             write_atomically(self.folder.model, lambda file: write_tensors(file, tensors, metadata))
 
     def load_best(self) -> None:
         """Make the model what is in ``model.safetensors``."""
-        state, other, _ = read_model(self._best)
-        self.trainer.model.load_state_dict(state)
-        self.trainer.model.load_other_parameter(other)
+        saved = read_model(self._best)
+        self.trainer.model.load_state_dict(saved.state)
+        self.trainer.model.load_other_parameter(saved.other_parameters)
         getLogger().info("the best model is that of %s", self._best)
 
     @contextmanager
@@ -415,6 +443,7 @@ class Saver:
     def _hear(self, number: int, _frame: Any) -> None:
         if self._signal is None:
             self._signal, self._limit = number, threading.Timer(_PATIENCE, os.kill, (os.getpid(), number))
+            self._limit.daemon = True  # a loader's process, which hears the same Ctrl-C, does not wait for it
             self._limit.start()
         else:
             self._leave()

@@ -146,13 +146,14 @@ class Checkpoint:
         """
         try:
             content = json.loads((path / _STATE).read_text(encoding="utf-8"))
+            checksum = _checksum(content) if isinstance(content, dict) else None
         except (OSError, ValueError, RecursionError) as error:
             raise DamagedError(f"{path / _STATE}: damaged: {error}") from None
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise DamagedError(f"{path / _STATE}: no checkpoint")
         if content.get("version") != _VERSION:
             raise DamagedError(f"{path}: of format {content.get('version')}; this recbole_onebp reads {_VERSION}")
-        if content.get("checksum") != _checksum(content):
+        if content.get("checksum") != checksum:
             raise DamagedError(f"{path / _STATE}: damaged: it does not match its checksum")
         try:
             best = path / _BEST if _BEST in content["files"] else None
@@ -163,7 +164,7 @@ class Checkpoint:
             return cls(path, unpack(content["state"], tensors), best)
         except OSError as error:
             raise DamagedError(f"{error.filename}: damaged: {error.strerror}") from None
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (ArithmeticError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise DamagedError(f"{path / _STATE}: damaged: {error!r}") from None
 
     def lies_in(self, folder: Path) -> bool:

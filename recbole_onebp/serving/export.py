@@ -16,6 +16,7 @@ import yaml
 from recbole.utils import get_model
 
 from recbole_onebp.checkpoint.saver import read_model
+from recbole_onebp.checkpoint.state import data_of, differences
 from recbole_onebp.data_checks import check_files
 from recbole_onebp.datasets.hashes import sha256
 from recbole_onebp.errors import UserError
@@ -63,7 +64,7 @@ def export(
     run_dir, bundle_dir = Path(run_dir), Path(bundle_dir)
     if onnx:
         check_packages()
-    state, _, given = read_model(run_dir / "model.safetensors")
+    state, _, given, trained_on = read_model(run_dir / "model.safetensors")
     if given.get("model") != "OneBP":
         raise UserError(f"{run_dir}: a run of {given.get('model')}; only OneBP can be exported")
     config = parse_config(None, {**given, "use_gpu": False})
@@ -81,6 +82,9 @@ def export(
             f"the data at {config['data_path']} {dataset.user_num - 1} and {dataset.item_num - 1}: they have changed "
             "since"
         ) from None
+    loaders = {"train": train_data, "valid": None if config["refit"] else valid_data, "test": test_data}
+    if trained_on and (changed := differences(trained_on, data_of(dataset, loaders))):
+        raise UserError(f"{run_dir}: the data at {config['data_path']} have changed since: {changed}")
 
     user, item = _pairs(train)
     items, item_ids = _by_id(dataset.field2id_token[dataset.iid_field], np.arange(1, dataset.item_num))

@@ -355,8 +355,8 @@ def draw(table: _Table, path: Path, title: str) -> None:
     shown = [name for name in table if FOLDED not in name or "(as in training)" in name or name in (PLAIN, RECENT)]
     for place, name in enumerate(shown):
         values = [table[name][str(length)]["recall"] for length in LENGTHS]
-        style = {"color": f"C{place}", "linestyle": "-" if "OneBP" in name else "--"}
-        axes.plot(LENGTHS, values, marker="o", markersize=3, label=name, **style)
+        line = "-" if "OneBP" in name else "--"
+        axes.plot(LENGTHS, values, color=f"C{place}", linestyle=line, marker="o", markersize=3, label=name)
     axes.set(xlabel="items that are known", ylabel=f"recall@{K}", title=title, xscale="log")
     axes.set_xticks(LENGTHS, [str(length) for length in LENGTHS])
     axes.minorticks_off()

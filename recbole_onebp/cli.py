@@ -384,6 +384,7 @@ def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 def _recommend(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     _refuse_others(rest)
     from recbole_onebp.serving import lists
+    from recbole_onebp.serving.recommender import DEFAULT_RULE
 
     if arguments.rule and arguments.history is None:
         raise UserError("--rule without --history: it says how a history becomes a user; leave --rule out")
@@ -395,7 +396,7 @@ def _recommend(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     users = users_file or _ids("--users", arguments.users)
     if arguments.out is None:
         history = _ids("--history", arguments.history)
-        lists.show(arguments.bundle, users, history, request, arguments.rule or lists.DEFAULT_RULE)
+        lists.show(arguments.bundle, users, history, request, arguments.rule or DEFAULT_RULE)
         return 0
     if arguments.history is not None:
         raise UserError("--out with --history: a history is shown, not written; leave --out out")

@@ -18,6 +18,7 @@ from recbole_onebp.cli import main
 from recbole_onebp.errors import UserError
 from recbole_onebp.serving.bundle import read_bundle, read_fields
 from recbole_onebp.serving.export import export
+from recbole_onebp.serving.users import fold_in
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_the_bundle_scores_as_the_model_does(fitted, settings):
     ids=["interval", "epoch", "fresh"],
 )
 def test_users_that_are_means_are_their_histories(fitted, tiny_path, tmp_path, settings):
-    """Folded in, or come by events one by one: the model's own users, those with a pair twice among them."""
+    """Folded in as in training: the model's own users, those with a pair twice among them."""
     data = shutil.copytree(tiny_path, tmp_path / "data")
     with open(data / "tiny" / "tiny.inter", "a") as file:
         file.write("".join((data / "tiny" / "tiny.inter").read_text().splitlines(keepends=True)[1::3]))
@@ -92,14 +93,15 @@ def test_users_that_are_means_are_their_histories(fitted, tiny_path, tmp_path, s
     assert sum(map(len, histories)) == len(run.train_data.dataset)
     assert any(len(set(items)) < len(items) for items in histories)
     expected = run.model.scored_users().numpy()[internal(run, "uid", users)]
-    rec.update([(f"new {user}", item) for user, items in zip(users, histories, strict=True) for item in items])
-    assert rec._users.rows(np.arange(30, 60)) == pytest.approx(expected, abs=1e-6)
-    folded = rec.recommend_history(histories, k=5)
-    assert folded == rec.recommend([f"new {user}" for user in users], k=5)
+    numbers = [rec._item_names.find(items, "item")[0] for items in histories]
+    assert fold_in(numbers, rec._items.encodings, *rec._fold("trained")) == pytest.approx(expected, abs=1e-6)
+    folded = rec.recommend_history(histories, k=5, rule="trained")
     for trained, found in zip(rec.recommend(users, k=5), folded, strict=True):
         assert [score for _, score in found] == pytest.approx([score for _, score in trained], abs=1e-5)
     for user in users:
         assert rec.explain(user, "i7").residual == pytest.approx(0, abs=1e-5)
+    rec.update([(f"new {user}", item) for user, items in zip(users, histories, strict=True) for item in items])
+    assert rec.recommend([f"new {user}" for user in users], k=5) == rec.recommend_history(histories, k=5)
 
 
 def test_what_a_user_took_in_train_is_left_out(fitted):

@@ -165,9 +165,12 @@ def join(gpu: bool, timeout: float = DEFAULT_TIMEOUT) -> Ranks:
     ranks = Ranks(rank, world, int(os.environ.get("LOCAL_RANK", 0)), here, timeout)
     with ranks.together():
         if not dist.is_initialized():
+            from torch.distributed.distributed_c10d import PrefixStore  # not in all builds of torch
+            from torch.distributed.rendezvous import rendezvous
+
             limit = timedelta(seconds=timeout)
-            store, *_ = next(dist.rendezvous("env://", timeout=limit))
-            store = dist.PrefixStore(_attempt(store, rank, world, timeout), store)
+            store, *_ = next(rendezvous("env://", timeout=limit))
+            store = PrefixStore(_attempt(store, rank, world, timeout), store)
             backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
             dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
         sizes = [torch.zeros(2, dtype=torch.long) for _ in range(world)]

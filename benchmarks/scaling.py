@@ -189,8 +189,8 @@ def _collectives(run: Any, repeats: int) -> dict[str, list[float]]:
 
 
 @contextmanager
-def ranks(world: int, local_world: int, config: Mapping[str, Any]) -> Iterator[Ask]:
-    """Processes that do what they are asked to, all at once."""
+def ranks(world: int, local_world: int, config: Mapping[str, Any], apart: bool = False) -> Iterator[Ask]:
+    """Processes that do what they are asked to, all at once; each a run of its own if ``apart``."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -202,9 +202,9 @@ def ranks(world: int, local_world: int, config: Mapping[str, Any]) -> Iterator[A
             environment = {
                 **one_thread, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank),
                 "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank % local_world), "LOCAL_WORLD_SIZE": str(local_world),
-            }  # fmt: skip
+            } if not apart else one_thread  # fmt: skip
             here, there = context.Pipe()
-            own = {**config, "output_dir": scratch}
+            own = {**config, "output_dir": str(Path(scratch) / str(rank * apart))}
             process = context.Process(
                 target=_work, args=(there, environment, cores[rank % len(cores)], own), daemon=True
             )
@@ -246,10 +246,12 @@ class Bench:
         config = {**self.config, **settings}
         with ExitStack() as stack:
             groups = {world: stack.enter_context(ranks(world, world, config)) for world in (1, 2, 4)}
+            apart = stack.enter_context(ranks(2, 1, config, apart=True))
             for _ in range(2):  # compiled, and the tables where they stay
-                losses = [ask("steps", n_steps)[0][1] for ask in groups.values()]
+                losses = [ask("steps", n_steps)[0][1] for ask in (*groups.values(), apart)]
                 claim(np.allclose(losses, losses[0], rtol=1e-5), f"losses of 1, 2 and 4 processes: {losses}")
-            seconds = alternate(self.repeats, *(partial(_seconds, ask, n_steps) for ask in groups.values()))
+            turns = [partial(_seconds, ask, n_steps) for ask in (*groups.values(), apart)]
+            *seconds, seconds_apart = alternate(self.repeats, *turns)
             held = {world: ask("rows") for world, ask in groups.items()}
         checked = f"losses of 1, 2 and 4 processes within 1e-5 of one another, the first of {losses[0]:.6g}"
         parts = {f"{world} processes, s": values for world, values in zip(groups, seconds, strict=True)}
@@ -258,6 +260,8 @@ class Bench:
             Row(title.format("2 processes on 2 cores / 1 on 1"), ratios(seconds[0], seconds[1]), parts,
                 checked, TARGET, at_least=True, note=note),
             Row(title.format("4 processes on 2 cores / 1 on 1"), ratios(seconds[0], seconds[2]), parts, checked),
+            Row(title.format("2 runs of 1 process at once / 1"), [2 * each for each in ratios(seconds[0], seconds_apart)],
+                {"2 runs, s": seconds_apart}, checked, note="nothing shared: what two cores give at most"),
         ]  # fmt: skip
         if name == "defaults":
             whole = held[1][0][1]

@@ -251,7 +251,7 @@ class Bench:
                 losses = [ask("steps", n_steps)[0][1] for ask in (*groups.values(), apart)]
                 claim(np.allclose(losses, losses[0], rtol=1e-5), f"losses of 1, 2 and 4 processes: {losses}")
             turns = [partial(_seconds, ask, n_steps) for ask in (*groups.values(), apart)]
-            *seconds, seconds_apart = alternate(self.repeats, *turns)
+            *seconds, apart_seconds = alternate(self.repeats, *turns)
             held = {world: ask("rows") for world, ask in groups.items()}
         checked = f"losses of 1, 2 and 4 processes within 1e-5 of one another, the first of {losses[0]:.6g}"
         parts = {f"{world} processes, s": values for world, values in zip(groups, seconds, strict=True)}
@@ -260,8 +260,8 @@ class Bench:
             Row(title.format("2 processes on 2 cores / 1 on 1"), ratios(seconds[0], seconds[1]), parts,
                 checked, TARGET, at_least=True, note=note),
             Row(title.format("4 processes on 2 cores / 1 on 1"), ratios(seconds[0], seconds[2]), parts, checked),
-            Row(title.format("2 runs of 1 process at once / 1"), [2 * each for each in ratios(seconds[0], seconds_apart)],
-                {"2 runs, s": seconds_apart}, checked, note="nothing shared: what two cores give at most"),
+            Row(title.format("2 runs at once / 1"), [2 * each for each in ratios(seconds[0], apart_seconds)],
+                {"2 runs, s": apart_seconds}, checked, note="nothing shared: what two cores give at most"),
         ]  # fmt: skip
         if name == "defaults":
             whole = held[1][0][1]

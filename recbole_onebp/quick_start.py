@@ -197,14 +197,14 @@ class Run:
                 trainer.fit(self.train_data, self.valid_data, saved=saved, show_progress=show_progress, **callback)
         except BaseException:
             with suppress(OSError, UserError):  # the first error is the one to tell
-                self._flush()
+                self._close()
             raise
-        self._flush()
+        self._close()
         return _best(trainer.record.epochs, trainer.best_valid_score, trainer.valid_metric)
 
-    def _flush(self) -> None:
+    def _close(self) -> None:
         self.trainer.record.write()
-        self.trainer.tensorboard.flush()
+        self.trainer.tensorboard.close()  # which has a thread
 
     def fit(self) -> Result:
         """Train, choose the epoch on validation, test that one once, and write the run folder."""

@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import signal
+import threading
 from itertools import count
 from pathlib import Path
 
@@ -323,6 +324,13 @@ def test_who_ignores_a_signal_goes_on_ignoring_it(tiny):
             run.trainer.fit(run.train_data, run.valid_data)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_run_leaves_no_thread(tiny):
+    tiny().fit()
+    before = set(threading.enumerate())
+    tiny().fit()
+    assert set(threading.enumerate()) <= before
 
 
 def test_a_search_keeps_no_checkpoints(tiny, tmp_path, often):

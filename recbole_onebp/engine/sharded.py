@@ -50,8 +50,8 @@ class _Share:
     @classmethod
     def over(cls, words: Tensor, n: int, size: int, group: int, n_shared: int) -> _Share:
         """One whose arrays lie one after the other in ``words``, of 4 bytes each."""
-        parts = np.split(words.numpy(), np.cumsum([n, n * size, n * group, n * group, n_shared * size]))
-        position, source, coefficient, ids, partial, bias = parts
+        ends = np.cumsum(cls._lengths(n, size, group, n_shared))
+        position, source, coefficient, ids, partial, bias = np.split(words.numpy(), ends[:-1])
         return cls(
             position.view(np.int32),
             source.reshape(n, size),
@@ -61,10 +61,15 @@ class _Share:
             bias.reshape(n_shared, 1),
         )
 
-    @staticmethod
-    def words(n: int, size: int, group: int, n_shared: int) -> int:
+    @classmethod
+    def words(cls, n: int, size: int, group: int, n_shared: int) -> int:
         """How many it takes."""
-        return n * (1 + size + 2 * group) + n_shared * (size + 1)
+        return sum(cls._lengths(n, size, group, n_shared))
+
+    @staticmethod
+    def _lengths(n: int, size: int, group: int, n_shared: int) -> tuple[int, ...]:
+        """Of the arrays, in the order of the fields."""
+        return n, n * size, n * group, n * group, n_shared * size, n_shared
 
 
 class ShardedEngine(FusedEngine):

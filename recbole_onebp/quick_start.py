@@ -22,6 +22,7 @@ from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_onebp import __version__
 from recbole_onebp.checkpoint.saver import Saver, find, refuse_another_run, run_of
+from recbole_onebp.checkpoint.state import summary_of
 from recbole_onebp.config import OneBPConfig, RunConfig
 from recbole_onebp.data_checks import check_dataset, check_files
 from recbole_onebp.datasets.fetch import provide
@@ -346,7 +347,7 @@ def load_data(config: RunConfig) -> tuple[Any, Any, Any, Any]:
         if config["refit"]:
             add_validation_to_train(dataset)
         if not current().alone:
-            share_users(dataset, current())
+            share_users(dataset, current(), summary_of)
         return dataset, *data_preparation(config, dataset)
 
 

@@ -231,6 +231,14 @@ def at_the_fourth_step(run):
     signals_in_step(run, 14, signal.SIGTERM)
 
 
+@pytest.fixture(autouse=True)
+def _hears_ctrl_c():
+    """Which a shell's background job does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def signals_in_step(run, number, *signals):
     steps = 0
     original, plain = FusedEngine._step, run.trainer._loss_of_batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from recbole_onebp.checkpoint.state import summary_of
 from recbole_onebp.distributed.ranks import Ranks
 from recbole_onebp.errors import UserError
 
@@ -65,7 +65,7 @@ class Shard:
         return whole
 
 
-def share_users(dataset: Any, ranks: Ranks) -> None:
+def share_users(dataset: Any, ranks: Ranks, summary_of: Callable[[Any], str]) -> None:
     """Let ``dataset.build()``, RecBole's, return parts with this rank's users alone; each has a ``shard``.
 
     Items keep their numbers.  On rank 0 a part also has a ``summary`` of what it was, for a checkpoint.
@@ -86,7 +86,10 @@ def share_users(dataset: Any, ranks: Ranks) -> None:
                     f"nproc: of {ranks.world} processes, number {int(counts.argmin())} has no user in the {name} part; "
                     "start fewer"
                 )
-        return [_own_part(part, ranks) for part in parts]
+        own = [_own_part(part, ranks) for part in parts]
+        for part, mine in zip(parts, own, strict=True):
+            mine.summary = summary_of(part) if ranks.rank == 0 else None
+        return own
 
     dataset.build = build
 
@@ -100,7 +103,6 @@ def _own_part(part: Any, ranks: Ranks) -> Any:
     mine = rows[own]
     mine.update(type(mine)({uid: shard.local(mine[uid])}))
     copy = part.copy(mine)
-    copy.summary = summary_of(part) if ranks.rank == 0 else None
     copy.shard = Shard(**{**shard.__dict__, "number": own.numpy().astype(np.int32)})
     tokens = part.field2id_token[uid]
     tokens = np.concatenate([tokens[:1], tokens[shard.rows]])

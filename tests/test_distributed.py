@@ -10,14 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 
 import recbole_onebp
@@ -26,7 +24,7 @@ from ranks import free_port, in_ranks
 from recbole_onebp import cli
 from recbole_onebp.checkpoint.saver import find
 from recbole_onebp.distributed.host import Host
-from recbole_onebp.distributed.ranks import Ranks, _attempt
+from recbole_onebp.distributed.ranks import Ranks
 from recbole_onebp.distributed.users import Shard
 from recbole_onebp.engine import Plan
 from recbole_onebp.model import _xavier_rows, _xavier_rows_of
@@ -260,21 +258,6 @@ def test_a_run_whose_rank_is_killed_ends_and_keeps_its_checkpoint(tmp_path):
     assert "leaked" not in said
     assert re.match(r"error: rank [01] of 2(: another process has ended| was ended by SIGKILL)", last)
     assert find("auto", RunFolder(out)).values["epoch"] > 0
-
-
-def test_ranks_that_start_again_do_not_meet_those_before():
-    server = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    names = []
-    for order in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):  # who comes first
-        stores = [dist.TCPStore("localhost", server.port, wait_for_workers=False) for _ in order]
-        with ThreadPoolExecutor(3) as pool:
-            said = []
-            for rank, store in zip(order, stores, strict=True):
-                said.append(pool.submit(_attempt, store, rank, 3, 20.0))
-                time.sleep(0.05)
-            names.append({name.result() for name in said})
-    assert [len(name) for name in names] == [1, 1, 1]
-    assert len(set.union(*names)) == 3
 
 
 @pytest.mark.slow

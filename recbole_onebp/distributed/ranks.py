@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -165,14 +164,7 @@ def join(gpu: bool, timeout: float = DEFAULT_TIMEOUT) -> Ranks:
     ranks = Ranks(rank, world, int(os.environ.get("LOCAL_RANK", 0)), here, timeout)
     with ranks.together():
         if not dist.is_initialized():
-            from torch.distributed.distributed_c10d import PrefixStore  # not in all builds of torch
-            from torch.distributed.rendezvous import rendezvous
-
-            limit = timedelta(seconds=timeout)
-            store, *_ = next(rendezvous("env://", timeout=limit))
-            store = PrefixStore(_attempt(store, rank, world, timeout), store)
-            backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
-            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
+            dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timedelta(seconds=timeout))
         sizes = [torch.zeros(2, dtype=torch.long) for _ in range(world)]
         dist.all_gather(sizes, torch.tensor([here, ranks.local_rank]))
         expected = [[here, other % here] for other in range(world)]
@@ -188,31 +180,6 @@ def join(gpu: bool, timeout: float = DEFAULT_TIMEOUT) -> Ranks:
             peers = dist.group.WORLD
     _current = Ranks(rank, world, ranks.local_rank, here, timeout, peers)
     return _current
-
-
-def _attempt(store: Any, rank: int, world: int, timeout: float) -> str:
-    """A name for this start of all ranks, that no earlier one has had.
-
-    ``torchrun`` keeps one store for all its restarts: without a name of their own processes find the addresses of those
-    that have ended, and wait for them.  https://github.com/pytorch/pytorch/issues/135712
-
-    Rank 0 makes a name; every other rank takes it, once in all, and goes on when all have.
-    """
-    if rank == 0:
-        name = os.urandom(8).hex()
-        store.set("attempt", name)
-        store.wait([f"{name} {other}" for other in range(1, world)])
-        store.set(f"{name} all", "")
-        return name
-    name, deadline = "", time.monotonic() + timeout
-    while not (name and store.check([f"{name} all"])):
-        if time.monotonic() > deadline:
-            raise RuntimeError("timed out")
-        said = store.get("attempt").decode()
-        if said != name and store.add(f"{said} {rank}", 1) == 1:  # else this rank has taken it before it was restarted
-            name = said
-        time.sleep(0.02)
-    return name
 
 
 def leave() -> None:

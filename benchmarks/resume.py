@@ -36,8 +36,8 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 """Some seconds each on ml-100k."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
-CODES = {signal.SIGTERM: (143, -15), signal.SIGINT: (130,), signal.SIGKILL: (-9,)}
-"""Of a run that was stopped; before and after training SIGTERM does what it does to any process."""
+CODES = {signal.SIGTERM: (143, -15), signal.SIGINT: (130, -2), signal.SIGKILL: (-9,)}
+"""Of a run that was stopped; before and after training a signal does what it does to any process."""
 
 
 def start(settings: Mapping[str, Any], folder: Path, resume: bool = False) -> subprocess.Popen[str]:
@@ -111,7 +111,7 @@ def trial(settings: Mapping[str, Any], straight: Straight, number: int, seed: in
         sent = monotonic()
         said, _ = process.communicate()
         took = monotonic() - sent
-        if process.returncode != 0:  # else it ended before
+        if not (place / "result.json").exists():  # else it was over
             break
     else:
         raise RuntimeError("20 runs ended before they were stopped")

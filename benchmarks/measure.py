@@ -35,6 +35,12 @@ def claim(condition: bool, message: str) -> None:
         raise CheckFailedError(message)
 
 
+def check_alike(path: Path, earlier: Mapping[str, Any], about: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Raise :class:`UserError` if a results file has rows that were not measured as they would be now."""
+    if different := [key for key in keys if earlier[key] != about[key]]:
+        raise UserError(f"{path}: its rows have another {', '.join(different)}; name another file")
+
+
 def timed(function: Callable[[], object]) -> Callable[[], float]:
     """``function`` as one that returns the seconds it took."""
 

@@ -21,7 +21,7 @@ from time import perf_counter
 from typing import Any
 
 import yaml
-from measure import Machine, use_threads, versions, write_json
+from measure import Machine, check_alike, use_threads, versions, write_json
 from speed import check_data
 
 from recbole_onebp.errors import UserError
@@ -82,8 +82,7 @@ def parse_args() -> argparse.Namespace:
 def _earlier(path: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
     """The runs that a file holds, if they are of the same data and settings."""
     earlier = json.loads(path.read_text(encoding="utf-8"))
-    if different := [key for key in ("dataset", "settings") if earlier[key] != about[key]]:
-        raise UserError(f"{path}: its runs have another {' and other '.join(different)}; name another file")
+    check_alike(path, earlier, about, ("dataset", "settings"))
     runs: list[dict[str, Any]] = earlier["runs"]
     return runs
 

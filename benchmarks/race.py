@@ -26,7 +26,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from measure import RESULTS, CheckFailedError, Machine, claim, use_threads, versions, write_json
+from measure import RESULTS, CheckFailedError, Machine, check_alike, claim, use_threads, versions, write_json
 from quality import SETTINGS
 from speed import check_data
 
@@ -206,9 +206,7 @@ def parse_args() -> argparse.Namespace:
 
 def _earlier(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"als_search": {}, "models": {}}
-    different = [key for key in about if key in earlier and key != "machine" and earlier[key] != about[key]]
-    if different:
-        raise UserError(f"{path}: its rows have another {', '.join(different)}; name another file")
+    check_alike(path, earlier, about, [key for key in about if key in earlier and key != "machine"])
     return {**about, **{key: earlier[key] for key in ("als_search", "models")}}
 
 

@@ -14,7 +14,6 @@ import argparse
 import logging
 import multiprocessing
 import os
-import socket
 import statistics
 import sys
 import tempfile
@@ -31,6 +30,7 @@ import numpy as np
 from measure import RESULTS, Machine, Row, add_common_flags, alternate, claim, measure_all, ratios, versions, write_json
 from scaling_model import ROWS
 
+from recbole_onebp.distributed.launch import free_port
 from recbole_onebp.errors import UserError
 
 PAPER = {"preset": "paper", "embedding_size": 64, "weight_decay": 0.0}
@@ -191,9 +191,7 @@ def _collectives(run: Any, repeats: int) -> dict[str, list[float]]:
 @contextmanager
 def ranks(world: int, local_world: int, config: Mapping[str, Any], apart: bool = False) -> Iterator[Ask]:
     """Processes that do what they are asked to, all at once; each a run of its own if ``apart``."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     cores, context = sorted(os.sched_getaffinity(0)), multiprocessing.get_context("spawn")
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     started = []

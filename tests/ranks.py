@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+
+from recbole_onebp.distributed.launch import free_port
 
 
 def in_ranks(world: int, local_world: int, runs: dict[str, tuple[str, dict[str, Any]]]) -> None:
@@ -20,12 +21,6 @@ def in_ranks(world: int, local_world: int, runs: dict[str, tuple[str, dict[str, 
         runs: for each name, the data set and the configuration.
     """
     mp.spawn(_train, (world, local_world, free_port(), runs), nprocs=world)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return int(probe.getsockname()[1])
 
 
 def _train(rank: int, world: int, local_world: int, port: int, runs: dict[str, tuple[str, dict[str, Any]]]) -> None:

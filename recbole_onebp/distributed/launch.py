@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from recbole_onebp.errors import LostRankError
 
-__all__ = ["launch"]
+__all__ = ["free_port", "launch"]
 
 
 def launch(
@@ -42,7 +42,7 @@ def launch(
     Raises:
         LostRankError: if one was ended from outside.
     """
-    port = _free_port() if port is None else port
+    port = free_port() if port is None else port
     environment = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": nproc, "MASTER_ADDR": ip, "MASTER_PORT": port}
     if "OMP_NUM_THREADS" not in os.environ:
         environment["OMP_NUM_THREADS"] = max(1, (os.cpu_count() or 1) // nproc)
@@ -67,7 +67,8 @@ def _run(
     sys.exit(main(arguments))
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this host that nobody listens at."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])

@@ -181,6 +181,19 @@ def use_threads(threads: int) -> None:
         os.environ[variable] = str(threads)
 
 
+def earlier_rows(path: Path, here: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows of a results file, none if there is no file; refused if they were not measured as they would be here."""
+    if not path.is_file():
+        return {}
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    varying = {"load_before", "run_seconds"}
+    for part, expected in here.items():
+        different = [key for key in expected if key not in varying and earlier[part].get(key) != expected[key]]
+        if different:
+            raise UserError(f"{path}: its rows have another {part} ({', '.join(different)}); name another file")
+    return dict(earlier["rows"])
+
+
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(values, indent=2) + "\n"

@@ -5,7 +5,9 @@
 Processes are pinned, each to a core, and take turns: one process on one core, two on two, four on two. Each turn is the
 first steps of an epoch, its order and the users' first aggregation included.
 ``link`` has two processes that share no memory, as two hosts would, over the loopback device; a slower link is
-simulated by letting each exchange last as long as its bytes would take. Writes ``results/<machine>-scaling.json``.
+simulated by letting each exchange last as long as its bytes would take. A run of all rows writes
+``results/<machine>-scaling.json``; with ``--only`` nothing is written unless ``--json`` says where, and other rows of
+the same machine, versions and settings that lie there stay.
 """
 
 from __future__ import annotations
@@ -27,7 +29,19 @@ from time import perf_counter
 from typing import Any, Protocol
 
 import numpy as np
-from measure import RESULTS, Machine, Row, add_common_flags, alternate, claim, measure_all, ratios, versions, write_json
+from measure import (
+    RESULTS,
+    Machine,
+    Row,
+    add_common_flags,
+    alternate,
+    claim,
+    earlier_rows,
+    measure_all,
+    ratios,
+    versions,
+    write_json,
+)
 from scaling_model import ROWS
 
 from recbole_onebp.distributed.launch import free_port
@@ -38,9 +52,11 @@ PAPER = {"preset": "paper", "embedding_size": 64, "weight_decay": 0.0}
 SETTINGS: dict[str, tuple[int, dict[str, Any]]] = {
     "defaults": (250, {}),
     "2,048 pairs a step": (100, {"train_batch_size": 2048}),
+    "2,048 pairs a step, sparse_adam": (100, {"train_batch_size": 2048, "learner": "sparse_adam"}),
     "paper's form, 2,048 pairs a step": (300, {**PAPER, "train_batch_size": 5 * 2048}),
 }
 """Steps a turn, some seconds of one core, and the configuration."""
+LINKED = ("2,048 pairs a step", "paper's form, 2,048 pairs a step")
 LINKS = {"25 Gbit/s, 20 us": (25e9, 20e-6), "10 Gbit/s, 50 us": (10e9, 50e-6), "1 Gbit/s, 200 us": (1e9, 200e-6)}
 """Bits a second and seconds until the first arrives."""
 TARGET = 1.7
@@ -272,7 +288,7 @@ class Bench:
         return rows
 
     def link(self) -> list[Row]:
-        return [row for name in list(SETTINGS)[1:] for row in self._link(name)]
+        return [row for name in LINKED for row in self._link(name)]
 
     def _link(self, name: str) -> list[Row]:
         n_steps, settings = SETTINGS[name]
@@ -346,11 +362,14 @@ def main() -> int:
     parser.add_argument("--dataset", default="gowalla")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="ROW", help=" ".join(NAMES))
     args = parser.parse_args()
-    machine = Machine.here()
-    out = args.json or (RESULTS / f"{machine.slug}-scaling.json" if set(args.only) == set(NAMES) else None)
+    machine, all_rows = Machine.here(), set(args.only) == set(NAMES)
+    out = args.json or (RESULTS / f"{machine.slug}-scaling.json" if all_rows else None)
     bench = Bench(args.data_path.resolve(), args.dataset, args.repeats, args.seed)
+    settings = {"dataset": args.dataset, "seed": args.seed, "repeats": args.repeats, "threads": 2}
+    result = {"machine": asdict(machine), "versions": versions("numba"), "settings": settings}
     start = perf_counter()
     try:
+        earlier = earlier_rows(out, result) if out and not all_rows else {}
         if len(os.sched_getaffinity(0)) < 2:
             raise UserError("this machine lends one core; two are needed")
         rows, sound = measure_all({name: getattr(bench, name) for name in args.only})
@@ -358,9 +377,8 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if out:
-        settings = {"dataset": args.dataset, "seed": args.seed, "repeats": args.repeats, "threads": 2}
         settings["run_seconds"] = round(perf_counter() - start)
-        write_json(out, {"machine": asdict(machine), "versions": versions("numba"), "settings": settings, "rows": rows})
+        write_json(out, {**result, "rows": {**earlier, **rows}})
     return 0 if sound else 1
 
 

@@ -10,21 +10,20 @@ settings that lie there stay.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 from measure import (
     RESULTS,
     Machine,
     add_common_flags,
+    earlier_rows,
     measure_all,
     use_threads,
     versions,
@@ -56,19 +55,6 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _earlier_rows(path: Path, here: Mapping[str, Any]) -> dict[str, Any]:
-    """The rows of a results file, none if there is no file; refused if they were not measured as they would be here."""
-    if not path.is_file():
-        return {}
-    earlier = json.loads(path.read_text(encoding="utf-8"))
-    varying = {"load_before", "run_seconds"}
-    for part, expected in here.items():
-        different = [key for key in expected if key not in varying and earlier[part].get(key) != expected[key]]
-        if different:
-            raise UserError(f"{path}: its rows have another {part} ({', '.join(different)}); name another file")
-    return dict(earlier["rows"])
-
-
 def main() -> int:
     args = parse_args()
     all_rows = set(args.only) == set(NAMES)
@@ -78,7 +64,7 @@ def main() -> int:
     settings = {"threads": args.threads, "seed": args.seed, "repeats": args.repeats}
     result = {"machine": asdict(machine), "versions": versions("numba"), "settings": settings}
     try:
-        earlier = _earlier_rows(out, result) if out and not all_rows else {}
+        earlier = earlier_rows(out, result) if out and not all_rows else {}
         check_data(args.data_path, sorted({NEEDS_DATA[name] for name in args.only if name in NEEDS_DATA}))
         use_threads(args.threads)
         logging.disable(logging.INFO)

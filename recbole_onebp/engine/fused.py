@@ -216,17 +216,21 @@ class FusedEngine:
         kernels.shared_scores(
             batch.user, batch.item, batch.negative, start, history, links.head, links.following, scores.numpy(),
             user_e.numpy(), item_e.numpy(), self._shift(), self._inverse_temperature, batch.n_pairs,
-            self._loss, self._coefficient,
+            self._loss, self._coefficient, *self._copies(batch),
         )  # fmt: skip
         links.head[batch.negative] = -1
         if self._users is not None:
             positive = torch.from_numpy(self._coefficient[:rows]).unsqueeze(1) * self._item_e[:rows]
             torch.addmm(positive, self._scores[:rows], negative_e, out=self._user_gradient[:rows])
         self._bias_source[:n_pairs] = self.hyper.temperature
-        self._sum_negatives(batch, scores)
+        self._sum_negatives(scores)
         return n_places, 1
 
-    def _sum_negatives(self, batch: Batch, scores: Tensor) -> None:
+    def _copies(self, _batch: Batch) -> tuple[Floats, npt.NDArray[np.int64]]:
+        """Where the derivatives by the scores of shared negatives are put too: nowhere."""
+        return np.empty((0, 0), dtype=np.float32), np.empty(0, dtype=np.int64)
+
+    def _sum_negatives(self, scores: Tensor) -> None:
         """Put the gradients of shared negatives behind the pairs' sources."""
         self._sum_blocks(scores, self._source, self._bias_source)
 

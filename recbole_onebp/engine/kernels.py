@@ -170,7 +170,7 @@ def pair_scores(
 @njit(parallel=True, **_OPTIONS)
 def shared_scores(
     user, item, negative, start, history, head, following, scores, user_e, item_e, shift, inverse_temperature,
-    n_step, loss, coefficient,
+    n_step, loss, coefficient, copies, copy_row,
 ):  # fmt: skip
     """Softmax loss of each pair against the step's shared negatives; those that its user has taken do not count.
 
@@ -184,6 +184,7 @@ def shared_scores(
         n_step: pairs of the step, which the mean is over: B, or more where these are one rank's.
         loss: filled, ``(B,)``.
         coefficient: filled with the derivative of the mean loss by the positive's score, ``(B,)``.
+        copies, copy_row: row b of ``scores`` is also written to ``copies[copy_row[b]]``; both empty if it is not.
     """
     n_pairs, n_negatives = scores.shape
     scale = np.float32(inverse_temperature / n_step)
@@ -212,6 +213,8 @@ def shared_scores(
         share = scale / total
         for n in range(n_negatives):
             row[n] *= share
+        if len(copies):
+            copies[copy_row[b]] = row
         coefficient[b] = scale * (positive / total - _F1)
 
 

@@ -134,11 +134,14 @@ class ShardedEngine(FusedEngine):
         self._host.wait()
         return shared
 
-    def _sum_negatives(self, batch: Batch, scores: Tensor) -> None:
+    def _copies(self, batch: Batch) -> tuple[Floats, npt.NDArray[np.int64]]:
+        if self._all_scores is None or batch.position is None:
+            return super()._copies(batch)
+        return self._all_scores.numpy(), batch.position
+
+    def _sum_negatives(self, scores: Tensor) -> None:
         if self._all_scores is None:
-            super()._sum_negatives(batch, scores)
-        else:
-            self._all_scores.numpy()[batch.position] = scores.numpy()
+            super()._sum_negatives(scores)
 
     def _train_items(self, batch: Batch, n_places: int, group: int) -> None:
         n, n_all = len(batch.user), batch.n_pairs

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
-from measure import RESULTS, Machine, versions, write_json
+from measure import RESULTS, Machine, picture, versions, write_json
 
 import recbole_onebp
 from recbole_onebp import yaml_text
@@ -346,23 +346,18 @@ def markdown(arguments: argparse.Namespace, runs: Sequence[dict[str, Any]], tabl
 
 def draw(table: _Table, path: Path, title: str) -> None:
     """Recall by length: of the ways to fold in, those that :class:`~recbole_onebp.Recommender` knows."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    shown = [name for name in table if FOLDED not in name or "(as in training)" in name or name in (PLAIN, RECENT)]
-    for place, name in enumerate(shown):
-        values = [table[name][str(length)]["recall"] for length in LENGTHS]
-        line = "-" if "OneBP" in name else "--"
-        axes.plot(LENGTHS, values, color=f"C{place}", linestyle=line, marker="o", markersize=3, label=name)
-    axes.set(xlabel="items that are known", ylabel=f"recall@{K}", title=title, xscale="log")
-    axes.set_xticks(LENGTHS, [str(length) for length in LENGTHS])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    figure.legend(fontsize=8, loc="outside right upper")
-    write_atomically(path, lambda file: figure.savefig(file, dpi=130, format="png"))
+    with picture(path, 9.5, 4.2) as figure:
+        axes = figure.add_subplot()
+        shown = [name for name in table if FOLDED not in name or "(as in training)" in name or name in (PLAIN, RECENT)]
+        for place, name in enumerate(shown):
+            values = [table[name][str(length)]["recall"] for length in LENGTHS]
+            line = "-" if "OneBP" in name else "--"
+            axes.plot(LENGTHS, values, color=f"C{place}", linestyle=line, marker="o", markersize=3, label=name)
+        axes.set(xlabel="items that are known", ylabel=f"recall@{K}", title=title, xscale="log")
+        axes.set_xticks(LENGTHS, [str(length) for length in LENGTHS])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        figure.legend(fontsize=8, loc="outside right upper")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from measure import (
     add_common_flags,
     alternate,
     claim,
+    picture,
     use_threads,
     versions,
     write_json,
@@ -37,7 +38,6 @@ from measure import (
 from numpy.typing import NDArray
 
 from recbole_onebp.errors import UserError
-from recbole_onebp.files import write_atomically
 
 BASE = {"interactions": 3_000_000, "users": 100_000, "items": 50_000, "dimension": 64, "negatives": 5}
 SWEEPS: dict[str, tuple[int, ...]] = {
@@ -193,43 +193,37 @@ def sweep(
 
 def draw(sweeps: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     """A panel a quantity on log-log axes: medians, their range, and the fitted line with its exponent."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     quantities = list(dict.fromkeys(entry["quantity"] for entry in sweeps))
     columns = min(3, len(quantities))
     lines = math.ceil(len(quantities) / columns)
-    figure = Figure(figsize=(3.6 * columns, 3.2 * lines + 0.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=10)
-    panels = figure.subplots(lines, columns, sharey=True, squeeze=False)
-    for axes in panels.flat[len(quantities) :]:
-        axes.set_visible(False)
-    for axes, quantity in zip(panels.flat, quantities, strict=False):
-        axes.set(xscale="log", yscale="log", xlabel=quantity)
-        for entry, color in zip((e for e in sweeps if e["quantity"] == quantity), ("C0", "C1"), strict=False):
-            sizes, medians = np.array(entry["sizes"]), np.array([np.median(s) for s in entry["seconds"]])
-            ranges = [[m - min(s), max(s) - m] for m, s in zip(medians, entry["seconds"], strict=True)]
-            axes.errorbar(sizes, medians, yerr=np.transpose(ranges), fmt="o", color=color, markersize=4, capsize=2)
-            inside = sizes >= entry["fitted_from"]
-            slope, offset = np.polyfit(np.log(sizes[inside]), np.log(medians[inside]), 1)
-            line = np.exp(offset) * sizes[inside] ** slope
-            label = f"{entry['learner']}, exponent {np.median(entry['exponents']):.2f}"
-            axes.plot(sizes[inside], line, color=color, linewidth=1.2, label=label)
-        ticks = entry["sizes"]
-        axes.xaxis.set_major_locator(FixedLocator(ticks))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(_short))
-        axes.axvline(BASE[quantity], color="grey", linewidth=0.8, linestyle=":")
-        axes.grid(alpha=0.25)
-        axes.legend(fontsize=8, frameon=False, loc="upper left")
-    for axes in panels[:, 0]:
-        axes.set_ylabel("seconds an epoch")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: figure.savefig(file, dpi=150, format="png"))
-    print(f"wrote {path}")
+    with picture(path, 3.6 * columns, 3.2 * lines + 0.4) as figure:
+        figure.suptitle(title, fontsize=10)
+        panels = figure.subplots(lines, columns, sharey=True, squeeze=False)
+        for axes in panels.flat[len(quantities) :]:
+            axes.set_visible(False)
+        for axes, quantity in zip(panels.flat, quantities, strict=False):
+            axes.set(xscale="log", yscale="log", xlabel=quantity)
+            for entry, color in zip((e for e in sweeps if e["quantity"] == quantity), ("C0", "C1"), strict=False):
+                sizes, medians = np.array(entry["sizes"]), np.array([np.median(s) for s in entry["seconds"]])
+                ranges = [[m - min(s), max(s) - m] for m, s in zip(medians, entry["seconds"], strict=True)]
+                axes.errorbar(sizes, medians, yerr=np.transpose(ranges), fmt="o", color=color, markersize=4, capsize=2)
+                inside = sizes >= entry["fitted_from"]
+                slope, offset = np.polyfit(np.log(sizes[inside]), np.log(medians[inside]), 1)
+                line = np.exp(offset) * sizes[inside] ** slope
+                label = f"{entry['learner']}, exponent {np.median(entry['exponents']):.2f}"
+                axes.plot(sizes[inside], line, color=color, linewidth=1.2, label=label)
+            ticks = entry["sizes"]
+            axes.xaxis.set_major_locator(FixedLocator(ticks))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter(FuncFormatter(_short))
+            axes.axvline(BASE[quantity], color="grey", linewidth=0.8, linestyle=":")
+            axes.grid(alpha=0.25)
+            axes.legend(fontsize=8, frameon=False, loc="upper left")
+        for axes in panels[:, 0]:
+            axes.set_ylabel("seconds an epoch")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _short(value: float, _position: object = None) -> str:

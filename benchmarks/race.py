@@ -26,12 +26,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from measure import RESULTS, CheckFailedError, Machine, check_alike, claim, use_threads, versions, write_json
+from measure import RESULTS, CheckFailedError, Machine, check_alike, claim, picture, use_threads, versions, write_json
 from quality import SETTINGS
 from speed import check_data
 
 from recbole_onebp.errors import UserError
-from recbole_onebp.files import write_atomically
 
 BUDGETS = (10, 30, 60, 120, 300)
 METRICS = ("recall@20", "ndcg@20")
@@ -171,26 +170,20 @@ def front(models: Mapping[str, Any], within: float, clock: str, metric: str) -> 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """Every evaluation against the seconds since the process was started, a panel a metric."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(METRICS))
-    for axes, metric in zip(panels, METRICS, strict=True):
-        for name, row in result["models"].items():
-            style = {"linewidth": 2.4, "color": "black", "zorder": 3} if name == "OneBP" else {"linewidth": 1.2}
-            label = name if row["points"] else f"{name}: no epoch in {result['budget']:g} s"
-            seconds, values = ([point[key] for point in row["points"]] for key in ("seconds", metric))
-            axes.plot(seconds, values, marker="o", markersize=3, label=label, **style)
-        axes.set(xscale="log", xlabel="seconds since the process was started", ylabel=f"{metric}, validation")
-        axes.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
-        axes.minorticks_off()
-        axes.grid(alpha=0.3)
-    figure.suptitle(f"{result['dataset']}, {result['machine']['cpu']}, {result['threads']} threads", fontsize=10)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
-    write_atomically(path, lambda file: figure.savefig(file, dpi=130, format="png"))
-    print(f"wrote {path}")
+    with picture(path, 10, 4.8) as figure:
+        panels = figure.subplots(1, len(METRICS))
+        for axes, metric in zip(panels, METRICS, strict=True):
+            for name, row in result["models"].items():
+                style = {"linewidth": 2.4, "color": "black", "zorder": 3} if name == "OneBP" else {"linewidth": 1.2}
+                label = name if row["points"] else f"{name}: no epoch in {result['budget']:g} s"
+                seconds, values = ([point[key] for point in row["points"]] for key in ("seconds", metric))
+                axes.plot(seconds, values, marker="o", markersize=3, label=label, **style)
+            axes.set(xscale="log", xlabel="seconds since the process was started", ylabel=f"{metric}, validation")
+            axes.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
+            axes.minorticks_off()
+            axes.grid(alpha=0.3)
+        figure.suptitle(f"{result['dataset']}, {result['machine']['cpu']}, {result['threads']} threads", fontsize=10)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
 
 
 def parse_args() -> argparse.Namespace:

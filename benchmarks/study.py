@@ -20,12 +20,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from measure import RESULTS, Machine, use_threads, versions, write_json
+from measure import RESULTS, Machine, picture, use_threads, versions, write_json
 from quality import DATASETS, SETTINGS, shown
 from speed import check_data
 
 from recbole_onebp.errors import UserError
-from recbole_onebp.files import write_atomically
 
 Overrides = dict[str, Any]
 
@@ -130,8 +129,6 @@ def run(dataset: str, data_path: Path, overrides: Overrides, seed: int) -> dict[
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """What each value of each factor changes, a dot a seed; the bar is as wide as the base's seeds differ."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     values: dict[tuple[str, str], list[float]] = {}
     for entry in result["runs"]:
@@ -140,21 +137,18 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     base = statistics.mean(bases)
     factors = list(dict.fromkeys(factor for factor, _ in values))
     names = [name if len(name) < 80 else factor for factor, name in values]
-    figure = Figure(figsize=(9, 1 + 0.21 * len(values)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.axvspan(*(100 * (extreme(bases) / base - 1) for extreme in (min, max)), color="0.85")
-    axes.axvline(0, color="0.5", linewidth=1)
-    for row, ((factor, _), found) in enumerate(values.items()):
-        changes = [100 * (value / base - 1) for value in found]
-        axes.plot(changes, [row] * len(changes), "o", markersize=5, color=f"C{factors.index(factor) % 10}")
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlabel("change of NDCG@20 on validation against the base, %")
-    axes.set_title(f"{result['dataset']}, one factor at a time", fontsize=10)
-    axes.grid(axis="x", alpha=0.3)
-    write_atomically(path, lambda file: figure.savefig(file, dpi=130, format="png"))
-    print(f"wrote {path}")
+    with picture(path, 9, 1 + 0.21 * len(values)) as figure:
+        axes = figure.subplots()
+        axes.axvspan(*(100 * (extreme(bases) / base - 1) for extreme in (min, max)), color="0.85")
+        axes.axvline(0, color="0.5", linewidth=1)
+        for row, ((factor, _), found) in enumerate(values.items()):
+            changes = [100 * (value / base - 1) for value in found]
+            axes.plot(changes, [row] * len(changes), "o", markersize=5, color=f"C{factors.index(factor) % 10}")
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xlabel("change of NDCG@20 on validation against the base, %")
+        axes.set_title(f"{result['dataset']}, one factor at a time", fontsize=10)
+        axes.grid(axis="x", alpha=0.3)
 
 
 def parse_args() -> argparse.Namespace:

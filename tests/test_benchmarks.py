@@ -331,15 +331,15 @@ def test_missing_data_is_one_line(tmp_path, monkeypatch, capsys):
 
 
 def test_rows_measured_alike_stay_and_others_are_refused(tmp_path):
-    speed = import_module("speed")
+    measure = import_module("measure")
     path = tmp_path / "some-speed.json"
     here = {"machine": {"cpu": "A", "load_before": 0.1}, "versions": {"torch": "2"}, "settings": {"seed": 1}}
-    assert speed._earlier_rows(path, here) == {}
+    assert measure.earlier_rows(path, here) == {}
     earlier = {**here, "settings": {"seed": 1, "run_seconds": 7}, "rows": {"bpr": {"median": 0.1}}}
     path.write_text(json.dumps(earlier))
-    assert speed._earlier_rows(path, {**here, "machine": {"cpu": "A", "load_before": 0.4}}) == earlier["rows"]
+    assert measure.earlier_rows(path, {**here, "machine": {"cpu": "A", "load_before": 0.4}}) == earlier["rows"]
     with pytest.raises(UserError, match=r"another settings \(seed\)"):
-        speed._earlier_rows(path, {**here, "settings": {"seed": 2}})
+        measure.earlier_rows(path, {**here, "settings": {"seed": 2}})
 
 
 def test_quality_chooses_on_validation_and_tests_once(tmp_path):

@@ -129,7 +129,6 @@ def run(dataset: str, data_path: Path, overrides: Overrides, seed: int) -> dict[
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """What each value of each factor changes, a dot a seed; the bar is as wide as the base's seeds differ."""
-
     values: dict[tuple[str, str], list[float]] = {}
     for entry in result["runs"]:
         values.setdefault((entry["factor"], entry["label"]), []).append(entry["valid"]["ndcg@20"])

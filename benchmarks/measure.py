@@ -176,7 +176,7 @@ def use_threads(threads: int) -> None:
     if {"torch", "numba"} & set(sys.modules):
         raise RuntimeError("torch or numba is imported already: they have read the number of threads")
     if threads > len(os.sched_getaffinity(0)):
-        raise UserError(f"--threads {threads}: this machine lends {len(os.sched_getaffinity(0))} cores")
+        raise UserError(f"--threads {threads}: {len(os.sched_getaffinity(0))} cores are free to use")
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(threads)

@@ -371,7 +371,7 @@ def main() -> int:
     try:
         earlier = earlier_rows(out, result) if out and not all_rows else {}
         if len(os.sched_getaffinity(0)) < 2:
-            raise UserError("this machine lends one core; two are needed")
+            raise UserError("one core is free to use; two are needed")
         rows, sound = measure_all({name: getattr(bench, name) for name in args.only})
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -52,7 +52,8 @@ def measure(
     if not no_test:
         again = perf_counter()
         refit = {**common, "refit": True, "epochs": best_epoch + 1, "output_dir": str(scratch / "refit")}
-        result["test"] = build("OneBP", dataset, config_dict=refit).fit().test
+        tested = build("OneBP", dataset, config_dict=refit).fit()
+        result.update(test=tested.test, device=tested.device)
         result["seconds"]["refit and test"] = perf_counter() - again
     result["seconds"]["all"] = perf_counter() - start
     return result

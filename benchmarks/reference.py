@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from recbole_onebp.errors import UserError
 
-FILES = ("main.py", "model.py", "data.py", "parse.py")
+MODULES = ("main", "model", "data", "parse", "evaluation", "cuda")
 
 
 class ReferenceCode:
@@ -56,9 +56,9 @@ class ReferenceCode:
         Raises:
             UserError: if the folder does not hold the code.
         """
-        missing = [name for name in FILES if not (clone / name).is_file()]
+        missing = [name for name in MODULES if not (clone / f"{name}.py").is_file()]
         if missing:
-            raise UserError(f"--reference {clone}: no {missing[0]} there; a clone of studentcej/OneBP is needed")
+            raise UserError(f"--reference {clone}: no {missing[0]}.py there; a clone of studentcej/OneBP is needed")
         self._scratch = tempfile.TemporaryDirectory()  # the authors' code makes a folder where it runs
         np.save(Path(self._scratch.name) / "pairs.npy", pairs)
         flags = [flag for key, value in settings.items() for flag in (f"--{key}", str(value))]
@@ -101,6 +101,8 @@ def serve(clone: str, device: str, n_users: int, n_items: int, flags: list[str])
     if device == "cpu":
         torch.cuda.is_available = lambda: False
     sys.path.insert(0, clone)
+    for name in MODULES:
+        sys.modules.pop(name, None)  # torch imports NVIDIA's package cuda, if there is one
     sys.argv = ["main.py", *flags]
     warnings.simplefilter("ignore")  # pin_memory without a GPU
     main: Any = __import__("main")

@@ -13,7 +13,7 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -115,20 +115,29 @@ def study(results: Path) -> str:
 
 def quality(results: Path) -> str:
     """The test part, touched once a seed."""
+    return _qualities(results.glob("quality-*.json"), "test") or "Not run: `python benchmarks/quality.py`."
+
+
+def validation(results: Path) -> str:
+    """What ``quality.py --no_test`` has seen of settings."""
+    return _qualities((results / "validation").glob("*.json"), "valid") or "Not run: `quality.py --no_test`."
+
+
+def _qualities(files: Iterable[Path], part: str) -> str:
     lines = ["| data set | beside the defaults | seeds | epochs | Recall@20 | NDCG@20 |", "|---|---|---|---|---|---|"]
-    for file in sorted(results.glob("quality-*.json")):
+    for file in sorted(files):
         result = json.loads(file.read_text(encoding="utf-8"))
-        runs, mean = result["runs"], result["mean"]["test"]
-        known = {"stopping_step", "threads", "epochs at most"}
+        runs, mean = result["runs"], result["mean"][part]
+        known = {"stopping_step", "eval_step", "threads", "epochs at most"}
         chosen = ", ".join(f"{key}: {value}" for key, value in result["settings"].items() if key not in known)
         epochs, seeds = (", ".join(str(run[key]) for run in runs) for key in ("epochs", "seed"))
         values = " | ".join(f"{mean[name]:.4f}" for name in ("recall@20", "ndcg@20"))
         lines.append(f"| {result['dataset']} | {chosen or '-'} | {seeds} | {epochs} | {values} |")
-    return "\n".join(lines) if len(lines) > 2 else "Not run: `python benchmarks/quality.py --dataset gowalla`."
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
-    "docs/study.md": {"quality": quality, "study": study},
+    "docs/study.md": {"quality": quality, "validation": validation, "study": study},
     "README.md": {"comparison": comparison, "speed": speed_short},
     "docs/performance.md": {"speed": speed, "growth": growth, "large": large, "gpu": gpu},
     "docs/distributed.md": {"scaling": scaling},

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import floor
 import torch
@@ -69,24 +70,25 @@ def main() -> int:
         if not torch.cuda.is_available():
             raise UserError("no CUDA device here: nothing is measured; speed.py is for the CPU")
         check_data(args.data_path, args.only)
+        gpu, sound = torch.cuda.get_device_name(), True
+        result: dict[str, Any] = {
+            "machine": {"gpu": gpu, "cuda": torch.version.cuda, **asdict(Machine.here())},
+            "versions": versions(),
+            "settings": {"seed": args.seed, "repeats": args.repeats},
+            "rows": {},
+        }
         with tempfile.TemporaryDirectory() as scratch:
             bench = Bench(
                 args.data_path.resolve(), Path(scratch), args.repeats, args.seed, args.reference, use_gpu=True
             )
-            measured = {name: row for dataset in args.only for name, row in rows_of(bench, dataset).items()}
-            rows, sound = measure_all(measured)
+            for dataset in args.only:  # written as they come, since the second may not end
+                rows, sound_rows = measure_all(rows_of(bench, dataset))
+                result["rows"] |= rows
+                sound &= sound_rows
+                write_json(args.json or RESULTS / f"{slug(gpu)}-gpu.json", result)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    gpu = torch.cuda.get_device_name()
-    settings = {"seed": args.seed, "repeats": args.repeats}
-    result = {
-        "machine": {"gpu": gpu, "cuda": torch.version.cuda, **asdict(Machine.here())},
-        "versions": versions(),
-        "settings": settings,
-        "rows": rows,
-    }
-    write_json(args.json or RESULTS / f"{slug(gpu)}-gpu.json", result)
     return 0 if sound else 1
 
 

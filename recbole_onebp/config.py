@@ -12,6 +12,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import torch
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -349,6 +350,11 @@ class RunConfig(Config):
         super()._set_default_parameters()
         self._check_valid_metric()
         check_parts(self.external_config_dict, self.internal_config_dict, self.final_config_dict)
+
+    def _init_device(self) -> None:
+        super()._init_device()
+        if not self.final_config_dict["use_gpu"]:  # RecBole has the key, and takes the GPU all the same
+            self.final_config_dict["device"] = torch.device("cpu")
 
     def _check_valid_metric(self) -> None:
         final = self.final_config_dict

@@ -103,6 +103,8 @@ class OneBP(GeneralRecommender):
             count = count if self.shard is None else self.shard.item_count
             weight = popularity_weights(count, self.hyper.aggregation_alpha).unsqueeze(1)
         self.register_buffer("item_weight", weight, persistent=False)
+        shares = torch.zeros_like(self.item_table, requires_grad=False) if hyper.leave_one_out else None
+        self.register_buffer("shares", shares, persistent=False)
 
     # ----------------------------------------------------------------------------------------------------- encoding
 
@@ -221,7 +223,7 @@ class OneBP(GeneralRecommender):
         shares = self._shares()
         self.user_table.copy_(self._aggregated(shares, beta))
         if self.hyper.leave_one_out:
-            self.register_buffer("shares", shares.clone(), persistent=False)
+            self.shares.copy_(shares)
 
     def _aggregated(self, shares: Tensor, beta: float) -> Tensor:
         """All users, moved: ``(n_users, d)``; one without items stays where it is."""

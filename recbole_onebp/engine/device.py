@@ -7,7 +7,7 @@ Any device of torch's runs it, so that the tests hold it against the others on t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,21 @@ IntArray = npt.NDArray[np.int64]
 
 _STEPS_A_DRAW = 64
 """Negatives are drawn for this many steps at once: a draw is some dozens of small kernels."""
+
+
+class _Recorded:
+    """A step as a CUDA graph: one launch instead of some dozens, which take longer than what they start."""
+
+    def __init__(self, step: Callable[..., None], parts: tuple[Tensor, ...]) -> None:
+        self._parts = [part.clone() for part in parts]
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            step(*self._parts)
+
+    def __call__(self, parts: tuple[Tensor, ...]) -> None:
+        for own, part in zip(self._parts, parts, strict=True):
+            own.copy_(part)
+        self._graph.replay()
 
 
 class DeviceEngine:
@@ -48,6 +63,8 @@ class DeviceEngine:
         self._two = self.hyper.backprop == "two"
         self._sparse = isinstance(optimizer, torch.optim.SparseAdam)
         self.loss = torch.zeros((), dtype=torch.float64)
+        # The lazy step counts on the host, and other ranks' gradients come when they come: neither can be recorded.
+        self._records = self._device.type == "cuda" and not self._sparse and self._ranks.alone
         if self._device.type == "cuda" and not self._sparse:
             for group in optimizer.param_groups:
                 group["fused"], group["foreach"] = True, False
@@ -58,32 +75,55 @@ class DeviceEngine:
         own, _, starts = self.plan.own_order(epoch)
         order = torch.from_numpy(own).to(self._device, torch.long)
         number = torch.from_numpy(self.plan.numbers(own)).to(self._device, torch.long)
+        users, items = self._user[order], self._item[order]
         self.loss = torch.tensor(loss, dtype=torch.float64, device=self._device)
         if self.hyper.leave_one_out:  # a checkpoint does not hold what its users were made of
             self.model.move_all_users()
         negatives: Iterator[Tensor] = iter(())
+        recorded: _Recorded | None = None
         for step in progress(range(done, len(self.plan))):
             if (step - done) % _STEPS_A_DRAW == 0:
-                negatives = self._draw(order, number, starts, step, epoch)
-            pair, negative = order[starts[step] : starts[step + 1]], next(negatives)
+                negatives = self._draw(users, number, starts, step, epoch)
+            here = slice(starts[step], starts[step + 1])
+            parts = users[here], items[here], next(negatives)
             self._n_pairs = self.plan.pairs_of_step(step)
-            user, item = self._user[pair], self._item[pair]
-            self.loss += (self._shared if self.hyper.negatives == "shared" else self._pairs)(user, item, negative)
-            if not self._two and self.hyper.aggregation == "step":
-                self.model.move(user, item)
-            elif self.plan.aggregates_after(step):
+            if not self._records or step == done or self._n_pairs < self.hyper.positives_a_step:
+                self._step(*parts)
+            else:
+                recorded = recorded or self._record(parts)
+                recorded(parts)
+            if self.plan.aggregates_after(step):
                 self.model.move_all_users()
         return float(self._ranks.total(self.loss))
 
-    def _draw(self, order: Tensor, number: Tensor, starts: IntArray, step: int, epoch: int) -> Iterator[Tensor]:
+    def _step(self, user: Tensor, item: Tensor, negative: Tensor) -> None:
+        self.loss += (self._shared if self.hyper.negatives == "shared" else self._pairs)(user, item, negative)
+        if not self._two and self.hyper.aggregation == "step":
+            self.model.move(user, item)
+
+    def _record(self, parts: tuple[Tensor, ...]) -> _Recorded:
+        """A full step of this epoch, whose learning rate it keeps."""
+        groups = self.optimizer.param_groups
+        before = [group["capturable"] for group in groups]
+        try:
+            for group in groups:
+                group["capturable"] = True  # what fused Adam is, and torch asks to be told
+            return _Recorded(self._step, parts)
+        finally:
+            for group, value in zip(groups, before, strict=True):
+                group["capturable"] = value
+
+    def _draw(self, users: Tensor, number: Tensor, starts: IntArray, step: int, epoch: int) -> Iterator[Tensor]:
         """The negatives of the next steps."""
         steps = range(step, min(step + _STEPS_A_DRAW, len(self.plan)))
         if self.hyper.negatives == "shared":
-            shared = np.stack([self.plan.shared_negatives(number, epoch) for number in steps])
-            return iter(torch.from_numpy(shared).to(self._device, torch.long))
+            shared = torch.from_numpy(np.stack([self.plan.shared_negatives(number, epoch) for number in steps]))
+            if self._device.type == "cuda":
+                shared = shared.pin_memory()  # or the copy would wait for the steps before
+            return iter(shared.to(self._device, non_blocking=True).long())
         here = slice(starts[steps.start], starts[steps.stop])
         n = self.hyper.train_neg_sample_args.sample_num
-        drawn = self._sampler.draw(self._user[order[here]], n, number[here], epoch)
+        drawn = self._sampler.draw(users[here], n, number[here], epoch)
         return iter(torch.split(drawn, np.diff(starts[steps.start : steps.stop + 1]).tolist()))
 
     # ------------------------------------------------------------------------------------------------------- gradients

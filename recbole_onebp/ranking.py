@@ -255,11 +255,14 @@ class _Block:
         best = torch.empty(items.shape)
         state = [tensor.numpy() for tensor in (span, users, scale, length / scale, best, items, is_nan)]
         memory = torch.empty(len(users) * table.TILE, dtype=torch.int32)  # once: what a thread frees, glibc gives back
+        widths = {len(column_scale) for _, _, column_scale in table.tiles}
+        products = {width: memory[: len(users) * width].view(-1, width) for width in widths}
+        arrays = {width: product.numpy() for width, product in products.items()}
         n_worked_out = 0
-        for part, columns, column_scale in table.tiles:
-            products = memory[: len(users) * len(column_scale)].view(len(users), -1)
-            torch._int_mm(rounded, columns, out=products)
-            bounds = products.numpy(), column_scale, slack[part]
+        for part, columns, column_scale in table.tiles:  # a call of torch's or numpy's more is another wait for Python
+            width = len(column_scale)
+            torch._int_mm(rounded, columns, out=products[width])
+            bounds = arrays[width], column_scale, slack[part]
             n_worked_out += _scan_bounds(*bounds, part.start, table.rows, hidden, *state)
         _sort_heaps(best.numpy(), items.numpy())
         if n_worked_out > users.shape[0] * self.shape[1] / 16:
@@ -412,7 +415,6 @@ def _scan_bounds(
     """
     n_worked_out = 0
     k = items.shape[1]
-    bound = np.empty(len(scale), dtype=np.float32)
     for r in range(len(products)):
         row, user, score, item, length = products[r], users[r], best[r], items[r], user_length[r]
         hide = hidden[span[r, 0] : span[r, 1]]
@@ -423,13 +425,12 @@ def _scan_bounds(
                 score[i] = -np.inf if _is_among(i, hide) else lanes.dot(user, table[i])
             is_nan[r] = np.isnan(score).any()
             _make_heap(score, item)
-        for i in range(len(bound)):
-            bound[i] = user_scale[r] * (np.float32(row[i]) * scale[i] + length * slack[i])
-        for stride in range(start, len(bound), _STRIDE):
-            ahead = bound[stride : stride + _STRIDE]
-            if _any_above(ahead, score[0]):
+        for stride in range(start, len(row), _STRIDE):
+            here = slice(stride, stride + _STRIDE)
+            ahead, by, more = row[here], scale[here], slack[here]
+            if _any_bound_above(ahead, by, more, user_scale[r], length, score[0]):
                 for i in range(len(ahead)):
-                    if ahead[i] > score[0]:
+                    if _bound(ahead[i], by[i], more[i], user_scale[r], length) > score[0]:
                         n_worked_out += 1
                         column = first + stride + i
                         new = lanes.dot(user, table[column])
@@ -457,6 +458,20 @@ def _any_above(scores: Any, threshold: Any) -> Any:
     above = np.uint8(0)
     for i in range(len(scores)):
         above |= np.uint8(not (scores[i] <= threshold))
+    return above != 0
+
+
+@njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
+def _bound(product: Any, scale: Any, slack: Any, user_scale: Any, length: Any) -> Any:
+    return user_scale * (np.float32(product) * scale + length * slack)
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _any_bound_above(product: Any, scale: Any, slack: Any, user_scale: Any, length: Any, threshold: Any) -> Any:
+    """The same of bounds, which are in no memory."""
+    above = np.uint8(0)
+    for i in range(len(product)):
+        above |= np.uint8(not (_bound(product[i], scale[i], slack[i], user_scale, length) <= threshold))
     return above != 0
 
 

@@ -14,10 +14,12 @@ from recbole_onebp.compare.results import Comparison, FinishedRun, Model, shown
 __all__ = ["Chart", "charts_of", "draw_html", "draw_png"]
 
 ACCENT = "#d9480f"
-_OTHERS = ("#1f2937", "#64748b", "#94a3b8", "#7a8b6f", "#a68a64", "#7d7aa8", "#5b8a9a", "#b0b7c3")
+_OTHERS = ("#1f2937", "#3b6ea5", "#94a3b8", "#5f8a3f", "#b8863b", "#7d5ba6", "#3a9a9a", "#c2789b", "#8c564b", "#64748b",
+           "#9aa83a")  # fmt: skip
 _DASHES = ("solid", "dash", "dot", "dashdot")
-_SIDES = ("top", "bottom")
-_STYLES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
+"""As many as have no factor in common with the colours, so that looks repeat late."""
+_STYLES = {"solid": ("-", "o"), "dash": ("--", "s"), "dot": (":", "^"), "dashdot": ("-.", "D")}
+"""Matplotlib's lines and markers."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture; ``lines`` joins the points of a series, ``points`` names each, ``bars`` and ``intervals`` lie."""
+    """A picture; ``lines`` joins the points of a series, ``points`` has one each, ``bars`` and ``intervals`` lie."""
 
     name: str
     title: str
@@ -119,7 +121,7 @@ def draw_html(chart: Chart) -> str:
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    for number, series in enumerate(chart.series):
+    for series in _in_order(chart):
         emphasis = series.color == ACCENT
         common: dict[str, Any] = {"x": _wrapped(series.x, "<br>"), "y": series.y, "name": series.label}
         value = "%{x:.4g}" if chart.kind in ("bars", "intervals") else "%{x}: %{y:.4f}"
@@ -137,10 +139,7 @@ def draw_html(chart: Chart) -> str:
             line = {"color": series.color, "dash": series.dash, "width": 3.5 if emphasis else 1.8}
             figure.add_scatter(**common, mode=mode, line=line, marker=marker)
         else:
-            named: dict[str, Any] = {"mode": "markers"}
-            if chart.kind == "points":
-                named = {"mode": "markers+text", "text": [series.label], "textposition": f"{_SIDES[number % 2]} center"}
-            figure.add_scatter(**common, **named, marker={**marker, "size": 11})
+            figure.add_scatter(**common, mode="markers", marker={**marker, "size": 11})
     grid = {"gridcolor": "#eceff3", "zeroline": False, "linecolor": "#cbd5e1", "automargin": True}
     figure.update_layout(
         template="none",
@@ -149,7 +148,7 @@ def draw_html(chart: Chart) -> str:
         font={"family": "Inter, Helvetica, Arial, sans-serif", "size": 13, "color": "#334155"},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        showlegend=chart.kind == "lines",
+        showlegend=not _lies(chart),
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         hoverlabel={"bgcolor": "white", "font": {"size": 13}},
         xaxis={**grid, "title": {"text": chart.x}, "type": "log" if chart.log_x else None},
@@ -166,21 +165,22 @@ def draw_png(chart: Chart, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+    figure = Figure(figsize=(5.2 if _lies(chart) else 6.4, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for series in chart.series:
+    for series in _in_order(chart):
         look: dict[str, Any] = {"color": series.color, "label": series.label}
+        style, mark = _STYLES[series.dash]
         x = _wrapped(series.x, "\n")
         if chart.kind == "bars":
             axes.barh(series.y, x, height=0.55, **look)
         elif chart.kind == "lines":
             width = 2.4 if series.color == ACCENT else 1.2
-            marker = "o" if len(x) < 30 else None
-            axes.plot(x, series.y, _STYLES[series.dash], linewidth=width, marker=marker, markersize=3.5, **look)
+            marker = mark if len(x) < 30 else None
+            axes.plot(x, series.y, style, linewidth=width, marker=marker, markersize=3.5, **look)
         else:
             error = None if series.error is None else np.array([series.error]).T
-            axes.errorbar(x, series.y, xerr=error, fmt="o", capsize=3, **look)
+            axes.errorbar(x, series.y, xerr=error, fmt="o" if _lies(chart) else mark, capsize=3, **look)
     axes.set(xlabel=chart.x, ylabel=chart.y)
     if chart.log_x:
         axes.set_xscale("log")
@@ -188,36 +188,17 @@ def draw_png(chart: Chart, path: Path) -> None:
         axes.axvline(0, color=ACCENT, linewidth=1, linestyle=":")
     if _lies(chart):
         axes.invert_yaxis()
-    if chart.kind == "lines":
-        axes.legend(fontsize=7, frameon=False)
+    if not _lies(chart):
+        figure.legend(loc="outside right center", fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.tick_params(labelsize=8)
-    if chart.kind == "points":
-        figure.draw_without_rendering()  # then it is known where they lie
-        _name_points(axes, chart.series)
     figure.savefig(path, dpi=200, format="png")
 
 
-def _name_points(axes: Any, points: Sequence[Series]) -> None:
-    """Write each name beside its point, further down where it would lie on another."""
-    places = axes.transData.transform([(point.x[0], point.y[0]) for point in points]) * 72 / axes.figure.dpi
-    right = (axes.bbox.x0 + 0.6 * axes.bbox.width) * 72 / axes.figure.dpi
-    boxes = [(x - 5, x + 5, y) for x, y in places]
-    for number in np.argsort(-places[:, 1], kind="stable"):
-        (x, y), point = places[number], points[number]
-        width = 4.8 * len(point.label)
-        side = 1 if x < right else -1
-        left = x + 8 if side > 0 else x - 8 - width
-        down = y
-        while any(abs(down - at) < 10 and left < end and start < left + width for start, end, at in boxes):
-            down -= 1
-        boxes.append((left, left + width, down))
-        line = {"arrowstyle": "-", "color": point.color, "linewidth": 0.6} if down < y else None
-        axes.annotate(
-            point.label, (point.x[0], point.y[0]), (8 * side, down - y), textcoords="offset points", fontsize=8,
-            va="center", ha="left" if side > 0 else "right", arrowprops=line,
-        )  # fmt: skip
+def _in_order(chart: Chart) -> list[Series]:
+    """The series as the legend has them: points from the highest down."""
+    return sorted(chart.series, key=lambda point: -point.y[0]) if chart.kind == "points" else chart.series
 
 
 def _wrapped(values: Sequence[Any], end: str) -> list[Any]:

@@ -18,10 +18,7 @@ import scipy.sparse as sp
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.image import imread
-from matplotlib.text import Text
 from recbole.evaluator import metrics as recbole_metrics
 from scipy import stats
 
@@ -30,7 +27,7 @@ import tasks
 from conftest import write_inter
 from recbole_onebp.cli import main
 from recbole_onebp.compare import compare
-from recbole_onebp.compare.charts import Series, _name_points
+from recbole_onebp.compare.charts import ACCENT, _looks
 from recbole_onebp.compare.lists import coverage, diversity, gini, hits, novelty
 from recbole_onebp.compare.plan import Plan
 from recbole_onebp.compare.runner import Task, run_tasks
@@ -383,16 +380,10 @@ def test_the_page_holds_everything_itself(compared):
     assert "<tr class=reference><td>OneBP</td>" in page
 
 
-def test_names_of_points_lie_apart():
-    figure = Figure()
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlim=(0, 1), ylim=(0, 1))
-    points = [Series(f"model {n}", [0.1 + n % 2 / 2], [0.8 - n / 100], color="red") for n in range(8)]
-    _name_points(axes, points)
-    figure.draw_without_rendering()
-    boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the line to the point
-    assert [text.get_text() for text in axes.texts] == [point.label for point in points]
-    assert not any(one.overlaps(other) for number, one in enumerate(boxes) for other in boxes[:number])
+def test_no_two_of_forty_models_look_alike():
+    looks = _looks([f"model {n}" for n in range(40)], "model 3")
+    assert len(set(looks.values())) == 40
+    assert [label for label, (color, _) in looks.items() if color == ACCENT] == ["model 3"]
 
 
 def test_the_numbers_are_those_of_the_users(compared, report):

@@ -53,9 +53,7 @@ class Chart:
 def charts_of(comparison: Comparison) -> list[Chart]:
     """The charts that there are data for."""
     models, primary, reference = comparison.finished, comparison.primary, comparison.plan.reference_label
-    others = [label for label in comparison.plan.labels if label != reference]
-    looks = {label: (_OTHERS[n % len(_OTHERS)], _DASHES[n % len(_DASHES)]) for n, label in enumerate(others)}
-    looks[reference] = (ACCENT, "solid")
+    looks = _looks(comparison.plan.labels, reference)
 
     def series(model: Model, x: Any, y: Any, **more: Any) -> Series:
         color, dash = looks[model.label]
@@ -114,6 +112,13 @@ def charts_of(comparison: Comparison) -> list[Chart]:
               bars(lambda run: run.result["peak_rss_mb"])),
     ]  # fmt: skip
     return [chart for chart in charts if chart.series]
+
+
+def _looks(labels: Sequence[str], reference: str) -> dict[str, tuple[str, str]]:
+    """A colour and a kind of line for each model."""
+    others = [label for label in labels if label != reference]
+    looks = {label: (_OTHERS[n % len(_OTHERS)], _DASHES[n % len(_DASHES)]) for n, label in enumerate(others)}
+    return {**looks, reference: (ACCENT, "solid")}
 
 
 def draw_html(chart: Chart) -> str:

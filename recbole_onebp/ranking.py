@@ -463,12 +463,13 @@ def _any_above(scores: Any, threshold: Any) -> Any:
 
 @njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
 def _bound(product: Any, scale: Any, slack: Any, user_scale: Any, length: Any) -> Any:
+    """What a score is at most, see :func:`_scan_bounds`."""
     return user_scale * (np.float32(product) * scale + length * slack)
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _any_bound_above(product: Any, scale: Any, slack: Any, user_scale: Any, length: Any, threshold: Any) -> Any:
-    """The same of bounds, which are in no memory."""
+    """:func:`_any_above` of bounds, which are never kept."""
     above = np.uint8(0)
     for i in range(len(product)):
         above |= np.uint8(not (_bound(product[i], scale[i], slack[i], user_scale, length) <= threshold))

@@ -169,3 +169,10 @@ def test_config_files_override_in_order_and_are_overridden(tmp_path):
     assert (config["beta"], config["learning_rate"]) == (0.2, 1e-3)
     given = {"model": "OneBP", "dataset": "ml-100k", "beta": 0.3}
     assert RunConfig(config_file_list=files, config_dict=given)["beta"] == 0.3
+
+
+@pytest.mark.parametrize(("use_gpu", "device"), [(True, "cuda"), (False, "cpu")])
+def test_use_gpu_says_where_to_train(monkeypatch, use_gpu, device):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    config = RunConfig(config_dict={"model": "OneBP", "dataset": "ml-100k", "use_gpu": use_gpu})
+    assert config["device"].type == device

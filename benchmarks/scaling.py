@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py [--data_path dataset] [--dataset gowalla] [--only ROW ...] [--repeats 5] [--json OUT]
 
-Processes are pinned, each to a core, and take turns: one process on one core, two on two, four on two. Each turn is the
-first steps of an epoch, its order and the users' first aggregation included.
+Processes are pinned, each to a core, and take turns: one process on one core, two on two, four on two. Each turn is an
+epoch, or its first 1,000 steps, with the epoch's order and the users' first aggregation.
 ``link`` has two processes that share no memory, as two hosts would, over the loopback device; a slower link is
 simulated by letting each exchange last as long as its bytes would take. A run of all rows writes
 ``results/<machine>-scaling.json``; with ``--only`` nothing is written unless ``--json`` says where, and other rows of
@@ -49,13 +49,13 @@ from recbole_onebp.errors import UserError
 
 PAPER = {"preset": "paper", "embedding_size": 64, "weight_decay": 0.0}
 """With five negatives a pair; RecBole counts them into a batch."""
-SETTINGS: dict[str, tuple[int, dict[str, Any]]] = {
-    "defaults": (250, {}),
-    "2,048 pairs a step": (100, {"train_batch_size": 2048}),
-    "2,048 pairs a step, sparse_adam": (100, {"train_batch_size": 2048, "learner": "sparse_adam"}),
-    "paper's form, 2,048 pairs a step": (300, {**PAPER, "train_batch_size": 5 * 2048}),
+SETTINGS: dict[str, tuple[int | None, dict[str, Any]]] = {
+    "defaults": (1000, {}),
+    "2,048 pairs a step": (None, {"train_batch_size": 2048}),
+    "2,048 pairs a step, sparse_adam": (None, {"train_batch_size": 2048, "learner": "sparse_adam"}),
+    "paper's form, 2,048 pairs a step": (None, {**PAPER, "train_batch_size": 5 * 2048}),
 }
-"""Steps a turn, some seconds of one core, and the configuration."""
+"""Steps a turn, of which None are an epoch, some seconds of one core; and the configuration."""
 LINKED = ("2,048 pairs a step", "paper's form, 2,048 pairs a step")
 LINKS = {"25 Gbit/s, 20 us": (25e9, 20e-6), "10 Gbit/s, 50 us": (10e9, 50e-6), "1 Gbit/s, 200 us": (1e9, 200e-6)}
 """Bits a second and seconds until the first arrives."""
@@ -269,7 +269,10 @@ class Bench:
             held = {world: ask("rows") for world, ask in groups.items()}
         checked = f"losses of 1, 2 and 4 processes within 1e-5 of one another, the first of {losses[0]:.6g}"
         parts = {f"{world} processes, s": values for world, values in zip(groups, seconds, strict=True)}
-        title, note = f"throughput, {{}}, {self.config['dataset']}, {name}", f"{n_steps} steps"
+        title, note = (
+            f"throughput, {{}}, {self.config['dataset']}, {name}",
+            f"{n_steps} steps" if n_steps else "an epoch",
+        )
         rows = [
             Row(title.format("2 processes on 2 cores / 1 on 1"), ratios(seconds[0], seconds[1]), parts,
                 checked, TARGET, at_least=True, note=note),

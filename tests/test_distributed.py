@@ -27,6 +27,7 @@ from recbole_onebp.distributed.launch import free_port
 from recbole_onebp.distributed.ranks import Ranks
 from recbole_onebp.distributed.users import Shard
 from recbole_onebp.engine import Plan
+from recbole_onebp.engine.plan import even_first
 from recbole_onebp.model import _xavier_rows, _xavier_rows_of
 from recbole_onebp.run_folder import RunFolder
 
@@ -47,7 +48,7 @@ OPTIONS = {
     "shared recipe": {"negatives": "shared", "n_shared_negatives": 16, "train_batch_size": 32, **RECIPE},
     "refit": {"refit": True},
     "device": {"item_bias": True, "score": "cosine", "learning_rate": 0.01},
-    "shared blocks": {"negatives": "shared", "n_shared_negatives": 600, "backprop": "two", "item_bias": True},
+    "shared, many": {"negatives": "shared", "n_shared_negatives": 600, "backprop": "two", "item_bias": True},
     "device shared": {"negatives": "shared", "n_shared_negatives": 16, "train_batch_size": 32, "backprop": "two"},
 }  # fmt: skip
 BEGUN = {f"{name}, begun": name for name in ("plain", "two", "shared recipe")}
@@ -56,7 +57,7 @@ OPTIONS.update({begun: {**OPTIONS[name], "epochs": 2} for begun, name in BEGUN.i
 
 def rounded(shape, name):
     """Whether gradients are summed rank by rank; all others are the same bit for bit."""
-    return "device" in name or ("shared" in name and shape[0] > shape[1])
+    return "device" in name
 
 
 def settings(tiny_path, folder, name):
@@ -75,7 +76,7 @@ def ml_100k(folder):
 GROUPS = {
     (1, 1): [*OPTIONS, "ml-100k"],
     (2, 2): [*OPTIONS, "ml-100k"],
-    (4, 4): ["shared", "ml-100k"],
+    (4, 4): ["shared", "shared, many", "ml-100k"],
     (4, 2): ["recipe", "shared"],
     (2, 1): ["plain", "two", "shared recipe"],
 }
@@ -184,30 +185,57 @@ def test_shards_are_parts_of_the_whole(world):
     assert torch.equal(found[1:], table[1:])
 
 
+@pytest.mark.parametrize("world", [2, 3, 4])
 @pytest.mark.parametrize("negatives", ["per_pair", "shared"])
 @pytest.mark.parametrize("distribution", ["uniform", "popularity"])
-def test_steps_of_all_ranks_make_the_steps_of_one(tiny, negatives, distribution):
+def test_steps_of_all_ranks_make_the_steps_of_one(tiny, negatives, distribution, world):
+    """Rank after rank, even ones first; in 3 processes, whose groups are others, they stand in another order."""
     args = {"distribution": distribution, "sample_num": 2, "alpha": 0.5}
     run = tiny(negatives=negatives, train_neg_sample_args=args, train_batch_size=64, n_shared_negatives=4)
     plan = run.trainer._plan_of(run.train_data)
     count = torch.from_numpy(np.bincount(plan.item, minlength=41))
     shards = [
-        Shard(rank, 3, 31, np.flatnonzero((plan.user - 1) % 3 == rank).astype(np.int32), len(plan.user), count)
-        for rank in range(3)
+        Shard(rank, world, 31, np.flatnonzero((plan.user - 1) % world == rank).astype(np.int32), len(plan.user), count)
+        for rank in even_first(world)
     ]
     plans = [
-        Plan(1 + (plan.user[s.number] - 1) // 3, plan.item[s.number], 11, 41, plan.hyper, plan.seed, True, s)
+        Plan(1 + (plan.user[s.number] - 1) // world, plan.item[s.number], 31, 41, plan.hyper, plan.seed, True, s)
         for s in shards
     ]
     for whole, *parts in zip(plan.batches(5), *(part.batches(5) for part in plans), strict=True):
-        user, item, negative = np.zeros_like(whole.user), np.zeros_like(whole.item), np.zeros_like(whole.negative)
-        for shard, part in zip(shards, parts, strict=True):
-            user[part.position] = shard.everybodys(torch.from_numpy(part.user))
-            item[part.position] = part.item
-            negative[part.position if negatives == "per_pair" else ...] = part.negative
-            assert part.n_pairs == whole.n_pairs == len(whole.user)
-        for found, expected in zip((user, item, negative), whole, strict=False):
-            assert np.array_equal(found, expected)
+        users = [shard.everybodys(torch.from_numpy(part.user)) for shard, part in zip(shards, parts, strict=True)]
+        found = [np.concatenate(users), np.concatenate([part.item for part in parts])]
+        expected = [whole.user, whole.item]
+        if negatives == "per_pair":
+            found.append(np.concatenate([part.negative for part in parts]))
+            expected.append(whole.negative)
+        else:
+            assert all(np.array_equal(part.negative, whole.negative) for part in parts)
+        if world == 3:
+            found, expected = (sorted(np.column_stack(columns).tolist()) for columns in (found, expected))
+        assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
+        assert [part.n_pairs for part in parts] == [len(whole.user)] * world
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
+def test_the_parts_of_a_step_are_of_all_its_pairs(tiny, world):
+    whole = tiny(train_batch_size=160).trainer._plan_of(tiny().train_data)
+    brought = {}
+    for rank in range(world):
+        number = np.flatnonzero((whole.user - 1) % world == rank).astype(np.int32)
+        shard = Shard(rank, world, 31, number, len(whole.user), torch.zeros(41))
+        user = 1 + (whole.user[number] - 1) // world
+        plan = Plan(user, whole.item[number], 31, 41, whole.hyper, whole.seed, True, shard if world > 1 else None)
+        batch = next(plan.batches(0))
+        for part, groups in plan.own_parts(batch).items():
+            assert part not in brought
+            everybodys = shard.everybodys(torch.from_numpy(batch.user)).numpy()
+            brought[part] = [everybodys[pairs] for pairs in groups]
+    assert sorted(brought) == list(range(max(2, world)))
+    assert sum(len(group) for groups in brought.values() for group in groups) == batch.n_pairs
+    if world in (1, 2, 4):  # the same groups, and the same sums: of those that are 0 and 2 by four, and 1 and 3
+        found = [group for part in even_first(max(2, world)) for group in brought[part]]
+        assert [set((group - 1) % 4) for group in found] == [{0}, {2}, {1}, {3}]
 
 
 @pytest.mark.parametrize(("n_users", "size"), [(3, 5), (100, 16), (50, 7)])

@@ -142,7 +142,7 @@ kernels.link(negative, head, following, rows)
 start, taken = 2 * np.arange(31), rng.integers(1, 30, 60)
 kernels.shared_scores(
     user, item, negative, start, taken, head, following, scores, users, items, none, np.float32(2), pairs,
-    loss, coefficient, np.empty((0, 0), np.float32), np.empty(0, np.int64),
+    loss, coefficient,
 )
 head[:] = -1
 rows = rows[: kernels.link(user, head, following, rows)]

@@ -54,10 +54,10 @@ class Host:
         Raises:
             UserError: if there is no room for it.
         """
-        if self._ranks.local_world == 1:
+        size = math.prod(shape)
+        if self._ranks.local_world == 1 or size == 0:
             return torch.zeros(shape, dtype=dtype)
         self._made += 1
-        size = math.prod(shape)
         path = _folder() / f"recbole-onebp-{self._token:x}-{self._ranks.host}-{self._made}"
         leader = self._ranks.local_rank == 0
         try:

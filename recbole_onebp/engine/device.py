@@ -72,7 +72,7 @@ class DeviceEngine:
     @torch.no_grad()
     def train_epoch(self, epoch: int, progress: Progress = iter, done: int = 0, loss: float = 0.0) -> float:
         """Train on every pair once; see :meth:`FusedEngine.train_epoch`."""
-        own, _, starts = self.plan.own_order(epoch)
+        own, starts = self.plan.own_order(epoch)
         order = torch.from_numpy(own).to(self._device, torch.long)
         number = torch.from_numpy(self.plan.numbers(own)).to(self._device, torch.long)
         users, items = self._user[order], self._item[order]

@@ -7,6 +7,7 @@ uses, so that RecBole's checkpoints hold what they always hold.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numba
@@ -24,8 +25,7 @@ __all__ = ["Floats", "FusedEngine", "Links", "state_of"]
 Floats = npt.NDArray[np.float32]
 _LEAST_ROWS = 16
 """Of a product's first factor: for 1 to 3, BLAS sums in another order."""
-_BLOCK = 512
-"""Shared negatives whose gradients are one product: what processes share out.  Smaller ones cost one process time."""
+_NONE = np.empty((0, 0, 0), dtype=np.float32)
 _RULES = {"sequential": kernels.SEQUENTIAL, "last": kernels.LAST, "mean": kernels.MEAN}
 
 
@@ -61,26 +61,26 @@ class _Trained:
 
     def __init__(self, parameter: Tensor, optimizer: torch.optim.Optimizer, part: int = 0, parts: int = 1) -> None:
         self._state, self._group = state_of(parameter, optimizer), optimizer.param_groups[0]
-        self._sparse = isinstance(optimizer, torch.optim.SparseAdam)
+        self.sparse = isinstance(optimizer, torch.optim.SparseAdam)
         self.table: Floats = parameter.detach().numpy()
         self._moments: tuple[Floats, Floats] = (self._state["exp_avg"].numpy(), self._state["exp_avg_sq"].numpy())
         self._part, self._parts = part, parts
         self._all = np.array_split(np.arange(1, len(self.table), dtype=np.int32), parts)[part]
 
-    def step(
-        self, touched: Ids, links: Links, coefficient: Floats, group: int, source: Floats, cosine: bool, unlink: bool
-    ) -> None:
-        """Adam's step: on every row (``adam``; the padding row excepted), or on those touched (``sparse_adam``)."""
+    def rows(self, touched: Ids) -> Ids:
+        """Those that a step changes: all (``adam``; the padding row excepted), or those touched (``sparse_adam``)."""
+        return touched[self._part :: self._parts] if self.sparse else self._all
+
+    def next_step(self) -> tuple[Any, ...]:
+        """Count a step of Adam; return what the kernels need for it: the arrays and the step's numbers."""
         self._state["step"] += 1
         number, (beta1, beta2) = int(self._state["step"]), self._group["betas"]
         root = math.sqrt(1 - beta2**number)
-        kernels.step_rows(
-            touched[self._part :: self._parts] if self._sparse else self._all,
-            links.head, links.following, coefficient, group, source, cosine,
+        return (
             self.table, *self._moments,
             np.float32(self._group["lr"] * root / (1 - beta1**number)),
-            np.float32(self._group["eps"] * (1 if self._sparse else root)),
-            np.float32(beta1), np.float32(beta2), np.float32(self._group.get("weight_decay", 0)), unlink,
+            np.float32(self._group["eps"] * (1 if self.sparse else root)),
+            np.float32(beta1), np.float32(beta2), np.float32(self._group.get("weight_decay", 0)),
         )  # fmt: skip
 
 
@@ -100,23 +100,26 @@ class FusedEngine:
         self.model, self.optimizer, self.plan = model, optimizer, plan
         self.hyper = hyper = model.hyper
         self._cosine, self._inverse_temperature = hyper.score == "cosine", np.float32(1 / hyper.temperature)
-        n_pairs, n_shared = min(hyper.positives_a_step, len(plan.user)), hyper.n_shared_negatives
-        n_pairs = max(n_pairs, _LEAST_ROWS)
-        if hyper.negatives == "shared":
-            self._score, n_places, n_origins = self._score_shared, n_pairs + n_shared, n_pairs + n_shared
-            self._negative_links = Links(len(model.item_table), n_shared)
-            self._scores, self._negative_e = torch.empty(n_pairs, n_shared), torch.empty(n_shared, hyper.embedding_size)
-        else:
-            self._score, n_places, n_origins = self._score_pairs, n_pairs * (1 + hyper.repeats), n_pairs
-        # The gradient of an item's row is a sum of rows of _source, weighted by the coefficients of its places.
-        self._source = torch.empty(n_origins, hyper.embedding_size)
-        self._bias_source = torch.empty(n_origins, 1)
-        self._coefficient = np.empty(n_places, dtype=np.float32)
-        self._places = np.empty(n_places, dtype=np.int32)
-        self._user_gradient = torch.empty(n_pairs * (hyper.backprop == "two"), hyper.embedding_size)
-        self._item_e = torch.empty(n_pairs, hyper.embedding_size)
+        n_pairs, size = max(min(hyper.positives_a_step, plan.n_pairs), _LEAST_ROWS), hyper.embedding_size
+        self._n_shared = hyper.n_shared_negatives if hyper.negatives == "shared" else 0
+        self._group = 1 if self._n_shared else 1 + hyper.repeats
+        # A step's pairs, of all processes; this one's begin at _first.  The gradient of an item's row is a sum of rows
+        # of _source, weighted by the coefficients of its places, and for shared negatives of _negative_gradient.
+        self._first = 0
+        self._source = self._tensor((n_pairs + _LEAST_ROWS, size))
+        self._coefficient = self._tensor((n_pairs * self._group + _LEAST_ROWS,)).numpy()
+        self._places = self._tensor((n_pairs * self._group + self._n_shared,), torch.int32).numpy()
+        self._negative_gradient = self._tensor((plan.n_parts, self._n_shared, size))
+        self._negative_bias_gradient = self._tensor((plan.n_parts, self._n_shared, 1))
+        if self._n_shared:
+            self._negative_links = Links(len(model.item_table), self._n_shared)
+            self._scores, self._negative_e = torch.empty(n_pairs, self._n_shared), torch.empty(self._n_shared, size)
+            self._of_group = torch.zeros(self._n_shared, size), torch.zeros(self._n_shared)
+        self._bias_gradient = np.zeros(len(model.item_table), dtype=np.float32)
+        self._user_gradient = torch.empty(n_pairs * (hyper.backprop == "two"), size)
+        self._item_e = torch.empty(n_pairs, size)
         self._loss = np.empty(n_pairs, dtype=np.float32)
-        self._item_links = Links(len(model.item_table), n_places)
+        self._item_links = Links(len(model.item_table), len(self._places))
         self._user_links = Links(len(model.user_table), n_pairs)
         self._log_q = plan.log_q() if hyper.logq_correction else None
         self.loss = 0.0
@@ -148,37 +151,53 @@ class FusedEngine:
         if self.hyper.leave_one_out:  # a checkpoint does not hold what its users were made of
             self._aggregate()
         self.loss = loss
-        for number, batch in enumerate(progress(self.plan.batches(epoch, done)), start=done):
+        for number, batch in enumerate(progress(self._batches(epoch, done)), start=done):
             self.loss += self._step(batch)
             if self.plan.aggregates_after(number):
                 self._aggregate()
         return self.loss
 
+    def _batches(self, epoch: int, done: int) -> Iterator[Batch]:
+        return self.plan.batches(epoch, done)
+
+    def _tensor(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Memory for what all processes of a host bring together."""
+        return torch.zeros(shape, dtype=dtype)
+
     def _step(self, batch: Batch) -> float:
         n_pairs = len(batch.user)
-        self._gather_users(batch, self._source[:n_pairs].numpy())
-        n_places, group = self._score(batch)
-        self._train_items(batch, n_places, group)
+        source = self._source[self._first : self._first + n_pairs]
+        self._gather_users(batch, source.numpy())
+        (self._score_shared if self._n_shared else self._score_pairs)(batch, source)
+        self._train_items(batch)
         if self._users is not None:
-            touched, ones = self._user_links.link(batch.user), np.ones(n_pairs, dtype=np.float32)
-            gradient = self._user_gradient.numpy()
-            self._users.step(touched, self._user_links, ones, 1, gradient, self._cosine, unlink=True)
+            users, links, ones = self._users, self._user_links, np.ones(n_pairs, dtype=np.float32)
+            touched, gradient = links.link(batch.user), self._user_gradient.numpy()
+            kernels.step_rows(
+                users.rows(touched), links.head, links.following, ones, 1, gradient, _NONE, self._cosine, True,
+                *users.next_step(),
+            )  # fmt: skip
         elif self.hyper.aggregation == "step":
             self._move(batch)
         return float(self._loss[:n_pairs].sum(dtype=np.float64) / batch.n_pairs)
 
-    def _train_items(self, batch: Batch, n_places: int, group: int) -> None:
-        """The optimizer's step on the items, from places, coefficients and sources."""
-        sources = self._source.numpy(), self._bias_source.numpy()
-        self._step_items(self._places[:n_places], self._coefficient[:n_places], group, *sources)
-
-    def _step_items(self, places: Ids, coefficient: Floats, group: int, source: Floats, bias_source: Floats) -> Ids:
-        """The same from any; returns the rows that occur."""
-        links = self._item_links
-        touched = links.link(places)
+    def _train_items(self, batch: Batch) -> Ids:
+        """The optimizer's step on the items, from all that was brought together; returns the rows that occur."""
+        links, n_paired = self._item_links, batch.n_pairs * self._group
+        coefficient = self._coefficient[:n_paired]
+        touched = links.link(self._places[: n_paired + self._n_shared])
         if self._bias is not None:
-            self._bias.step(touched, links, coefficient, group, bias_source, cosine=False, unlink=False)
-        self._items.step(touched, links, coefficient, group, source, self._cosine, unlink=True)
+            rows = self._bias.rows(touched)
+            start, end = (0, 0) if self._bias.sparse else (int(rows[0]), int(rows[-1]) + 1)
+            kernels.step_numbers(
+                rows if self._bias.sparse else touched, start, end, links.head, links.following, coefficient,
+                np.float32(self.hyper.temperature), self._negative_bias_gradient.numpy(), self._bias_gradient,
+                *self._bias.next_step(),
+            )  # fmt: skip
+        kernels.step_rows(
+            self._items.rows(touched), links.head, links.following, coefficient, self._group, self._source.numpy(),
+            self._negative_gradient.numpy(), self._cosine, True, *self._items.next_step(),
+        )  # fmt: skip
         return touched
 
     def _gather_users(self, batch: Batch, out: Floats) -> None:
@@ -190,59 +209,52 @@ class FusedEngine:
             batch.user, batch.item, start, self._user_table, self._aggregated, self._share, self._cosine, out
         )
 
-    def _score_pairs(self, batch: Batch) -> tuple[int, int]:
-        """Fill in places, coefficients and loss; return the number of places, and how many share an origin."""
-        n_pairs, group = len(batch.user), 1 + batch.negative.shape[1]
-        n_places = n_pairs * group
-        self._bias_source.fill_(self.hyper.temperature)  # which divides scores, but not biases
+    def _score_pairs(self, batch: Batch, user_e: Tensor) -> None:
+        """Fill in places, coefficients and loss."""
+        n_pairs, group = len(batch.user), self._group
+        own = slice(self._first * group, (self._first + n_pairs) * group)
         kernels.pair_scores(
-            batch.item, batch.negative, self._source.numpy(), self._items.table, self._shift(),
-            self._inverse_temperature, self._cosine, batch.n_pairs, self._places[:n_places].reshape(n_pairs, group),
-            self._coefficient[:n_places].reshape(n_pairs, group), self._loss, self._user_gradient.numpy(),
+            batch.item, batch.negative, user_e.numpy(), self._items.table, self._shift(), self._inverse_temperature,
+            self._cosine, batch.n_pairs, self._places[own].reshape(n_pairs, group),
+            self._coefficient[own].reshape(n_pairs, group), self._loss, self._user_gradient.numpy(),
         )  # fmt: skip
-        return n_places, group
 
-    def _score_shared(self, batch: Batch) -> tuple[int, int]:
-        n_pairs, n_places = len(batch.user), len(batch.user) + len(batch.negative)
-        user_e, item_e, negative_e = self._source[:n_pairs], self._item_e[:n_pairs], self._negative_e
+    def _score_shared(self, batch: Batch, user_e: Tensor) -> None:
+        """The same, and the own parts of the gradients of shared negatives."""
+        n_pairs, own = len(batch.user), slice(self._first, self._first + len(batch.user))
+        item_e, negative_e = self._item_e[:n_pairs], self._negative_e
         kernels.gather(batch.item, self._items.table, self._cosine, item_e.numpy())
         kernels.gather(batch.negative, self._items.table, self._cosine, negative_e.numpy())
         rows = max(n_pairs, _LEAST_ROWS)  # what is in those past the last pair does not matter
-        scores = torch.mm(self._source[:rows], negative_e.T, out=self._scores[:rows])[:n_pairs]
-        self._coefficient[n_pairs:n_places] = 1
-        self._places[:n_pairs], self._places[n_pairs:n_places] = batch.item, batch.negative
+        sources = self._source[self._first : self._first + rows]
+        scores = torch.mm(sources, negative_e.T, out=self._scores[:rows])[:n_pairs]
+        self._places[own], self._places[batch.n_pairs : batch.n_pairs + self._n_shared] = batch.item, batch.negative
         links, start, history = self._negative_links, self.model.history_start.numpy(), self.model.history_item.numpy()
         links.link(batch.negative)
         kernels.shared_scores(
             batch.user, batch.item, batch.negative, start, history, links.head, links.following, scores.numpy(),
             user_e.numpy(), item_e.numpy(), self._shift(), self._inverse_temperature, batch.n_pairs,
-            self._loss, self._coefficient, *self._copies(batch),
+            self._loss, self._coefficient[own],
         )  # fmt: skip
         links.head[batch.negative] = -1
         if self._users is not None:
-            positive = torch.from_numpy(self._coefficient[:rows]).unsqueeze(1) * self._item_e[:rows]
+            coefficient = torch.from_numpy(self._coefficient[self._first : self._first + rows])
+            positive = coefficient.unsqueeze(1) * self._item_e[:rows]
             torch.addmm(positive, self._scores[:rows], negative_e, out=self._user_gradient[:rows])
-        self._bias_source[:n_pairs] = self.hyper.temperature
-        self._sum_negatives(scores)
-        return n_places, 1
+        for part, groups in self.plan.own_parts(batch).items():
+            self._sum_shared(scores, user_e, part, groups)
 
-    def _copies(self, _batch: Batch) -> tuple[Floats, npt.NDArray[np.int64]]:
-        """Where the derivatives by the scores of shared negatives are put too: nowhere."""
-        return np.empty((0, 0), dtype=np.float32), np.empty(0, dtype=np.int64)
-
-    def _sum_negatives(self, scores: Tensor) -> None:
-        """Put the gradients of shared negatives behind the pairs' sources."""
-        self._sum_blocks(scores, self._source, self._bias_source)
-
-    def _sum_blocks(self, scores: Tensor, source: Tensor, bias_source: Tensor, part: int = 0, parts: int = 1) -> None:
-        """The same from any scores' derivatives, ``(B, M)``, and sources; one part of the blocks of negatives."""
-        n_pairs, n_shared = scores.shape
-        for start in range(part * _BLOCK, n_shared, parts * _BLOCK):
-            block = slice(start, min(start + _BLOCK, n_shared))
-            behind = slice(n_pairs + block.start, n_pairs + block.stop)
-            torch.mm(scores[:, block].T, source[:n_pairs], out=source[behind])
+    def _sum_shared(self, scores: Tensor, user_e: Tensor, part: int, groups: Sequence[slice]) -> None:
+        """A part of the gradients of shared negatives, from the derivatives by their scores: the sum of its groups'."""
+        sums = self._negative_gradient[part], self._negative_bias_gradient[part, :, 0]
+        for number, pairs in enumerate(groups):
+            gradient, bias_gradient = self._of_group if number else sums
+            torch.mm(scores[pairs].T, user_e[pairs], out=gradient)
             if self._bias is not None:
-                bias_source[behind, 0] = scores[:, block].sum(dim=0) * self.hyper.temperature
+                torch.sum(scores[pairs], dim=0, out=bias_gradient)
+            if number:
+                for total, addend in zip(sums, self._of_group, strict=True):
+                    total += addend
 
     def _shift(self) -> Floats:
         """What is added to an item's logit, ``(n_items,)``; empty where nothing is."""

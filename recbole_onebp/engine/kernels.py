@@ -29,6 +29,7 @@ __all__ = [
     "pair_scores",
     "share_of_rows",
     "shared_scores",
+    "step_numbers",
     "step_rows",
 ]
 
@@ -38,7 +39,8 @@ SEQUENTIAL, LAST, MEAN = 0, 1, 2
 # another copy than one that loads the cache.  Where sums may be reordered and products fused, copies differ in the last
 # bits; so they have one meaning, and what is summed in vector registers is in :mod:`recbole_onebp.lanes`.
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
-_ROWS_A_TASK = 32
+_ROWS_A_TASK, _NUMBERS_A_TASK = 32, 1024
+_F = np.float32
 _F0, _F1 = np.float32(0), np.float32(1)
 _MASKED = np.float32(-np.inf)
 _TINY = np.float32(1e-12)
@@ -170,7 +172,7 @@ def pair_scores(
 @njit(parallel=True, **_OPTIONS)
 def shared_scores(
     user, item, negative, start, history, head, following, scores, user_e, item_e, shift, inverse_temperature,
-    n_step, loss, coefficient, copies, copy_row,
+    n_step, loss, coefficient,
 ):  # fmt: skip
     """Softmax loss of each pair against the step's shared negatives; those that its user has taken do not count.
 
@@ -184,7 +186,6 @@ def shared_scores(
         n_step: pairs of the step, which the mean is over: B, or more where these are one rank's.
         loss: filled, ``(B,)``.
         coefficient: filled with the derivative of the mean loss by the positive's score, ``(B,)``.
-        copies, copy_row: row b of ``scores`` is also written to ``copies[copy_row[b]]``; both empty if it is not.
     """
     n_pairs, n_negatives = scores.shape
     scale = np.float32(inverse_temperature / n_step)
@@ -213,8 +214,6 @@ def shared_scores(
         share = scale / total
         for n in range(n_negatives):
             row[n] *= share
-        if len(copies):
-            copies[copy_row[b]] = row
         coefficient[b] = scale * (positive / total - _F1)
 
 
@@ -242,56 +241,117 @@ def link(ids, head, following, rows):
     return count
 
 
+@njit(inline="always", **_OPTIONS)
+def _adam(gradient, value, first, second, scale, epsilon, beta1, beta2):
+    for k in range(len(value)):
+        g = gradient[k]
+        m = beta1 * first[k] + (_F1 - beta1) * g
+        v = beta2 * second[k] + (_F1 - beta2) * g * g
+        first[k] = m
+        second[k] = v
+        value[k] -= scale * m / (np.float32(math.sqrt(v)) + epsilon)
+
+
+@njit(inline="always", **_OPTIONS)
+def _add_parts(shared, m, part, total):
+    """Add ``(shared[0, m] + shared[2, m] + ...)``, then ``(shared[1, m] + shared[3, m] + ...)``."""
+    for half in range(2):
+        for k in range(len(total)):
+            part[k] = shared[half, m, k]
+        for other in range(half + 2, len(shared), 2):
+            for k in range(len(total)):
+                part[k] += shared[other, m, k]
+        for k in range(len(total)):
+            total[k] += part[k]
+
+
 @njit(parallel=True, **_OPTIONS)
 def step_rows(
-    rows, head, following, coefficient, group, source, cosine,
-    table, first, second, scale, epsilon, beta1, beta2, decay, unlink,
+    rows, head, following, coefficient, group, source, shared, cosine, unlink,
+    table, first, second, scale, epsilon, beta1, beta2, decay,
 ):  # fmt: skip
     """Gradient of each row, and Adam's step on it.
 
-    The gradient of row r is the sum of ``coefficient[p] * source[p // group]`` over its places p; with ``cosine`` it
-    is taken through the row's normalisation.
+    The gradient of row r is a sum over its places p: ``coefficient[p] * source[p // group]``, and for places past the
+    last coefficient the parts of ``shared``; with ``cosine`` it is taken through the row's normalisation.
 
     Args:
         rows: which rows to step, each once; one without a place has no gradient.
         head, following: links of :func:`link`; with ``unlink`` they are undone.
+        shared: ``(parts, M, d)``, of which part t and part t + 2 are added up first; M may be 0.
         table, first, second: the parameter and Adam's two moments, ``(n_rows, d)``.
         scale, epsilon: ``table -= scale * first / (sqrt(second) + epsilon)``.
         decay: weight decay.
     """
     size = table.shape[1]
     for task in prange((len(rows) + _ROWS_A_TASK - 1) // _ROWS_A_TASK):
-        gradient = np.empty(size, dtype=np.float32)
+        gradient, total, part = np.empty(size, _F), np.empty(size, _F), np.empty(size, _F)
         for at in range(task * _ROWS_A_TASK, min(len(rows), (task + 1) * _ROWS_A_TASK)):
             row = rows[at]
-            value, mean, square = table[row], first[row], second[row]
+            value = table[row]
             for k in range(size):
                 gradient[k] = decay * value[k]
             place = head[row]
             if place >= 0:
                 if unlink:
                     head[row] = -1
-                inverse, along = _F1, _F0
+                for k in range(size):
+                    total[k] = 0
+                while place >= 0:
+                    if place < len(coefficient):
+                        weight, origin = coefficient[place], source[place // group]
+                        for k in range(size):
+                            total[k] += weight * origin[k]
+                    else:
+                        _add_parts(shared, place - len(coefficient), part, total)
+                    place = following[place]
                 if cosine:  # through the normalisation: the part along the row is lost, the rest is scaled
                     inverse = _inverse_norm(value)
-                while place >= 0:
-                    weight, origin = coefficient[place] * inverse, source[place // group]
+                    along = lanes.dot(total, value) * inverse * inverse
                     for k in range(size):
-                        gradient[k] += weight * origin[k]
-                    if cosine:
-                        along += weight * lanes.dot(origin, value)
-                    place = following[place]
-                if cosine:
-                    along *= inverse * inverse
-                    for k in range(size):
-                        gradient[k] -= along * value[k]
-            for k in range(size):
-                g = gradient[k]
-                m = beta1 * mean[k] + (_F1 - beta1) * g
-                v = beta2 * square[k] + (_F1 - beta2) * g * g
-                mean[k] = m
-                square[k] = v
-                value[k] -= scale * m / (np.float32(math.sqrt(v)) + epsilon)
+                        total[k] = inverse * (total[k] - along * value[k])
+                for k in range(size):
+                    gradient[k] += total[k]
+            _adam(gradient, value, first[row], second[row], scale, epsilon, beta1, beta2)
+
+
+@njit(parallel=True, **_OPTIONS)
+def step_numbers(
+    touched, start, end, head, following, coefficient, weight, shared, gradient,
+    table, first, second, scale, epsilon, beta1, beta2, decay,
+):  # fmt: skip
+    """The same of a number a row, whose gradient is ``weight`` times the sum of ``coefficient[p]`` and ``shared``.
+
+    Args:
+        touched: the rows that have places, each once.
+        start, end: which rows to step; with ``end`` 0 those touched.
+        shared: ``(parts, M, 1)``.
+        gradient: zeros, ``(n_rows,)``; left as such.
+        table, first, second: ``(n_rows, 1)``.
+    """
+    value, mean, square = table.reshape(table.size), first.reshape(table.size), second.reshape(table.size)
+    part = np.empty(1, _F)
+    for at in range(len(touched)):
+        row = touched[at]
+        if end and not start <= row < end:
+            continue
+        place = head[row]
+        while place >= 0:
+            if place < len(coefficient):
+                gradient[row] += coefficient[place]
+            else:
+                _add_parts(shared, place - len(coefficient), part, gradient[row : row + 1])
+            place = following[place]
+        gradient[row] *= weight
+    n_runs = len(touched) if end == 0 else (end - start + _NUMBERS_A_TASK - 1) // _NUMBERS_A_TASK
+    for run in prange(n_runs):
+        low, high = start + run * _NUMBERS_A_TASK, min(end, start + (run + 1) * _NUMBERS_A_TASK)
+        if end == 0:
+            low, high = touched[run], touched[run] + 1
+        for row in range(low, high):
+            gradient[row] += decay * value[row]
+        _adam(gradient[low:high], value[low:high], mean[low:high], square[low:high], scale, epsilon, beta1, beta2)
+        gradient[low:high] = 0
 
 
 @njit(parallel=True, **_OPTIONS)

@@ -12,9 +12,16 @@ from recbole_onebp.config import OneBPConfig
 from recbole_onebp.distributed.users import Shard
 from recbole_onebp.sampling import NegativeSampler
 
-__all__ = ["Batch", "Plan", "Progress"]
+__all__ = ["Batch", "Plan", "Progress", "even_first"]
 
 Ids = npt.NDArray[np.int32]
+_GROUPS = 4
+"""Of users.  A sum over all pairs of a step is made of the groups' sums: so 1, 2 and 4 processes sum alike."""
+
+
+def even_first(count: int) -> list[int]:
+    """0, 2, 4, ..., 1, 3, 5, ...: how groups of users, and the ranks that own them, stand in a step."""
+    return [*range(0, count, 2), *range(1, count, 2)]
 
 
 class Batch(NamedTuple):
@@ -26,8 +33,8 @@ class Batch(NamedTuple):
     """``(B,)``."""
     negative: Ids
     """``(B, N)``, or ``(M,)`` with ``negatives: shared``."""
-    position: npt.NDArray[np.int64] | None
-    """Where among all ranks' pairs of the step these are, ``(B,)``; None if they are all."""
+    bounds: npt.NDArray[np.int64]
+    """Where the pairs of each of this process's groups begin, and where the last ends, ``(groups + 1,)``."""
     n_pairs: int
     """Of all ranks."""
 
@@ -48,6 +55,9 @@ class Plan:
         seed: of the order and the negatives.
         shuffle: RecBole's key; without it the pairs keep their order.
         shard: where these pairs are one rank's, with users numbered as it does.
+
+    Attributes:
+        n_parts: of a sum over all pairs of a step; the sum is that of the even ones plus that of the odd ones.
 
     Raises:
         UserError: if some user has no negative left.
@@ -73,6 +83,10 @@ class Plan:
             self.user, self.item, n_users, n_items, seed, args.distribution, args.alpha, counts
         )
         self.shard, self.n_pairs = shard, len(self.user) if shard is None else shard.n_pairs
+        self._rank, self._world = (0, 1) if shard is None else (shard.rank, shard.world)
+        self._n_groups = _GROUPS if _GROUPS % self._world == 0 else self._world
+        self._groups = [group for group in even_first(self._n_groups) if group % self._world == self._rank]
+        self.n_parts = max(2, self._world)
 
     def __len__(self) -> int:
         """Steps an epoch; the last one may be smaller."""
@@ -92,21 +106,21 @@ class Plan:
             np.random.Generator(np.random.Philox(key=[self.seed, epoch])).shuffle(numbers)
         return numbers
 
-    def own_order(self, epoch: int) -> tuple[Ids, npt.NDArray[np.int64] | None, npt.NDArray[np.int64]]:
+    def own_order(self, epoch: int) -> tuple[Ids, npt.NDArray[np.int64]]:
         """The own pairs in the order of this epoch.
 
         Returns:
-            Indices of the pairs ``(n,)``; where they stand in the order of all ranks' pairs, ``(n,)``, None if they are
-            all; and the start of each step among them, with the end of the last, ``(steps + 1,)``.
+            Indices of the pairs, ``(n,)``; and the start of each step among them, with the end of the last,
+            ``(steps + 1,)``.
         """
         order, starts = self.order(epoch), np.arange(len(self) + 1) * self.hyper.positives_a_step
         if self.shard is None:
-            return order, None, np.minimum(starts, len(order))
+            return order, np.minimum(starts, len(order))
         own = np.full(self.n_pairs, -1, dtype=np.int32)
         own[self.shard.number] = np.arange(len(self.user), dtype=np.int32)
         pair = own[order]
         place = np.flatnonzero(pair >= 0)
-        return pair[place], place, np.searchsorted(place, starts)
+        return pair[place], np.searchsorted(place, starts)
 
     def numbers(self, pair: Ids) -> Ids:
         """The numbers among all ranks' pairs of own ones, which their negatives depend on."""
@@ -124,15 +138,31 @@ class Plan:
         """
         return not self.hyper.leave_one_out or self.aggregates_after(step)
 
-    def batches(self, epoch: int, done: int = 0) -> Iterator[Batch]:
-        """The steps of an epoch, from number ``done``."""
-        order, place, starts = self.own_order(epoch)
+    def batches(
+        self, epoch: int, done: int = 0, ordered: tuple[Ids, npt.NDArray[np.int64]] | None = None
+    ) -> Iterator[Batch]:
+        """The steps of an epoch, from number ``done``; ``ordered`` is its :meth:`own_order`, if that was asked for.
+
+        Within a step the pairs stand group by group.
+        """
+        order, starts = ordered or self.own_order(epoch)
+        place = np.empty(self._n_groups, dtype=np.uint8)
+        place[self._groups] = np.arange(len(self._groups))
         for step in range(done, len(self)):
-            here = slice(starts[step], starts[step + 1])
-            pair, user = order[here], self.user[order[here]]
-            position = None if place is None else place[here] - step * self.hyper.positives_a_step
+            pair = order[starts[step] : starts[step + 1]]
+            group = place[((self.user[pair] - 1) * self._world + self._rank) % self._n_groups]
+            pair = pair[np.argsort(group, kind="stable")]
+            bounds = np.cumsum([0, *np.bincount(group, minlength=len(self._groups))])
+            user = self.user[pair]
             negative = self._negatives(user, self.numbers(pair), step, epoch)
-            yield Batch(user, self.item[pair], negative, position, self.pairs_of_step(step))
+            yield Batch(user, self.item[pair], negative, bounds, self.pairs_of_step(step))
+
+    def own_parts(self, batch: Batch) -> dict[int, list[slice]]:
+        """Which parts of a sum over all pairs of a step this process brings, and the pairs of the groups in each."""
+        parts: dict[int, list[slice]] = {}
+        for group, start, end in zip(self._groups, batch.bounds, batch.bounds[1:], strict=False):
+            parts.setdefault(group % self.n_parts, []).append(slice(start, end))
+        return parts
 
     def shared_negatives(self, step: int, epoch: int) -> Ids:
         """The items that all pairs of a step share as negatives, shape ``(M,)``."""

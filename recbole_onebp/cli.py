@@ -440,12 +440,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments, rest = _parser().parse_known_args(argv)
         arguments.given = sys.argv[1:] if argv is None else list(argv)
-        return int(arguments.run(arguments, rest))
+        code = int(arguments.run(arguments, rest))
+        sys.stdout.flush()
+        return code
     except UserError as error:
         rank = int(os.environ.get("RANK", 0))  # what is wrong for all is told once
         print(f"rank {rank}: {error}" if rank else f"error: {error}", file=sys.stderr)
     except LostRankError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # who read what is printed wants no more; what is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         if error.errno not in _NO_ROOM:

@@ -186,10 +186,16 @@ class Run:
         Returns:
             Number and validation metrics of the best epoch.
         """
-        trainer, show_progress = self.trainer, self.config["show_progress"]
         if self._trained:
             raise RuntimeError("this run has been trained already; build another one")
         self._trained = True
+        try:
+            return self._train(saved, on_validation)
+        finally:
+            self.folder.let_go()
+
+    def _train(self, saved: bool, on_validation: Callable[[int, float], None] | None) -> tuple[int, dict[str, float]]:
+        trainer, show_progress = self.trainer, self.config["show_progress"]
         # The trainers of RecBole's decision trees know no callback.
         callback = {} if on_validation is None else {"callback_fn": on_validation}
         saving = trainer.saver.running() if saved and trainer.saver is not None else nullcontext()
@@ -209,6 +215,13 @@ class Run:
 
     def fit(self) -> Result:
         """Train, choose the epoch on validation, test that one once, and write the run folder."""
+        self.folder.hold()
+        try:
+            return self._fit()
+        finally:
+            self.folder.let_go()
+
+    def _fit(self) -> Result:
         config, trainer, record = self.config, self.trainer, self.trainer.record
         start = perf_counter()
         best_epoch, best_valid = self.train()
@@ -354,6 +367,7 @@ def load_data(config: RunConfig) -> tuple[Any, Any, Any, Any]:
 def build_from(config: RunConfig, folder: RunFolder) -> Run:
     """The second half of :func:`build`; seeds are set where RecBole's ``run_recbole`` sets them."""
     first = _folder_of_first(folder)
+    folder.hold()
     checkpoint = find(config["resume"], first)
     start = perf_counter()
     dataset, train_data, valid_data, test_data = load_data(config)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from recbole_onebp.errors import UserError
 from recbole_onebp.files import write_atomically
@@ -39,10 +40,28 @@ class RunFolder:
         self.path = Path(path)
         with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
+            # One a process and folder: whoever builds a run there again, in the same process, is not another one.
+            self._lock = FileLock(self.path.resolve() / ".lock", timeout=0, thread_local=False, is_singleton=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
             if self.log.exists():
                 self.log.open("a").close()
+
+    def hold(self) -> None:
+        """Keep other processes from running here until :meth:`let_go`, once for each call, or the end of this one.
+
+        Raises:
+            UserError: if another one does.
+        """
+        with self._writing():
+            try:
+                self._lock.acquire()
+            except Timeout:
+                raise UserError(f"output_dir: another run is at work in {self.path}; name another folder") from None
+
+    def let_go(self) -> None:
+        """See :meth:`hold`."""
+        self._lock.release()
 
     def start(self, config: Mapping[str, Any]) -> None:
         """Now that a run begins, remove what an earlier one left, and write the effective configuration.

@@ -51,7 +51,7 @@ def refusal(outcome):
 def test_a_run_writes_its_folder(train, tmp_path, capsys):
     assert train()[0] == 0
     folder = tmp_path / "run"
-    assert {path.name for path in folder.iterdir()} == {
+    assert {path.name for path in folder.iterdir() if path.name != ".lock"} == {
         "checkpoint", "config.yaml", "curves.png", "metrics.jsonl", "model.safetensors", "result.json", "run.log",
         "tensorboard",
     }  # fmt: skip
@@ -145,6 +145,50 @@ def test_nobody_has_to_read_what_is_said(tiny_config):
         assert "BrokenPipe" not in process.stderr.read()
     assert process.returncode == 0
     assert "wrote" in (Path(tiny_config["output_dir"]) / "run.log").read_text()
+
+
+def test_a_report_may_be_read_in_part():
+    code = "import sys; from recbole_onebp.cli import main; sys.exit(main())"
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", code, "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline().startswith("recbole_onebp")
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
+def test_two_processes_do_not_run_in_one_folder(train, tmp_path):
+    assert train()[0] == 0
+    folder = tmp_path / "run"
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != "run.log"}
+    code = f"""
+from pathlib import Path
+from recbole_onebp.run_folder import RunFolder
+folder = RunFolder({str(folder)!r})
+folder.hold()
+print("held", flush=True)
+input()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        assert "another run is at work in" in refusal(train())
+        assert "another run is at work in" in refusal(train(resume="auto"))
+        assert {name: (folder / name).read_bytes() for name in before} == before
+        other.kill()
+    assert train()[0] == 0  # the lock went with its process
+
+
+def test_a_folder_is_free_once_its_run_is_over(tiny_config):
+    values = {**tiny_config, "model": "OneBP", "dataset": "tiny"}
+    runs = [build_from(*load_config(None, values)) for _ in range(2)]  # as in a notebook whose cell is run again
+    runs[1].fit()
+    code = f"from recbole_onebp.run_folder import RunFolder; RunFolder({values['output_dir']!r}).hold()"
+    assert subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode == 1  # runs[0] is to come
+    runs[0].fit()
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_values_are_read_and_never_evaluated():

@@ -83,7 +83,7 @@ def traffic(world: World, hosts: int) -> dict[str, float]:
     w, others, row = world, (hosts - 1) / hosts, world.dimension * FLOAT
     scores = 1 + w.negatives
     return {
-        "encodings, coefficients and ids": others * (row + 2 * scores * FLOAT + INT),
+        "encodings, coefficients and ids": others * (row + 2 * scores * FLOAT),
         "rows of sharded items, fetched, and their gradients": others / hosts * 2 * scores * (row + INT),
         "dense all-reduce of gradients": 2 * others * w.items * row / w.pairs_a_step,
     }

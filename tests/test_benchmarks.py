@@ -151,12 +151,12 @@ def test_the_model_of_many_hosts_by_hand():
     assert model.memory(world, 2)["user rows"] == 1000 * 8 * 4 / 2
     assert model.memory(world, 2)["items and Adam's moments"] == model.memory(world, 1)["items and Adam's moments"]
     sent = model.traffic(world, 2)
-    assert sent["encodings, coefficients and ids"] == (8 * 4 + 2 * 2 * 4 + 4) / 2
+    assert sent["encodings, coefficients and ids"] == (8 * 4 + 2 * 2 * 4) / 2
     assert sent["rows of sharded items, fetched, and their gradients"] == (1 / 2) * (1 / 2) * 2 * 2 * (8 * 4 + 4)
     assert not any(model.traffic(world, 1).values())
     constants = model.Constants(row_of_dense_adam=0.01, pair=0.3, items_share=2 / 3, far_row=0.05)
     seconds = model.epoch_seconds(world, 2, constants)
-    assert seconds["link, encodings and coefficients"] == pytest.approx(10_000 * 26 / 1000 + 100 * 0.5)
+    assert seconds["link, encodings and coefficients"] == pytest.approx(10_000 * 24 / 1000 + 100 * 0.5)
     assert seconds["dense Adam over all items"] == pytest.approx(100 * 100 * 0.01 / 2)
     assert seconds["scores of its own pairs"] == pytest.approx(10_000 * (0.1 + 3 * 0.05 / 3) / 2 / 2)
     assert seconds["item rows of all pairs, on each host"] == pytest.approx(10_000 * (0.2 + 2 * 0.05) / 2)

@@ -135,7 +135,8 @@ def _adam_on_rows(n_rows: int, size: int, repeats: int) -> dict[str, list[float]
 
     table, first, second = (np.full((n_rows, size), 1e-3, dtype=np.float32) for _ in range(3))
     head, following = np.full(n_rows, -1, dtype=np.int32), np.zeros(1, dtype=np.int32)
-    nothing = np.zeros(1, dtype=np.float32), 1, np.zeros((1, size), dtype=np.float32), False
+    source, none = np.zeros((1, size), dtype=np.float32), np.zeros((0, 0, size), dtype=np.float32)
+    nothing = np.zeros(1, dtype=np.float32), 1, source, none, False, True  # no gradient, and no link to undo
     settings = [np.float32(value) for value in (1e-3, 1e-8, 0.9, 0.999, 0)]
     in_order = np.arange(1, n_rows, dtype=np.int32)
     orders = {"in order": in_order, "at random": np.random.default_rng(0).permutation(in_order)}
@@ -145,7 +146,7 @@ def _adam_on_rows(n_rows: int, size: int, repeats: int) -> dict[str, list[float]
         for number in range(1 + repeats):
             rows = parts[number % len(parts)]
             start = perf_counter()
-            step_rows(rows, head, following, *nothing, table, first, second, *settings, True)
+            step_rows(rows, head, following, *nothing, table, first, second, *settings)
             if number > 0:  # the first may compile
                 seconds.setdefault(name, []).append((perf_counter() - start) / len(rows))
     return seconds

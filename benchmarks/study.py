@@ -58,9 +58,9 @@ def _each(number: int) -> Overrides:
     return {"train_batch_size": 256 * number, "train_neg_sample_args": _drawn("uniform", 1.0, number)}
 
 
-def _drawn(distribution: str, alpha: float, number: int = 5) -> Overrides:
+def _drawn(distribution: str, alpha: float, number: int = 5, candidates: int = 0) -> Overrides:
     arguments = {"distribution": distribution, "sample_num": number, "alpha": alpha}
-    return {**arguments, "dynamic": False, "candidate_num": 0}
+    return {**arguments, "dynamic": candidates > 0, "candidate_num": candidates}
 
 
 FACTORS: dict[str, list[Overrides]] = {
@@ -87,6 +87,10 @@ FACTORS: dict[str, list[Overrides]] = {
         for corrected in (False, True)
         for alpha in (0.5, 1.0)
     ],
+    "negatives, the hardest of so many": [
+        {"negatives": "per_pair", **_each(5), "train_neg_sample_args": _drawn("uniform", 1.0, 5, value)}
+        for value in (2, 8)
+    ],
     "learning rate": [{"learning_rate": value} for value in (0.0025, 0.01)],
     "batch size": [{"train_batch_size": value} for value in (64, 128, 512, 2048)],
     "weight decay": [{"weight_decay": value} for value in (1e-6, 1e-5)],
@@ -103,6 +107,7 @@ def label(overrides: Overrides) -> str:
         shown["popularity"] = drawn["alpha"]
     elif drawn:
         shown["sample_num"] = drawn["sample_num"]
+        shown.update({"candidate_num": drawn["candidate_num"]} if drawn["dynamic"] else {})
     return ", ".join(f"{key}: {value}" for key, value in shown.items()) or "base"
 
 

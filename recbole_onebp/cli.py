@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import re
+import select
 import sys
 import warnings
 from collections.abc import Sequence
@@ -435,13 +436,23 @@ def _doctor(_arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0 if healthy else 2
 
 
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe whose reader has gone."""
+    if not hasattr(select, "poll"):  # on Windows
+        return False
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     try:
         arguments, rest = _parser().parse_known_args(argv)
         arguments.given = sys.argv[1:] if argv is None else list(argv)
         code = int(arguments.run(arguments, rest))
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except UserError as error:
         rank = int(os.environ.get("RANK", 0))  # what is wrong for all is told once
@@ -449,8 +460,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LostRankError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # who read what is printed wants no more; what is left in the buffer goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is left in the buffer
         return 1
     except OSError as error:
         if error.errno not in _NO_ROOM:

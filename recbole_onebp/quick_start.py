@@ -281,10 +281,10 @@ def build(
 
 
 def load_config(config_file_list: Sequence[str] | None, config_dict: Mapping[str, Any]) -> tuple[RunConfig, RunFolder]:
-    """The checked configuration and the run's folder.
+    """The checked configuration and the run's folder, which is held until the run is over.
 
     Raises:
-        UserError: for a key or value that is wrong, or a folder that cannot be written.
+        UserError: for a key or value that is wrong, or a folder that cannot be written or has a run at work in it.
     """
     config = read_config(config_file_list, config_dict)
     given, resume = config["output_dir"], config["resume"]
@@ -296,6 +296,7 @@ def load_config(config_file_list: Sequence[str] | None, config_dict: Mapping[str
         folder = RunFolder.temporary()
     else:
         folder = RunFolder(given) if given else RunFolder.fresh(config["dataset"], config["model"])
+    folder.hold()
     config["output_dir"] = config["checkpoint_dir"] = str(folder.path)
     return config, folder
 
@@ -366,8 +367,15 @@ def load_data(config: RunConfig) -> tuple[Any, Any, Any, Any]:
 
 def build_from(config: RunConfig, folder: RunFolder) -> Run:
     """The second half of :func:`build`; seeds are set where RecBole's ``run_recbole`` sets them."""
+    try:
+        return _build(config, folder)
+    except BaseException:
+        folder.let_go()
+        raise
+
+
+def _build(config: RunConfig, folder: RunFolder) -> Run:
     first = _folder_of_first(folder)
-    folder.hold()
     checkpoint = find(config["resume"], first)
     start = perf_counter()
     dataset, train_data, valid_data, test_data = load_data(config)

@@ -27,9 +27,10 @@ def checkpoints_of(path: Path) -> Path:
 
 class RunFolder:
     """One run's folder: ``config.yaml``, ``metrics.jsonl``, ``result.json``, ``curves.png``, ``model.safetensors``,
-    ``checkpoint/``, ``run.log`` and ``tensorboard/``; on request RecBole's ``checkpoint.pth``."""
+    ``checkpoint/``, ``run.log`` and ``tensorboard/``; on request RecBole's ``checkpoint.pth``; and ``.lock``."""
 
     _holder: tempfile.TemporaryDirectory[str] | None = None
+    _holds = 0
 
     def __init__(self, path: str | Path) -> None:
         """Make the folder; what an earlier run left there stays until :meth:`start`.
@@ -48,7 +49,7 @@ class RunFolder:
                 self.log.open("a").close()
 
     def hold(self) -> None:
-        """Keep other processes from running here until :meth:`let_go`, once for each call, or the end of this one.
+        """Keep other processes from running here until :meth:`let_go`, once for each call; a folder that goes lets go.
 
         Raises:
             UserError: if another one does.
@@ -58,10 +59,16 @@ class RunFolder:
                 self._lock.acquire()
             except Timeout:
                 raise UserError(f"output_dir: another run is at work in {self.path}; name another folder") from None
+        self._holds += 1
 
     def let_go(self) -> None:
         """See :meth:`hold`."""
+        self._holds -= 1
         self._lock.release()
+
+    def __del__(self) -> None:
+        while self._holds:  # a run that was built and dropped
+            self.let_go()
 
     def start(self, config: Mapping[str, Any]) -> None:
         """Now that a run begins, remove what an earlier one left, and write the effective configuration.

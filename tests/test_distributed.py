@@ -56,8 +56,8 @@ OPTIONS.update({begun: {**OPTIONS[name], "epochs": 2} for begun, name in BEGUN.i
 
 
 def rounded(shape, name):
-    """Whether gradients are summed rank by rank; all others are the same bit for bit."""
-    return "device" in name
+    """Whether gradients are summed rank by rank, or in other groups; all others are the same bit for bit."""
+    return "device" in name or shape[0] == 3
 
 
 def settings(tiny_path, folder, name):
@@ -77,6 +77,7 @@ GROUPS = {
     (1, 1): [*OPTIONS, "ml-100k"],
     (2, 2): [*OPTIONS, "ml-100k"],
     (4, 4): ["shared", "shared, many", "ml-100k"],
+    (3, 3): ["plain", "shared recipe"],
     (4, 2): ["recipe", "shared"],
     (2, 1): ["plain", "two", "shared recipe"],
 }

@@ -20,7 +20,7 @@ cat > "$out/train.py" << 'PYTHON'
 import sys
 from recbole_onebp.cli import main
 if __name__ == "__main__":
-    run = ["--model=OneBP", "--dataset=ml-100k", "--negatives=per_pair", "--epochs=3"]
+    run = ["--model=OneBP", "--dataset=ml-100k", "--epochs=3"]
     sys.exit(main(["train", *run, "--recbole_checkpoint=true", "--show_progress=False", *sys.argv[1:]]))
 PYTHON
 on() { local host=$1; shift

@@ -111,7 +111,7 @@ def _outcome_of(folder: Path) -> Iterator[dict[str, Any]]:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     outcome: dict[str, Any] = {"status": "done"}
     # A process of an earlier, killed comparison may need a moment to end.
-    with FileLock(folder / ".lock", timeout=60):
+    with FileLock(folder / ".worker.lock", timeout=60):
         try:
             yield outcome
         except Exception as error:

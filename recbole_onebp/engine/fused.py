@@ -66,6 +66,7 @@ class _Trained:
         self._moments: tuple[Floats, Floats] = (self._state["exp_avg"].numpy(), self._state["exp_avg_sq"].numpy())
         self._part, self._parts = part, parts
         self._all = np.array_split(np.arange(1, len(self.table), dtype=np.int32), parts)[part]
+        self.range = (int(self._all[0]), int(self._all[-1]) + 1) if len(self._all) else (0, 0)
 
     def rows(self, touched: Ids) -> Ids:
         """Those that a step changes: all (``adam``; the padding row excepted), or those touched (``sparse_adam``)."""
@@ -187,12 +188,11 @@ class FusedEngine:
         coefficient = self._coefficient[:n_paired]
         touched = links.link(self._places[: n_paired + self._n_shared])
         if self._bias is not None:
-            rows = self._bias.rows(touched)
-            start, end = (0, 0) if self._bias.sparse else (int(rows[0]), int(rows[-1]) + 1)
-            kernels.step_numbers(
-                rows if self._bias.sparse else touched, start, end, links.head, links.following, coefficient,
-                np.float32(self.hyper.temperature), self._negative_bias_gradient.numpy(), self._bias_gradient,
-                *self._bias.next_step(),
+            lazy = self._bias.sparse
+            kernels.step_biases(
+                self._bias.rows(touched) if lazy else touched, *self._bias.range, lazy, links.head, links.following,
+                coefficient, np.float32(self.hyper.temperature), self._negative_bias_gradient.numpy(),
+                self._bias_gradient, *self._bias.next_step(),
             )  # fmt: skip
         kernels.step_rows(
             self._items.rows(touched), links.head, links.following, coefficient, self._group, self._source.numpy(),
@@ -248,13 +248,12 @@ class FusedEngine:
         """A part of the gradients of shared negatives, from the derivatives by their scores: the sum of its groups'."""
         sums = self._negative_gradient[part], self._negative_bias_gradient[part, :, 0]
         for number, pairs in enumerate(groups):
-            gradient, bias_gradient = self._of_group if number else sums
+            gradient, bias_gradient = self._of_group  # not at once into a part: how BLAS sums may hang on where it lies
             torch.mm(scores[pairs].T, user_e[pairs], out=gradient)
             if self._bias is not None:
                 torch.sum(scores[pairs], dim=0, out=bias_gradient)
-            if number:
-                for total, addend in zip(sums, self._of_group, strict=True):
-                    total += addend
+            for total, addend in zip(sums, self._of_group, strict=True):
+                total.copy_(addend) if number == 0 else total.add_(addend)
 
     def _shift(self) -> Floats:
         """What is added to an item's logit, ``(n_items,)``; empty where nothing is."""

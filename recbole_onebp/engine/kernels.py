@@ -29,7 +29,7 @@ __all__ = [
     "pair_scores",
     "share_of_rows",
     "shared_scores",
-    "step_numbers",
+    "step_biases",
     "step_rows",
 ]
 
@@ -39,7 +39,7 @@ SEQUENTIAL, LAST, MEAN = 0, 1, 2
 # another copy than one that loads the cache.  Where sums may be reordered and products fused, copies differ in the last
 # bits; so they have one meaning, and what is summed in vector registers is in :mod:`recbole_onebp.lanes`.
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
-_ROWS_A_TASK, _NUMBERS_A_TASK = 32, 1024
+_ROWS_A_TASK, _BIASES_A_RUN = 32, 1024
 _F = np.float32
 _F0, _F1 = np.float32(0), np.float32(1)
 _MASKED = np.float32(-np.inf)
@@ -316,15 +316,16 @@ def step_rows(
 
 
 @njit(parallel=True, **_OPTIONS)
-def step_numbers(
-    touched, start, end, head, following, coefficient, weight, shared, gradient,
+def step_biases(
+    touched, start, end, lazy, head, following, coefficient, weight, shared, gradient,
     table, first, second, scale, epsilon, beta1, beta2, decay,
 ):  # fmt: skip
-    """The same of a number a row, whose gradient is ``weight`` times the sum of ``coefficient[p]`` and ``shared``.
+    """The same of items' biases, whose gradient is ``weight`` times the sum of ``coefficient[p]`` and ``shared``.
 
     Args:
-        touched: the rows that have places, each once.
-        start, end: which rows to step; with ``end`` 0 those touched.
+        touched: rows that have places, each once; none others.
+        start, end: step all rows from and to these.
+        lazy: step all of ``touched`` and no other row, wherever they are.
         shared: ``(parts, M, 1)``.
         gradient: zeros, ``(n_rows,)``; left as such.
         table, first, second: ``(n_rows, 1)``.
@@ -333,7 +334,7 @@ def step_numbers(
     part = np.empty(1, _F)
     for at in range(len(touched)):
         row = touched[at]
-        if end and not start <= row < end:
+        if not lazy and not start <= row < end:
             continue
         place = head[row]
         while place >= 0:
@@ -343,10 +344,10 @@ def step_numbers(
                 _add_parts(shared, place - len(coefficient), part, gradient[row : row + 1])
             place = following[place]
         gradient[row] *= weight
-    n_runs = len(touched) if end == 0 else (end - start + _NUMBERS_A_TASK - 1) // _NUMBERS_A_TASK
+    n_runs = len(touched) if lazy else (end - start + _BIASES_A_RUN - 1) // _BIASES_A_RUN
     for run in prange(n_runs):
-        low, high = start + run * _NUMBERS_A_TASK, min(end, start + (run + 1) * _NUMBERS_A_TASK)
-        if end == 0:
+        low, high = start + run * _BIASES_A_RUN, min(end, start + (run + 1) * _BIASES_A_RUN)
+        if lazy:
             low, high = touched[run], touched[run] + 1
         for row in range(low, high):
             gradient[row] += decay * value[row]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -160,8 +161,8 @@ class Plan:
     def own_parts(self, batch: Batch) -> dict[int, list[slice]]:
         """Which parts of a sum over all pairs of a step this process brings, and the pairs of the groups in each."""
         parts: dict[int, list[slice]] = {}
-        for group, start, end in zip(self._groups, batch.bounds, batch.bounds[1:], strict=False):
-            parts.setdefault(group % self.n_parts, []).append(slice(start, end))
+        for group, bounds in zip(self._groups, pairwise(batch.bounds), strict=True):
+            parts.setdefault(group % self.n_parts, []).append(slice(*bounds))
         return parts
 
     def shared_negatives(self, step: int, epoch: int) -> Ids:

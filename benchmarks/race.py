@@ -182,7 +182,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
             axes.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
             axes.minorticks_off()
             axes.grid(alpha=0.3)
-        figure.suptitle(f"{result['dataset']}, {result['machine']['cpu']}, {result['threads']} threads", fontsize=10)
+        figure.suptitle(f"{result['dataset']}, {result['machine']['cpu']}, {result['threads']} thread(s)", fontsize=10)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
 
 

@@ -270,10 +270,8 @@ class Bench:
             held = {world: ask("rows") for world, ask in groups.items()}
         checked = f"losses of 1, 2 and 4 processes within 1e-5 of one another, the first of {losses[0]:.6g}"
         parts = {f"{world} processes, s": values for world, values in zip(groups, seconds, strict=True)}
-        title, note = (
-            f"throughput, {{}}, {self.config['dataset']}, {name}",
-            f"{n_steps} steps" if n_steps else "an epoch",
-        )
+        title = f"throughput, {{}}, {self.config['dataset']}, {name}"
+        note = f"{n_steps} steps" if n_steps else "an epoch"
         rows = [
             Row(title.format("2 processes on 2 cores / 1 on 1"), ratios(seconds[0], seconds[1]), parts,
                 checked, TARGET, at_least=True, note=note),

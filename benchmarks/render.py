@@ -101,8 +101,10 @@ def study(results: Path) -> str:
         }
         base = means["base", "base"]
         packages = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
-        lines = [f"### {file.stem}", "", f"{result['machine']['cpu']}; {packages}; seeds "
-                 f"{', '.join(map(str, sorted({run['seed'] for run in result['runs']})))}.", ""]  # fmt: skip
+        devices = sorted({run.get("device", "cpu") for run in result["runs"]})
+        machine = ", ".join(result["machine"]["cpu"] if device == "cpu" else device for device in devices)
+        seeds = ", ".join(map(str, sorted({run["seed"] for run in result["runs"]})))
+        lines = [f"### {file.stem}", "", f"{machine}; {packages}; seeds {seeds}.", ""]
         lines += [f"| factor | | {' | '.join(metrics)} | against base |", f"|---|---|{'---|' * len(metrics)}---|"]
         for (factor, label), mean in means.items():
             values = " | ".join(f"{mean[name]:.4f}" for name in metrics)

@@ -1,9 +1,10 @@
 """What drives the quality of OneBP: one factor at a time around one setting, on validation, never on test.
 
-    python benchmarks/study.py --dataset gowalla [--factors temperature ...] [--seeds 1] [--data_path dataset]
+    python benchmarks/study.py --dataset gowalla [--factors temperature ...] [--seeds 1] [--jobs 1] [--threads 2]
 
-Results go to ``results/study/<data set>.json``, one training after the other; what is there is not run again.  A
-picture is drawn of all of them beside it; ``render.py`` makes the tables of ``docs/study.md``.
+Trains ``--jobs`` models at a time, each on cores of its own, and on a GPU where there is one.  Results go to
+``results/study/<data set>.json`` as they come; what is there is not run again.  A picture is drawn of all of them
+beside it; ``render.py`` makes the tables of ``docs/study.md``.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -87,6 +92,11 @@ FACTORS: dict[str, list[Overrides]] = {
         for corrected in (False, True)
         for alpha in (0.5, 1.0)
     ],
+    "negatives, by popularity, as many as pairs": [
+        {"logq_correction": corrected, **same, "train_neg_sample_args": _drawn("popularity", 1.0)}
+        for corrected in (False, True)
+        for same in ({"n_shared_negatives": 256}, {"n_shared_negatives": 2048, "train_batch_size": 2048})
+    ],
     "negatives, the hardest of so many": [
         {"negatives": "per_pair", **_each(5), "train_neg_sample_args": _drawn("uniform", 1.0, 5, value)}
         for value in (2, 8)
@@ -119,8 +129,18 @@ def variations(factors: list[str]) -> Iterator[tuple[str, Overrides]]:
             yield factor, overrides
 
 
+def begin(threads: int, places: SimpleQueue[int]) -> None:
+    """Keep a process that trains on its own cores."""
+    first = places.get() * threads
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[first : first + threads])
+    use_threads(threads)
+    logging.disable(logging.INFO)
+
+
 def run(dataset: str, data_path: Path, overrides: Overrides, seed: int) -> dict[str, Any]:
     """Train once; the metrics of the validation's every epoch."""
+    import torch
+
     from recbole_onebp import build
 
     settings = {**SETTINGS, **SCHEDULES[dataset], **overrides, "seed": seed, "data_path": str(data_path)}
@@ -129,7 +149,9 @@ def run(dataset: str, data_path: Path, overrides: Overrides, seed: int) -> dict[
         built = build("OneBP", dataset, config_dict={**settings, "show_progress": False, "output_dir": scratch})
         epoch, valid = built.train(saved=False)
     curve = [{**each["valid"], "seconds": each["train_seconds"]} for each in built.trainer.record.epochs]
-    return {"valid": valid, "epoch": epoch + 1, "seconds": perf_counter() - start, "curve": curve}
+    device = torch.cuda.get_device_name() if built.config["device"].type == "cuda" else "cpu"
+    seconds = perf_counter() - start
+    return {"valid": valid, "epoch": epoch + 1, "seconds": seconds, "device": device, "curve": curve}
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
@@ -161,7 +183,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--factors", nargs="+", choices=FACTORS, default=list(FACTORS), metavar="FACTOR")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--data_path", type=Path, default=Path("dataset"), help="RecBole's data folder")
-    parser.add_argument("--threads", type=int, default=2, help="cores and threads (default 2)")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (default 1)")
+    parser.add_argument("--threads", type=int, default=2, help="cores and threads of each (default 2)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="default: results/study/<data set>.json")
     return parser.parse_args()
 
@@ -171,11 +194,12 @@ def main() -> int:
     path = args.json or RESULTS / "study" / f"{args.dataset}.json"
     try:
         check_data(args.data_path, [args.dataset])
-        use_threads(args.threads)
+        free = len(os.sched_getaffinity(0))
+        if not 0 < args.jobs * args.threads <= free:
+            raise UserError(f"--jobs {args.jobs} --threads {args.threads}: {free} cores are free to use")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    logging.disable(logging.INFO)
     about = {
         "machine": asdict(Machine.here()),
         "versions": versions("numba"),
@@ -184,12 +208,23 @@ def main() -> int:
     }
     runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
     done = {(entry["label"], entry["seed"]) for entry in runs}
-    for factor, overrides in variations(args.factors):
-        for seed in args.seeds:
-            if (label(overrides), seed) in done:
-                continue
-            found = run(args.dataset, args.data_path.resolve(), overrides, seed)
+    order = {(factor, label(overrides)): place for place, (factor, overrides) in enumerate(variations(list(FACTORS)))}
+    context = get_context("spawn")
+    places = context.SimpleQueue()
+    for place in range(args.jobs):
+        places.put(place)
+    with ProcessPoolExecutor(args.jobs, context, begin, (args.threads, places)) as pool:
+        data_path = args.data_path.resolve()
+        trained = {
+            pool.submit(run, args.dataset, data_path, overrides, seed): (factor, overrides, seed)
+            for factor, overrides in variations(args.factors)
+            for seed in args.seeds
+            if (label(overrides), seed) not in done
+        }
+        for training in as_completed(trained):
+            (factor, overrides, seed), found = trained[training], training.result()
             runs.append({"factor": factor, "label": label(overrides), "overrides": overrides, "seed": seed, **found})
+            runs.sort(key=lambda entry: (order.get((entry["factor"], entry["label"]), len(order)), entry["seed"]))
             outcome = f"{shown(found['valid'])}; epoch {found['epoch']}, {found['seconds']:.0f} s"
             print(f"{factor}: {label(overrides)}, seed {seed}: {outcome}", flush=True)
             write_json(path, {**about, "runs": runs})

@@ -1,4 +1,4 @@
-"""Write the numbers of ``benchmarks/results`` into ``README.md`` and ``docs/performance.md``.
+"""Write the numbers of ``benchmarks/results`` into ``README.md`` and the pages of ``docs``.
 
     python benchmarks/render.py [--check]
 
@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from quality import DATASETS
 from scaling_model import tables as model_tables
 
 from recbole_onebp.files import write_atomically
@@ -115,9 +116,37 @@ def study(results: Path) -> str:
     return "\n\n".join(parts) or "Not run: `python benchmarks/study.py --dataset gowalla`."
 
 
+def ease_rank(results: Path) -> str:
+    """The best regularisation of each number of directions."""
+    lines = ["| data set | directions | regularisation | Recall@20 | NDCG@20 |", "|---|---|---|---|---|"]
+    for file in sorted(results.glob("ease-rank-*.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        by_rank: dict[int, list[Result]] = {}
+        for row in result["rows"]:
+            by_rank.setdefault(row["rank"], []).append(row)
+        for rank, rows in sorted(by_rank.items()):
+            best = max(rows, key=lambda row: row["ndcg@20"])
+            directions = f"all {rank:,}" if rank == max(by_rank) else f"{rank:,}"
+            metrics = f"{best['recall@20']:.4f} | {best['ndcg@20']:.4f}"
+            lines.append(f"| {result['dataset']} | {directions} | {best['reg_weight']:g} | {metrics} |")
+    return "\n".join(lines)
+
+
 def quality(results: Path) -> str:
     """The test part, touched once a seed."""
     return _qualities(results.glob("quality-*.json"), "test") or "Not run: `python benchmarks/quality.py`."
+
+
+def quality_short(results: Path) -> str:
+    """The defaults, and what 256 dimensions add."""
+    lines = ["| data set | Recall@20 / NDCG@20, 64 dimensions | 256 dimensions |", "|---|---|---|"]
+    for dataset in DATASETS:
+        found = []
+        for file in (results / f"quality-{dataset}.json", results / f"quality-{dataset}-256.json"):
+            mean = json.loads(file.read_text(encoding="utf-8"))["mean"]["test"] if file.exists() else {}
+            found.append(" / ".join(f"{value:.4f}" for value in mean.values()))
+        lines.append(f"| {dataset} | {' | '.join(found)} |")
+    return "\n".join(lines)
 
 
 def validation(results: Path) -> str:
@@ -139,8 +168,8 @@ def _qualities(files: Iterable[Path], part: str) -> str:
 
 
 BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
-    "docs/study.md": {"quality": quality, "validation": validation, "study": study},
-    "README.md": {"comparison": comparison, "speed": speed_short},
+    "docs/study.md": {"quality": quality, "validation": validation, "ease-rank": ease_rank, "study": study},
+    "README.md": {"quality": quality_short, "comparison": comparison, "speed": speed_short},
     "docs/performance.md": {"speed": speed, "growth": growth, "large": large, "gpu": gpu},
     "docs/distributed.md": {"scaling": scaling},
     "docs/scaling.md": {"scaling-model": scaling_model},

@@ -370,6 +370,20 @@ def test_runs_of_other_settings_do_not_share_a_file(tmp_path):
         quality._earlier(path, {**about, "settings": {"threads": 1, "temperature": 0.2}})
 
 
+def test_what_the_study_has_run_is_told_by_its_label():
+    study = import_module("study")
+    labels = [study.label(overrides) for _, overrides in study.variations(list(study.FACTORS))]
+    assert len(labels) == len(set(labels))
+
+
+def test_ease_in_all_directions_is_ease():
+    taken = (np.random.default_rng(5).random((40, 12)) < 0.3).astype(float)
+    value, vector = np.linalg.eigh(taken.T @ taken)
+    inverse = np.linalg.inv(taken.T @ taken + 7 * np.eye(12))
+    difference = import_module("ease_rank").weights(value[::-1], vector[:, ::-1], 7, 12) + inverse / np.diag(inverse)
+    np.testing.assert_allclose(difference - np.diag(np.diag(difference)), 0, atol=1e-6)
+
+
 def test_the_front_of_a_race_is_what_was_reached_by_a_budget(tmp_path):
     race = import_module("race")
 

@@ -1,0 +1,97 @@
+"""How many dimensions EASE needs: its weights cut to their strongest directions, on validation.
+
+    python benchmarks/ease_rank.py --dataset onebp-ml-1m [--reg_weight 500 1000 2000] [--ranks 64 256] [--json OUT]
+
+With P = (X'X + l I)^-1 EASE scores an item j that a user has not taken by the sum, over the items i that it has, of
+(I / l - P)_ij / P_jj.  I / l - P is positive semidefinite, F F': so a user is the sum of its items' encodings F_i, and
+is scored by products, with one factor an item.  That is OneBP's form, with as many dimensions as there are items.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from measure import RESULTS, Machine, use_threads, versions, write_json
+from quality import DATASETS, shown
+from speed import check_data
+
+from recbole_onebp.errors import UserError
+
+Floats = npt.NDArray[np.float64]
+
+
+def weights(value: Floats, vector: Floats, reg_weight: float, rank: int) -> npt.NDArray[np.float32]:
+    """EASE's weights ``(n_items, n_items)`` by their strongest directions; those on the diagonal mean nothing.
+
+    Args:
+        value, vector: eigenvalues of X'X, falling, and its eigenvectors, in columns.
+    """
+    diagonal = (vector**2 / (value + reg_weight)).sum(axis=1)
+    kept = vector[:, :rank] * np.sqrt(value[:rank] / (reg_weight * (value[:rank] + reg_weight)))
+    return (kept @ kept.T / diagonal).astype(np.float32)
+
+
+def measure(dataset: str, data_path: Path, reg_weights: list[float], ranks: list[int]) -> list[dict[str, Any]]:
+    """Validation of every regularisation and rank; the last rank is the number of items, the whole model.
+
+    Raises:
+        RuntimeError: if the whole model is not RecBole's.
+    """
+    from recbole_onebp import build
+
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = {"data_path": str(data_path), "show_progress": False, "output_dir": scratch}
+        built = build("EASE", dataset, config_dict={**settings, "reg_weight": reg_weights[0]})
+
+        def valid() -> dict[str, float]:
+            return dict(built.trainer.evaluate(built.valid_data, load_best_model=False))
+
+        model: Any = built.model
+        recboles, taken = valid(), model.interaction_matrix
+        value, vector = np.linalg.eigh((taken.T @ taken).toarray().astype(np.float64))
+        value, vector = np.maximum(value[::-1], 0), vector[:, ::-1]
+        for reg_weight in reg_weights:
+            for rank in [*(rank for rank in ranks if rank < len(value)), len(value)]:
+                model.item_similarity = weights(value, vector, reg_weight, rank)
+                metrics = valid()
+                rows.append({"reg_weight": reg_weight, "rank": rank, **metrics})
+                print(f"reg_weight {reg_weight:g}, {rank} directions: {shown(metrics)}", flush=True)
+    whole = next(row for row in rows if row["rank"] == len(value))
+    if any(abs(whole[name] - metric) > 2e-4 for name, metric in recboles.items()):
+        raise RuntimeError(f"all directions give {whole}, RecBole's EASE {recboles}")
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--dataset", choices=DATASETS[2:], required=True)
+    parser.add_argument("--reg_weight", type=float, nargs="+", default=[200, 500, 1000, 2000, 5000])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
+    parser.add_argument("--data_path", type=Path, default=Path("dataset"), help="RecBole's data folder")
+    parser.add_argument("--threads", type=int, default=2, help="cores and threads (default 2)")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="default: results/ease-rank-<data set>.json")
+    args = parser.parse_args()
+    try:
+        check_data(args.data_path, [args.dataset])
+        use_threads(args.threads)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    logging.disable(logging.INFO)
+    rows = measure(args.dataset, args.data_path.resolve(), args.reg_weight, args.ranks)
+    about = {"machine": asdict(Machine.here()), "versions": versions(), "dataset": args.dataset}
+    write_json(args.json or RESULTS / f"ease-rank-{args.dataset}.json", {**about, "rows": rows})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

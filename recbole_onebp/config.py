@@ -6,6 +6,7 @@ misspelt key.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from logging import getLogger
@@ -352,6 +353,9 @@ class RunConfig(Config):
         check_parts(self.external_config_dict, self.internal_config_dict, self.final_config_dict)
 
     def _init_device(self) -> None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is not None and "gpu_id" not in self.external_config_dict:  # RecBole sets it to gpu_id's default
+            self.final_config_dict["gpu_id"] = visible
         super()._init_device()
         if not self.final_config_dict["use_gpu"]:  # RecBole has the key, and takes the GPU all the same
             self.final_config_dict["device"] = torch.device("cpu")

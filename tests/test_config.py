@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import yaml
 from pydantic import ValidationError
@@ -174,5 +176,16 @@ def test_config_files_override_in_order_and_are_overridden(tmp_path):
 @pytest.mark.parametrize(("use_gpu", "device"), [(True, "cuda"), (False, "cpu")])
 def test_use_gpu_says_where_to_train(monkeypatch, use_gpu, device):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     config = RunConfig(config_dict={"model": "OneBP", "dataset": "ml-100k", "use_gpu": use_gpu})
     assert config["device"].type == device
+
+
+@pytest.mark.parametrize(
+    ("given", "visible", "device"), [({}, "3", "cuda"), ({}, "", "cpu"), ({"gpu_id": 1}, "1", "cuda")]
+)
+def test_gpus_that_the_environment_names_are_taken(monkeypatch, given, visible, device):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0" if given else visible)
+    config = RunConfig(config_dict={"model": "OneBP", "dataset": "ml-100k", **given})
+    assert (config["gpu_id"], os.environ["CUDA_VISIBLE_DEVICES"], config["device"].type) == (visible, visible, device)

@@ -346,18 +346,18 @@ def test_rows_measured_alike_stay_and_others_are_refused(tmp_path):
 
 
 def test_quality_chooses_on_validation_and_tests_once(tmp_path):
-    quality = import_module("quality")
+    quality, few = import_module("quality"), {"n_shared_negatives": 64}
     where = {"dataset": "ml-100k", "data_path": tmp_path, "scratch": tmp_path}
-    result = quality.measure(**where, seed=1, epochs=2, no_test=False, settings={})
+    result = quality.measure(**where, seed=1, epochs=2, no_test=False, settings=few)
     assert len(result["curve"]) == 2
     chosen = result["curve"][result["epochs"] - 1]
     assert {name: chosen[name] for name in result["valid"]} == result["valid"]
     assert result["test"]["recall@10"] > 0.1
     assert result["seconds"]["all"] > result["seconds"]["choose"] > result["seconds"]["of which valid"] > 0
-    short = quality.measure(**where, seed=1, epochs=1, no_test=True, settings={})
+    short = quality.measure(**where, seed=1, epochs=1, no_test=True, settings=few)
     assert "test" not in short
     assert short["curve"][0]["recall@10"] == result["curve"][0]["recall@10"]
-    other = quality.measure(**where, seed=1, epochs=1, no_test=True, settings={"temperature": 0.5})
+    other = quality.measure(**where, seed=1, epochs=1, no_test=True, settings={**few, "temperature": 0.5})
     assert other["curve"][0]["recall@10"] != short["curve"][0]["recall@10"]
 
 
@@ -417,14 +417,14 @@ def test_the_front_of_a_race_is_what_was_reached_by_a_budget(tmp_path):
 
 
 def test_a_contestant_races_in_its_own_process(tmp_path, monkeypatch):
-    race = import_module("race")
-    done = race.race("ml-100k", tmp_path, {"model": "OneBP", "epochs": 2}, threads=1, budget=None)
+    race, settings = import_module("race"), {"model": "OneBP", "epochs": 2, "n_shared_negatives": 64}
+    done = race.race("ml-100k", tmp_path, settings, threads=1, budget=None)
     first, second = done["points"]
     assert done["ended"] == "schedule"
     assert 0 < first["train_seconds"] < second["train_seconds"] < second["seconds"] < done["seconds"]
     assert first["seconds"] < second["seconds"]
     assert second["recall@20"] > 0.1
-    late = race.race("ml-100k", tmp_path, {"model": "OneBP", "epochs": 2}, threads=1, budget=0.1)
+    late = race.race("ml-100k", tmp_path, settings, threads=1, budget=0.1)
     assert (late["ended"], late["points"]) == ("budget", [])
     monkeypatch.setattr(race, "__file__", str(tmp_path / "no-such-file.py"))
     with pytest.raises(race.CheckFailedError, match="exit code 2"):

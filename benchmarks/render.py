@@ -88,28 +88,25 @@ def comparison(results: Path) -> str:
 
 
 def study(results: Path) -> str:
-    """Every value of every factor, by its mean over seeds, and what it changes."""
+    """Every value of every factor, by its mean over seeds, and what it changes against the base's same seeds."""
     parts = []
     for file in sorted((results / "study").glob("*.json")):
         result = json.loads(file.read_text(encoding="utf-8"))
-        by_label: dict[tuple[str, str], list[dict[str, float]]] = {}
+        by_label: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
+        where: dict[str, list[int]] = {}
         for run in result["runs"]:
-            by_label.setdefault((run["factor"], run["label"]), []).append({**run["valid"], "seconds": run["seconds"]})
-        metrics = [name for name in result["runs"][0]["valid"] if name in ("recall@20", "ndcg@20")]
-        means = {
-            key: {name: statistics.mean(run[name] for run in runs) for name in [*metrics, "seconds"]}
-            for key, runs in by_label.items()
-        }
-        base = means["base", "base"]
-        packages = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
-        devices = sorted({run.get("device", "cpu") for run in result["runs"]})
-        machine = ", ".join(result["machine"]["cpu"] if device == "cpu" else device for device in devices)
-        seeds = ", ".join(map(str, sorted({run["seed"] for run in result["runs"]})))
-        lines = [f"### {file.stem}", "", f"{machine}; {packages}; seeds {seeds}.", ""]
-        lines += [f"| factor | | {' | '.join(metrics)} | against base |", f"|---|---|{'---|' * len(metrics)}---|"]
-        for (factor, label), mean in means.items():
-            values = " | ".join(f"{mean[name]:.4f}" for name in metrics)
-            lines.append(f"| {factor} | {label} | {values} | {mean['ndcg@20'] / base['ndcg@20'] - 1:+.1%} |")
+            by_label.setdefault((run["factor"], run["label"]), {})[run["seed"]] = run["valid"]
+            packages = ", ".join(f"{package} {version}" for package, version in run["versions"].items())
+            where.setdefault(f"{run['machine']}; {packages}", []).append(run["seed"])
+        lines = [f"### {file.stem}", ""]
+        for machine, seeds in where.items():
+            lines.append(f"- {len(seeds)} trainings: {machine}; seeds {', '.join(map(str, sorted(set(seeds))))}.")
+        lines += ["", "| factor | | recall@20 | ndcg@20 | against base |", "|---|---|---|---|---|"]
+        bases = by_label["base", "base"]
+        for (factor, label), runs in by_label.items():
+            recall, ndcg = (statistics.mean(run[name] for run in runs.values()) for name in ("recall@20", "ndcg@20"))
+            change = ndcg / statistics.mean(bases[seed]["ndcg@20"] for seed in runs) - 1
+            lines.append(f"| {factor} | {label} | {recall:.4f} | {ndcg:.4f} | {change:+.1%} |")
         if file.with_suffix(".png").exists():
             lines += ["", f"![What each factor changes on {file.stem}](../benchmarks/results/study/{file.stem}.png)"]
         parts.append("\n".join(lines))
@@ -118,6 +115,8 @@ def study(results: Path) -> str:
 
 def ease_rank(results: Path) -> str:
     """The best regularisation of each number of directions."""
+    if not list(results.glob("ease-rank-*.json")):
+        return "Not run: `python benchmarks/ease_rank.py --dataset onebp-ml-1m`."
     lines = ["| data set | directions | regularisation | Recall@20 | NDCG@20 |", "|---|---|---|---|---|"]
     for file in sorted(results.glob("ease-rank-*.json")):
         result = json.loads(file.read_text(encoding="utf-8"))
@@ -138,8 +137,9 @@ def quality(results: Path) -> str:
 
 
 def quality_short(results: Path) -> str:
-    """The defaults, and what 256 dimensions add."""
-    lines = ["| data set | Recall@20 / NDCG@20, 64 dimensions | 256 dimensions |", "|---|---|---|"]
+    """The defaults, and 256 dimensions with the schedule that goes with them."""
+    lines = ["| data set | Recall@20 / NDCG@20, the defaults | `embedding_size: 256, learning_rate_decay: 0.87` |"]
+    lines.append("|---|---|---|")
     for dataset in DATASETS:
         found = []
         for file in (results / f"quality-{dataset}.json", results / f"quality-{dataset}-256.json"):

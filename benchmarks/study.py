@@ -18,7 +18,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -130,7 +129,7 @@ def variations(factors: list[str]) -> Iterator[tuple[str, Overrides]]:
 
 
 def begin(threads: int, places: SimpleQueue[int]) -> None:
-    """Keep a process that trains on its own cores."""
+    """Keep a process that trains on its own cores; ``places`` holds the number of each process, from 0."""
     first = places.get() * threads
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[first : first + threads])
     use_threads(threads)
@@ -149,26 +148,26 @@ def run(dataset: str, data_path: Path, overrides: Overrides, seed: int) -> dict[
         built = build("OneBP", dataset, config_dict={**settings, "show_progress": False, "output_dir": scratch})
         epoch, valid = built.train(saved=False)
     curve = [{**each["valid"], "seconds": each["train_seconds"]} for each in built.trainer.record.epochs]
-    device = torch.cuda.get_device_name() if built.config["device"].type == "cuda" else "cpu"
-    seconds = perf_counter() - start
-    return {"valid": valid, "epoch": epoch + 1, "seconds": seconds, "device": device, "curve": curve}
+    machine = torch.cuda.get_device_name() if built.config["device"].type == "cuda" else Machine.here().cpu
+    found = {"valid": valid, "epoch": epoch + 1, "seconds": perf_counter() - start, "curve": curve}
+    return {**found, "machine": machine, "versions": versions("numba")}
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """What each value of each factor changes, a dot a seed; the bar is as wide as the base's seeds differ."""
-    values: dict[tuple[str, str], list[float]] = {}
+    values: dict[tuple[str, str], dict[int, float]] = {}
     for entry in result["runs"]:
-        values.setdefault((entry["factor"], entry["label"]), []).append(entry["valid"]["ndcg@20"])
+        values.setdefault((entry["factor"], entry["label"]), {})[entry["seed"]] = entry["valid"]["ndcg@20"]
     bases = values.pop(("base", "base"))
-    base = statistics.mean(bases)
+    base = statistics.mean(bases.values())
     factors = list(dict.fromkeys(factor for factor, _ in values))
     names = [name if len(name) < 80 else factor for factor, name in values]
     with picture(path, 9, 1 + 0.21 * len(values)) as figure:
         axes = figure.subplots()
-        axes.axvspan(*(100 * (extreme(bases) / base - 1) for extreme in (min, max)), color="0.85")
+        axes.axvspan(*(100 * (extreme(bases.values()) / base - 1) for extreme in (min, max)), color="0.85")
         axes.axvline(0, color="0.5", linewidth=1)
         for row, ((factor, _), found) in enumerate(values.items()):
-            changes = [100 * (value / base - 1) for value in found]
+            changes = [100 * (value / bases[seed] - 1) for seed, value in found.items()]
             axes.plot(changes, [row] * len(changes), "o", markersize=5, color=f"C{factors.index(factor) % 10}")
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set_ylim(len(names) - 0.5, -0.5)
@@ -200,12 +199,7 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    about = {
-        "machine": asdict(Machine.here()),
-        "versions": versions("numba"),
-        "dataset": args.dataset,
-        "settings": {**SETTINGS, **SCHEDULES[args.dataset], "threads": args.threads},
-    }
+    about = {"dataset": args.dataset, "settings": {**SETTINGS, **SCHEDULES[args.dataset]}}
     runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
     done = {(entry["label"], entry["seed"]) for entry in runs}
     order = {(factor, label(overrides)): place for place, (factor, overrides) in enumerate(variations(list(FACTORS)))}
@@ -221,13 +215,19 @@ def main() -> int:
             for seed in args.seeds
             if (label(overrides), seed) not in done
         }
-        for training in as_completed(trained):
-            (factor, overrides, seed), found = trained[training], training.result()
-            runs.append({"factor": factor, "label": label(overrides), "overrides": overrides, "seed": seed, **found})
-            runs.sort(key=lambda entry: (order.get((entry["factor"], entry["label"]), len(order)), entry["seed"]))
-            outcome = f"{shown(found['valid'])}; epoch {found['epoch']}, {found['seconds']:.0f} s"
-            print(f"{factor}: {label(overrides)}, seed {seed}: {outcome}", flush=True)
-            write_json(path, {**about, "runs": runs})
+        try:
+            for training in as_completed(trained):
+                (factor, overrides, seed), found = trained[training], training.result()
+                runs.append(
+                    {"factor": factor, "label": label(overrides), "overrides": overrides, "seed": seed, **found}
+                )
+                runs.sort(key=lambda entry: (order.get((entry["factor"], entry["label"]), len(order)), entry["seed"]))
+                outcome = f"{shown(found['valid'])}; epoch {found['epoch']}, {found['seconds']:.0f} s"
+                print(f"{factor}: {label(overrides)}, seed {seed}: {outcome}", flush=True)
+                write_json(path, {**about, "runs": runs})
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # or the rest would be trained first, for nothing
+            raise
     draw({**about, "runs": runs}, path.with_suffix(".png"))
     return 0
 

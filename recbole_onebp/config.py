@@ -35,8 +35,19 @@ from recbole_onebp.functional import Duplicates
 from recbole_onebp.keys import check_keys, check_model_name
 from recbole_onebp.parts import check_parts
 
-__all__ = ["NegativeSampling", "OneBPConfig", "RecBoleSettings", "RunConfig", "Seed", "check_given", "validated"]
+__all__ = [
+    "VISIBLE_GPUS",
+    "NegativeSampling",
+    "OneBPConfig",
+    "RecBoleSettings",
+    "RunConfig",
+    "Seed",
+    "check_given",
+    "validated",
+]
 
+VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
+"""Those that the user named.  RecBole sets the variable for every configuration, to ``gpu_id`` or its default."""
 _LONGEST_NAME = 200
 """In bytes, with room for a suffix: file systems take 255."""
 Learner = Literal["adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"]
@@ -353,9 +364,8 @@ class RunConfig(Config):
         check_parts(self.external_config_dict, self.internal_config_dict, self.final_config_dict)
 
     def _init_device(self) -> None:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if visible is not None and "gpu_id" not in self.external_config_dict:  # RecBole sets it to gpu_id's default
-            self.final_config_dict["gpu_id"] = visible
+        if VISIBLE_GPUS is not None and "gpu_id" not in self.external_config_dict:
+            self.final_config_dict["gpu_id"] = VISIBLE_GPUS
         super()._init_device()
         if not self.final_config_dict["use_gpu"]:  # RecBole has the key, and takes the GPU all the same
             self.final_config_dict["device"] = torch.device("cpu")

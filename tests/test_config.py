@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from recbole.config import Config
 from recbole.quick_start import run_recbole
 
+from recbole_onebp.compare.runner import _environment_of
 from recbole_onebp.config import OneBPConfig, RunConfig
 from recbole_onebp.errors import UserError
 from recbole_onebp.keys import check_keys, check_model_name
@@ -176,16 +177,26 @@ def test_config_files_override_in_order_and_are_overridden(tmp_path):
 @pytest.mark.parametrize(("use_gpu", "device"), [(True, "cuda"), (False, "cpu")])
 def test_use_gpu_says_where_to_train(monkeypatch, use_gpu, device):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("recbole_onebp.config.VISIBLE_GPUS", None)
     config = RunConfig(config_dict={"model": "OneBP", "dataset": "ml-100k", "use_gpu": use_gpu})
     assert config["device"].type == device
 
 
 @pytest.mark.parametrize(
-    ("given", "visible", "device"), [({}, "3", "cuda"), ({}, "", "cpu"), ({"gpu_id": 1}, "1", "cuda")]
+    ("user", "given", "visible", "device"),
+    [("3", {}, "3", "cuda"), ("", {}, "", "cpu"), ("3", {"gpu_id": 1}, "1", "cuda"), (None, {}, "0", "cuda")],
 )
-def test_gpus_that_the_environment_names_are_taken(monkeypatch, given, visible, device):
+def test_gpus_that_the_user_named_are_taken(monkeypatch, user, given, visible, device):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0" if given else visible)
+    monkeypatch.setattr("recbole_onebp.config.VISIBLE_GPUS", user)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")  # of a configuration before
     config = RunConfig(config_dict={"model": "OneBP", "dataset": "ml-100k", **given})
     assert (config["gpu_id"], os.environ["CUDA_VISIBLE_DEVICES"], config["device"].type) == (visible, visible, device)
+
+
+@pytest.mark.parametrize("user", ["3", None])
+def test_processes_of_a_comparison_see_the_users_gpus(monkeypatch, user):
+    monkeypatch.setattr("recbole_onebp.compare.runner.VISIBLE_GPUS", user)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with _environment_of(jobs=1):
+        assert os.environ.get("CUDA_VISIBLE_DEVICES") == user

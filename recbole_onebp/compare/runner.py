@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Any
 
 from recbole_onebp.compare.worker import write_json
+from recbole_onebp.config import VISIBLE_GPUS
 
 __all__ = ["Task", "outcome_of", "run_tasks"]
 
@@ -67,7 +68,7 @@ def run_tasks(
         done: called with each task as it ends, and its outcome.
     """
     waiting, active = list(tasks), list[Task]()
-    with _threads_for(jobs):
+    with _environment_of(jobs):
         try:
             while waiting or active:
                 while waiting and len(active) < jobs:
@@ -103,11 +104,18 @@ def _end(task: Task, timeout: float | None) -> dict[str, Any]:
 
 
 @contextmanager
-def _threads_for(jobs: int) -> Iterator[None]:
-    """Share out the cores among the processes started meanwhile, except where the user has said how many."""
+def _environment_of(jobs: int) -> Iterator[None]:
+    """What the processes started meanwhile find there.
+
+    That is a share of the cores, except where the user has said how many, and the GPUs that the user named, not those
+    of the configuration that was read last.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ours = [name for name in _THREADS if name not in os.environ] if jobs > 1 else []
     os.environ.update(dict.fromkeys(ours, str(max(1, cores // jobs))))
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    if VISIBLE_GPUS is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = VISIBLE_GPUS
     try:
         yield
     finally:

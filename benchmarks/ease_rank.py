@@ -41,8 +41,8 @@ def weights(
     """
     diagonal = (vector**2 / (value + reg_weight)).sum(axis=1)
     kept = vector[:, :rank] * (value[:rank] / (reg_weight * (value[:rank] + reg_weight))) ** 0.5
-    weights: npt.NDArray[np.float32] = (kept @ kept.T / diagonal).astype("float32")
-    return weights
+    scaled: npt.NDArray[np.float32] = (kept @ kept.T / diagonal).astype("float32")
+    return scaled
 
 
 def measure(dataset: str, data_path: Path, reg_weights: list[float], ranks: list[int]) -> list[dict[str, Any]]:

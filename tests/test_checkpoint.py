@@ -46,7 +46,8 @@ class StoppedError(Exception):
 
 
 def files_of(folder):
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")  # some filelocks touch it
+    return {path: path.stat().st_mtime_ns for path in files}
 
 
 def stop_after(epoch):

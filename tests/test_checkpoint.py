@@ -46,8 +46,8 @@ class StoppedError(Exception):
 
 
 def files_of(folder):
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")  # some filelocks touch it
-    return {path: path.stat().st_mtime_ns for path in files}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: path.name != ".lock" and path.stat().st_mtime_ns for path in files}  # some filelocks touch theirs
 
 
 def stop_after(epoch):

@@ -161,7 +161,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     bases = values.pop(("base", "base"))
     base = statistics.mean(bases.values())
     factors = list(dict.fromkeys(factor for factor, _ in values))
-    names = [name if len(name) < 80 else factor for factor, name in values]
+    names = [name if len(name) < 100 else factor for factor, name in values]
     with picture(path, 9, 1 + 0.21 * len(values)) as figure:
         axes = figure.subplots()
         axes.axvspan(*(100 * (extreme(bases.values()) / base - 1) for extreme in (min, max)), color="0.85")

@@ -6,7 +6,7 @@ BIN := $(abspath $(VENV))/bin
 # Pins on the newest versions tried, torch's CPU build among them; make CONSTRAINTS= takes what pip finds.
 CONSTRAINTS ?= $(shell $(PYTHON) -c 'import sys; print("constraints/newest.txt" if sys.version_info[:2] == (3, 11) else "")')
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(addprefix --constraint ,$(CONSTRAINTS))
-SOURCES := setup.cfg pyproject.toml README.md $(wildcard recbole_onebp/*.py recbole_onebp/*/*.py recbole_onebp/*/page/* properties/*/*.yaml)
+SOURCES := setup.cfg pyproject.toml README.md $(shell find recbole_onebp properties -type f -not -name "*.pyc")
 
 .PHONY: demo test test-slow lint clean
 

@@ -20,8 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recbole_onebp.errors import UserError
-from recbole_onebp.files import write_atomically
+from recbole_onebp.util.errors import UserError
+from recbole_onebp.util.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = {"ml-100k": 100, "onebp-ml-100k": 100, "onebp-ml-1m": 40}
@@ -32,7 +32,7 @@ UNTUNED = {"Pop"}
 
 def entries_of(kind: str, labels: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """The models of ``properties/<kind>/baselines.yaml``, each with a label."""
-    from recbole_onebp.config import RunConfig
+    from recbole_onebp.config.schema import RunConfig
 
     found = RunConfig.read_files([str(plan_of(kind))])["models"]
     entries = [{"model": entry, "label": entry} if isinstance(entry, str) else entry for entry in found]
@@ -46,7 +46,7 @@ def plan_of(kind: str) -> Path:
 
 def search(shared: Mapping[str, Any], labels: Sequence[str], trials: int | None) -> Path:
     """Tune the models of these labels; returns the folder."""
-    from recbole_onebp.tune.runner import tune
+    from recbole_onebp.experiments.tune.search import tune
 
     folder = Path("runs") / f"tune-{shared['dataset']}"
     if entries := entries_of("tune", labels):
@@ -56,7 +56,7 @@ def search(shared: Mapping[str, Any], labels: Sequence[str], trials: int | None)
 
 def compared(shared: Mapping[str, Any], labels: Sequence[str], tuned: Path) -> Path:
     """Compare the models of these labels; returns the report's folder."""
-    from recbole_onebp.compare import compare
+    from recbole_onebp.experiments.compare import compare
 
     entries = [
         entry if entry["label"] in UNTUNED else {"model": entry["model"], "label": entry["label"], "tuned": str(tuned)}

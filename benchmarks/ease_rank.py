@@ -21,7 +21,7 @@ from measure import Machine, use_threads, versions, write_json
 from quality import DATASETS, shown
 from speed import check_data
 
-from recbole_onebp.errors import UserError
+from recbole_onebp.util.errors import UserError
 
 if TYPE_CHECKING:  # numpy reads the number of threads when it is imported
     import numpy as np

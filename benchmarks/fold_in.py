@@ -22,11 +22,11 @@ import scipy.sparse as sp
 from measure import RESULTS, Machine, picture, versions, write_json
 
 import recbole_onebp
-from recbole_onebp import yaml_text
-from recbole_onebp.errors import UserError
-from recbole_onebp.files import write_atomically
-from recbole_onebp.resources import properties_dir
+from recbole_onebp.config.properties import properties_dir
 from recbole_onebp.serving.search import unit_rows
+from recbole_onebp.util import safe_yaml
+from recbole_onebp.util.errors import UserError
+from recbole_onebp.util.files import write_atomically
 
 K = 20
 LENGTHS = (1, 2, 5, 10, 20, 50)
@@ -57,7 +57,7 @@ _Table = dict[str, dict[str, dict[str, float]]]
 
 def settings() -> dict[str, dict[str, Any]]:
     """Users as the weighted mean of their items, which is the default, and moved step by step."""
-    defaults = yaml_text.read(properties_dir() / "model" / "OneBP.yaml", "OneBP.yaml")
+    defaults = safe_yaml.read(properties_dir() / "model" / "OneBP.yaml", "OneBP.yaml")
     mean = {key: defaults[key] for key in KEYS}  # by name: results say what they are of
     return {"mean": mean, "moving": {**mean, **MOVING}}
 
@@ -139,15 +139,15 @@ class OneBP:
         dataset = run.dataset
         users = dataset.token2id("user_id", split.held_out.astype(str))
         items = np.array([0, *dataset.token2id("item_id", np.arange(1, split.n_items).astype(str))])
-        hyper = model.hyper
-        self.cosine = hyper.score == "cosine"
-        self.keep = hyper.beta if hyper.aggregation == "step" and hyper.user_encoding == "moved" else 1.0
+        config = model.config
+        self.cosine = config.score == "cosine"
+        self.keep = config.beta if config.aggregation == "step" and config.user_encoding == "moved" else 1.0
         item_e = model.item_table.detach().numpy()[items]
         self.items = unit_rows(item_e) if self.cosine else item_e
         self.weight = np.ones(len(items)) if model.item_weight is None else model.item_weight.numpy()[items, 0]
         self.users = model.scored_users().detach().numpy()[users]
         bias = model.item_bias
-        self.bias = 0.0 if bias is None else hyper.temperature * bias.detach().numpy()[items, 0]
+        self.bias = 0.0 if bias is None else config.temperature * bias.detach().numpy()[items, 0]
 
     def score(self, users: _Scores) -> _Scores:
         return (unit_rows(users) if self.cosine else users) @ self.items.T + self.bias

@@ -37,7 +37,7 @@ from measure import (
 )
 from numpy.typing import NDArray
 
-from recbole_onebp.errors import UserError
+from recbole_onebp.util.errors import UserError
 
 BASE = {"interactions": 3_000_000, "users": 100_000, "items": 50_000, "dimension": 64, "negatives": 5}
 SWEEPS: dict[str, tuple[int, ...]] = {
@@ -99,26 +99,26 @@ def make_epoch(user: Ids, item: Ids, n_users: int, n_items: int, config: Mapping
     import torch
     import yaml
 
-    from recbole_onebp.config import OneBPConfig
-    from recbole_onebp.engine import Plan
-    from recbole_onebp.engine.fused import FusedEngine
-    from recbole_onebp.resources import properties_dir
+    from recbole_onebp.config.properties import properties_dir
+    from recbole_onebp.config.schema import OneBPConfig
+    from recbole_onebp.engine import Schedule
+    from recbole_onebp.engine.cpu import FusedEngine
 
     files = (properties_dir() / "model" / "OneBP.yaml", properties_dir() / "preset" / "paper.yaml")
     defaults, paper = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in files)
     values = {**defaults, **paper["all"], **config}
-    hyper = OneBPConfig(**{key: values[key] for key in OneBPConfig.model_fields})
+    settings = OneBPConfig(**{key: values[key] for key in OneBPConfig.model_fields})
     generator = torch.Generator().manual_seed(config["seed"])
-    users, items = (0.01 * torch.randn(n, hyper.embedding_size, generator=generator) for n in (n_users, n_items))
+    users, items = (0.01 * torch.randn(n, settings.embedding_size, generator=generator) for n in (n_users, n_items))
     # What the engine reads of a model.
     model: Any = SimpleNamespace(
-        hyper=hyper, user_table=users, item_table=torch.nn.Parameter(items), item_bias=None, item_weight=None
+        config=settings, user_table=users, item_table=torch.nn.Parameter(items), item_bias=None, item_weight=None
     )
-    learner = torch.optim.SparseAdam if hyper.learner == "sparse_adam" else torch.optim.Adam
-    plan = Plan(user, item, n_users, n_items, hyper, config["seed"])
-    engine = FusedEngine(model, learner([model.item_table], lr=config["learning_rate"]), plan)
-    epochs, steps = count(), min(STEPS, len(plan))
-    chance = math.log(1 + hyper.repeats)
+    learner = torch.optim.SparseAdam if settings.learner == "sparse_adam" else torch.optim.Adam
+    schedule = Schedule(user, item, n_users, n_items, settings, config["seed"])
+    engine = FusedEngine(model, learner([model.item_table], lr=config["learning_rate"]), schedule)
+    epochs, steps = count(), min(STEPS, len(schedule))
+    chance = math.log(1 + settings.repeats)
 
     def epoch() -> float:
         started = perf_counter()
@@ -135,7 +135,7 @@ def make_epoch(user: Ids, item: Ids, n_users: int, n_items: int, config: Mapping
         loss = engine.train_epoch(next(epochs), first_steps) / steps
         ended = perf_counter()
         claim(math.isfinite(loss) and loss < chance + 1e-3, f"loss {loss}, chance is {chance}, of {len(user):,} pairs")
-        return ordered - started + (ended - ordered) * len(plan) / steps
+        return ordered - started + (ended - ordered) * len(schedule) / steps
 
     return epoch
 

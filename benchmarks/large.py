@@ -29,7 +29,7 @@ import numpy as np
 from measure import RESULTS, CheckFailedError, Machine, claim, use_threads, versions, write_json
 from numpy.typing import NDArray
 
-from recbole_onebp.errors import UserError
+from recbole_onebp.util.errors import UserError
 
 NAME = "large"
 SHARES = (0.65, 0.25)
@@ -211,7 +211,7 @@ def _config(folder: Path, n: int, dimension: int, seed: int) -> dict[str, Any]:
 
 def prepare(folder: Path, n: int, dimension: int, seed: int) -> dict[str, Any]:
     """From the files to a data set and its loaders."""
-    from recbole_onebp.quick_start import load_config, load_data
+    from recbole_onebp.run.build import load_config, load_data
 
     start = perf_counter()
     config, _ = load_config(None, _config(folder, n, dimension, seed))
@@ -309,9 +309,9 @@ def _run_stage(text: str) -> None:
     """Run a stage in this process, and print what it returns and the most memory that it held at a time."""
     stage, arguments = json.loads(text)
     if stage != "make":  # what is imported is no interaction's
-        import recbole_onebp.engine.fused
-        import recbole_onebp.evaluation
-        import recbole_onebp.quick_start
+        import recbole_onebp.engine.cpu
+        import recbole_onebp.evaluation.full_sort
+        import recbole_onebp.run.build
         import recbole_onebp.trainer  # noqa: F401
     logging.disable(logging.INFO)
     before = _status("VmRSS")

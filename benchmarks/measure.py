@@ -20,8 +20,8 @@ from time import perf_counter
 from typing import Any
 
 import recbole_onebp
-from recbole_onebp.errors import UserError
-from recbole_onebp.files import write_atomically
+from recbole_onebp.util.errors import UserError
+from recbole_onebp.util.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 

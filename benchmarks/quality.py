@@ -24,7 +24,7 @@ import yaml
 from measure import Machine, check_alike, use_threads, versions, write_json
 from speed import check_data
 
-from recbole_onebp.errors import UserError
+from recbole_onebp.util.errors import UserError
 
 DATASETS = ("gowalla", "yelp2018", "onebp-ml-1m", "onebp-ml-100k")
 SETTINGS: dict[str, Any] = {"stopping_step": 5}

@@ -30,7 +30,7 @@ from measure import RESULTS, CheckFailedError, Machine, check_alike, claim, pict
 from quality import SETTINGS
 from speed import check_data
 
-from recbole_onebp.errors import UserError
+from recbole_onebp.util.errors import UserError
 
 BUDGETS = (10, 30, 60, 120, 300)
 METRICS = ("recall@20", "ndcg@20")

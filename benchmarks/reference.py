@@ -26,7 +26,7 @@ import numpy as np
 from measure import claim
 from numpy.typing import NDArray
 
-from recbole_onebp.errors import UserError
+from recbole_onebp.util.errors import UserError
 
 MODULES = ("main", "model", "data", "parse", "evaluation", "cuda")
 

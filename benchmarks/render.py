@@ -21,7 +21,7 @@ from typing import Any
 from quality import DATASETS
 from scaling_model import tables as model_tables
 
-from recbole_onebp.files import write_atomically
+from recbole_onebp.util.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 Result = Mapping[str, Any]

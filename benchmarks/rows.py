@@ -24,8 +24,8 @@ from recbole.sampler import Sampler
 from reference import ReferenceCode
 
 import recbole_onebp
-from recbole_onebp.errors import UserError
 from recbole_onebp.sampling import NegativeSampler
+from recbole_onebp.util.errors import UserError
 
 GOWALLA, ML_100K = "gowalla", "onebp-ml-100k"
 POSITIVES = 2048

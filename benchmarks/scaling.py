@@ -45,7 +45,7 @@ from measure import (
 from scaling_model import ROWS
 
 from recbole_onebp.distributed.launch import free_port
-from recbole_onebp.errors import UserError
+from recbole_onebp.util.errors import UserError
 
 PAPER = {"preset": "paper", "embedding_size": 64, "weight_decay": 0.0}
 """With five negatives a pair; RecBole counts them into a batch."""
@@ -90,7 +90,7 @@ def _work(pipe: Any, environment: Mapping[str, str], core: int, config: dict[str
             pipe.send(_items_share(run, value))
         elif what == "rows":
             users: Any = run.model.user_table
-            pipe.send((len(users) - 1, users.nbytes, run.trainer._plan.n_pairs))
+            pipe.send((len(users) - 1, users.nbytes, run.trainer._schedule.n_pairs))
         elif what == "link":
             _simulate(value)
             pipe.send(None)
@@ -156,7 +156,7 @@ def _simulate(link: tuple[float, float] | None) -> None:
     """Let every exchange last as long as over a link of so many bits a second, with such a delay."""
     import torch.distributed as dist
 
-    from recbole_onebp.engine import sharded
+    from recbole_onebp.engine import cpu_sharded as sharded
 
     def exchange(received: list[Any], sent: Any, group: Any) -> None:
         start = perf_counter()
@@ -178,11 +178,11 @@ def _collectives(run: Any, repeats: int) -> dict[str, list[float]]:
     import torch.distributed as dist
 
     engine, n_items = run.trainer._engine, run.dataset.item_num
-    hyper = run.model.hyper
-    words = engine.words_a_pair * hyper.positives_a_step // dist.get_world_size()
-    dense, sent = torch.zeros(n_items, hyper.embedding_size), torch.zeros(words)
-    touched = min(n_items, hyper.positives_a_step * (1 + hyper.repeats) // dist.get_world_size())
-    rows = torch.zeros(touched, hyper.embedding_size + 1)
+    config = run.model.config
+    words = engine.words_a_pair * config.positives_a_step // dist.get_world_size()
+    dense, sent = torch.zeros(n_items, config.embedding_size), torch.zeros(words)
+    touched = min(n_items, config.positives_a_step * (1 + config.repeats) // dist.get_world_size())
+    rows = torch.zeros(touched, config.embedding_size + 1)
     candidates: dict[str, Callable[[], object]] = {
         "all-reduce of the dense gradient": lambda: dist.all_reduce(dense),
         "all-gather of gradient rows": lambda: dist.all_gather(

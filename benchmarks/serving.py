@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from measure import RESULTS, Machine, Row, add_common_flags, claim, measure_all, use_threads, versions, write_json
 
-from recbole_onebp.errors import UserError
 from recbole_onebp.serving import Recommender
+from recbole_onebp.util.errors import UserError
 
 RATE = 50
 """Requests a second."""

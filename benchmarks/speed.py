@@ -30,7 +30,7 @@ from measure import (
     write_json,
 )
 
-from recbole_onebp.errors import UserError
+from recbole_onebp.util.errors import UserError
 
 NAMES = ("bpr", "lightgcn", "simplex", "reference", "evaluation", "sampler", "memory", "growth", "floor")
 NEEDS_DATA = {name: "gowalla" for name in NAMES if name not in ("reference", "growth")} | {"reference": "onebp-ml-100k"}

@@ -24,7 +24,7 @@ from measure import RESULTS, Machine, Row, add_common_flags, measure_all, ratios
 from rows import AUTHORS_LOSSES, NEGATIVES, Bench, Training, beside_the_authors, floor_rows
 from speed import check_data
 
-from recbole_onebp.errors import UserError
+from recbole_onebp.util.errors import UserError
 
 POSITIVES = 1024
 PUBLISHED = {

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from recbole_onebp.datasets.catalogue import CATALOGUE
+from recbole_onebp.data.sources.catalogue import CATALOGUE
 
 
 def make_pairs(n_users: int, n_items: int, n_pairs: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:

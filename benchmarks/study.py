@@ -28,7 +28,7 @@ from measure import RESULTS, Machine, picture, use_threads, versions, write_json
 from quality import DATASETS, SETTINGS, shown
 from speed import check_data
 
-from recbole_onebp.errors import UserError
+from recbole_onebp.util.errors import UserError
 
 Overrides = dict[str, Any]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from recbole.utils.case_study import full_sort_topk
 
 import recbole_onebp
-from recbole_onebp import logs
+from recbole_onebp.util import logs
 
 EPOCHS = 30
 USERS = ["196", "22", "405"]

@@ -9,11 +9,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from recbole_onebp import compat
+from recbole_onebp.plugin import import_hook
 
 if TYPE_CHECKING:
     from recbole_onebp.model import OneBP
-    from recbole_onebp.quick_start import Result, Run, build
+    from recbole_onebp.run.build import Result, Run, build
     from recbole_onebp.serving import Recommender
     from recbole_onebp.trainer import OneBPTrainer
 
@@ -24,12 +24,12 @@ _HOME = {
     "OneBP": "recbole_onebp.model",
     "OneBPTrainer": "recbole_onebp.trainer",
     "Recommender": "recbole_onebp.serving",
-    "Result": "recbole_onebp.quick_start",
-    "Run": "recbole_onebp.quick_start",
-    "build": "recbole_onebp.quick_start",
+    "Result": "recbole_onebp.run.build",
+    "Run": "recbole_onebp.run.build",
+    "build": "recbole_onebp.run.build",
 }
 
-compat.install()
+import_hook.install()
 
 
 def __getattr__(name: str) -> Any:
@@ -37,5 +37,5 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name != "Recommender":
-        compat.require_recbole()
+        import_hook.require_recbole()
     return getattr(import_module(_HOME[name]), name)

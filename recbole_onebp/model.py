@@ -19,8 +19,8 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_onebp.config import OneBPConfig
-from recbole_onebp.distributed.users import Shard
+from recbole_onebp.config.schema import OneBPConfig
+from recbole_onebp.distributed.sharding import Shard
 from recbole_onebp.functional import info_nce, moving_aggregate_, popularity_weights
 
 __all__ = ["OneBP"]
@@ -62,55 +62,55 @@ class OneBP(GeneralRecommender):
         """Build the tables.
 
         Args:
-            config: RecBole's configuration; :class:`~recbole_onebp.config.OneBPConfig` checks it.
+            config: RecBole's configuration; :class:`~recbole_onebp.config.schema.OneBPConfig` checks it.
             dataset: the train data, for the number of users and items and, where they are aggregated, their pairs.
 
         Raises:
             UserError: for a configuration that makes no sense.
         """
         super().__init__(config, dataset)
-        self.hyper = OneBPConfig.from_recbole(config)
-        size = self.hyper.embedding_size
+        self.config = OneBPConfig.from_recbole(config)
+        size = self.config.embedding_size
         self.shard: Shard | None = getattr(dataset, "shard", None)
         users = _xavier_rows(self.n_users, size) if self.shard is None else _xavier_rows_of(self.shard, size)
         items = _xavier_rows(self.n_items, size)
         self.item_table = nn.Parameter(items)
-        if self.hyper.backprop == "two":
+        if self.config.backprop == "two":
             self.user_table = nn.Parameter(users)
         else:
             self.register_buffer("user_table", users)
-        self.item_bias = nn.Parameter(torch.zeros(self.n_items, 1)) if self.hyper.item_bias else None
+        self.item_bias = nn.Parameter(torch.zeros(self.n_items, 1)) if self.config.item_bias else None
         self._users_are_moved = False
         self._ranked: tuple[list[int], Tensor] | None = None
         self._fresh_users: tuple[int, Tensor] | None = None
         self._history_key: Tensor | None = None
         self._keep_history(dataset)
-        if self.hyper.aggregation == "interval" or self.hyper.leave_one_out:
+        if self.config.aggregation == "interval" or self.config.leave_one_out:
             self._aggregate(beta=0.0)
 
     def _keep_history(self, dataset: Dataset) -> None:
         """What the aggregation needs of the train pairs; in no checkpoint, since it comes from the data."""
-        hyper = self.hyper
-        if hyper.aggregation != "step" or hyper.user_encoding == "fresh" or hyper.negatives == "shared":
+        config = self.config
+        if config.aggregation != "step" or config.user_encoding == "fresh" or config.negatives == "shared":
             user, item = (dataset.inter_feat[field].long() for field in (self.USER_ID, self.ITEM_ID))
             key, _ = (user * self.n_items + item).sort()
             start = torch.searchsorted(key, self.n_items * torch.arange(self.n_users + 1))
             self.register_buffer("history_item", key % self.n_items, persistent=False)
             self.register_buffer("history_start", start, persistent=False)
         weight = None
-        if self.hyper.aggregation_alpha > 0:
+        if self.config.aggregation_alpha > 0:
             count = torch.bincount(dataset.inter_feat[self.ITEM_ID], minlength=self.n_items)
             count = count if self.shard is None else self.shard.item_count
-            weight = popularity_weights(count, self.hyper.aggregation_alpha).unsqueeze(1)
+            weight = popularity_weights(count, self.config.aggregation_alpha).unsqueeze(1)
         self.register_buffer("item_weight", weight, persistent=False)
-        shares = torch.zeros_like(self.item_table, requires_grad=False) if hyper.leave_one_out else None
+        shares = torch.zeros_like(self.item_table, requires_grad=False) if config.leave_one_out else None
         self.register_buffer("shares", shares, persistent=False)
 
     # ----------------------------------------------------------------------------------------------------- encoding
 
     def _rows(self, table: Tensor, ids: Tensor) -> Tensor:
         """Rows of a table; their gradient is sparse for ``sparse_adam``."""
-        return F.embedding(ids, table, padding_idx=0, sparse=self.hyper.learner == "sparse_adam")
+        return F.embedding(ids, table, padding_idx=0, sparse=self.config.learner == "sparse_adam")
 
     def _look_up(self, table: Tensor, ids: Tensor) -> Tensor:
         """Rows of a table as they are scored: unit length with ``score: cosine``."""
@@ -120,10 +120,10 @@ class OneBP(GeneralRecommender):
         """What an item's bias adds to its score, shape of ``item``: the temperature divides scores, not the bias."""
         if self.item_bias is None:
             return 0.0
-        return self.hyper.temperature * self._rows(self.item_bias, item).squeeze(-1)
+        return self.config.temperature * self._rows(self.item_bias, item).squeeze(-1)
 
     def _scaled(self, encodings: Tensor) -> Tensor:
-        return F.normalize(encodings, dim=-1) if self.hyper.score == "cosine" else encodings
+        return F.normalize(encodings, dim=-1) if self.config.score == "cosine" else encodings
 
     def users_of(self, user: Tensor, item: Tensor) -> Tensor:
         """The users of train pairs, ``(B, d)``, as the loss takes them.
@@ -131,7 +131,7 @@ class OneBP(GeneralRecommender):
         With ``leave_one_out: True`` the pair's own item is not in them: they are the mean of the user's other items,
         and zero where there is none, so that of such a pair only the biases learn.
         """
-        if not self.hyper.leave_one_out:
+        if not self.config.leave_one_out:
             return self._rows(self.user_table, user)
         count = (self.history_start[user + 1] - self.history_start[user]).unsqueeze(1)
         others = (count * self.user_table[user] - self.shares[item]) / (count - 1)
@@ -164,7 +164,7 @@ class OneBP(GeneralRecommender):
         Raises:
             RuntimeError: if nobody is going to move the users (training by RecBole's own Trainer).
         """
-        if self.hyper.backprop == "one" and not self._users_are_moved:
+        if self.config.backprop == "one" and not self._users_are_moved:
             raise RuntimeError(
                 "OneBP's users get no gradient: OneBPTrainer moves them, and this loss is asked for without it. Use "
                 "the trainer that recbole.utils.get_trainer(config['MODEL_TYPE'], 'OneBP') returns; in a loop of your "
@@ -173,7 +173,7 @@ class OneBP(GeneralRecommender):
         user, item = self._positives(interaction)
         user_e = self._scaled(self.users_of(user, item))  # (B, d); a constant with backprop: one
         pos_score = (user_e * self._look_up(self.item_table, item)).sum(dim=-1) + self._shift(item)
-        if self.hyper.negatives == "shared":
+        if self.config.negatives == "shared":
             negative = self.shared_negatives  # (M,)
             neg_score = user_e @ self._look_up(self.item_table, negative).T + self._shift(negative)  # (B, M)
             neg_score = neg_score.masked_fill(self.have_taken(user, negative), -torch.inf)
@@ -181,16 +181,16 @@ class OneBP(GeneralRecommender):
             negative = interaction[self.NEG_ITEM_ID].view(-1, len(user)).T  # (B, N)
             negative_e = self._look_up(self.item_table, negative)  # (B, N, d)
             neg_score = (negative_e @ user_e.unsqueeze(-1)).squeeze(-1) + self._shift(negative)
-        return info_nce(pos_score, neg_score, self.hyper.temperature)
+        return info_nce(pos_score, neg_score, self.config.temperature)
 
     def _shift(self, item: Tensor) -> Tensor | float:
         """What is added to the items' scores in the loss: the temperature takes it back."""
         shift = self._bias(item)
-        return shift if self.log_q is None else shift - self.hyper.temperature * self.log_q[item]
+        return shift if self.log_q is None else shift - self.config.temperature * self.log_q[item]
 
     def _positives(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
         """Users and items of a batch, ``(B,)`` each: the first of the loader's equal blocks."""
-        n_pairs = len(interaction) // self.hyper.repeats
+        n_pairs = len(interaction) // self.config.repeats
         return interaction[self.USER_ID][:n_pairs], interaction[self.ITEM_ID][:n_pairs]
 
     # -------------------------------------------------------------------------------------------------- aggregation
@@ -210,19 +210,19 @@ class OneBP(GeneralRecommender):
     @torch.no_grad()
     def move(self, user: Tensor, item: Tensor) -> None:
         """:meth:`move_users` for pairs of users and items, ``(B,)`` each."""
-        moving_aggregate_(self.user_table, user, self._shares(item), self.hyper.beta, self.hyper.duplicates)
+        moving_aggregate_(self.user_table, user, self._shares(item), self.config.beta, self.config.duplicates)
 
     def move_all_users(self) -> None:
         """Move every user towards the mean of all its train items (``aggregation: epoch`` and ``interval``)."""
-        if self.hyper.aggregation == "step":
+        if self.config.aggregation == "step":
             raise RuntimeError("aggregation is 'step': users are moved by move_users")
-        self._aggregate(self.hyper.beta)
+        self._aggregate(self.config.beta)
 
     @torch.no_grad()
     def _aggregate(self, beta: float) -> None:
         shares = self._shares()
         self.user_table.copy_(self._aggregated(shares, beta))
-        if self.hyper.leave_one_out:
+        if self.config.leave_one_out:
             self.shares.copy_(shares)
 
     def _aggregated(self, shares: Tensor, beta: float) -> Tensor:
@@ -257,7 +257,7 @@ class OneBP(GeneralRecommender):
 
         Those are made once for an evaluation.
         """
-        if self.hyper.user_encoding == "moved":
+        if self.config.user_encoding == "moved":
             return self.user_table
         version = self.item_table._version
         if self.training or self._fresh_users is None or self._fresh_users[0] != version:
@@ -275,7 +275,7 @@ class OneBP(GeneralRecommender):
         if self._ranked is None or self._ranked[0] != versions:
             items = self._scaled(self.item_table)
             if self.item_bias is not None:
-                items = torch.cat((items, self.hyper.temperature * self.item_bias), dim=1)
+                items = torch.cat((items, self.config.temperature * self.item_bias), dim=1)
             if self.training or torch.is_grad_enabled():
                 return items
             self._ranked = versions, items

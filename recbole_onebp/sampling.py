@@ -21,7 +21,7 @@ from numba import njit, prange
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from recbole_onebp.errors import UserError
+from recbole_onebp.util.errors import UserError
 
 __all__ = ["DeviceSampler", "Distribution", "NegativeSampler", "csr"]
 

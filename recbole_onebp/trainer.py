@@ -17,10 +17,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recbole_onebp.distributed.ranks import current
-from recbole_onebp.engine import Engine, Plan, make_engine, why_not_fast
-from recbole_onebp.errors import UserError
+from recbole_onebp.engine import Engine, Schedule, make_engine, why_not_fast
 from recbole_onebp.functional import spread
 from recbole_onebp.model import OneBP
+from recbole_onebp.util.errors import UserError
 
 __all__ = ["OneBPTrainer"]
 
@@ -57,39 +57,39 @@ class OneBPTrainer(Trainer):
         self.encoding_stats: dict[str, float] = {}
         self._batch: Interaction | None = None
         self._steps = 0  # that the reference engine has taken in this epoch
-        self._plan: Plan | None = None
-        self._planned: Any = None  # the data set that it is for
+        self._schedule: Schedule | None = None
+        self._scheduled: Any = None  # the data set that it is for
         self._engine: Engine | None = None
         self._shared_negatives: Iterator[Tensor] = iter(())
         self.watch: Callable[..., Iterable[Any]] = lambda steps, *_: steps  # Saver.watch, where the run is saved
         self.begin_at = 0, 0.0  # of the next epoch: steps that have been taken already, and the sum of their losses
         obstacle = why_not_fast(config, model)
-        if model.hyper.engine == "fast" and obstacle:
+        if model.config.engine == "fast" and obstacle:
             raise UserError(f"engine: fast does not go with {obstacle}; use engine: reference, or auto")
         self._ranks = current()
         if not self._ranks.alone:
             _check_distributed(config, model, obstacle)
             self.eval_collector.shard = model.shard
-        self.engine = "reference" if model.hyper.engine == "reference" or obstacle else "fast"
-        if model.hyper.backprop == "one":
+        self.engine = "reference" if model.config.engine == "reference" or obstacle else "fast"
+        if model.config.backprop == "one":
             model.users_will_be_moved()
-            if model.hyper.aggregation != "epoch":
+            if model.config.aggregation != "epoch":
                 self.optimizer.register_step_post_hook(self._move_users)
 
-    def _plan_of(self, train_data: Any) -> Plan:
+    def _schedule_of(self, train_data: Any) -> Schedule:
         """The steps over the train data, made when they are first needed."""
-        dataset, hyper = train_data._dataset, self.model.hyper
-        if self._plan is None or self._planned is not dataset:
-            self._planned, self._engine = dataset, None
+        dataset, config = train_data._dataset, self.model.config
+        if self._schedule is None or self._scheduled is not dataset:
+            self._scheduled, self._engine = dataset, None
             user, item = (dataset.inter_feat[field].numpy() for field in (dataset.uid_field, dataset.iid_field))
             seed, shuffle = self.config["seed"], self.config["shuffle"]
             shard = self.model.shard
-            self._plan = Plan(user, item, dataset.user_num, dataset.item_num, hyper, seed, shuffle, shard)
-        return self._plan
+            self._schedule = Schedule(user, item, dataset.user_num, dataset.item_num, config, seed, shuffle, shard)
+        return self._schedule
 
     def _loss_of_batch(self, interaction: Interaction) -> Tensor:
         self._batch = interaction
-        if self.model.hyper.negatives == "shared":
+        if self.model.config.negatives == "shared":
             self.model.shared_negatives = next(self._shared_negatives)
         return self.model.calculate_loss(interaction)
 
@@ -99,9 +99,9 @@ class OneBPTrainer(Trainer):
         overflowed = getattr(optimizer, "found_inf", None)
         if self._batch is not None and not (overflowed is not None and bool(overflowed)):
             self._steps += 1
-            if self.model.hyper.aggregation == "step":
+            if self.model.config.aggregation == "step":
                 self.model.move_users(self._batch)
-            elif self._steps % self.model.hyper.aggregation_interval == 0:
+            elif self._steps % self.model.config.aggregation_interval == 0:
                 self.model.move_all_users()
         self._batch = None
 
@@ -116,44 +116,44 @@ class OneBPTrainer(Trainer):
 
     def _decay_learning_rate(self, epoch_idx: int) -> None:
         """By the epoch's number alone, so that an epoch after a checkpoint is what it would have been without."""
-        if self.model.hyper.learning_rate_decay == 1:
+        if self.model.config.learning_rate_decay == 1:
             return
-        learning_rate = self.learning_rate * self.model.hyper.learning_rate_decay**epoch_idx
+        learning_rate = self.learning_rate * self.model.config.learning_rate_decay**epoch_idx
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.tensorboard.add_scalar("Learning_rate", learning_rate, epoch_idx)
         self.logger.info(f"epoch {epoch_idx} learning rate: {learning_rate:.3g}")
 
     def _reference_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool) -> Any:
-        hyper, self._steps = self.model.hyper, 0
-        if hyper.negatives == "shared":
-            self._share_negatives(self._plan_of(train_data), epoch_idx)
-        if hyper.leave_one_out:  # a checkpoint does not hold what its users were made of
+        config, self._steps = self.model.config, 0
+        if config.negatives == "shared":
+            self._share_negatives(self._schedule_of(train_data), epoch_idx)
+        if config.leave_one_out:  # a checkpoint does not hold what its users were made of
             self.model.move_all_users()
         loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
-        behind = self._steps % hyper.aggregation_interval
-        if hyper.aggregation == "epoch" or (hyper.aggregation == "interval" and behind):
+        behind = self._steps % config.aggregation_interval
+        if config.aggregation == "epoch" or (config.aggregation == "interval" and behind):
             self.model.move_all_users()
         return loss
 
-    def _share_negatives(self, plan: Plan, epoch_idx: int) -> None:
+    def _share_negatives(self, schedule: Schedule, epoch_idx: int) -> None:
         """Have the reference engine's steps share the same negatives as the fast engine's."""
-        drawn = (plan.shared_negatives(step, epoch_idx) for step in count())
+        drawn = (schedule.shared_negatives(step, epoch_idx) for step in count())
         self._shared_negatives = (torch.as_tensor(ids, dtype=torch.long, device=self.device) for ids in drawn)
-        if self.model.hyper.logq_correction:
-            self.model.log_q = torch.as_tensor(plan.log_q(), device=self.device)
+        if self.model.config.logq_correction:
+            self.model.log_q = torch.as_tensor(schedule.log_q(), device=self.device)
 
     def _fast_epoch(self, train_data: Any, epoch_idx: int, show_progress: bool) -> float:
         self.model.train()
-        plan = self._plan_of(train_data)
+        schedule = self._schedule_of(train_data)
         if self._engine is None:
-            self._engine = make_engine(self.model, self.optimizer, plan)
+            self._engine = make_engine(self.model, self.optimizer, schedule)
         engine, (done, loss), self.begin_at = self._engine, self.begin_at, (0, 0.0)
         description = set_color(f"Train {epoch_idx:>5}", "pink")
-        bar = partial(tqdm, total=len(plan), initial=done, ncols=100, desc=description, disable=not show_progress)
+        bar = partial(tqdm, total=len(schedule), initial=done, ncols=100, desc=description, disable=not show_progress)
 
         def progress(steps: Iterable[Any]) -> Iterable[Any]:
-            return bar(self.watch(steps, done, plan.suffices_after, lambda: float(engine.loss)))
+            return bar(self.watch(steps, done, schedule.suffices_after, lambda: float(engine.loss)))
 
         loss = engine.train_epoch(epoch_idx, progress, done, loss)
         self._check_nan(torch.tensor(loss))
@@ -173,7 +173,7 @@ class OneBPTrainer(Trainer):
     def take_own_rows(self) -> None:
         """Of what the optimizer keeps of all users, which a checkpoint holds; the model takes its own by itself."""
         shard, table = self.model.shard, self.model.user_table
-        if shard is not None and self.model.hyper.backprop == "two":
+        if shard is not None and self.model.config.backprop == "two":
             for name, moment in _moments(self.optimizer, table):
                 self.optimizer.state[table][name] = shard.own_rows(moment)
 
@@ -184,7 +184,7 @@ class OneBPTrainer(Trainer):
         if shard is None:
             yield
             return
-        state = self.optimizer.state[table] if self.model.hyper.backprop == "two" else {}
+        state = self.optimizer.state[table] if self.model.config.backprop == "two" else {}
         own = table.data, dict(state)
         whole = {name: shard.whole_table(moment, self._ranks) for name, moment in _moments(self.optimizer, table)}
         whole_table = shard.whole_table(table.data, self._ranks)
@@ -226,9 +226,9 @@ def _moments(optimizer: torch.optim.Optimizer, table: Tensor) -> list[tuple[str,
 
 def _check_distributed(config: Config, model: OneBP, obstacle: str | None) -> None:
     """Refuse what several processes would not do as one does."""
-    if model.hyper.engine == "reference" or obstacle:
+    if model.config.engine == "reference" or obstacle:
         obstacle = obstacle or "engine: reference"
-    elif model.hyper.learner == "sparse_adam" and config["device"].type == "cuda":
+    elif model.config.learner == "sparse_adam" and config["device"].type == "cuda":
         obstacle = "learner: sparse_adam on CUDA; use adam"
     elif not config["fast_evaluator"] or any(mode != "full" for mode in config["eval_args"]["mode"].values()):
         obstacle = "fast_evaluator: False, or an eval_args.mode that is not full"

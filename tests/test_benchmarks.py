@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import yaml
 
-from recbole_onebp.errors import UserError
-from recbole_onebp.tune.plan import Plan
+from recbole_onebp.experiments.tune.search_spec import SearchSpec
+from recbole_onebp.util.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 
@@ -99,7 +99,9 @@ def test_the_plans_of_the_comparison_agree():
     for entry in comparison.entries_of("compare"):
         assert entry.items() <= searched.pop(entry["label"], {**entry, "space": {}}).items()
     assert not searched
-    assert {plan.label for plan in Plan.read(comparison.plan_of("tune"), {}).searches}.isdisjoint(comparison.UNTUNED)
+    assert {plan.label for plan in SearchSpec.read(comparison.plan_of("tune"), {}).searches}.isdisjoint(
+        comparison.UNTUNED
+    )
 
 
 def test_small_results_are_kept(tmp_path, monkeypatch):

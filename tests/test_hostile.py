@@ -19,25 +19,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import feather, parquet
 
-from recbole_onebp.checkpoint import store
-from recbole_onebp.checkpoint.saver import find, read_model
 from recbole_onebp.cli import main, parse_overrides
-from recbole_onebp.compare.plan import Plan
-from recbole_onebp.compare.runner import outcome_of
-from recbole_onebp.compare.tuned import Tuning
-from recbole_onebp.config import RunConfig
-from recbole_onebp.data_cache import DataCache, State
-from recbole_onebp.datasets.catalogue import CATALOGUE, mirrored
-from recbole_onebp.datasets.convert import Conversion, convert
-from recbole_onebp.datasets.folder import is_complete
-from recbole_onebp.datasets.published import read_pairs
-from recbole_onebp.datasets.tables import TableFormat
-from recbole_onebp.errors import UserError
-from recbole_onebp.quick_start import load_data, parse_config, read_config
-from recbole_onebp.run_folder import RunFolder
-from recbole_onebp.serving.export import export
-from recbole_onebp.serving.lists import read_ids
-from recbole_onebp.tune.plan import Plan as TuningPlan
+from recbole_onebp.config.schema import RunConfig
+from recbole_onebp.data.cache import DataCache, State
+from recbole_onebp.data.sources.atomic_folder import is_complete
+from recbole_onebp.data.sources.catalogue import CATALOGUE, mirrored
+from recbole_onebp.data.sources.convert import Conversion, convert
+from recbole_onebp.data.sources.published import read_pairs
+from recbole_onebp.data.sources.tables import TableFormat
+from recbole_onebp.experiments.compare.spec import ComparisonSpec
+from recbole_onebp.experiments.compare.tuned import Tuning
+from recbole_onebp.experiments.tune.search_spec import SearchSpec
+from recbole_onebp.run.build import load_data, parse_config, read_config
+from recbole_onebp.run.checkpoint import store
+from recbole_onebp.run.folder import RunFolder
+from recbole_onebp.run.saver import find, read_model
+from recbole_onebp.serving.batch import read_ids
+from recbole_onebp.serving.export.exporter import export
+from recbole_onebp.util.errors import UserError
+from recbole_onebp.util.processes import outcome_of
 
 MORE = {False: 1, True: 40}
 """The deeper settings, behind the mark ``slow``, try so many times as much."""
@@ -370,7 +370,10 @@ valid_metric: NDCG@10
 @deeper
 @pytest.mark.parametrize(
     ("text", "read"),
-    [(TUNING, lambda: TuningPlan.read(Path("a.yaml"), {})), (COMPARISON, lambda: Plan.read(["a.yaml"], {}).runs())],
+    [
+        (TUNING, lambda: SearchSpec.read(Path("a.yaml"), {})),
+        (COMPARISON, lambda: ComparisonSpec.read(["a.yaml"], {}).runs()),
+    ],
     ids=["tune", "compare"],
 )
 def test_plans(tmp_path, deep, text, read):
@@ -564,7 +567,7 @@ def test_a_damaged_outcome_is_none(tmp_path):
 @deeper
 def test_a_cache_of_data(tmp_path, monkeypatch, deep):
     """Damaged, it is made anew, and never unpickled."""
-    monkeypatch.setattr("recbole_onebp.data_cache.WORTH_BYTES", 0)
+    monkeypatch.setattr("recbole_onebp.data.cache.WORTH_BYTES", 0)
     folder = tmp_path / "hostile"
     folder.mkdir()
     (folder / "hostile.inter").write_bytes(text_of("\t", TITLES))

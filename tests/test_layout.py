@@ -12,36 +12,13 @@ from pathlib import Path
 import pytest
 
 import recbole_onebp
-from recbole_onebp.files import whole_folder, write_atomically
-from recbole_onebp.resources import properties_dir, property_file
-from recbole_onebp.run_folder import RunFolder
+from recbole_onebp.config.properties import properties_dir, property_file
+from recbole_onebp.run.folder import RunFolder
+from recbole_onebp.util.files import whole_folder, write_atomically
 
 PACKAGE = Path(recbole_onebp.__file__).parent
 
-# Lower may not import higher; modules of one layer may not import one another, except where they are one package.
-LAYERS = [
-    {"errors", "files", "functional", "lanes", "resources", "logs"},
-    {"interactions", "yaml_text"},
-    {"data_cache"},
-    {"compat", "keys", "run_folder", "data_checks", "ranking", "lean_dataset", "parts", "sampling", "distributed"},
-    {"config", "datasets", "evaluation", "recbole_data"},
-    {"model", "checkpoint"},
-    {"engine"},
-    {"trainer"},
-    {"registration", "recbole_models"},
-    {"quick_start"},
-    {"doctor", "compare", "serving", "tune"},
-    {"cli"},
-]
-RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-# Seen from below by design: each is imported inside a function, when RecBole or a user asks for it.
-LATE = {
-    ("compat", "registration"),
-    ("registration", "trainer"),
-    ("__init__", "model"),
-    ("__init__", "trainer"),
-    ("__init__", "quick_start"),
-}
+ARCHITECTURE = Path(__file__).parents[1] / "docs" / "architecture.md"
 
 
 def module_name(path: Path) -> str:
@@ -57,30 +34,23 @@ def imports_of(path: Path) -> set[str]:
     return found - {"__version__"}
 
 
-def test_imports_point_one_way():
+def layers() -> list[str]:
+    """The folders and modules of docs/architecture.md, from the top down."""
+    return re.findall(r"^\d+\. `(\w+)`", ARCHITECTURE.read_text(), flags=re.MULTILINE)
+
+
+def test_imports_point_down():
+    """Imports by name (``import_module``) in ``plugin`` point up by design: RecBole or a user asks for them."""
+    rank = {name: place for place, name in enumerate(layers())}
     seen = set()
     for path in PACKAGE.rglob("*.py"):
         name = module_name(path)
         seen.add(name)
+        if name == "__init__":
+            continue
         for imported in imports_of(path) - {name}:
-            if (name, imported) in LATE or name == "__init__":
-                continue
-            assert imported in RANK, f"{imported}, imported by {name}, has no layer"
-            assert RANK[imported] < RANK[name], f"{name} imports {imported}, which lies above it"
-    assert seen - {"__init__"} == set(RANK)
-
-
-def test_the_picture_shows_the_imports():
-    """docs/architecture.md draws every import: ``a --> b`` at the top of a module, ``a -.-> b`` inside a function."""
-    picture = (Path(__file__).parent.parent / "docs" / "architecture.md").read_text()
-    drawn = set(re.findall(r"^ *(\w+) (?:-->|-\.->) (\w+)", picture, flags=re.MULTILINE))
-    actual = {
-        (module_name(path), imported)
-        for path in PACKAGE.rglob("*.py")
-        for imported in imports_of(path) - {module_name(path)}
-    }
-    by_name = {("registration", name) for name in ("trainer", "lean_dataset", "recbole_data", "evaluation", "ranking")}
-    assert drawn == actual | by_name
+            assert rank[imported] > rank[name], f"{path} imports {imported}, which lies above {name}"
+    assert seen - {"__init__"} == set(rank)
 
 
 def test_functions_of_the_method_need_no_recbole():

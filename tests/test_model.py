@@ -51,7 +51,7 @@ def test_every_positive_counts_once(tiny):
     torch.testing.assert_close(model.calculate_loss(batch), info_nce(pos_score, neg_score))
 
     expected = e_u.clone()
-    moving_aggregate_(expected, user, e_i.detach()[user * 0 + item], model.hyper.beta)
+    moving_aggregate_(expected, user, e_i.detach()[user * 0 + item], model.config.beta)
     model.move_users(batch)
     torch.testing.assert_close(model.user_table, expected)
 

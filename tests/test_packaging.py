@@ -14,7 +14,7 @@ import pytest
 import wrapt
 
 CLONE = Path(__file__).parent.parent
-FIND = "import recbole_onebp.resources as r; print(r.__file__, r.property_file('model', 'OneBP'))"
+FIND = "import recbole_onebp.config.properties as r; print(r.__file__, r.property_file('model', 'OneBP'))"
 
 
 def pip(*arguments: object) -> None:

@@ -8,7 +8,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 from conftest import write_inter
-from draws import SameDraws
+from support.draws import SameDraws
 
 RECIPE = {
     "score": "cosine",
@@ -31,13 +31,13 @@ class Restated:
     """One pair at a time, in float64: softmax loss over shared negatives, its gradient, Adam, and the aggregation."""
 
     def __init__(self, run):
-        self.hyper, self.learning_rate = run.model.hyper, run.config["learning_rate"]
+        self.config, self.learning_rate = run.model.config, run.config["learning_rate"]
         pairs = run.train_data.dataset.inter_feat
         pairs = list(zip(pairs["user_id"].tolist(), pairs["item_id"].tolist(), strict=True))
         self.items_of = {user: [i for u, i in pairs if u == user] for user in range(1, 31)}
         count = np.array([sum(i == item for _, i in pairs) for item in range(41)])
         self.weight = run.model.item_weight.numpy()  # made in float32
-        expected = (np.maximum(count, 1) / count[count > 0].mean()) ** -self.hyper.aggregation_alpha
+        expected = (np.maximum(count, 1) / count[count > 0].mean()) ** -self.config.aggregation_alpha
         np.testing.assert_allclose(self.weight[:, 0], expected, rtol=1e-6)
         self.items, self.bias = run.model.item_table.detach().numpy().copy(), np.zeros((41, 1))
         self.users = run.model.user_table.numpy().copy()
@@ -49,11 +49,11 @@ class Restated:
 
     @property
     def cosine(self):
-        return self.hyper.score == "cosine"
+        return self.config.score == "cosine"
 
     def user_of(self, user, item):
         """As the loss takes it."""
-        if not self.hyper.leave_one_out:
+        if not self.config.leave_one_out:
             return self.users[user]
         others = list(self.items_of[user])
         others.remove(item)
@@ -63,7 +63,7 @@ class Restated:
         self.shares = self.weight * self.scored(self.items)
         for user, items in self.items_of.items():
             mean = self.shares[items].mean(axis=0)
-            self.users[user] = self.hyper.beta * self.users[user] + (1 - self.hyper.beta) * mean
+            self.users[user] = self.config.beta * self.users[user] + (1 - self.config.beta) * mean
 
     def step(self, batch, learning_rate):
         scored, loss = self.scored(self.items), 0.0
@@ -71,25 +71,25 @@ class Restated:
         for user, item in zip(batch.user, batch.item, strict=True):
             ids = np.array([item, *batch.negative[~np.isin(batch.negative, self.items_of[user])]])
             user_e = self.scored(self.user_of(user, item))
-            logits = scored[ids] @ user_e / self.hyper.temperature + self.bias[ids, 0]
+            logits = scored[ids] @ user_e / self.config.temperature + self.bias[ids, 0]
             by_logit = np.exp(logits - logits.max())
             by_logit /= by_logit.sum()
             loss -= np.log(by_logit[0]) / len(batch.user)
             by_logit[0] -= 1
             by_logit /= len(batch.user)
             np.add.at(by_bias[:, 0], ids, by_logit)
-            np.add.at(by_scored, ids, np.outer(by_logit / self.hyper.temperature, user_e))
+            np.add.at(by_scored, ids, np.outer(by_logit / self.config.temperature, user_e))
         if self.cosine:
             along = (by_scored * scored).sum(axis=1, keepdims=True)
             by_scored = (by_scored - along * scored) / np.linalg.norm(self.items, axis=1, keepdims=True).clip(1e-12)
         self.t += 1
         self.adam("items", by_scored, learning_rate)
-        if self.hyper.item_bias:
+        if self.config.item_bias:
             self.adam("bias", by_bias, learning_rate)
-        if self.hyper.aggregation == "step":
+        if self.config.aggregation == "step":
             for user, item in zip(batch.user, batch.item, strict=True):
                 share = self.weight[item] * self.scored(self.items)[item]
-                self.users[user] = self.hyper.beta * self.users[user] + (1 - self.hyper.beta) * share
+                self.users[user] = self.config.beta * self.users[user] + (1 - self.config.beta) * share
         return loss
 
     def adam(self, name, gradient, learning_rate):
@@ -100,12 +100,12 @@ class Restated:
         setattr(self, name, getattr(self, name) - learning_rate * first / (np.sqrt(second) + 1e-8))
 
     def epoch(self, batches, number):
-        learning_rate = self.learning_rate * self.hyper.learning_rate_decay**number
+        learning_rate = self.learning_rate * self.config.learning_rate_decay**number
         losses, last = [], len(batches)
         for done, batch in enumerate(batches, start=1):
             losses.append(self.step(batch, learning_rate))
-            interval = self.hyper.aggregation == "interval" and done % self.hyper.aggregation_interval == 0
-            if interval or (self.hyper.aggregation != "step" and done == last):
+            interval = self.config.aggregation == "interval" and done % self.config.aggregation_interval == 0
+            if interval or (self.config.aggregation != "step" and done == last):
                 self.aggregate()
         return sum(losses)
 
@@ -125,14 +125,14 @@ class Restated:
 def test_three_epochs_equal_a_restatement(tiny, options):
     run = tiny(**{**RECIPE, **options}, engine="reference")
     run.model.double()
-    run.trainer._plan_of(run.train_data)
+    run.trainer._schedule_of(run.train_data)
     restated = Restated(run)
     for epoch in range(3):
-        expected = restated.epoch(list(run.trainer._plan.batches(epoch)), epoch)
+        expected = restated.epoch(list(run.trainer._schedule.batches(epoch)), epoch)
         assert run.trainer._train_epoch(SameDraws(run, epoch), epoch) == pytest.approx(expected, abs=1e-9)
     np.testing.assert_allclose(run.model.item_table.detach().numpy(), restated.items, rtol=0, atol=1e-9)
     np.testing.assert_allclose(run.model.user_table.numpy(), restated.users, rtol=0, atol=1e-9)
-    if run.model.hyper.item_bias:
+    if run.model.config.item_bias:
         np.testing.assert_allclose(run.model.item_bias.detach().numpy(), restated.bias, rtol=0, atol=1e-9)
 
 

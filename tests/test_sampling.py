@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recbole.sampler import Sampler
 
-from recbole_onebp.errors import UserError
-from recbole_onebp.recbole_data import FastSampler, PairDataLoader
+from recbole_onebp.data.loaders import FastSampler, PairDataLoader
 from recbole_onebp.sampling import DeviceSampler, NegativeSampler
+from recbole_onebp.util.errors import UserError
 
 N_USERS, N_ITEMS = 6, 9
 DISTRIBUTIONS = ["uniform", "popularity"]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from recbole_onebp import OneBPTrainer
-from recbole_onebp.errors import UserError
 from recbole_onebp.functional import moving_aggregate_
+from recbole_onebp.util.errors import UserError
 
 
 def test_users_move_after_each_step_with_the_new_items(tiny):

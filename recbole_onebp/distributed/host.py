@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from recbole_onebp.distributed.ranks import Ranks
-from recbole_onebp.errors import UserError
+from recbole_onebp.util.errors import UserError
 
 __all__ = ["Host"]
 
@@ -39,7 +39,7 @@ class Host:
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks, self._made, self._round = ranks, 0, 0
-        self._token = ranks.said_by_first(int.from_bytes(os.urandom(7), "big"))
+        self._token = ranks.broadcast_int(int.from_bytes(os.urandom(7), "big"))
         self._arrivals = self.tensor((ranks.local_world, _LINE), torch.long).numpy()
         pids = torch.cat(ranks.gather(torch.tensor([os.getpid()])))
         first = ranks.host * ranks.local_world

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from torch.multiprocessing.spawn import ProcessExitedException, spawn
 from tqdm import tqdm
 
-from recbole_onebp.errors import LostRankError
+from recbole_onebp.util.errors import LostRankError
 
 __all__ = ["free_port", "launch"]
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from recbole_onebp.errors import LostRankError, UserError
+from recbole_onebp.util.errors import LostRankError, UserError
 
 __all__ = ["DEFAULT_TIMEOUT", "Ranks", "current", "join", "launched_rank", "leave"]
 
@@ -85,7 +85,7 @@ class Ranks:
         sums = self.total(torch.cat([value.reshape(-1).double() * weight, torch.tensor([weight]).to(value).double()]))
         return (sums[:-1] / sums[-1]).reshape(value.shape).to(value.dtype)
 
-    def said_by_first(self, number: int) -> int:
+    def broadcast_int(self, number: int) -> int:
         """Rank 0's number."""
         said = torch.tensor([int(number)])
         if not self.alone:
@@ -93,10 +93,10 @@ class Ranks:
                 dist.broadcast(said, src=0)
         return int(said)
 
-    def text_of_first(self, text: str) -> str:
+    def broadcast_text(self, text: str) -> str:
         """Rank 0's text."""
         encoded = text.encode()
-        said = torch.zeros(self.said_by_first(len(encoded)), dtype=torch.uint8)
+        said = torch.zeros(self.broadcast_int(len(encoded)), dtype=torch.uint8)
         if self.rank == 0:
             said = torch.tensor(list(encoded), dtype=torch.uint8)
         if not self.alone:

@@ -14,10 +14,10 @@ from recbole.config import Config
 from torch import Tensor
 
 from recbole_onebp.distributed.ranks import current
-from recbole_onebp.engine.plan import Batch, Plan, Progress
+from recbole_onebp.engine.schedule import Batch, Progress, Schedule
 from recbole_onebp.model import OneBP
 
-__all__ = ["Batch", "Engine", "Plan", "make_engine", "why_not_fast"]
+__all__ = ["Batch", "Engine", "Schedule", "make_engine", "why_not_fast"]
 
 
 class Engine(Protocol):
@@ -33,32 +33,32 @@ class Engine(Protocol):
         ...
 
 
-def why_not_fast(config: Config, model: OneBP) -> str | None:
+def why_not_fast(recbole_config: Config, model: OneBP) -> str | None:
     """What in this run the fast engine does not do, in words; None if it can train it."""
-    hyper = model.hyper
-    if hyper.learner not in ("adam", "sparse_adam"):
-        return f"learner: {hyper.learner} (it has adam and sparse_adam)"
-    if hyper.negatives == "per_pair" and hyper.train_neg_sample_args.dynamic:
+    config = model.config
+    if config.learner not in ("adam", "sparse_adam"):
+        return f"learner: {config.learner} (it has adam and sparse_adam)"
+    if config.negatives == "per_pair" and config.train_neg_sample_args.dynamic:
         return "train_neg_sample_args.dynamic: True"
-    if config["enable_amp"]:
+    if recbole_config["enable_amp"]:
         return "enable_amp: True"
-    if config["clip_grad_norm"]:
+    if recbole_config["clip_grad_norm"]:
         return "clip_grad_norm"
-    if config["device"].type not in ("cpu", "cuda"):
-        return f"device {config['device']}"
+    if recbole_config["device"].type not in ("cpu", "cuda"):
+        return f"device {recbole_config['device']}"
     return None
 
 
-def make_engine(model: OneBP, optimizer: torch.optim.Optimizer, plan: Plan) -> Engine:
+def make_engine(model: OneBP, optimizer: torch.optim.Optimizer, schedule: Schedule) -> Engine:
     """The fast engine for the device that the model lies on."""
     if model.item_table.device.type == "cuda":
-        from recbole_onebp.engine.device import DeviceEngine
+        from recbole_onebp.engine.cuda import DeviceEngine
 
-        return DeviceEngine(model, optimizer, plan, current())
+        return DeviceEngine(model, optimizer, schedule, current())
     if not current().alone:
-        from recbole_onebp.engine.sharded import ShardedEngine
+        from recbole_onebp.engine.cpu_sharded import ShardedEngine
 
-        return ShardedEngine(model, optimizer, plan, current())
-    from recbole_onebp.engine.fused import FusedEngine  # here, because numba takes its time to import
+        return ShardedEngine(model, optimizer, schedule, current())
+    from recbole_onebp.engine.cpu import FusedEngine  # here, because numba takes its time to import
 
-    return FusedEngine(model, optimizer, plan)
+    return FusedEngine(model, optimizer, schedule)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from recbole_onebp import lanes
+from recbole_onebp.util import simd
 
 __all__ = [
     "LAST",
@@ -37,7 +37,7 @@ SEQUENTIAL, LAST, MEAN = 0, 1, 2
 
 # No fastmath.  numba keeps a compiled loop more than once, each copy optimised anew, and a process that compiles runs
 # another copy than one that loads the cache.  Where sums may be reordered and products fused, copies differ in the last
-# bits; so they have one meaning, and what is summed in vector registers is in :mod:`recbole_onebp.lanes`.
+# bits; so they have one meaning, and what is summed in vector registers is in :mod:`recbole_onebp.util.simd`.
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 _ROWS_A_TASK, _BIASES_A_RUN = 32, 1024
 _F = np.float32
@@ -65,7 +65,7 @@ def _exp(x):
 
 @njit(inline="always", **_OPTIONS)
 def _inverse_norm(row):
-    return _F1 / max(np.float32(math.sqrt(lanes.dot(row, row))), _TINY)
+    return _F1 / max(np.float32(math.sqrt(simd.dot(row, row))), _TINY)
 
 
 @njit(parallel=True, **_OPTIONS)
@@ -141,7 +141,7 @@ def pair_scores(
             for n in range(1 + n_negatives):
                 row = item_table[ids[b, n]]
                 scale_of_row = _inverse_norm(row) if cosine else _F1
-                coefficient[b, n] = lanes.dot(user, row) * scale_of_row * inverse_temperature
+                coefficient[b, n] = simd.dot(user, row) * scale_of_row * inverse_temperature
         for b in range(start, end):
             logit = coefficient[b]
             if len(shift):
@@ -194,7 +194,7 @@ def shared_scores(
         for n in range(n_negatives):
             negative_shift[n] = shift[negative[n]]
     for b in prange(n_pairs):
-        first = lanes.dot(user_e[b], item_e[b]) * inverse_temperature
+        first = simd.dot(user_e[b], item_e[b]) * inverse_temperature
         if len(shift):
             first += shift[item[b]]
         row = scores[b]
@@ -205,11 +205,11 @@ def shared_scores(
             while place >= 0:
                 row[place] = _MASKED
                 place = following[place]
-        highest = max(first, lanes.highest(row))
+        highest = max(first, simd.highest(row))
         positive = _exp(first - highest)
         for n in range(n_negatives):
             row[n] = _F0 if row[n] == _MASKED else _exp(row[n] - highest)
-        total = positive + lanes.total(row)
+        total = positive + simd.total(row)
         loss[b] = np.float32(math.log(total)) + highest - first
         share = scale / total
         for n in range(n_negatives):
@@ -307,7 +307,7 @@ def step_rows(
                     place = following[place]
                 if cosine:  # through the normalisation: the part along the row is lost, the rest is scaled
                     inverse = _inverse_norm(value)
-                    along = lanes.dot(total, value) * inverse * inverse
+                    along = simd.dot(total, value) * inverse * inverse
                     for k in range(size):
                         total[k] = inverse * (total[k] - along * value[k])
                 for k in range(size):

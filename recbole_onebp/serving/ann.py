@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from recbole_onebp.errors import UserError
 from recbole_onebp.serving.search import DEFAULT_MEMORY_MB, Hidden, ItemTable, Ranked, best_items, best_of_pairs
+from recbole_onebp.util.errors import UserError
 
 __all__ = ["KINDS", "Index", "quality"]
 

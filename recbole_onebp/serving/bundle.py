@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from recbole_onebp.datasets.hashes import sha256
-from recbole_onebp.errors import UserError, writing
-from recbole_onebp.files import whole_folder
+from recbole_onebp.util.errors import UserError, writing
+from recbole_onebp.util.files import whole_folder
+from recbole_onebp.util.hashes import sha256
 
 __all__ = ["FORMAT_VERSION", "Bundle", "read_bundle", "read_fields", "write_bundle"]
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from recbole_onebp.errors import UserError
 from recbole_onebp.serving.bundle import Bundle, read_bundle, read_fields
 from recbole_onebp.serving.search import (
     DEFAULT_MEMORY_MB,
@@ -26,7 +25,8 @@ from recbole_onebp.serving.search import (
     dots,
     unit_rows,
 )
-from recbole_onebp.serving.users import Users, fold_in
+from recbole_onebp.serving.user_state import Users, fold_in
+from recbole_onebp.util.errors import UserError
 
 if TYPE_CHECKING:
     from recbole_onebp.serving.ann import Index
@@ -582,7 +582,7 @@ class Recommender:
 
 
 def _rule(aggregation: Mapping[str, Any] | None) -> tuple[float, float | None]:
-    """How users move, as :class:`~recbole_onebp.serving.users.Users` is told: keep, and a trained user's weight."""
+    """How users move: the arguments ``keep`` and weight of a trained user of ``user_state.Users``."""
     if aggregation is None or aggregation["rule"] == "mean":
         return 1.0, None
     beta = aggregation["beta"]

@@ -1,0 +1,58 @@
+"""``recbole-onebp doctor``: what is installed, what is patched and why, what is missing."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+from recbole_onebp import __version__
+from recbole_onebp.plugin import import_hook
+
+__all__ = ["report"]
+
+_PACKAGES = ("recbole", "torch", "numpy", "scipy", "pandas", "scikit-learn", "ray")
+_OPTIONAL = {
+    "faiss": "NCL: pip install faiss-cpu",
+    "kmeans_pytorch": "LDiffRec: pip install kmeans-pytorch",
+    "lightgbm": "LightGBM: pip install lightgbm",
+    "xgboost": "XGBoost: pip install xgboost",
+    "optuna": "recbole-onebp tune: pip install 'recbole-onebp[tune]'",
+}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def report() -> bool:
+    """Print the report.
+
+    Returns:
+        Whether training can work: RecBole is installed and no patch failed.
+    """
+    print(f"recbole_onebp   {__version__}")
+    print(f"python          {platform.python_version()} on {platform.platform()}")
+    for package in _PACKAGES:
+        print(f"{package:<15} {_version(package)}{' (not needed)' if package == 'ray' else ''}")
+    if find_spec("recbole") is None:
+        print(f"\n{import_hook.missing_recbole()}")
+        return False
+
+    import recbole.quick_start  # noqa: F401  what needs patching is patched now
+    import torch
+
+    from recbole_onebp.plugin import patches
+
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    print(f"device          cpu, {torch.get_num_threads()} threads; CUDA device: {cuda}")
+    print("\npatches of RecBole")
+    for patch in patches.PATCHES.values():
+        print(f"  {patch.name}: {patches.STATUS[patch.name]}\n    {patch.why} [{patch.issue}]")
+    print("\noptional packages")
+    for package, use in _OPTIONAL.items():
+        print(f"  {package}: {'installed' if find_spec(package) else 'missing'} ({use})")
+    return not any(status.startswith("failed") for status in patches.STATUS.values())

@@ -1,0 +1,20 @@
+"""The YAML files of ``properties/``, found alike from a wheel, a clone and an editable install."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def properties_dir() -> Path:
+    """The folder with ``model/``, ``preset/``, ``dataset/``, ``compare/`` and ``tune/``."""
+    # In a wheel it lies inside the package; in a clone, from which an editable install runs too, beside it.
+    inside = _PACKAGE / "properties"
+    return inside if inside.is_dir() else _PACKAGE.parent / "properties"
+
+
+def property_file(kind: str, name: str) -> Path | None:
+    """``properties/<kind>/<name>.yaml`` if there is one; a kind is a folder there."""
+    path = properties_dir() / kind / f"{name}.yaml"
+    return path if path.is_file() else None

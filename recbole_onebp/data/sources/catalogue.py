@@ -1,0 +1,130 @@
+"""Published splits that can be fetched by name: where they lie, what they weigh, and how they are known."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from recbole_onebp.util import safe_yaml
+from recbole_onebp.util.errors import UserError
+
+__all__ = ["CATALOGUE", "Published", "RemoteFile", "mirrored"]
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a repository at a fixed commit."""
+
+    path: str
+    """Below the base URL."""
+    pin: str
+    """Its git blob id; in a mirror's list it may also be a SHA-256."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A data set with a published train and test part."""
+
+    base: str
+    files: Mapping[str, RemoteFile]
+    """``train`` and ``test``."""
+    counts: Mapping[str, int]
+    """Users, items, train pairs and test pairs, as published."""
+
+
+def _published(
+    base: str, train: tuple[str, str], test: tuple[str, str], n_users: int, n_items: int, n_train: int, n_test: int
+) -> Published:
+    counts = {"users": n_users, "items": n_items, "train": n_train, "test": n_test}
+    return Published(base, {"train": RemoteFile(*train), "test": RemoteFile(*test)}, counts)
+
+
+_LIGHTGCN = "https://raw.githubusercontent.com/gusye1234/LightGCN-PyTorch/947ca2b3b1d2d3545b114145710cb06c4e57b3d2"
+_ONEBP = "https://raw.githubusercontent.com/studentcej/OneBP/8ad479b982ebbbbdb384704d27795465be170d97"
+
+CATALOGUE: Mapping[str, Published] = {
+    "gowalla": _published(
+        _LIGHTGCN,
+        ("data/gowalla/train.txt", "a27782bd7a1d4d0744148dc0460ea94da74763f2"),
+        ("data/gowalla/test.txt", "9ed5af4b5d21511f33740b4e22e3852f45671800"),
+        29_858, 40_981, 810_128, 217_242,
+    ),
+    "yelp2018": _published(
+        _LIGHTGCN,
+        ("data/yelp2018/train.txt", "cda12361055ba448ae4bd1070f6000c16dea8f22"),
+        ("data/yelp2018/test.txt", "30dfbc3437b27b74cb2970b435a5ec93ad9f2468"),
+        31_668, 38_048, 1_237_259, 324_147,
+    ),
+    "amazon-book": _published(
+        _LIGHTGCN,
+        ("data/amazon-book/train.txt", "6ef55159c5f1fd7f6d86eb9ff290d0cc2854ac99"),
+        ("data/amazon-book/test.txt", "09e5da4e0bf46c751c4ba0f4375e414fd13512cd"),
+        52_643, 91_599, 2_380_730, 603_378,
+    ),
+    "onebp-ml-100k": _published(
+        _ONEBP,
+        ("data/100k_train.csv", "6da5282ba409f9b4ddaa37c6f2aeb9f90f37e355"),
+        ("data/100k_test.csv", "d55c280d2e85b13ff08400b5394b31b9355a9ac9"),
+        943, 1_682, 80_000, 20_000,
+    ),
+    "onebp-ml-1m": _published(
+        _ONEBP,
+        ("data/1m1_train.csv", "6f86de9e8c647de5de2ef208e805faf085957209"),
+        ("data/1m1_test.csv", "1c2e60378b64f7734989e836368d4dc107587c5d"),
+        6_040, 3_706, 800_193, 200_016,
+    ),
+}  # fmt: skip
+
+
+def mirrored(published: Published, base: str, pins: Path | None) -> Published:
+    """The same data set below another URL.
+
+    Args:
+        published: the data set.
+        base: a file lies at ``base/path``.
+        pins: a YAML or JSON file of ``path: id``, or what ``sha256sum`` or ``git ls-tree -r`` print, where a path is
+            the published one or the end of it (``train.txt``, ``gowalla/train.txt``) and an id is a git blob id or a
+            SHA-256; without it the published paths and ids hold.
+
+    Raises:
+        UserError: if ``pins`` cannot be read, names a file of the data set not at all or twice, or holds no ids.
+    """
+    if not base.startswith(("http://", "https://")):
+        raise UserError(f"--url {base}: expected http://... or https://...")
+    files = published.files
+    if pins is not None:
+        listed = _read_pins(pins)
+        files = {part: _pinned(file, listed, pins) for part, file in files.items()}
+    return replace(published, base=base.rstrip("/"), files=files)
+
+
+def _read_pins(path: Path) -> dict[str, str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = safe_yaml.load(text, f"--pins {path}")
+    except OSError as error:
+        raise UserError(f"--pins {path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        text = content = ""
+    except UserError:
+        content = None
+    if not isinstance(content, dict):
+        content = {file: pin for pin, file in re.findall(r"\b([0-9a-f]{40,64})\s+\*?(\S+)$", text, flags=re.MULTILINE)}
+    if not content:
+        raise UserError(f"--pins {path}: expected lines of 'path: id', with a git blob id or a SHA-256")
+    return {str(key).removeprefix("./").lstrip("/"): str(value).lower() for key, value in content.items()}
+
+
+def _pinned(file: RemoteFile, listed: Mapping[str, str], pins: Path) -> RemoteFile:
+    paths = [path for path in listed if f"/{file.path}".endswith(f"/{path}")]
+    if len(paths) != 1:
+        raise UserError(
+            f"--pins {pins}: {' and '.join(paths) or 'no entry'} for {file.path}; expected one, by its path or the end "
+            "of its path"
+        )
+    pin = listed[paths[0]]
+    if len(pin) not in (40, 64) or set(pin) - set("0123456789abcdef"):
+        raise UserError(f"--pins {pins}: {paths[0]}: {pin!r} is neither a git blob id nor a SHA-256")
+    return RemoteFile(paths[0], pin)

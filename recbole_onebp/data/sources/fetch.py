@@ -1,0 +1,225 @@
+"""Data sets by name: published splits, verified and given a validation part, and RecBole's own archives."""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from logging import getLogger
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote
+
+import pandas as pd
+import yaml
+
+from recbole_onebp.config.keys import nearest
+from recbole_onebp.data.sources.atomic_folder import counts, is_complete, write_manifest, write_parts
+from recbole_onebp.data.sources.catalogue import CATALOGUE, Published, RemoteFile, mirrored
+from recbole_onebp.data.sources.download import SourceError, download
+from recbole_onebp.data.sources.published import read_pairs
+from recbole_onebp.data.sources.splits import by_ratio
+from recbole_onebp.util.errors import UserError, writing
+from recbole_onebp.util.files import whole_folder
+from recbole_onebp.util.hashes import git_blob_id, matches
+
+__all__ = ["SEED", "fetch", "provide"]
+
+SEED = 2020
+"""Of the validation part: one for everybody, so that a name stands for the same split everywhere."""
+_VALID_RULE = (
+    "10 % of each user's train pairs, drawn from the pairs sorted by user and item: of n pairs floor(n / 10), but 1 of "
+    "2 to 9 and none of 1"
+)
+
+
+def fetch(
+    name: str,
+    data_path: Path = Path("dataset"),
+    source: Path | None = None,
+    url: str | None = None,
+    pins: Path | None = None,
+    force: bool = False,
+) -> None:
+    """Bring a data set to ``data_path/name``, as atomic files with a manifest, whole or not at all.
+
+    Args:
+        name: one of :data:`~recbole_onebp.data.sources.catalogue.CATALOGUE`, or a name that RecBole downloads.
+        data_path: RecBole's key.
+        source: a folder to take it from instead, under the published paths or as ``train`` and ``test`` with the suffix
+            ``.txt`` or ``.csv``; a file other than the published one is mentioned.
+        url: a mirror to take it from instead.
+        pins: the mirror's files and their ids; see :func:`~recbole_onebp.data.sources.catalogue.mirrored`.
+        force: replace what is there; without it, a complete data set is left as it is.
+
+    Raises:
+        UserError: for an unknown name, a source that does not answer or answers something else, files that are not
+            what they should be, or a folder that cannot be written.
+    """
+    if pins is not None and url is None:
+        raise UserError(f"--pins {pins}: needs --url, the mirror that it belongs to")
+    if source is not None and url is not None:
+        raise UserError("--from and --url: give one of them")
+    folder, archives = data_path / name, _archives()
+    if name not in {*CATALOGUE, *archives}:
+        hint = (
+            nearest(name, {*CATALOGUE, *archives}) or f"; known are {', '.join(CATALOGUE)} and what RecBole downloads"
+        )
+        raise UserError(f"data set {name}: none known by this name{hint}")
+    if name not in CATALOGUE and (source or url):
+        raise UserError(f"--from and --url are for {', '.join(CATALOGUE)}; recbole-onebp convert takes your own files")
+    if name == "ml-100k":
+        getLogger().info("ml-100k comes with RecBole: there is nothing to fetch")
+        return
+    if is_complete(folder) and not force:
+        getLogger().info("%s is in %s already; --force fetches it anew", name, folder)
+        return
+    if folder.exists() and not force:
+        raise UserError(f"{folder} exists and holds no data set that was fetched; --force replaces it")
+    with writing(folder), whole_folder(folder, replace=force) as temporary:
+        if name in CATALOGUE:
+            published = CATALOGUE[name] if url is None else mirrored(CATALOGUE[name], url, pins)
+            _write_published(temporary, name, published, source)
+        else:
+            _write_archive(temporary, name, archives[name])
+    getLogger().info("wrote %s", folder)
+
+
+def provide(name: str, data_path: Path) -> None:
+    """Fetch a data set that has a known name and no folder; leave everything else to whoever reads the folder."""
+    if not (data_path / name).exists() and name in {*CATALOGUE, *_archives()}:
+        fetch(name, data_path)
+
+
+# ----------------------------------------------------------------------------------------------------- published splits
+
+
+@dataclass(frozen=True)
+class _Local:
+    """A part's file on this machine."""
+
+    path: Path
+    origin: str
+
+
+def _write_published(folder: Path, name: str, published: Published, source: Path | None) -> None:
+    original = CATALOGUE[name]
+    with tempfile.TemporaryDirectory(dir=folder) as downloads:
+        files = _find(source, published) if source else _download(Path(downloads), name, published)
+        frames = {part: read_pairs(file.path) for part, file in files.items()}
+        sources = {
+            part: {"from": file.origin, "bytes": file.path.stat().st_size, "git_blob_id": git_blob_id(file.path)}
+            for part, file in files.items()
+        }
+    train, test = frames["train"].sort_values(["user_id", "item_id"], kind="stable", ignore_index=True), frames["test"]
+    in_valid = by_ratio(train["user_id"], [0.9, 0.1], SEED) == 1
+    parts = {"train": train[~in_valid], "valid": train[in_valid], "test": test}
+
+    found = counts(frames)
+    remarks = list(_remarks(sources, original, frames, found))
+    for remark in remarks:
+        getLogger().warning("%s: %s", name, remark)
+    write_parts(folder, name, parts)
+    final = counts(parts)
+    write_manifest(
+        folder,
+        name,
+        {
+            "source": {
+                part: {**entry, "published_git_blob_id": original.files[part].pin} for part, entry in sources.items()
+            },
+            "split": {"test": "as published", "valid": _VALID_RULE, "seed": SEED},
+            "counts": final,
+            "published_counts": original.counts,
+            "remarks": remarks,
+        },
+    )
+    getLogger().info("%s: %s", name, ", ".join(f"{number:,} {what}" for what, number in final.items()))
+
+
+def _remarks(
+    sources: Mapping[str, Mapping[str, object]],
+    original: Published,
+    frames: Mapping[str, pd.DataFrame],
+    found: Mapping[str, int],
+) -> Iterator[str]:
+    for part, entry in sources.items():
+        if entry["git_blob_id"] != (pin := original.files[part].pin):
+            also = "; the counts are the published ones" if found == original.counts else ""
+            found_id = entry["git_blob_id"]
+            yield f"{entry['from']} is not the published file: git blob id {found_id}, published {pin}{also}"
+    if found != original.counts:
+        differing = (f"{found[key]:,} {key}, published {n:,}" for key, n in original.counts.items() if found[key] != n)
+        yield f"not the published counts: {'; '.join(differing)}"
+    pairs = pd.concat([frame[["user_id", "item_id"]] for frame in frames.values()])
+    if repeated := int(pairs.duplicated().sum()):
+        yield f"{repeated:,} pairs stand there more than once, inside a part or in both"
+
+
+def _download(folder: Path, name: str, published: Published) -> dict[str, _Local]:
+    files = {}
+    for part, file in published.files.items():
+        url, path = f"{published.base}/{quote(file.path)}", folder / f"{part}{PurePosixPath(file.path).suffix}"
+        try:
+            download(url, path)
+            if not matches(path, file.pin):
+                raise SourceError(
+                    f"{url}: not the file that is expected: git blob id {git_blob_id(path)} "
+                    f"({path.stat().st_size:,} bytes), expected {file.pin}"
+                )
+        except SourceError as error:
+            raise UserError(f"{error}; recbole-onebp fetch {name} --from DIR takes it from a folder") from None
+        files[part] = _Local(path, url)
+    return files
+
+
+def _find(source: Path, published: Published) -> dict[str, _Local]:
+    if not source.is_dir():
+        raise UserError(f"--from {source}: no such folder")
+    return {part: _found(source, part, file) for part, file in published.files.items()}
+
+
+def _found(source: Path, part: str, file: RemoteFile) -> _Local:
+    steps = PurePosixPath(file.path).parts
+    names = ["/".join(steps[start:]) for start in range(len(steps))] + [f"{part}.txt", f"{part}.csv"]
+    for name in names:
+        if (source / name).is_file():
+            return _Local(source / name, str(source / name))
+    raise UserError(f"--from {source}: no {part} part in it; expected {', '.join(dict.fromkeys(names))}")
+
+
+# --------------------------------------------------------------------------------------------------- RecBole's archives
+
+
+def _archives() -> dict[str, str]:
+    """RecBole's names of data sets and the archives that it downloads for them; none where it is not installed."""
+    recbole = find_spec("recbole")
+    if recbole is None or recbole.origin is None:
+        return {}
+    listed = Path(recbole.origin).parent / "properties" / "dataset" / "url.yaml"
+    urls: dict[str, str] = yaml.safe_load(listed.read_text(encoding="utf-8"))
+    return urls
+
+
+def _write_archive(folder: Path, name: str, url: str) -> None:
+    archive = folder / PurePosixPath(url).name
+    try:
+        download(url, archive)
+        source = {"from": url, "bytes": archive.stat().st_size, "git_blob_id": git_blob_id(archive)}
+        with zipfile.ZipFile(archive) as content:
+            content.extractall(folder)
+    except (SourceError, zipfile.BadZipFile) as error:
+        said = error if isinstance(error, SourceError) else f"{url}: not a zip file"
+        raise UserError(
+            f"{said}; where RecBole's source is gone, recbole-onebp convert FILE --name={name} makes the atomic files "
+            "from a copy of the data that you have"
+        ) from None
+    archive.unlink()
+    for path in [path for path in folder.iterdir() if archive.stem in path.stem]:
+        path.rename(folder / f"{path.stem.replace(archive.stem, name)}{path.suffix}")
+    if not (folder / f"{name}.inter").is_file():
+        raise UserError(
+            f"{url}: no {name}.inter in it, but {', '.join(sorted(path.name for path in folder.iterdir()))}"
+        )
+    write_manifest(folder, name, {"source": source})

@@ -1,0 +1,116 @@
+"""Whose users are whose: rank r of w has users r + 1, r + 1 + w, r + 1 + 2w, ..., and numbers them from 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from recbole_onebp.distributed.ranks import Ranks
+from recbole_onebp.util.errors import UserError
+
+__all__ = ["Shard", "share_users"]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One rank's users, and its pairs in one part of the data."""
+
+    rank: int
+    world: int
+    n_users: int
+    """Of all ranks, the padding row included."""
+    number: npt.NDArray[np.int32]
+    """The own pairs' numbers among all pairs of the part, ``(n,)``, ascending."""
+    n_pairs: int
+    """Of all ranks."""
+    item_count: Tensor
+    """How often each item occurs in the part, ``(n_items,)``."""
+
+    @property
+    def rows(self) -> slice:
+        """The own users among all, in their order."""
+        return slice(1 + self.rank, self.n_users, self.world)
+
+    def owned(self, user: Tensor) -> Tensor:
+        """Which of these users are this rank's."""
+        return (user - 1) % self.world == self.rank
+
+    def local(self, user: Tensor) -> Tensor:
+        """The own numbers of own users."""
+        return 1 + (user - 1) // self.world
+
+    def everybodys(self, user: Tensor) -> Tensor:
+        """Own numbers to the numbers in the whole data."""
+        return 1 + self.rank + (user - 1) * self.world
+
+    def own_rows(self, table: Tensor) -> Tensor:
+        """The padding row and the own users' rows of a table of all users."""
+        return torch.cat([table[:1], table[self.rows]])
+
+    def whole_table(self, own: Tensor, ranks: Ranks) -> Tensor:
+        """The table of all users, from those of all ranks, on rank 0; an empty one on the others."""
+        parts = ranks.gather(own[1:].contiguous(), everywhere=False)
+        if not parts:
+            return own[:0]
+        whole = own.new_zeros((self.n_users, *own.shape[1:]))
+        whole[0] = own[0]
+        for rank, rows in enumerate(parts):
+            whole[1 + rank :: self.world] = rows
+        return whole
+
+
+def share_users(dataset: Any, ranks: Ranks, summary_of: Callable[[Any], str]) -> None:
+    """Let ``dataset.build()``, RecBole's, return parts with this rank's users alone; each has a ``shard``.
+
+    Items keep their numbers.  On rank 0 a part also has a ``summary`` of what it was, for a checkpoint.
+
+    Raises:
+        UserError: from ``build``, on all ranks, if there are not enough users for one of them.
+    """
+    whole = dataset.build
+
+    def build() -> list[Any]:
+        parts = whole()
+        for part in parts:
+            part.__dict__.pop("build", None)  # a copy of the data set's
+        for name, part in zip(("train", "validation", "test"), parts, strict=False):
+            counts = torch.bincount((part.inter_feat[part.uid_field] - 1) % ranks.world, minlength=ranks.world)
+            if len(part) and int(counts.min()) == 0:
+                raise UserError(
+                    f"nproc: of {ranks.world} processes, number {int(counts.argmin())} has no user in the {name} part; "
+                    "start fewer"
+                )
+        own = [_own_part(part, ranks) for part in parts]
+        for part, mine in zip(parts, own, strict=True):
+            mine.summary = summary_of(part) if ranks.rank == 0 else None
+        return own
+
+    dataset.build = build
+
+
+def _own_part(part: Any, ranks: Ranks) -> Any:
+    uid, iid = part.uid_field, part.iid_field
+    rows = part.inter_feat
+    item_count = torch.bincount(rows[iid], minlength=part.item_num)
+    shard = Shard(ranks.rank, ranks.world, part.user_num, np.empty(0, dtype=np.int32), len(rows), item_count)
+    own = torch.nonzero(shard.owned(rows[uid])).squeeze(1)
+    mine = rows[own]
+    mine.update(type(mine)({uid: shard.local(mine[uid])}))
+    copy = part.copy(mine)
+    copy.shard = Shard(**{**shard.__dict__, "number": own.numpy().astype(np.int32)})
+    tokens = part.field2id_token[uid]
+    tokens = np.concatenate([tokens[:1], tokens[shard.rows]])
+    copy.field2id_token = {**part.field2id_token, uid: tokens}
+    copy.field2token_id = {**part.field2token_id, uid: {token: number for number, token in enumerate(tokens)}}
+    if part.user_feat is not None:
+        copy.user_feat = part.user_feat[
+            torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(part.user_num)[shard.rows]])
+        ]
+        copy.user_feat.update(type(copy.user_feat)({uid: torch.arange(len(tokens))}))
+    return copy

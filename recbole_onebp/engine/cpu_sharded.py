@@ -1,0 +1,169 @@
+"""The fast engine for the CPU in several processes: each has users of its own, and a share of the work on the items.
+
+A rank scores its own users' pairs.  What the items' gradients are made of (the users' encodings, a coefficient a score,
+which items these are, and its parts of the sums for shared negatives) all ranks put where one process would have put
+it: in memory that the ranks of a host share, and a copy goes from host to host.  Then each rank sums the gradients and
+takes the optimizer's step for its share of the rows of the host's item table, in the order of one process.  So the
+tables of 2 and 4 processes are those of one, bit for bit; other numbers have groups of other users, and sum in another
+order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from recbole_onebp.distributed.host import Host
+from recbole_onebp.distributed.ranks import Ranks
+from recbole_onebp.engine.cpu import Floats, FusedEngine, state_of
+from recbole_onebp.engine.schedule import Batch, Ids, Progress, Schedule, even_first
+from recbole_onebp.model import OneBP
+
+__all__ = ["ShardedEngine"]
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What a rank brings to a step."""
+
+    source: Floats
+    """Users' encodings, ``(n, d)``."""
+    coefficient: Floats
+    """Of each pair's scores, ``(n, group)``."""
+    places: Ids
+    """Their items, ``(n, group)``."""
+    negative_gradient: Floats
+    """Its part of the gradients of shared negatives, ``(M, d)``."""
+    negative_bias_gradient: Floats
+    """The same of their biases, ``(M, 1)``."""
+
+    @classmethod
+    def over(cls, words: Tensor, n: int, size: int, group: int, n_shared: int) -> _Share:
+        """One whose arrays lie one after the other in ``words``, of 4 bytes each."""
+        ends = np.cumsum(cls._lengths(n, size, group, n_shared))
+        source, coefficient, places, gradient, bias_gradient = np.split(words.numpy(), ends[:-1])
+        return cls(
+            source.reshape(n, size),
+            coefficient.reshape(n, group),
+            places.view(np.int32).reshape(n, group),
+            gradient.reshape(n_shared, size),
+            bias_gradient.reshape(n_shared, 1),
+        )
+
+    @classmethod
+    def words(cls, n: int, size: int, group: int, n_shared: int) -> int:
+        """How many it takes."""
+        return sum(cls._lengths(n, size, group, n_shared))
+
+    @staticmethod
+    def _lengths(n: int, size: int, group: int, n_shared: int) -> tuple[int, ...]:
+        """Of the arrays, in the order of the fields."""
+        return n * size, n * group, n * group, n_shared * size, n_shared
+
+
+class ShardedEngine(FusedEngine):
+    """Trains one rank's part of a model; all ranks make and call it together.
+
+    Args:
+        model: of the rank's users and all items; these move to the memory of the host.
+        optimizer: as of :class:`FusedEngine`; its state of the items moves too.
+        schedule: the rank's steps.
+        ranks: all of them.
+
+    Attributes:
+        words_a_pair: what goes from host to host for a pair, of 4 bytes each.
+    """
+
+    def __init__(self, model: OneBP, optimizer: torch.optim.Optimizer, schedule: Schedule, ranks: Ranks) -> None:
+        self._ranks, self._host = ranks, Host(ranks)
+        super().__init__(model, optimizer, schedule)
+        self._part = ranks.local_rank, ranks.local_world
+        self.words_a_pair = _Share.words(1, model.config.embedding_size, self._group, 0)
+        self._shared_tensors: dict[str, Tensor] = {}
+
+    def _tensor(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._host.tensor(shape, dtype)
+
+    def train_epoch(self, epoch: int, progress: Progress = iter, done: int = 0, loss: float = 0.0) -> float:
+        """Train on every pair once; see :meth:`FusedEngine.train_epoch`."""
+        self._share_items()
+        self._step_number = done
+        total = super().train_epoch(epoch, progress, done, loss)
+        return float(self._ranks.total(torch.tensor([total], dtype=torch.float64)))
+
+    def _batches(self, epoch: int, done: int) -> Iterator[Batch]:
+        ordered, order = self.schedule.own_order(epoch), even_first(self._ranks.world)
+        self._counts = torch.stack(self._ranks.gather(torch.from_numpy(np.diff(ordered[1])))).numpy()  # (world, steps)
+        self._firsts = np.empty_like(self._counts)  # where the pairs of each rank begin in a step
+        self._firsts[order] = np.cumsum(self._counts[order], axis=0) - self._counts[order]
+        return self.schedule.batches(epoch, done, ordered)
+
+    def _share_items(self) -> None:
+        """Have the items and their optimizer's state in the host's memory: anew each epoch, see the parent's."""
+        trained = {"table": self.model.item_table}
+        if self.model.item_bias is not None:
+            trained["bias"] = self.model.item_bias
+        for name, parameter in trained.items():
+            parameter.data = self._in_host(name, parameter.data)
+            state = state_of(parameter, self.optimizer)
+            for moment in ("exp_avg", "exp_avg_sq"):
+                state[moment] = self._in_host(f"{name} {moment}", state[moment])
+
+    def _in_host(self, name: str, tensor: Tensor) -> Tensor:
+        if name not in self._shared_tensors:
+            self._shared_tensors[name] = self._host.tensor(tuple(tensor.shape))
+        shared = self._shared_tensors[name]
+        if self._ranks.local_rank == 0 and shared.data_ptr() != tensor.data_ptr():
+            shared.copy_(tensor)
+        self._host.wait()
+        return shared
+
+    def _step(self, batch: Batch) -> float:
+        self._first = int(self._firsts[self._ranks.rank, self._step_number])
+        loss = super()._step(batch)
+        self._step_number += 1
+        return loss
+
+    def _train_items(self, batch: Batch) -> Ids:
+        if self._ranks.peers is not None:
+            self._exchange()
+        self._host.wait()  # all that gradients are made of is there, and nobody reads items any more
+        touched = super()._train_items(batch)
+        self._item_links.head[touched] = -1  # those of other ranks' rows
+        self._host.wait()  # all items have stepped
+        return touched
+
+    def _share_of(self, rank: int) -> _Share:
+        """Where in this host's memory lies what a rank brings."""
+        first, n = self._firsts[rank, self._step_number], self._counts[rank, self._step_number]
+        places = slice(first * self._group, (first + n) * self._group)
+        return _Share(
+            self._source[first : first + n].numpy(),
+            self._coefficient[places].reshape(n, self._group),
+            self._places[places].reshape(n, self._group),
+            self._negative_gradient[rank].numpy(),
+            self._negative_bias_gradient[rank].numpy(),
+        )
+
+    def _exchange(self) -> None:
+        """Put what the ranks of other hosts bring: each rank hears from those with its local rank."""
+        ranks = self._ranks
+        peers = range(ranks.local_rank, ranks.world, ranks.local_world)
+        most = int(self._counts[peers, self._step_number].max())
+        sizes = most, self.config.embedding_size, self._group, self._n_shared
+        sent, *received = torch.empty(1 + ranks.n_hosts, _Share.words(*sizes))
+        packed = _Share.over(sent, *sizes)
+        for name, values in vars(self._share_of(ranks.rank)).items():
+            getattr(packed, name)[: len(values)] = values
+        with ranks.together():
+            dist.all_gather(received, sent, group=ranks.peers)
+        for peer, words in zip(peers, received, strict=True):
+            if peer != ranks.rank:
+                brought = _Share.over(words, *sizes)
+                for name, here in vars(self._share_of(peer)).items():
+                    here[:] = getattr(brought, name)[: len(here)]

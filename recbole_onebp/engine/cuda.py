@@ -1,0 +1,231 @@
+"""The fast engine for CUDA: the gradient written out in tensor operations of fixed shapes.
+
+Everything of an epoch lies on the device, order and negatives included, and nothing waits for it before the epoch ends.
+Any device of torch's runs it, so that the tests hold it against the others on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from recbole_onebp.distributed.ranks import Ranks
+from recbole_onebp.engine.schedule import Progress, Schedule
+from recbole_onebp.model import OneBP
+from recbole_onebp.sampling import DeviceSampler
+
+__all__ = ["DeviceEngine"]
+
+IntArray = npt.NDArray[np.int64]
+
+_STEPS_A_DRAW = 64
+"""Negatives are drawn for this many steps at once: a draw is some dozens of small kernels."""
+
+
+class _Recorded:
+    """A step as a CUDA graph: one launch instead of some dozens, which take longer than what they start."""
+
+    def __init__(self, step: Callable[..., None], parts: tuple[Tensor, ...]) -> None:
+        self._parts = [part.clone() for part in parts]
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            step(*self._parts)
+
+    def __call__(self, parts: tuple[Tensor, ...]) -> None:
+        for own, part in zip(self._parts, parts, strict=True):
+            own.copy_(part)
+        self._graph.replay()
+
+
+class DeviceEngine:
+    """Trains a model where it lies, an epoch a call.
+
+    Args:
+        model: its tables are changed in place.
+        optimizer: torch's Adam, which takes its own step (fused on CUDA), or SparseAdam, whose state is changed as its
+            step would.
+        schedule: the steps.
+        ranks: the processes that share the users out; each has all items, and they add their gradients up.
+    """
+
+    def __init__(
+        self, model: OneBP, optimizer: torch.optim.Optimizer, schedule: Schedule, ranks: Ranks | None = None
+    ) -> None:
+        self._ranks = ranks or Ranks()
+        self.model, self.optimizer, self.schedule, self.config = model, optimizer, schedule, model.config
+        self._device = model.item_table.device
+        self._user, self._item = (
+            torch.from_numpy(ids).to(self._device, torch.long) for ids in (schedule.user, schedule.item)
+        )
+        self._sampler = DeviceSampler(schedule.sampler, self._device)
+        self._log_q = torch.from_numpy(schedule.log_q()).to(self._device) if self.config.logq_correction else None
+        self._two = self.config.backprop == "two"
+        self._sparse = isinstance(optimizer, torch.optim.SparseAdam)
+        self.loss = torch.zeros((), dtype=torch.float64)
+        # The lazy step counts on the host, and other ranks' gradients come when they come: neither can be recorded.
+        self._records = self._device.type == "cuda" and not self._sparse and self._ranks.alone
+        if self._device.type == "cuda" and not self._sparse:
+            for group in optimizer.param_groups:
+                group["fused"], group["foreach"] = True, False
+
+    @torch.no_grad()
+    def train_epoch(self, epoch: int, progress: Progress = iter, done: int = 0, loss: float = 0.0) -> float:
+        """Train on every pair once; see :meth:`FusedEngine.train_epoch`."""
+        own, starts = self.schedule.own_order(epoch)
+        order = torch.from_numpy(own).to(self._device, torch.long)
+        number = torch.from_numpy(self.schedule.numbers(own)).to(self._device, torch.long)
+        users, items = self._user[order], self._item[order]
+        self.loss = torch.tensor(loss, dtype=torch.float64, device=self._device)
+        if self.config.leave_one_out:  # a checkpoint does not hold what its users were made of
+            self.model.move_all_users()
+        negatives: Iterator[Tensor] = iter(())
+        recorded: _Recorded | None = None
+        for step in progress(range(done, len(self.schedule))):
+            if (step - done) % _STEPS_A_DRAW == 0:
+                negatives = self._draw(users, number, starts, step, epoch)
+            here = slice(starts[step], starts[step + 1])
+            parts = users[here], items[here], next(negatives)
+            self._n_pairs = self.schedule.pairs_of_step(step)
+            if not self._records or step == done or self._n_pairs < self.config.positives_a_step:
+                self._step(*parts)
+            else:
+                recorded = recorded or self._record(parts)
+                recorded(parts)
+            if self.schedule.aggregates_after(step):
+                self.model.move_all_users()
+        return float(self._ranks.total(self.loss))
+
+    def _step(self, user: Tensor, item: Tensor, negative: Tensor) -> None:
+        self.loss += (self._shared if self.config.negatives == "shared" else self._pairs)(user, item, negative)
+        if not self._two and self.config.aggregation == "step":
+            self.model.move(user, item)
+
+    def _record(self, parts: tuple[Tensor, ...]) -> _Recorded:
+        """A full step of this epoch, whose learning rate it keeps."""
+        groups = self.optimizer.param_groups
+        before = [group["capturable"] for group in groups]
+        try:
+            for group in groups:
+                group["capturable"] = True  # what fused Adam is, and torch asks to be told
+            return _Recorded(self._step, parts)
+        finally:
+            for group, value in zip(groups, before, strict=True):
+                group["capturable"] = value
+
+    def _draw(self, users: Tensor, number: Tensor, starts: IntArray, step: int, epoch: int) -> Iterator[Tensor]:
+        """The negatives of the next steps."""
+        steps = range(step, min(step + _STEPS_A_DRAW, len(self.schedule)))
+        if self.config.negatives == "shared":
+            shared = torch.from_numpy(np.stack([self.schedule.shared_negatives(number, epoch) for number in steps]))
+            if self._device.type == "cuda":
+                shared = shared.pin_memory()  # or the copy would wait for the steps before
+            return iter(shared.to(self._device, non_blocking=True).long())
+        here = slice(starts[steps.start], starts[steps.stop])
+        n = self.config.train_neg_sample_args.sample_num
+        drawn = self._sampler.draw(users[here], n, number[here], epoch)
+        return iter(torch.split(drawn, np.diff(starts[steps.start : steps.stop + 1]).tolist()))
+
+    # ------------------------------------------------------------------------------------------------------- gradients
+
+    def _unit(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows as they are scored, and the inverse of their lengths; 1 with ``score: dot``."""
+        if self.config.score == "dot":
+            return rows, rows.new_ones(rows.shape[:-1])
+        inverse = 1 / rows.norm(dim=-1).clamp(min=1e-12)
+        return rows * inverse.unsqueeze(-1), inverse
+
+    def _through(self, gradient: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
+        """The gradient by rows, from that by their unit rows."""
+        if self.config.score == "dot":
+            return gradient
+        return (gradient - (gradient * unit).sum(dim=-1, keepdim=True) * unit) * inverse.unsqueeze(-1)
+
+    def _shift(self, item: Tensor) -> Tensor | float:
+        shift = 0.0 if self.model.item_bias is None else self.model.item_bias[item].squeeze(-1)
+        return shift if self._log_q is None else shift - self._log_q[item]
+
+    def _pairs(self, user: Tensor, item: Tensor, negative: Tensor) -> Tensor:
+        ids = torch.cat([item.unsqueeze(1), negative], dim=1)  # (B, 1 + N)
+        user_e, user_inverse = self._unit(self.model.users_of(user, item))  # (B, d)
+        item_e, inverse = self._unit(self.model.item_table[ids])  # (B, 1 + N, d)
+        logits = (item_e @ user_e.unsqueeze(-1)).squeeze(-1) / self.config.temperature + self._shift(ids)
+        share = logits.softmax(dim=1)
+        loss = (logits.logsumexp(dim=1) - logits[:, 0]).sum() / self._n_pairs
+        share[:, 0] -= 1
+        by_logit = share / self._n_pairs  # the derivative of the mean loss
+        by_score = (by_logit / self.config.temperature).unsqueeze(-1)
+        gradient = self._through(by_score * user_e.unsqueeze(1), item_e, inverse)
+        of_users = self._through((by_score * item_e).sum(dim=1), user_e, user_inverse) if self._two else None
+        self._update(ids.reshape(-1), gradient.flatten(0, 1), by_logit.reshape(-1), user, of_users)
+        return loss
+
+    def _shared(self, user: Tensor, item: Tensor, negative: Tensor) -> Tensor:
+        user_e, user_inverse = self._unit(self.model.users_of(user, item))  # (B, d)
+        ids = torch.cat([item, negative])  # (B + M,)
+        rows, inverse = self._unit(self.model.item_table[ids])
+        item_e, negative_e = rows[: len(user)], rows[len(user) :]
+        shift = self._shift(ids) + torch.zeros(len(ids), device=self._device)
+        first = (user_e * item_e).sum(dim=1) / self.config.temperature + shift[: len(user)]
+        others = user_e @ negative_e.T / self.config.temperature + shift[len(user) :]
+        others.masked_fill_(self.model.have_taken(user, negative), -torch.inf)
+        logits = torch.cat([first.unsqueeze(1), others], dim=1)  # (B, 1 + M)
+        share = logits.softmax(dim=1)
+        loss = (logits.logsumexp(dim=1) - first).sum() / self._n_pairs
+        share[:, 0] -= 1
+        by_logit = share / self._n_pairs
+        by_score = by_logit / self.config.temperature
+        gradient = torch.cat([by_score[:, :1] * user_e, by_score[:, 1:].T @ user_e])
+        gradient = self._through(gradient, rows, inverse)
+        of_users = None
+        if self._two:
+            of_users = by_score[:, :1] * item_e + by_score[:, 1:] @ negative_e
+            of_users = self._through(of_users, user_e, user_inverse)
+        self._update(ids, gradient, torch.cat([by_logit[:, 0], by_logit[:, 1:].sum(dim=0)]), user, of_users)
+        return loss
+
+    # ------------------------------------------------------------------------------------------------------- optimizer
+
+    def _update(self, item: Tensor, by_item: Tensor, by_bias: Tensor, user: Tensor, by_user: Tensor | None) -> None:
+        """One step on everything that is trained, from gradients by row; a row that occurs again adds up."""
+        model = self.model
+        gradients: list[tuple[Tensor, Tensor, Tensor]] = [(model.item_table, item, by_item)]
+        if model.item_bias is not None:
+            gradients.append((model.item_bias, item, by_bias.unsqueeze(1)))
+        if by_user is not None:
+            gradients.append((model.user_table, user, by_user))
+        for parameter, rows, values in gradients:
+            if self._sparse:
+                self._lazy_adam(parameter, rows, values)
+            else:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                parameter.grad.zero_().index_add_(0, rows, values)
+                if parameter is not model.user_table:
+                    self._ranks.total(parameter.grad)
+        if not self._sparse:
+            self.optimizer.step()
+
+    def _lazy_adam(self, parameter: Tensor, rows: Tensor, values: Tensor) -> None:
+        """SparseAdam's step, without asking the device how many rows are touched."""
+        state, group = self.optimizer.state[parameter], self.optimizer.param_groups[0]
+        if not state:
+            state.update(step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
+        state["step"] += 1
+        beta1, beta2 = group["betas"]
+        scale = group["lr"] * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
+        rows, order = rows.sort(stable=True)
+        slot = torch.cat([rows.new_zeros(1), (rows[1:] != rows[:-1]).long()]).cumsum(0)
+        gradient = torch.zeros_like(values).index_add_(0, slot, values[order])  # one slot a touched row, the rest zero
+        # The slots that are left over stand for the padding row, which their zeros leave as it is.
+        row = torch.zeros_like(rows).index_copy_(0, slot, rows)
+        first = state["exp_avg"][row].lerp_(gradient, 1 - beta1)
+        second = state["exp_avg_sq"][row].lerp_(gradient.square(), 1 - beta2)
+        state["exp_avg"].index_copy_(0, row, first)
+        state["exp_avg_sq"].index_copy_(0, row, second)
+        moved = parameter[row] - scale * first / (second.sqrt() + group["eps"])
+        parameter.index_copy_(0, row, moved)

@@ -1,0 +1,1 @@
+"""Full-sort evaluation: ranking, metrics, and RecBole's evaluator around them."""

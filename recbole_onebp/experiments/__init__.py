@@ -1,0 +1,1 @@
+"""Many runs: comparisons and hyper-parameter search."""

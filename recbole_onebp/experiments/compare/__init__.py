@@ -1,0 +1,96 @@
+"""Models compared on one split: a process each, and a report of what can be believed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from recbole_onebp.experiments.compare.report import write_report
+from recbole_onebp.experiments.compare.results import Comparison
+from recbole_onebp.experiments.compare.spec import ComparisonSpec, RunSpec
+from recbole_onebp.experiments.compare.split import Split
+from recbole_onebp.experiments.compare.worker import look_at_data, train_and_test
+from recbole_onebp.util.errors import UserError, writing
+from recbole_onebp.util.processes import Task, outcome_of, run_tasks
+
+__all__ = ["compare"]
+
+
+def compare(config_files: Sequence[str], overrides: Mapping[str, Any] | None = None) -> Path:
+    """Train every model with every seed that has no result yet, and report.
+
+    Args:
+        config_files: YAML files; see :class:`~recbole_onebp.experiments.compare.spec.ComparisonSpec`.
+        overrides: keys above theirs.
+
+    Returns:
+        The report's folder, ``output_dir``; default ``runs/compare-<name of the last file>``.
+
+    Raises:
+        UserError: for what is wrong in the files or the data, before anything is trained; or if no run finished.
+    """
+    plan = ComparisonSpec.read(config_files, overrides or {})
+    runs, folder = plan.runs(), Path(plan.output_dir)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+    try:
+        with lock.acquire(timeout=0):
+            return _compare(plan, runs, folder)
+    except Timeout:
+        raise UserError(f"output_dir: {folder}: another comparison is at work there") from None
+
+
+def _compare(plan: ComparisonSpec, runs: Sequence[RunSpec], folder: Path) -> Path:
+    log = getLogger()
+    protocol = _protocol(folder / "data", runs[0])
+    split = Split.load(folder / "data" / "split.npz")
+    folders = {folder / "runs" / run.key(split.id): run for run in runs}
+    tasks = [
+        Task(f"{run.entry.label}, seed {run.seed}", path, train_and_test, (dict(run.given), split.id))
+        for path, run in folders.items()
+        if (outcome_of(path) or {}).get("status") != "done"
+    ]
+    log.info("%d users, %d items, split %s", protocol["users"], protocol["items"], split.id)
+    log.info("%d runs, of which %d are finished", len(runs), len(runs) - len(tasks))
+    ended = 0
+
+    def done(task: Task, outcome: Mapping[str, Any]) -> None:
+        nonlocal ended
+        ended += 1
+        log.info("[%d/%d] %s: %s", ended, len(tasks), task.name, _told(task.folder, outcome))
+
+    timeout = None if plan.timeout_minutes is None else 60 * plan.timeout_minutes
+    run_tasks(tasks, plan.jobs, timeout, done)
+    comparison = Comparison.load(plan, protocol, split, folders, runs[0].settings["valid_metric"].lower())
+    if not comparison.finished:
+        raise UserError(f"no run has finished; {comparison.models[0].label}: {comparison.models[0].failures[0]}")
+    for note in comparison.notes:
+        log.warning("%s", note)
+    with writing(folder):
+        written = write_report(comparison, folder)
+    log.info("wrote %s in %s", ", ".join(written), folder)
+    return folder
+
+
+def _protocol(folder: Path, run: RunSpec) -> dict[str, Any]:
+    """What the split is like; in a process of its own, whose memory the runs may have."""
+    outcomes: list[dict[str, Any]] = []
+    run_tasks([Task("data", folder, look_at_data, (dict(run.given),))], 1, None, lambda _, end: outcomes.append(end))
+    if "protocol" not in outcomes[0]:
+        raise UserError(outcomes[0]["reason"])
+    protocol: dict[str, Any] = outcomes[0]["protocol"]
+    return protocol
+
+
+def _told(folder: Path, outcome: Mapping[str, Any]) -> str:
+    if outcome["status"] != "done":
+        return f"{outcome['status']}: {outcome['reason']}"
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    metrics = "  ".join(f"{name} {value:.4f}" for name, value in result["test"].items())
+    return f"{metrics}  ({result['seconds']['train']:.1f} s, best epoch {result['best_epoch']})"

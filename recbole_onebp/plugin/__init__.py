@@ -1,0 +1,1 @@
+"""How RecBole is patched for today's Python stack, and how it finds OneBP by name."""

@@ -1,0 +1,179 @@
+"""The folder of a run: where it is and what is written into it, always whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from recbole_onebp.util.errors import UserError
+from recbole_onebp.util.files import write_atomically
+
+__all__ = ["RunFolder", "checkpoints_of", "plain"]
+
+
+def checkpoints_of(path: Path) -> Path:
+    """Where the checkpoints of a run lie in its folder."""
+    return path / "checkpoint"
+
+
+class RunFolder:
+    """One run's folder: ``config.yaml``, ``metrics.jsonl``, ``result.json``, ``curves.png``, ``model.safetensors``,
+    ``checkpoint/``, ``run.log`` and ``tensorboard/``; on request RecBole's ``checkpoint.pth``; and ``.lock``."""
+
+    _holder: tempfile.TemporaryDirectory[str] | None = None
+    _holds = 0
+
+    def __init__(self, path: str | Path) -> None:
+        """Make the folder; what an earlier run left there stays until :meth:`start`.
+
+        Raises:
+            UserError: if it cannot be made or written to.
+        """
+        self.path = Path(path)
+        with self._writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            # One a process and folder: whoever builds a run there again, in the same process, is not another one.
+            self._lock = FileLock(self.path.resolve() / ".lock", timeout=0, thread_local=False, is_singleton=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+            if self.log.exists():
+                self.log.open("a").close()
+
+    def hold(self) -> None:
+        """Keep other processes from running here until :meth:`let_go`, once for each call; a folder that goes lets go.
+
+        Raises:
+            UserError: if another one does.
+        """
+        with self._writing():
+            try:
+                self._lock.acquire()
+            except Timeout:
+                raise UserError(f"output_dir: another run is at work in {self.path}; name another folder") from None
+        self._holds += 1
+
+    def let_go(self) -> None:
+        """See :meth:`hold`."""
+        self._holds -= 1
+        self._lock.release()
+
+    def __del__(self) -> None:
+        while self._holds:  # a run that was built and dropped
+            self.let_go()
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Now that a run begins, remove what an earlier one left, and write the effective configuration.
+
+        Args:
+            config: what is no plain value in it (a device, an enum) is written by its name.
+        """
+        with self._writing():
+            for file in (self.model, self.recbole_checkpoint):
+                file.unlink(missing_ok=True)
+            for folder in (self.checkpoints, self.path / "tensorboard"):
+                shutil.rmtree(folder, ignore_errors=True)
+        self.go_on(config, ())
+
+    def go_on(self, config: Mapping[str, Any], epochs: Iterable[Mapping[str, Any]]) -> None:
+        """:meth:`start` for a run that goes on after ``epochs``: what came after them goes."""
+        text = yaml.safe_dump(plain(config), allow_unicode=True, sort_keys=True)
+        lines = "".join(json.dumps(epoch) + "\n" for epoch in epochs)
+        with self._writing():
+            for name in ("result.json", "curves.png"):
+                (self.path / name).unlink(missing_ok=True)
+            write_atomically(self.path / "config.yaml", lambda file: file.write_text(text, encoding="utf-8"))
+            write_atomically(self.path / "metrics.jsonl", lambda file: file.write_text(lines, encoding="utf-8"))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"output_dir: {self.path} cannot be written to: {error.strerror or error}") from None
+
+    @classmethod
+    def fresh(cls, dataset: str, model: str) -> RunFolder:
+        """A folder of its own below ``runs/``, named after the data set, the model and the time."""
+        stem = f"{dataset}-{model}-{datetime.now():%Y%m%d-%H%M%S}"
+        path, number = Path("runs") / stem, 2
+        while path.exists():
+            path, number = Path("runs") / f"{stem}-{number}", number + 1
+        return cls(path)
+
+    @classmethod
+    def temporary(cls) -> RunFolder:
+        """A folder that goes with the process: for one whose run another process records."""
+        holder = tempfile.TemporaryDirectory(prefix="recbole-onebp-", ignore_cleanup_errors=True)
+        folder = cls(holder.name)
+        folder._holder = holder
+        return folder
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        return checkpoints_of(self.path)
+
+    @property
+    def recbole_checkpoint(self) -> Path:
+        return self.path / "checkpoint.pth"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "run.log"
+
+    def write_result(self, values: Mapping[str, Any]) -> None:
+        text = json.dumps(values, indent=2) + "\n"
+        with self._writing():
+            write_atomically(self.path / "result.json", lambda file: file.write_text(text, encoding="utf-8"))
+
+    def add_epoch(self, values: Mapping[str, Any]) -> None:
+        """Append a line to ``metrics.jsonl``; a reader sees whole lines, also while the run goes on."""
+        with self._writing(), open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def draw_curves(self, epochs: Iterable[Mapping[str, Any]], valid_metric: str, title: str) -> None:
+        """Draw the train loss and the validation metric over the epochs."""
+        # Here, because matplotlib is slow to import and a run that fails early needs no picture.
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+
+        epochs, key = list(epochs), valid_metric.lower()
+        losses = [(e["epoch"], e["train_loss"]) for e in epochs if e["train_loss"] is not None]
+        scores = [(e["epoch"], e["valid"][key]) for e in epochs if key in e["valid"]]
+        panels = [("train loss, summed over steps", losses), (f"validation {key}", scores)]
+        panels = [(label, points) for label, points in panels if points]
+        if not panels:
+            return
+        figure = Figure(figsize=(4.8 * len(panels), 3.4), layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(title)
+        for number, (label, points) in enumerate(panels, start=1):
+            axes = figure.add_subplot(1, len(panels), number)
+            axes.plot(*zip(*points, strict=True), marker="o" if len(points) < 30 else None, markersize=3)
+            axes.set(xlabel="epoch", ylabel=label)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(alpha=0.3)
+        with self._writing():
+            write_atomically(self.path / "curves.png", lambda file: figure.savefig(file, dpi=150, format="png"))
+
+
+def plain(value: Any) -> Any:
+    """``value`` as YAML and JSON know it: what is no plain value in it (a device, an enum) is written by its name."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

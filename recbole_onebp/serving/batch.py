@@ -1,0 +1,330 @@
+"""Lists for many users into one file: by all cores, part by part, so that what was done is not done again."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from recbole_onebp.serving.bundle import read_bundle
+from recbole_onebp.serving.recommender import DEFAULT_RULE, Answers, Recommender, Rule
+from recbole_onebp.util.errors import UserError, writing
+from recbole_onebp.util.files import write_atomically
+from recbole_onebp.util.hashes import sha256
+
+__all__ = ["Request", "Written", "read_ids", "show", "write_lists"]
+
+_PART = 4096
+"""Users a part."""
+
+_COLUMNS = ("user", "item", "rank", "score")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for every user; see :meth:`~recbole_onebp.serving.Recommender.recommend`."""
+
+    k: int = 10
+    exclude_seen: bool = True
+    allow: tuple[str, ...] | None = None
+    deny: tuple[str, ...] = ()
+
+    def answer(self, recommender: Recommender, users: Iterable[str]) -> Answers:
+        return recommender.recommend(users, **asdict(self))
+
+    def answer_history(self, recommender: Recommender, histories: Iterable[Iterable[str]], rule: Rule) -> Answers:
+        return recommender.recommend_history(histories, **asdict(self), rule=rule)
+
+
+def read_ids(path: Path) -> Iterator[str]:
+    """Ids from a file, one a line; empty lines are skipped.
+
+    Raises:
+        UserError: for a file that cannot be read, or is no text.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            for line in file:
+                if name := line.rstrip("\r\n"):
+                    yield name
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8: {error}") from None
+
+
+def show(
+    bundle_dir: Path,
+    users: Path | Sequence[str] | None,
+    history: Sequence[str] | None,
+    request: Request,
+    rule: Rule = DEFAULT_RULE,
+) -> None:
+    """Print lists to stdout, with titles where there are any, and ids that the bundle does not know to stderr.
+
+    Args:
+        bundle_dir: the bundle.
+        users: a file with one id a line, or the ids; all users of the bundle if None.
+        history: what a user never seen has taken; then ``users`` is not looked at.
+        request: what is asked.
+        rule: how the history becomes a user.
+
+    Raises:
+        UserError: for a bundle or a file that cannot be read.
+    """
+    recommender = Recommender.load(bundle_dir)
+    if history is not None:
+        _print(["with this history"], request.answer_history(recommender, [history], rule), recommender)
+        return
+    ids = read_ids(users) if isinstance(users, Path) else iter(recommender.user_ids if users is None else users)
+    while chunk := list(islice(ids, _PART)):
+        _print(chunk, request.answer(recommender, chunk), recommender)
+
+
+def _print(users: Sequence[str], answers: Answers, recommender: Recommender) -> None:
+    for user, answer in zip(users, answers, strict=True):
+        print(f"user {user}")
+        for rank, (item, score) in enumerate(answer, start=1):
+            title = recommender.title(item)
+            print(f"{rank:>4}. {f'{title} ({item})' if title else item}  {score:.4f}")
+    for kind, unknown in (("user", answers.unknown_users), ("item", answers.unknown_items)):
+        for name in unknown:
+            print(f"unknown {kind}: {name}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the bundle did not know of what was asked."""
+
+    n_unknown_users: int
+    unknown_items: list[str]
+    """Among those allowed and denied."""
+
+
+def write_lists(
+    bundle_dir: Path,
+    users: Path | Sequence[str] | None,
+    out: Path,
+    request: Request,
+    *,
+    jobs: int | None = None,
+    force: bool = False,
+    show_progress: bool = False,
+) -> Written:
+    """Write the lists of users to a file, whole or not at all.
+
+    What is done lies in parts in a folder beside ``out`` until all is; called again with the same arguments after it
+    was stopped, however hard, it goes on.  Users that the bundle does not know are listed in ``OUT.unknown.txt``.
+
+    Args:
+        bundle_dir: the bundle.
+        users: a file with one id a line, or the ids; all users of the bundle if None.
+        out: its suffix says what it becomes.  ``.csv`` and ``.parquet``: a row an item, with the columns ``user``,
+            ``item``, ``rank`` (from 1) and ``score``.  ``.jsonl``: a line a user, with ``user``, ``items``, ``scores``.
+        request: what is asked.
+        jobs: processes; one a core if None.
+        force: replace ``out``.
+        show_progress: a bar on stderr.
+
+    Raises:
+        UserError: for a file that is there already or cannot be written, or of another suffix.
+    """
+    write_part, join = _formats(out)
+    if out.exists() and not force:
+        raise UserError(f"{out}: is there already; choose another file, or replace it with --force")
+    if jobs is not None and jobs < 1:
+        raise UserError(f"jobs: {jobs} is not allowed: expected at least 1")
+    bundle = read_bundle(bundle_dir)
+    unknown_items = request.answer(Recommender(bundle), []).unknown_items  # and so the request is checked
+    if users is None:
+        users = bundle.user_ids
+    n_users = sum(1 for _ in read_ids(users)) if isinstance(users, Path) else len(users)
+    plan = {
+        "manifest": sha256(bundle_dir / "manifest.json"),
+        "users": sha256(users) if isinstance(users, Path) else hashlib.sha256("\n".join(users).encode()).hexdigest(),
+        "request": asdict(request),
+        "users_a_part": _PART,
+    }
+    parts_dir = out.with_name(f".{out.name}.parts")
+    with writing(out):
+        _prepare(parts_dir, json.dumps(plan))
+        unknown_file = out.with_name(f"{out.name}.unknown.txt")
+        parts = [parts_dir / f"{number:07d}{out.suffix}" for number in range(-(-n_users // _PART))]
+        ids = read_ids(users) if isinstance(users, Path) else iter(users)
+        chunks = ((part, list(islice(ids, _PART))) for part in parts)
+        todo = ((part, chunk) for part, chunk in chunks if not part.exists())
+        done = sum(part.exists() for part in parts)
+        with _progress(n_users, min(done * _PART, n_users), show_progress) as advance:
+            for n_done in _run(bundle_dir, todo, request, write_part, jobs or os.cpu_count() or 1):
+                advance(n_done)
+        write_atomically(out, lambda file: join(parts, file))
+        unknown = [name for part in parts if _unknown(part).exists() for name in read_ids(_unknown(part))]
+        unknown_file.unlink(missing_ok=True)
+        if unknown:
+            write_atomically(unknown_file, lambda file: file.write_text("\n".join(unknown) + "\n", encoding="utf-8"))
+        shutil.rmtree(parts_dir)
+    return Written(len(unknown), unknown_items)
+
+
+def _prepare(parts_dir: Path, plan: str) -> None:
+    """Keep the parts of the same plan, and no others."""
+    plan_file = parts_dir / "plan.json"
+    if not plan_file.is_file() or plan_file.read_text(encoding="utf-8") != plan:
+        shutil.rmtree(parts_dir, ignore_errors=True)
+        parts_dir.mkdir(parents=True)
+        write_atomically(plan_file, lambda file: file.write_text(plan, encoding="utf-8"))
+
+
+def _unknown(part: Path) -> Path:
+    return part.with_suffix(".unknown")
+
+
+# ----------------------------------------------------------------------------------------------------------- processes
+
+_Writer = Callable[[Path, list[str], Answers], None]
+
+
+def _run(
+    bundle_dir: Path, todo: Iterator[tuple[Path, list[str]]], request: Request, write_part: _Writer, jobs: int
+) -> Iterator[int]:
+    """Have processes write the parts; the number of users of each as it is done."""
+    previous = os.environ.get("OPENBLAS_NUM_THREADS")
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # of the processes: there is one a core
+    context = multiprocessing.get_context("spawn")
+    running: dict[Future[None], int] = {}
+    with ProcessPoolExecutor(jobs, context, initializer=_open, initargs=(bundle_dir,)) as pool:
+        try:
+            while True:
+                # No more than is worked on soon: the users may be millions.
+                for part, users in islice(todo, 2 * jobs - len(running)):
+                    running[pool.submit(_work, part, users, request, write_part)] = len(users)
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    future.result()
+                    yield running.pop(future)
+        except BrokenProcessPool:
+            raise UserError(
+                "a process was ended from outside, for want of memory perhaps; start the command again, and it goes "
+                "on; with a lower --jobs it takes less memory"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            if previous is None:
+                del os.environ["OPENBLAS_NUM_THREADS"]
+            else:
+                os.environ["OPENBLAS_NUM_THREADS"] = previous
+
+
+_recommender: Recommender
+"""Of a process that writes parts."""
+
+
+def _open(bundle_dir: Path) -> None:
+    global _recommender
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process gets it, and ends the others
+    _recommender = Recommender.load(bundle_dir, verify=False, threads=1)
+
+
+def _work(part: Path, users: list[str], request: Request, write_part: _Writer) -> None:
+    answers = request.answer(_recommender, users)
+    if answers.unknown_users:
+        text = "\n".join(answers.unknown_users) + "\n"
+        write_atomically(_unknown(part), lambda file: file.write_text(text, encoding="utf-8"))
+    write_atomically(part, lambda file: write_part(file, users, answers))
+
+
+@contextmanager
+def _progress(total: int, done: int, shown: bool) -> Iterator[Callable[[int], object]]:
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:  # where there is numpy alone
+        yield lambda _: None
+        return
+    with tqdm(total=total, initial=done, unit="user", disable=not shown, file=sys.stderr) as bar:
+        yield bar.update
+
+
+# ------------------------------------------------------------------------------------------------------------- formats
+
+
+def _formats(out: Path) -> tuple[_Writer, Callable[[Sequence[Path], Path], None]]:
+    """How a part is written, and how parts become one file."""
+    formats = {
+        ".csv": (_write_csv, _join_csv),
+        ".jsonl": (_write_jsonl, _join),
+        ".parquet": (_write_parquet, _join_parquet),
+    }
+    if out.suffix not in formats:
+        raise UserError(f"{out}: its suffix is {out.suffix or 'missing'}; expected {', '.join(formats)}")
+    if out.suffix == ".parquet":
+        try:
+            import pyarrow  # noqa: F401
+        except ModuleNotFoundError:
+            raise UserError(f"{out}: Parquet needs pyarrow: pip install 'recbole-onebp[parquet]'") from None
+    return formats[out.suffix]
+
+
+def _rows(users: Sequence[str], answers: Answers) -> Iterator[tuple[str, str, int, float]]:
+    for user, answer in zip(users, answers, strict=True):
+        for rank, (item, score) in enumerate(answer, start=1):
+            yield user, item, rank, score
+
+
+def _write_csv(file: Path, users: Sequence[str], answers: Answers) -> None:
+    with open(file, "w", newline="", encoding="utf-8") as opened:
+        csv.writer(opened, lineterminator="\n").writerows(_rows(users, answers))
+
+
+def _write_jsonl(file: Path, users: Sequence[str], answers: Answers) -> None:
+    with open(file, "w", encoding="utf-8") as opened:
+        for user, answer in zip(users, answers, strict=True):
+            items, scores = [item for item, _ in answer], [score for _, score in answer]
+            opened.write(json.dumps({"user": user, "items": items, "scores": scores}, ensure_ascii=False) + "\n")
+
+
+def _write_parquet(file: Path, users: Sequence[str], answers: Answers) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = list(zip(*_rows(users, answers), strict=True)) or [()] * len(_COLUMNS)
+    pq.write_table(pa.table(dict(zip(_COLUMNS, columns, strict=True)), schema=_schema()), file)
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    return pa.schema(dict(zip(_COLUMNS, (pa.string(), pa.string(), pa.int32(), pa.float64()), strict=True)))
+
+
+def _join(parts: Sequence[Path], file: Path, head: bytes = b"") -> None:
+    with open(file, "wb") as joined:
+        joined.write(head)
+        for part in parts:
+            with open(part, "rb") as opened:
+                shutil.copyfileobj(opened, joined)
+
+
+def _join_csv(parts: Sequence[Path], file: Path) -> None:
+    _join(parts, file, (",".join(_COLUMNS) + "\n").encode())
+
+
+def _join_parquet(parts: Sequence[Path], file: Path) -> None:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetWriter(file, _schema()) as joined:
+        for part in parts:
+            joined.write_table(pq.read_table(part))

@@ -1,0 +1,91 @@
+"""The scorer for other runtimes: an ONNX graph from users' encodings to their best items."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from recbole_onebp.serving.search import TINY, ItemTable, unit_rows
+from recbole_onebp.util.errors import UserError
+
+__all__ = ["check_packages", "write_onnx"]
+
+_OPSET = 17
+_IR_VERSION = 8
+"""What runtimes since 2022 read."""
+
+
+def check_packages() -> None:
+    """Raise :class:`UserError` where what :func:`write_onnx` needs is missing."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(f"onnx: {error.name} is missing: pip install 'recbole-onebp[onnx]'") from None
+
+
+def write_onnx(path: Path, table: ItemTable, cosine: bool, user_encodings: npt.NDArray[np.floating]) -> None:
+    """Write the graph, and hold what onnxruntime makes of it against numpy.
+
+    Inputs: ``user``, float32 ``(B, d)``, encodings as in ``user_encodings.npy``; ``k``, int64 ``(1,)``.  Outputs:
+    ``score``, float32 ``(B, k)``, the best first, and ``item``, int64 ``(B, k)``, rows of ``item_ids.json``.  What a
+    user has taken is not left out: ask for as many more.
+
+    Args:
+        path: of the file.
+        table: the items.
+        cosine: users are normalised when they are scored.
+        user_encodings: for the check, ``(n_users, d)``.
+
+    Raises:
+        RuntimeError: if the two do not agree.
+    """
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    items = np.concatenate([block for _, block in table.encodings.blocks()])
+    constants = {"items": np.ascontiguousarray(items.T), "tiny": np.array(TINY, np.float32)}
+    nodes = []
+    scored = "user"
+    if cosine:
+        nodes += [
+            helper.make_node("ReduceL2", ["user"], ["length"], axes=[1], keepdims=1),
+            helper.make_node("Max", ["length", "tiny"], ["divisor"]),
+            helper.make_node("Div", ["user", "divisor"], ["unit"]),
+        ]
+        scored = "unit"
+    nodes.append(helper.make_node("MatMul", [scored, "items"], ["product"]))
+    if table.bias is not None:
+        constants["bias"] = np.asarray(table.bias, np.float32)
+        nodes.append(helper.make_node("Add", ["product", "bias"], ["scores"]))
+    nodes.append(helper.make_node("TopK", [nodes[-1].output[0], "k"], ["score", "item"]))
+    used = {name for node in nodes for name in node.input}
+    graph = helper.make_graph(
+        nodes,
+        "recbole_onebp",
+        [
+            helper.make_tensor_value_info("user", TensorProto.FLOAT, ["B", table.encodings.size]),
+            helper.make_tensor_value_info("k", TensorProto.INT64, [1]),
+        ],
+        [
+            helper.make_tensor_value_info("score", TensorProto.FLOAT, ["B", "k"]),
+            helper.make_tensor_value_info("item", TensorProto.INT64, ["B", "k"]),
+        ],
+        [numpy_helper.from_array(value, name) for name, value in constants.items() if name in used],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+
+    users = user_encodings[:: max(1, len(user_encodings) // 64)].astype(np.float32)
+    k = min(20, len(items))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    score, item = session.run(["score", "item"], {"user": users, "k": np.array([k])})
+    user_e = unit_rows(users) if cosine else users
+    expected = table.score_pairs(user_e, np.repeat(np.arange(len(users)), k), item.reshape(-1))
+    margin = np.repeat(table.margin(user_e), k)
+    if not (np.abs(score.reshape(-1) - expected) <= margin + 1e-6 * np.abs(expected)).all():
+        raise RuntimeError(f"{path}: onnxruntime's scores are not numpy's")

@@ -1,0 +1,261 @@
+"""The fast engines against the reference: RecBole's loop with autograd and torch's optimizers, under the same draws."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import product
+
+import numba
+import numpy as np
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+
+from recbole_onebp.engine import make_engine
+from recbole_onebp.engine.cpu import FusedEngine
+from recbole_onebp.engine.cuda import DeviceEngine
+from recbole_onebp.util.errors import UserError
+from support.draws import SameDraws
+
+ENGINES = [FusedEngine, DeviceEngine]
+EPOCHS = 3
+
+
+def assert_same(reference, fast, tolerance=1e-5):
+    theirs, ours = reference.model.state_dict(), fast.model.state_dict()
+    assert theirs.keys() == ours.keys()
+    for name, table in theirs.items():
+        torch.testing.assert_close(ours[name], table, rtol=0, atol=tolerance)
+        assert not ours[name][0].any()
+    theirs, ours = (run.trainer.optimizer.state_dict()["state"] for run in (reference, fast))
+    assert theirs.keys() == ours.keys()
+    for number, state in theirs.items():
+        assert float(ours[number]["step"]) == float(state["step"])
+        for moment in ("exp_avg", "exp_avg_sq"):
+            dense = state[moment].to_dense() if state[moment].is_sparse else state[moment]
+            torch.testing.assert_close(ours[number][moment], dense, rtol=1e-3, atol=1e-6)
+
+
+def compare(tiny, engine, **overrides):
+    settings = {"learning_rate": 0.01, "beta": 0.9, "temperature": 0.5, "n_shared_negatives": 16, **overrides}
+    reference, fast = tiny(**settings, engine="reference"), tiny(**settings, engine="fast")
+    fast.trainer._engine = engine(fast.model, fast.trainer.optimizer, fast.trainer._plan_of(fast.train_data))
+    for epoch in range(EPOCHS):
+        expected = reference.trainer._train_epoch(SameDraws(fast, epoch), epoch)
+        assert fast.trainer._train_epoch(fast.train_data, epoch) == pytest.approx(expected, abs=1e-4)
+    assert_same(reference, fast)
+    return fast
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "optimizer", [{"learner": "adam"}, {"learner": "adam", "weight_decay": 0.01}, {"learner": "sparse_adam"}]
+)
+@pytest.mark.parametrize(("score", "negatives"), list(product(["dot", "cosine"], ["per_pair", "shared"])))
+def test_tables_and_moments_agree(tiny, engine, optimizer, score, negatives):
+    compare(tiny, engine, score=score, negatives=negatives, item_bias=True, **optimizer)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "options", [{"duplicates": "last"}, {"duplicates": "mean"}, {"aggregation": "epoch"}, {"backprop": "two"},
+                {"backprop": "two", "learner": "sparse_adam"}]
+)  # fmt: skip
+@pytest.mark.parametrize(("score", "negatives"), [("dot", "per_pair"), ("cosine", "shared")])
+def test_every_way_to_move_users_agrees(tiny, engine, options, score, negatives):
+    compare(tiny, engine, score=score, negatives=negatives, **options)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"aggregation_alpha": 0.5},
+        {"aggregation_alpha": 0.5, "duplicates": "mean"},
+        {"aggregation_alpha": 0.5, "aggregation": "epoch"},
+        {"aggregation": "interval", "aggregation_interval": 3},
+        {"aggregation": "interval", "aggregation_interval": 5, "beta": 0.0, "aggregation_alpha": 0.5},
+        {"aggregation": "interval", "aggregation_interval": 3, "beta": 0.0, "leave_one_out": True},
+        {"aggregation": "epoch", "beta": 0.0, "aggregation_alpha": 0.5, "leave_one_out": True},
+        {"aggregation": "interval", "aggregation_interval": 1, "beta": 0.5, "learner": "sparse_adam"},
+        {"learning_rate_decay": 0.5},
+    ],
+)
+@pytest.mark.parametrize(("score", "negatives"), list(product(["dot", "cosine"], ["per_pair", "shared"])))
+def test_aggregation_weights_leaving_out_and_decay_agree(tiny, engine, options, score, negatives):
+    size = 32 if negatives == "shared" else 160  # 10 steps an epoch
+    compare(tiny, engine, score=score, negatives=negatives, train_batch_size=size, item_bias=True, **options)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("negatives", ["per_pair", "shared"])
+def test_popularity_and_log_q_agree(tiny, engine, negatives):
+    args = {"distribution": "popularity", "sample_num": 3, "alpha": 0.5}
+    compare(tiny, engine, negatives=negatives, logq_correction=negatives == "shared", train_neg_sample_args=args)
+
+
+def test_log_q_makes_a_difference_only_where_shares_differ(tiny):
+    def loss(**options):
+        run = tiny(negatives="shared", learning_rate=0.01, **options)
+        return run.trainer._train_epoch(run.train_data, 0)
+
+    popular = {"train_neg_sample_args": {"distribution": "popularity", "alpha": 1.0}}
+    assert loss(logq_correction=True) == pytest.approx(loss(), abs=1e-4)
+    assert abs(loss(logq_correction=True, **popular) - loss(**popular)) > 0.01
+
+
+@pytest.mark.parametrize("options", [{}, {"aggregation": "interval", "beta": 0.0, "leave_one_out": True}])
+@pytest.mark.parametrize("negatives", ["per_pair", "shared"])
+def test_the_number_of_threads_does_not_matter(tiny, negatives, options):
+    if numba.config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("one thread only")
+    tables, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            run = tiny(negatives=negatives, item_bias=True, **options)
+            run.trainer._train_epoch(run.train_data, 0)
+            tables.append({name: table.clone() for name, table in run.model.state_dict().items()})
+    finally:
+        torch.set_num_threads(before)
+    if negatives == "per_pair":
+        assert all(torch.equal(tables[0][name], tables[1][name]) for name in tables[0])
+    else:  # torch's matrix products may sum in another order
+        for name in tables[0]:
+            torch.testing.assert_close(tables[0][name], tables[1][name], rtol=0, atol=1e-6)
+
+
+ONE_STEP = """
+import hashlib
+import numpy as np
+from recbole_onebp.engine import kernels
+
+rng = np.random.default_rng(0)
+pairs, negatives, size = 64, 100, 24
+user, item, negative = (rng.integers(1, 30, n).astype(np.int32) for n in (pairs, pairs, negatives))
+users, items, scores = (rng.normal(size=(pairs, n)).astype(np.float32) for n in (size, size, negatives))
+none, loss, coefficient = np.empty(0, np.float32), np.empty(pairs, np.float32), np.empty(pairs, np.float32)
+head, following, rows = np.full(30, -1, np.int32), np.empty(negatives, np.int32), np.empty(30, np.int32)
+kernels.link(negative, head, following, rows)
+start, taken = 2 * np.arange(31), rng.integers(1, 30, 60)
+kernels.shared_scores(
+    user, item, negative, start, taken, head, following, scores, users, items, none, np.float32(2), pairs,
+    loss, coefficient,
+)
+head[:] = -1
+rows = rows[: kernels.link(user, head, following, rows)]
+kernels.move_users(rows, head, following, item, items, none, True, users, 0.9, kernels.MEAN)
+print(hashlib.sha256(b"".join(array.tobytes() for array in (scores, coefficient, users))).hexdigest())
+"""
+
+
+def test_whether_and_for_what_processor_a_process_compiles_does_not_matter(tmp_path):
+    """numba's copies of a loop are optimised apart: the one that was compiled is not the one that is cached."""
+    processors = ({}, {}, {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""})  # compiles, loads, compiles anew
+    bits = [
+        subprocess.run(
+            [sys.executable, "-c", ONE_STEP],
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), **variables},
+            check=True,
+            capture_output=True,
+        ).stdout
+        for variables in processors
+    ]
+    assert len(bits[0]) == 65
+    assert bits == bits[:1] * 3
+
+
+def test_order_and_negatives_change_with_the_epoch_and_the_seed_alone(tiny):
+    plan, again, other = (run.trainer._plan_of(run.train_data) for run in (tiny(), tiny(), tiny(seed=7)))
+    for one, two in zip(plan.batches(4), again.batches(4), strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+    assert not np.array_equal(plan.order(4), plan.order(5))
+    assert not np.array_equal(plan.order(4), other.order(4))
+    assert sorted(plan.order(4)) == list(range(300))
+    assert np.array_equal(tiny(shuffle=False).trainer._plan_of(tiny().train_data).order(4), np.arange(300))
+
+
+def test_a_step_has_the_pairs_that_the_batch_size_says(tiny):
+    sizes = [len(batch.user) for batch in tiny(train_batch_size=160).trainer._plan_of(tiny().train_data).batches(0)]
+    assert sizes == [32] * 9 + [12]
+    sizes = [
+        len(b.user)
+        for b in tiny(train_batch_size=160, negatives="shared").trainer._plan_of(tiny().train_data).batches(0)
+    ]
+    assert sizes == [160, 140]
+
+
+def test_auto_is_fast_where_it_can_be(tiny):
+    assert tiny().trainer.engine == "fast"
+    assert tiny(engine="reference").trainer.engine == "reference"
+    for options in (
+        {"learner": "sgd"},
+        {"enable_amp": True},
+        {"clip_grad_norm": {"max_norm": 1.0}},
+        {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 2, "dynamic": True, "candidate_num": 2}},
+    ):
+        assert tiny(**options).trainer.engine == "reference"
+        with pytest.raises(UserError, match="engine: fast does not go with"):
+            tiny(engine="fast", **options)
+
+
+def test_the_device_chooses_the_engine(tiny):
+    run = tiny()
+    plan = run.trainer._plan_of(run.train_data)
+    assert isinstance(make_engine(run.model, run.trainer.optimizer, plan), FusedEngine)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"aggregation": "interval", "aggregation_interval": 3, "beta": 0.5},
+        {"aggregation": "interval", "aggregation_interval": 3, "beta": 0.0, "leave_one_out": True},
+        {"learning_rate_decay": 0.5},
+    ],
+)
+def test_a_checkpoint_is_all_that_training_goes_on_from(tiny, tmp_path, options):
+    """Three epochs in a row equal two, a checkpoint, and one more."""
+    straight = tiny(output_dir=str(tmp_path / "a"), **options)
+    for epoch in range(3):
+        straight.trainer._train_epoch(straight.train_data, epoch)
+    first = tiny(output_dir=str(tmp_path / "b"), recbole_checkpoint=True, **options)
+    for epoch in range(2):
+        first.trainer._train_epoch(first.train_data, epoch)
+    first.trainer._save_checkpoint(1)
+    second = tiny(output_dir=str(tmp_path / "c"), **options)
+    second.trainer.resume_checkpoint(first.trainer.saved_model_file)
+    second.trainer._train_epoch(second.train_data, 2)
+    for name, table in straight.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], table)
+
+
+def test_a_loss_that_is_not_a_number_is_told(tiny):
+    run = tiny()
+    run.model.item_table.data[5] = torch.nan
+    with pytest.raises(ValueError, match="loss is nan"):
+        run.trainer._train_epoch(run.train_data, 0)
+
+
+def test_engines_may_take_turns(tiny):
+    """The optimizer's state is torch's, so the reference engine goes on where the fast one stopped."""
+    run = tiny()
+    run.trainer._train_epoch(run.train_data, 0)
+    run.trainer.engine = "reference"
+    run.trainer._train_epoch(run.train_data, 1)
+    (state,) = run.trainer.optimizer.state.values()
+    assert float(state["step"]) == 20
+
+
+def test_a_bias_takes_part_in_every_score(tiny):
+    run = tiny(item_bias=True, temperature=0.5, epochs=1)
+    model = run.model
+    model.item_bias.data[7] = 4.0
+    users = Interaction({"user_id": torch.tensor([1, 2])})
+    full = model.full_sort_predict(users).view(2, -1)
+    plain = model.user_table[1:3] @ model.item_table.T
+    torch.testing.assert_close(full - plain, torch.zeros(2, 41).index_fill(1, torch.tensor([7]), 2.0))
+    pairs = Interaction({"user_id": torch.tensor([1, 1]), "item_id": torch.tensor([7, 8])})
+    torch.testing.assert_close(model.predict(pairs), full[0, [7, 8]])

@@ -1,0 +1,540 @@
+"""What a stopped run goes on from: equal to the run that was not stopped, bit for bit, and whole whatever happens."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import shutil
+import signal
+import threading
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from recbole.quick_start import load_data_and_model
+from recbole.trainer import TraditionalTrainer
+
+import recbole_onebp
+from conftest import write_inter
+from recbole_onebp.engine.cpu import FusedEngine
+from recbole_onebp.run import saver
+from recbole_onebp.run.checkpoint import store
+from recbole_onebp.util.errors import UserError
+from support.recbole_models import MODELS, NEEDS, SMALL, has
+
+SHARED = {"negatives": "shared", "n_shared_negatives": 20, "train_batch_size": 32}
+INTERVAL = {"aggregation": "interval", "aggregation_interval": 3}
+RECIPE = {**SHARED, **INTERVAL, "beta": 0.0, "leave_one_out": True, "score": "cosine", "item_bias": True,
+          "temperature": 0.2, "learning_rate_decay": 0.9}  # fmt: skip
+DYNAMIC = {"distribution": "uniform", "sample_num": 2, "alpha": 1.0, "dynamic": True, "candidate_num": 3}
+
+
+@pytest.fixture
+def often(monkeypatch):
+    """A checkpoint whenever there may be one."""
+    monkeypatch.setattr(saver, "_LEAST", 0.0)
+    monkeypatch.setattr(saver, "_SHARE", 0.0)
+
+
+class StoppedError(Exception):
+    pass
+
+
+def files_of(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: path.name != ".lock" and path.stat().st_mtime_ns for path in files}  # some filelocks touch theirs
+
+
+def stop_after(epoch):
+    def on_validation(number, _score):
+        if number == epoch:
+            raise StoppedError
+
+    return on_validation
+
+
+def everything(run):
+    """All that must not depend on whether a run was stopped; times are nobody's."""
+    tensors: dict[str, torch.Tensor] = {}
+    state = saver.trainer_state(run.trainer)
+    rest = store.pack(
+        {"state": state, "generators": saver.generator_states(run.trainer.saver._loaders.values())}, tensors
+    )
+    epochs = [{key: value for key, value in e.items() if "seconds" not in key} for e in run.trainer.record.epochs]
+    return tensors, json.dumps([rest, epochs])
+
+
+def assert_same(one, other):
+    (tensors, rest), (others, other_rest) = one, other
+    assert tensors.keys() == others.keys()
+    for name in tensors:
+        assert torch.equal(tensors[name], others[name]), name
+    assert rest == other_rest
+
+
+def without_seconds(result):
+    return {key: value for key, value in vars(result).items() if key not in ("seconds", "epoch_seconds", "peak_rss_mb")}
+
+
+def same_as_straight(tiny, tmp_path, stop, model="OneBP", **options):
+    """Train in one go; train, be stopped and go on; compare, and return the resumed run."""
+    options = {"epochs": 4, **options}
+    straight = tiny(model, output_dir=str(tmp_path / "straight"), **options)
+    expected = straight.fit()
+    stopped = tiny(model, output_dir=str(tmp_path / "stopped"), **options)
+    stop(stopped)
+    resumed = tiny(model, output_dir=str(tmp_path / "stopped"), resume="auto", **options)
+    assert resumed.trainer.start_epoch > 0 or resumed.trainer.begin_at[0] > 0
+    result = resumed.fit()
+    assert without_seconds(result) == without_seconds(expected)
+    assert_same(everything(resumed), everything(straight))
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("straight", "stopped")]
+    assert [json.loads(line)["epoch"] for line in lines[1]] == [json.loads(line)["epoch"] for line in lines[0]]
+    best = [store.read_tensors(tmp_path / name / "model.safetensors")[0] for name in ("straight", "stopped")]
+    assert all(torch.equal(best[0][name], best[1][name]) for name in best[0] | best[1])
+    return resumed
+
+
+def in_the_third_epoch(run):
+    with pytest.raises(StoppedError):
+        run.train(on_validation=stop_after(2))
+
+
+def after_three_epochs(run):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.trainer, "_add_train_loss_to_tensorboard", lambda epoch, *_: stop_after(2)(epoch, 0))
+        with pytest.raises(StoppedError):
+            run.train()
+
+
+# ------------------------------------------------------------------------------------------------------ between epochs
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"engine": "reference"},
+        *({"learner": name} for name in ("adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")),
+        {"engine": "reference", "learner": "sparse_adam"},
+        {"backprop": "two"},
+        {"aggregation": "epoch"},
+        SHARED,
+        RECIPE,
+        {**RECIPE, "engine": "reference"},
+        {"train_neg_sample_args": DYNAMIC},
+        {"fast_sampler": False, "engine": "reference"},
+        {"eval_args": {"mode": {"valid": "uni5", "test": "uni5"}}, "eval_step": 2},
+    ],
+    ids=str,
+)
+def test_a_run_goes_on_as_if_it_had_not_been_stopped(tiny, tmp_path, often, options):
+    same_as_straight(
+        tiny, tmp_path, in_the_third_epoch if "eval_step" not in options else at_the_fourth_step, **options
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("BPR", {}),
+        ("LightGCN", {"n_layers": 2}),  # keeps results of its evaluation
+        ("MultiVAE", {"mlp_hidden_size": [16], "latent_dimension": 8}),  # counts its steps, and has dropout
+        ("RecVAE", {"hidden_dimension": 16, "latent_dimension": 8}),  # two optimizers
+        ("SGL", {"n_layers": 1}),  # draws a graph an epoch
+    ],
+)
+def test_baselines_go_on_too(tiny, tmp_path, often, model, options):
+    same_as_straight(tiny, tmp_path, in_the_third_epoch, model, learning_rate=0.01, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_every_general_recommender_goes_on(tiny, tmp_path, often, model):
+    options = {"learning_rate": 0.01, "embedding_size": 16, **SMALL.get(model, {})}
+    if NEEDS.get(model) and not has(NEEDS[model]):
+        pytest.skip(f"{model} needs {NEEDS[model]}")
+    if model == "NCL":
+        options |= {"num_clusters": 5, "m_step": 1, "warm_up_step": 1}
+    if model == "RaCT":
+        options |= {"pretrain_epochs": 4}
+    run = tiny(model, output_dir=str(tmp_path / "first"), epochs=1, **options)
+    if isinstance(run.trainer, TraditionalTrainer):
+        assert run.fit().epochs_run == 1
+        assert not run.folder.checkpoints.exists()
+        return
+    stop = in_the_third_epoch if run.trainer.__class__.__name__ != "RaCTTrainer" else after_three_epochs
+    same_as_straight(tiny, tmp_path, stop, model, **options)
+
+
+def test_early_stopping_goes_on_and_stays(tiny, tmp_path, often):
+    options = {"epochs": 40, "stopping_step": 2, "learning_rate": 0.2}
+    resumed = same_as_straight(tiny, tmp_path, in_the_third_epoch, **options)
+    n_epochs = len(resumed.trainer.record.epochs)
+    assert 3 < n_epochs < 40
+    again = tiny(output_dir=str(tmp_path / "stopped"), resume="auto", **options)
+    result = again.fit()
+    assert (result.epochs_run, result.best_epoch) == (n_epochs, n_epochs - 1 - 3)
+    assert_same(everything(again), everything(resumed))
+
+
+def test_without_validation_the_last_epoch_is_the_model(tiny, tmp_path, often):
+    def stop(run):
+        after_three_epochs(run)
+        assert not (tmp_path / "stopped" / "model.safetensors").exists()
+
+    resumed = same_as_straight(tiny, tmp_path, stop, refit=True)
+    model = store.read_tensors(tmp_path / "stopped" / "model.safetensors")[0]
+    assert torch.equal(model["user_table"], resumed.model.user_table)
+
+
+def test_a_finished_run_can_be_longer(tiny, tmp_path):
+    tiny(epochs=2).fit()
+    longer = tiny(epochs=4, resume="auto")
+    result = longer.fit()
+    straight = tiny(epochs=4, output_dir=str(tmp_path / "straight"))
+    assert without_seconds(straight.fit()) == without_seconds(result)
+    assert_same(everything(longer), everything(straight))
+    with pytest.raises(UserError, match="4 epochs are done; epochs: 3 is fewer"):
+        tiny(epochs=3, resume="auto")
+
+
+def without_folder(tiny_config, **overrides):
+    config = {key: value for key, value in tiny_config.items() if key != "output_dir"}
+    return recbole_onebp.build("OneBP", "tiny", config_dict={**config, **overrides})
+
+
+def test_a_path_goes_on_elsewhere(tiny, tiny_config, tmp_path):
+    tiny(epochs=2).fit()
+    before = files_of(tmp_path / "run")
+    (checkpoint,) = (tmp_path / "run" / "checkpoint").iterdir()
+    for place, path in enumerate((tmp_path / "run", checkpoint)):
+        run = tiny(epochs=3, resume=str(path), output_dir=str(tmp_path / f"other{place}"))
+        assert run.fit().epochs_run == 3
+    # Where nothing is left to train there is a checkpoint too.
+    assert tiny(epochs=2, resume=str(checkpoint), output_dir=str(tmp_path / "third")).fit().epochs_run == 2
+    assert tiny(epochs=3, resume="auto", output_dir=str(tmp_path / "third")).trainer.start_epoch == 2
+    assert files_of(tmp_path / "run") == before
+    here = without_folder(tiny_config, epochs=3, resume=str(checkpoint))
+    assert here.folder.path == tmp_path / "run"
+
+
+# ------------------------------------------------------------------------------------------------------ inside an epoch
+
+
+def at_the_fourth_step(run):
+    """As if SIGTERM came in the middle of the fourth step of the second epoch."""
+    signals_in_step(run, 14, signal.SIGTERM)
+
+
+@pytest.fixture(autouse=True)
+def _hears_ctrl_c():
+    """Which a shell's background job does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def signals_in_step(run, number, *signals):
+    steps = 0
+    original, plain = FusedEngine._step, run.trainer._loss_of_batch
+
+    def count():
+        nonlocal steps
+        steps += 1
+        if steps == number:
+            for each in signals:
+                os.kill(os.getpid(), each)
+
+    def step(engine, batch):
+        count()
+        return original(engine, batch)
+
+    def loss(batch):
+        count()
+        return plain(batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FusedEngine, "_step", step)
+        patch.setattr(run.trainer, "_loss_of_batch", loss)
+        with pytest.raises(SystemExit if signals[0] == signal.SIGTERM else KeyboardInterrupt) as caught:
+            run.train()
+    if signals[0] == signal.SIGTERM:
+        assert caught.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"learner": "sparse_adam"}, {"backprop": "two"}, {"aggregation": "epoch"}, SHARED, {**INTERVAL, "beta": 0.5},
+     RECIPE, {"eval_step": 2}],
+    ids=str,
+)  # fmt: skip
+def test_sigterm_saves_inside_an_epoch(tiny, tmp_path, caplog, options):
+    same_as_straight(tiny, tmp_path, at_the_fourth_step, **options)
+    # After the fourth step; where users are taken apart, after the sixth, when they have just been put together.
+    step = 6 if "leave_one_out" in options else 4
+    assert f"--resume={tmp_path / 'stopped'} goes on at epoch 1, step {step}" in caplog.text
+
+
+def test_a_last_step_counts(tiny, tmp_path):
+    same_as_straight(tiny, tmp_path, lambda run: signals_in_step(run, 20, signal.SIGINT))
+
+
+def test_ctrl_c_twice_does_not_wait(tiny, tmp_path):
+    run = tiny()
+    signals_in_step(run, 5, signal.SIGINT, signal.SIGINT)
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_a_signal_waits_only_so_long(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(saver, "_PATIENCE", 0.0)
+    run = tiny(**RECIPE)
+    signals_in_step(run, 4, signal.SIGTERM)
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_the_reference_engine_ends_its_epoch(tiny, tmp_path, caplog):
+    same_as_straight(tiny, tmp_path, at_the_fourth_step, engine="reference")
+    assert f"--resume={tmp_path / 'stopped'} goes on at epoch 2, step 0" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{}, {"engine": "reference"}], ids=str)
+def test_a_signal_waits_for_the_end_of_a_validation(tiny, tmp_path, caplog, options):
+    def in_a_validation(run):
+        valid_epoch, validations = run.trainer._valid_epoch, count()
+
+        def ask(*args, **kwargs):
+            if next(validations) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return valid_epoch(*args, **kwargs)
+
+        run.trainer._valid_epoch = ask
+        with pytest.raises(SystemExit):
+            run.train()
+
+    same_as_straight(tiny, tmp_path, in_a_validation, **options)
+    assert f"--resume={tmp_path / 'stopped'} goes on at epoch 2, step 0" in caplog.text
+
+
+def test_who_ignores_a_signal_goes_on_ignoring_it(tiny):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        run = tiny()
+        with run.trainer.saver.running():
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+            run.trainer.fit(run.train_data, run.valid_data)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_run_leaves_no_thread(tiny):
+    tiny().fit()
+    before = set(threading.enumerate())
+    tiny().fit()
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_search_keeps_no_checkpoints(tiny, tmp_path, often):
+    tiny().train(saved=False)
+    assert not (tmp_path / "run" / "checkpoint").exists()
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+# ------------------------------------------------------------------------------------------------- what does not go on
+
+
+def test_other_settings_are_refused_and_shown(tiny, tmp_path):
+    tiny(epochs=2).fit()
+    before = files_of(tmp_path / "run")
+    with pytest.raises(UserError, match=r"other settings: beta: 0.99 then, 0.5 now; seed: 2020 then, 1 now; give the"):
+        tiny(epochs=2, beta=0.5, seed=1, resume="auto")
+    with pytest.raises(UserError, match="model: OneBP then, BPR now"):
+        tiny("BPR", epochs=2, resume="auto")
+    assert files_of(tmp_path / "run") == before
+    # What no result depends on may change.
+    tiny(epochs=2, state="debug", show_progress=True, eval_memory_mb=1, resume="auto")
+
+
+def test_other_data_are_refused_and_shown(tiny, tmp_path, tiny_path):
+    shutil.copytree(tiny_path, tmp_path / "data")
+    tiny(epochs=2, data_path=str(tmp_path / "data")).fit()
+    tiny(epochs=2, resume="auto")  # the same data elsewhere
+    path = tmp_path / "data" / "tiny" / "tiny.inter"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], *sorted(lines[1:])]) + "\n")
+    with pytest.raises(UserError, match=r"other data: .*train: 300 interactions \(SHA-256 \w+\) then, 300 inter"):
+        tiny(epochs=2, data_path=str(tmp_path / "data"), resume="auto")
+    write_inter(tmp_path / "data" / "tiny", [tuple(line.split("\t")) for line in lines[1:]] + [("u99", "i1")] * 3)
+    with pytest.raises(UserError, match="users: 30 then, 31 now"):
+        tiny(epochs=2, data_path=str(tmp_path / "data"), resume="auto")
+
+
+def test_where_there_is_nothing(tiny, tiny_config, tmp_path, caplog):
+    caplog.set_level("INFO")
+    with pytest.raises(UserError, match="auto needs output_dir"):
+        without_folder(tiny_config, resume="auto")
+    with pytest.raises(UserError, match="there is no such folder"):
+        without_folder(tiny_config, resume="absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: there is no checkpoint"):
+        without_folder(tiny_config, resume=str(tmp_path / "empty"))
+    assert not list((tmp_path / "empty").iterdir())
+    assert tiny(resume="auto").trainer.start_epoch == 0
+    assert "no checkpoint in" in caplog.text
+    assert tiny("Pop", resume="auto").fit().epochs_run == 1  # has one epoch, and keeps none
+    assert tiny("Pop", resume="auto").fit().epochs_run == 1
+
+
+def test_another_version_is_told(tiny, caplog, monkeypatch):
+    tiny(epochs=1).fit()
+    monkeypatch.setattr(saver, "_VERSIONS", {**saver._VERSIONS, "torch": "1.0"})
+    tiny(epochs=2, resume="auto")
+    assert f"torch: {torch.__version__.split('+')[0]}" in caplog.text
+    assert "1.0 now" in caplog.text
+
+
+def test_a_new_run_removes_the_old_ones_checkpoints(tiny, tmp_path):
+    tiny().fit()
+    tiny(epochs=1).fit()
+    assert [path.name for path in (tmp_path / "run" / "checkpoint").iterdir()] == ["epoch-000001-step-000000000"]
+
+
+# ------------------------------------------------------------------------------------------------------------- damage
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["state.json", "state.safetensors", "best.safetensors"])
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink, lambda path: path.write_bytes(b"")])
+def test_the_one_before_stands_in_for_a_damaged_one(tiny, tmp_path, often, caplog, name, damage):
+    def stop(run):
+        in_the_third_epoch(run)
+        older, newer = sorted((tmp_path / "stopped" / "checkpoint").iterdir())
+        assert (older.name, newer.name) == ("epoch-000002-step-000000004", "epoch-000002-step-000000005")
+        damage(newer / name)
+
+    caplog.set_level("INFO")
+    same_as_straight(tiny, tmp_path, stop, train_batch_size=300)
+    assert f"{name}: damaged: " in caplog.text
+    assert "looking for the checkpoint before" in caplog.text
+    assert f"going on with {tmp_path / 'stopped' / 'checkpoint' / 'epoch-000002-step-000000004'}" in caplog.text
+
+
+def test_nothing_whole_is_told(tiny, tmp_path):
+    tiny(epochs=1).fit()
+    (checkpoint,) = (tmp_path / "run" / "checkpoint").iterdir()
+    cut(checkpoint / "state.safetensors")
+    with pytest.raises(UserError, match="no checkpoint there is whole; remove the folder to start anew"):
+        tiny(epochs=2, resume="auto")
+    with pytest.raises(UserError, match=r"state\.safetensors: damaged: it does not match its checksum"):
+        tiny(epochs=2, resume=str(checkpoint))
+
+
+def test_two_are_kept_and_what_a_kill_left_goes(tmp_path):
+    kept = store.Checkpoints(tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / ".a.123.tmp").mkdir(parents=True)
+    for name in "abc":
+        kept.save(name, {"at": name}, None)
+    assert sorted(path.name for path in kept.folder.iterdir()) == ["b", "c"]
+    assert store.Checkpoints(kept.folder).load().values == {"at": "c"}
+    kept.save("c", {"at": "again"}, None)
+    assert sorted(path.name for path in kept.folder.iterdir()) == ["b", "c"]
+    assert store.Checkpoints(kept.folder).load().values == {"at": "again"}
+
+
+@pytest.mark.parametrize("limit", [0, 1000])
+def test_a_full_disk_leaves_what_was_there(tiny, tmp_path, limit):
+    """The system's limit on the size of a file stands in for a disk without room."""
+    run = tiny(epochs=2)
+    run.fit()
+    before = files_of(tmp_path / "run")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        for write in (lambda: run.trainer.saver.save(7), lambda: run.trainer.saver.best_is(7)):
+            with pytest.raises(UserError, match="File too large; the one before stands and goes on at epoch 2"):
+                write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert files_of(tmp_path / "run") == before
+
+
+def test_the_words_of_safetensors_about_the_disk_are_the_systems(tmp_path, monkeypatch):
+    def full(*_):
+        raise store.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(store, "save_file", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        store.write_tensors(tmp_path / "x", {})
+    assert caught.value.errno == 28
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+_PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**62), 2**62) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text().filter(lambda key: key != "$"), inner, max_size=3)
+        | st.dictionaries(st.integers(), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@given(_PLAIN)
+def test_plain_values_come_back(value):
+    assert store.unpack(json.loads(json.dumps(store.pack(value, {}), allow_nan=False)), {}) == value
+
+
+def test_tensors_come_back(tmp_path):
+    table = torch.arange(6.0).reshape(2, 3)
+    value = {"a": table, "again": table, "b": [torch.tensor(3), (table.T, np.float64(0.1))], "none": torch.zeros(0, 3)}
+    kept = store.Checkpoints(tmp_path / "checkpoint")
+    kept.save("x", value, None)
+    back = kept.load().values
+    assert torch.equal(back["a"], table)
+    assert torch.equal(back["again"], table)
+    assert torch.equal(back["b"][1][0], table.T)
+    assert (back["b"][0], back["b"][1][1], back["none"].shape) == (torch.tensor(3), 0.1, (0, 3))
+    mode = (tmp_path / "checkpoint" / "x" / "state.json").stat().st_mode
+    assert (tmp_path / "checkpoint" / "x" / "state.safetensors").stat().st_mode == mode
+    with pytest.raises(TypeError, match=r"a\.0: a set cannot be saved"):
+        store.pack({"a": [set()]}, {})
+
+
+def test_nothing_is_unpickled(tiny, tmp_path, often):
+    """No file of a run is a pickle, unless it was asked for."""
+    tiny().fit()
+    names = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert not [name for name in names if name.endswith((".pth", ".pt", ".pkl"))]
+    run = tiny(recbole_checkpoint=True)
+    result = run.fit()
+    _, model, *_ = load_data_and_model(str(tmp_path / "run" / "checkpoint.pth"))
+    assert all(torch.equal(table, run.model.state_dict()[name]) for name, table in model.state_dict().items())
+    assert result.epochs_run == 3
+
+
+def test_it_is_logged_where_a_run_goes_on(tiny, tmp_path, caplog):
+    tiny(epochs=2).fit()
+    caplog.set_level(logging.INFO)
+    tiny(epochs=3, resume="auto")
+    assert f"going on with {tmp_path / 'run' / 'checkpoint' / 'epoch-000002-step-000000000'}: epoch 2" in caplog.text

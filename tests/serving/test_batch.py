@@ -1,0 +1,193 @@
+"""Lists for many users: shown, and written to files; interrupted, started again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from recbole_onebp import Recommender
+from recbole_onebp.cli import main
+from recbole_onebp.serving import batch
+from recbole_onebp.serving.batch import Request, write_lists
+from recbole_onebp.util.errors import UserError
+from support.bundles import made_bundle
+
+BUNDLE = Path("bundle")
+
+
+@pytest.fixture(autouse=True)
+def rec():
+    return Recommender.load(made_bundle(BUNDLE, n_users=50))
+
+
+@pytest.fixture
+def short_parts(monkeypatch):
+    monkeypatch.setattr(batch, "_PART", 8)
+
+
+def rows(rec, users, **filters):
+    return [
+        (user, item, rank, score)
+        for user, answer in zip(users, rec.recommend(users, **filters), strict=True)
+        for rank, (item, score) in enumerate(answer, start=1)
+    ]
+
+
+def read(path):
+    if path.suffix == ".csv":
+        with open(path, newline="") as file:
+            head, *lines = csv.reader(file)
+        assert head == ["user", "item", "rank", "score"]
+        return [(user, item, int(rank), float(score)) for user, item, rank, score in lines]
+    if path.suffix == ".jsonl":
+        users = [json.loads(line) for line in path.read_text().splitlines()]
+        return [
+            (user["user"], item, rank, score)
+            for user in users
+            for rank, (item, score) in enumerate(zip(user["items"], user["scores"], strict=True), start=1)
+        ]
+    import pyarrow.parquet as pq
+
+    return [tuple(row.values()) for row in pq.read_table(path).to_pylist()]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_files(rec, suffix, short_parts):
+    out = Path(f"lists.{suffix}")
+    users = ["u3", 'no, "body"', *rec.user_ids[10:], "ghost", "u3"]
+    Path("users.txt").write_text("\n".join(users) + "\n\n")
+    written = write_lists(BUNDLE, Path("users.txt"), out, Request(k=7, deny=("i1", "phantom")), jobs=2)
+    assert read(out) == rows(rec, users, k=7, deny=["i1"])
+    assert (written.n_unknown_users, written.unknown_items) == (2, ["phantom"])
+    assert Path(f"lists.{suffix}.unknown.txt").read_text().splitlines() == ['no, "body"', "ghost"]
+    assert sorted(path.name for path in Path.cwd().iterdir()) == [
+        "bundle", f"lists.{suffix}", f"lists.{suffix}.unknown.txt", "users.txt"
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="is there already"):
+        write_lists(BUNDLE, None, out, Request())
+    write_lists(BUNDLE, None, out, Request(k=2, exclude_seen=False, allow=("i4", "i5", "i6")), jobs=1, force=True)
+    assert read(out) == rows(rec, rec.user_ids, k=2, exclude_seen=False, allow=["i4", "i5", "i6"])
+    assert not Path(f"lists.{suffix}.unknown.txt").exists()
+
+
+def test_no_users_at_all():
+    Path("users.txt").write_text("")
+    for suffix in ("csv", "jsonl", "parquet"):
+        write_lists(BUNDLE, Path("users.txt"), Path(f"lists.{suffix}"), Request())
+        assert read(Path(f"lists.{suffix}")) == []
+
+
+def test_only_what_is_missing_is_done_again(rec, short_parts, monkeypatch):
+    done = []
+
+    def run(bundle_dir, todo, request, write_part, jobs):
+        for part, users in todo:
+            if len(done) == 3 and part.name.startswith("0000003"):
+                raise KeyboardInterrupt
+            done.append(part.name)
+            write_part(part, users, request.answer(rec, users))
+            yield len(users)
+
+    monkeypatch.setattr(batch, "_run", run)
+    with pytest.raises(KeyboardInterrupt):
+        write_lists(BUNDLE, None, Path("batch.csv"), Request())
+    assert not Path("batch.csv").exists()
+    done.append("again")
+    write_lists(BUNDLE, None, Path("batch.csv"), Request())
+    assert done == [f"{n:07d}.csv" for n in (0, 1, 2)] + ["again"] + [f"{n:07d}.csv" for n in (3, 4, 5, 6)]
+    assert read(Path("batch.csv")) == rows(rec, rec.user_ids)
+
+
+def test_parts_of_another_request_are_not_taken(rec, short_parts):
+    parts = Path(".lists.csv.parts")
+    parts.mkdir()
+    (parts / "plan.json").write_text("{}")
+    (parts / "0000000.csv").write_text("of another run\n")
+    write_lists(BUNDLE, None, Path("batch.csv"), Request(k=3), jobs=1)
+    assert read(Path("batch.csv")) == rows(rec, rec.user_ids, k=3)
+
+
+def test_killed_in_the_middle_it_goes_on(tmp_path):
+    """SIGKILL to the whole group, as often as it takes: the file is as if nothing had happened."""
+    big = made_bundle(tmp_path / "big", n_users=6000, n_items=400)
+    code = (
+        "import sys; from pathlib import Path; from recbole_onebp.serving import lists\n"
+        "batch._PART = 100\n"
+        "batch.write_lists(Path('big'), None, Path('batch.jsonl'), batch.Request(), jobs=2)"
+    )
+    Path("task.py").write_text(f"if __name__ == '__main__':\n    {code.replace(chr(10), chr(10) + '    ')}\n")
+    kills = 0
+    while not Path("batch.jsonl").exists():
+        process = subprocess.Popen([sys.executable, "task.py"], start_new_session=True)
+        deadline = time.monotonic() + 60
+        seen = len(list(Path.cwd().glob(".lists.jsonl.parts/*.jsonl")))
+        while process.poll() is None and time.monotonic() < deadline:
+            if kills < 2 and len(list(Path.cwd().glob(".lists.jsonl.parts/*.jsonl"))) > seen + 3:
+                os.killpg(process.pid, signal.SIGKILL)
+                kills += 1
+            time.sleep(0.002)
+        process.wait()
+    rec = Recommender.load(big)
+    assert kills == 2
+    assert read(Path("batch.jsonl")) == rows(rec, rec.user_ids)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--users=u1", "--out=batch.txt"], "its suffix is .txt; expected .csv, .jsonl, .parquet"),
+        (["--users_file=none.txt"], "none.txt: cannot be read: No such file"),
+        (["--users_file=bundle/item_encodings.npy"], "not UTF-8"),
+        (["--users=u1", "--all_users"], "not allowed with argument"),
+        ([], "one of the arguments --users --users_file --all_users --history is required"),
+        (["--all_users", "--out=batch.csv", "--jobs=0"], "jobs: 0 is not allowed"),
+        (["--history=i1", "--out=batch.csv"], "a history is shown, not written"),
+        (["--users=u1", "--rule=trained"], "--rule without --history"),
+        (["--users="], "--users=: an id is empty; expected ids separated by commas"),
+        (["--history=i1,,i2"], "--history=i1,,i2: an id is empty"),
+        (["--users=u1", "--k=0"], "k: 0 is not allowed"),
+        (["--all_users", "--k=0", "--out=batch.csv"], "k: 0 is not allowed"),
+        (["--all_users", "--out=bundle/manifest.json/batch.csv"], "batch.csv: cannot be written"),
+    ],
+)
+def test_wrong_commands(arguments, words, capsys):
+    assert main(["recommend", "bundle", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in err
+    assert [path.name for path in Path.cwd().iterdir()] == ["bundle"]
+
+
+def test_lists_are_shown_with_titles(rec, capsys):
+    assert main(["recommend", "bundle", "--users=u3, ghost,u4", "--k=2"]) == 0
+    out, err = capsys.readouterr()
+    (item, score), _ = rec.recommend(["u3"], k=2)[0]
+    assert out.splitlines()[:2] == ["user u3", f"   1. Item {item[1:]} ({item})  {score:.4f}"]
+    assert [line for line in out.splitlines() if "user" in line] == ["user u3", "user ghost", "user u4"]
+    assert err == "unknown user: ghost\n"
+    assert main(["recommend", "bundle", "--history=i1,i2,phantom", "--k=1"]) == 0
+    out, err = capsys.readouterr()
+    ((item, score),) = rec.recommend_history([["i1", "i2"]], k=1)[0]
+    assert out.splitlines() == ["user with this history", f"   1. Item {item[1:]} ({item})  {score:.4f}"]
+    assert main(["recommend", "bundle", "--history=i1,i2", "--k=1", "--rule=recent"]) == 0
+    ((item, score),) = rec.recommend_history([["i1", "i2"]], k=1, rule="recent")[0]
+    assert capsys.readouterr().out.endswith(f"({item})  {score:.4f}\n")
+    assert err == "unknown item: phantom\n"
+
+
+def test_a_file_of_users_is_shown_or_written(rec, capsys):
+    Path("users.txt").write_text("u1\nu2\n")
+    assert main(["recommend", "bundle", "--users=users.txt", "--k=1"]) == 0
+    assert capsys.readouterr().out.count("user") == 2
+    assert main(["recommend", "bundle", "--users=users.txt", "--k=3", "--out=batch.csv", "--jobs=1"]) == 0
+    assert capsys.readouterr().out == "wrote batch.csv\n"
+    assert read(Path("batch.csv")) == rows(rec, ["u1", "u2"], k=3)

@@ -1,4 +1,4 @@
-"""RecBole's run script, for OneBP and all of RecBole's models on today's Python stack.
+"""RecBole's run script, for OneBP and all RecBole models.
 
 python run_recbole_onebp.py --model=OneBP --dataset=ml-100k [--config_files="a.yaml b.yaml"] [--any_key=value ...]
 """

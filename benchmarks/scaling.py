@@ -104,7 +104,7 @@ def _work(pipe: Any, environment: Mapping[str, str], core: int, config: dict[str
 
 def _turn(run: Any, n_steps: int | None) -> tuple[float, float]:
     """Seconds and loss of the first steps of an epoch, or of all."""
-    run.trainer.watch = lambda steps, *_: islice(steps, n_steps)
+    run.trainer.checkpointing.watch = lambda epoch, steps, *_: islice(steps, n_steps)
     start = perf_counter()
     loss = run.trainer._fast_epoch(run.train_data, 0, False)
     return perf_counter() - start, loss

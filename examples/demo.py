@@ -1,4 +1,4 @@
-"""Train OneBP on the ml-100k that RecBole carries, and show what it recommends to three users.
+"""Train OneBP on ml-100k, which RecBole includes, and show its recommendations for three users.
 
 python examples/demo.py
 """
@@ -42,7 +42,7 @@ def main() -> None:
     print(f"\ntest metrics of epoch {result.best_epoch}, the best on validation")
     for name, value in result.test.items():
         print(f"  {name:<10} {value:.4f}")
-    print(f"everything of this run: {run.folder.path}")
+    print(f"all files of this run: {run.folder.path}")
 
 
 if __name__ == "__main__":

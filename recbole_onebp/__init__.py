@@ -1,7 +1,12 @@
 """One-backpropagation two-tower recommendation (OneBP) for RecBole.
 
-Importing this package is cheap: neither torch nor RecBole is loaded.  It leaves a hook behind, and when RecBole is
-first imported, in whichever module, RecBole is patched for today's Python stack and OneBP is registered with it.
+Importing this package is fast, because it loads neither torch nor RecBole.  It installs an import hook: when RecBole is
+first imported, by any module, RecBole is patched for current versions of its dependencies and OneBP is registered.
+
+Example:
+    >>> import recbole_onebp
+    >>> run = recbole_onebp.build("OneBP", "ml-100k", config_dict={"epochs": 20})
+    >>> run.fit().test["recall@10"]
 """
 
 from __future__ import annotations
@@ -13,7 +18,9 @@ from recbole_onebp.plugin import import_hook
 
 if TYPE_CHECKING:
     from recbole_onebp.model import OneBP
-    from recbole_onebp.run.build import Result, Run, build
+    from recbole_onebp.run.build import build
+    from recbole_onebp.run.result import Result
+    from recbole_onebp.run.run import Run
     from recbole_onebp.serving import Recommender
     from recbole_onebp.trainer import OneBPTrainer
 
@@ -24,8 +31,8 @@ _HOME = {
     "OneBP": "recbole_onebp.model",
     "OneBPTrainer": "recbole_onebp.trainer",
     "Recommender": "recbole_onebp.serving",
-    "Result": "recbole_onebp.run.build",
-    "Run": "recbole_onebp.run.build",
+    "Result": "recbole_onebp.run.result",
+    "Run": "recbole_onebp.run.run",
     "build": "recbole_onebp.run.build",
 }
 
@@ -33,7 +40,7 @@ import_hook.install()
 
 
 def __getattr__(name: str) -> Any:
-    """Load what needs more than this only when it is asked for (PEP 562)."""
+    """Import the module of a public name when the name is first used (PEP 562)."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name != "Recommender":

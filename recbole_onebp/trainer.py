@@ -22,10 +22,37 @@ from recbole_onebp.functional import spread
 from recbole_onebp.model import OneBP
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["OneBPTrainer"]
+__all__ = ["Checkpointing", "OneBPTrainer"]
 
 _COLLAPSED = 1e-3
 """Below this spread all users point the same way: their lists are one list."""
+
+
+class Checkpointing:
+    """What the trainer calls so that a run can be saved and resumed inside an epoch.  This default does neither."""
+
+    def resume_point(self, epoch: int) -> tuple[int, float]:
+        """Number of steps of an epoch that were done before the run was resumed, and the sum of their losses."""
+        return 0, 0.0
+
+    def watch(
+        self,
+        epoch: int,
+        steps: Iterable[Any],
+        done: int,
+        resumable_after: Callable[[int], bool],
+        loss: Callable[[], float],
+    ) -> Iterable[Any]:
+        """Pass the steps of an epoch through; between two of them the run may be saved.
+
+        Args:
+            epoch: its number, from 0.
+            steps: those to come.
+            done: number of steps before them.
+            resumable_after: whether the epoch can be resumed after a step (from 0), from the tables and the optimizer.
+            loss: returns the sum of the losses so far.
+        """
+        return steps
 
 
 class OneBPTrainer(Trainer):
@@ -61,8 +88,7 @@ class OneBPTrainer(Trainer):
         self._scheduled: Any = None  # the data set that it is for
         self._engine: Engine | None = None
         self._shared_negatives: Iterator[Tensor] = iter(())
-        self.watch: Callable[..., Iterable[Any]] = lambda steps, *_: steps  # Saver.watch, where the run is saved
-        self.begin_at = 0, 0.0  # of the next epoch: steps that have been taken already, and the sum of their losses
+        self.checkpointing = Checkpointing()
         obstacle = why_not_fast(config, model)
         if model.config.engine == "fast" and obstacle:
             raise UserError(f"engine: fast does not go with {obstacle}; use engine: reference, or auto")
@@ -148,12 +174,15 @@ class OneBPTrainer(Trainer):
         schedule = self._schedule_of(train_data)
         if self._engine is None:
             self._engine = make_engine(self.model, self.optimizer, schedule)
-        engine, (done, loss), self.begin_at = self._engine, self.begin_at, (0, 0.0)
+        engine, (done, loss) = self._engine, self.checkpointing.resume_point(epoch_idx)
         description = set_color(f"Train {epoch_idx:>5}", "pink")
         bar = partial(tqdm, total=len(schedule), initial=done, ncols=100, desc=description, disable=not show_progress)
 
         def progress(steps: Iterable[Any]) -> Iterable[Any]:
-            return bar(self.watch(steps, done, schedule.suffices_after, lambda: float(engine.loss)))
+            watched = self.checkpointing.watch(
+                epoch_idx, steps, done, schedule.suffices_after, lambda: float(engine.loss)
+            )
+            return bar(watched)
 
         loss = engine.train_epoch(epoch_idx, progress, done, loss)
         self._check_nan(torch.tensor(loss))

@@ -32,8 +32,9 @@ from recbole_onebp.experiments.compare.tuned import Tuning
 from recbole_onebp.experiments.tune.search_spec import SearchSpec
 from recbole_onebp.run.build import load_data, parse_config, read_config
 from recbole_onebp.run.checkpoint import store
+from recbole_onebp.run.checkpoint.model_file import read_model
+from recbole_onebp.run.checkpoint.resume import find_checkpoint
 from recbole_onebp.run.folder import RunFolder
-from recbole_onebp.run.saver import find, read_model
 from recbole_onebp.serving.batch import read_ids
 from recbole_onebp.serving.export.exporter import export
 from recbole_onebp.util.errors import UserError
@@ -414,14 +415,14 @@ def test_a_checkpoint(tiny, run_folder, deep):
     def damage(name, data):
         content = data.draw(damaged(sound[name]))
         (path / name).write_bytes(content)
-        said = refusal(find, str(path), RunFolder(run_folder))
+        said = refusal(find_checkpoint, str(path), RunFolder(run_folder))
         assert said or content == sound[name] or json.loads(content) == json.loads(sound[name])
         (path / name).write_bytes(sound[name])
 
     fuzz(damage, deep, 40, name=st.sampled_from([*sound]), data=st.data())
     for content in JSON:
         (path / "state.json").write_bytes(content)
-        assert refusal(find, str(path), RunFolder(run_folder))
+        assert refusal(find_checkpoint, str(path), RunFolder(run_folder))
 
     def make_up(keys, value):
         content = json.loads(sound["state.json"])

@@ -1,4 +1,4 @@
-"""The wheel, the clone and an editable install carry and find the same files."""
+"""A wheel, a clone and an editable install contain and find the same files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pip(*arguments: object) -> None:
 
 
 def python(code: str, path: Path, cwd: Path, *flags: str) -> list[str]:
-    """What the code prints, in words, with ``path`` first on the module search path."""
+    """The words that the code prints, with ``path`` first on the module search path."""
     environment = {**os.environ, "PYTHONPATH": str(path)}
     return subprocess.run(
         [sys.executable, *flags, "-c", code], env=environment, cwd=cwd, check=True, capture_output=True, text=True
@@ -32,10 +32,10 @@ def python(code: str, path: Path, cwd: Path, *flags: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """A copy of the sources, since building writes beside them."""
+    """A copy of the sources, because a build writes next to them."""
     copy = tmp_path_factory.mktemp("sources") / "clone"
     ignored = shutil.ignore_patterns(".git", ".venv*", "build", "dist", "*.egg-info", "runs")
-    data = {str(CLONE): {"dataset"}}  # at the top only: properties/dataset/ is ours
+    data = {str(CLONE): {"dataset"}}  # only at the top: properties/dataset/ belongs to the package
     shutil.copytree(CLONE, copy, ignore=lambda folder, names: ignored(folder, names) | data.get(str(folder), set()))
     return copy
 
@@ -61,7 +61,7 @@ def test_wheel(sources, tmp_path):
 
 def test_editable_install(sources, tmp_path):
     pip("install", "--no-deps", "--no-build-isolation", "--target", tmp_path / "site", "--editable", sources)
-    # -S leaves out the environment's own packages, the installed wheel among them; a site directory reads .pth files.
+    # -S hides the packages of the environment, such as the installed wheel; addsitedir reads .pth files.
     shutil.copytree(Path(wrapt.__file__).parent, tmp_path / "site" / "wrapt")
     code = f"import site; site.addsitedir({str(tmp_path / 'site')!r})\n{FIND}"
     _, found = python(code, tmp_path, tmp_path, "-S")
@@ -69,7 +69,7 @@ def test_editable_install(sources, tmp_path):
 
 
 def test_clone(tmp_path, tiny_config):
-    """``python run_recbole_onebp.py`` runs the clone it lies in, from wherever it is started."""
+    """``python run_recbole_onebp.py`` runs the clone that contains it, from any folder."""
     values = {**tiny_config, "model": "OneBP", "dataset": "tiny", "epochs": 1}
     command = [sys.executable, CLONE / "run_recbole_onebp.py", *(f"--{key}={value}" for key, value in values.items())]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)

@@ -1,15 +1,19 @@
-"""``recbole-onebp doctor``: what is installed, what is patched and why, what is missing."""
+"""``recbole-onebp doctor``: versions, patches of RecBole with their reasons, and missing packages."""
 
 from __future__ import annotations
 
+import argparse
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from typing import Any
 
 from recbole_onebp import __version__
+from recbole_onebp.cli.overrides import refuse_unknown
 from recbole_onebp.plugin import import_hook
 
-__all__ = ["report"]
+__all__ = ["add", "report", "run"]
 
 _PACKAGES = ("recbole", "torch", "numpy", "scipy", "pandas", "scikit-learn", "ray")
 _OPTIONAL = {
@@ -19,6 +23,18 @@ _OPTIONAL = {
     "xgboost": "XGBoost: pip install xgboost",
     "optuna": "recbole-onebp tune: pip install 'recbole-onebp[tune]'",
 }
+
+
+def add(commands: Any) -> None:
+    """Add the command to an ``argparse`` parser."""
+    doctor = commands.add_parser("doctor", help="show versions, device, patches of RecBole and missing packages")
+    doctor.set_defaults(run=run)
+
+
+def run(_arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Run the command; any argument in ``rest`` is an error."""
+    refuse_unknown(rest)
+    return 0 if report() else 2
 
 
 def _version(package: str) -> str:
@@ -32,7 +48,7 @@ def report() -> bool:
     """Print the report.
 
     Returns:
-        Whether training can work: RecBole is installed and no patch failed.
+        Whether training works: RecBole is installed and no patch failed.
     """
     print(f"recbole_onebp   {__version__}")
     print(f"python          {platform.python_version()} on {platform.platform()}")
@@ -42,7 +58,7 @@ def report() -> bool:
         print(f"\n{import_hook.missing_recbole()}")
         return False
 
-    import recbole.quick_start  # noqa: F401  what needs patching is patched now
+    import recbole.quick_start  # noqa: F401  applies the patches
     import torch
 
     from recbole_onebp.plugin import patches

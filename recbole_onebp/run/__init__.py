@@ -1,1 +1,1 @@
-"""From names to a result: build a run, train it, record it, resume it."""
+"""One run, from names to a result: build, train, record, save and resume."""

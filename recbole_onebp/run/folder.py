@@ -1,4 +1,4 @@
-"""The folder of a run: where it is and what is written into it, always whole or not at all."""
+"""The folder of a run and its files.  Each file is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -21,70 +21,76 @@ __all__ = ["RunFolder", "checkpoints_of", "plain"]
 
 
 def checkpoints_of(path: Path) -> Path:
-    """Where the checkpoints of a run lie in its folder."""
+    """The folder of the checkpoints in a run's folder."""
     return path / "checkpoint"
 
 
 class RunFolder:
-    """One run's folder: ``config.yaml``, ``metrics.jsonl``, ``result.json``, ``curves.png``, ``model.safetensors``,
-    ``checkpoint/``, ``run.log`` and ``tensorboard/``; on request RecBole's ``checkpoint.pth``; and ``.lock``."""
+    """The folder of one run.
+
+    It holds ``config.yaml``, ``metrics.jsonl``, ``result.json``, ``curves.png``, ``model.safetensors``,
+    ``checkpoint/``, ``run.log``, ``tensorboard/`` and ``.lock``; with ``recbole_checkpoint: true`` also RecBole's
+    ``checkpoint.pth``.
+    """
 
     _holder: tempfile.TemporaryDirectory[str] | None = None
-    _holds = 0
+    _locks = 0
 
     def __init__(self, path: str | Path) -> None:
-        """Make the folder; what an earlier run left there stays until :meth:`start`.
+        """Create the folder.  Files of an earlier run stay until :meth:`start`.
 
         Raises:
-            UserError: if it cannot be made or written to.
+            UserError: if it cannot be created or written.
         """
         self.path = Path(path)
         with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
-            # One a process and folder: whoever builds a run there again, in the same process, is not another one.
+            # A singleton per folder: a second run in the same process, as in a notebook, may use the folder too.
             self._lock = FileLock(self.path.resolve() / ".lock", timeout=0, thread_local=False, is_singleton=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
             if self.log.exists():
                 self.log.open("a").close()
 
-    def hold(self) -> None:
-        """Keep other processes from running here until :meth:`let_go`, once for each call; a folder that goes lets go.
+    def lock(self) -> None:
+        """Lock the folder while the run uses it.  Other processes cannot run in a locked folder.
+
+        Each call needs one call of :meth:`unlock`; a folder that is garbage-collected unlocks itself.
 
         Raises:
-            UserError: if another one does.
+            UserError: if another process has locked it.
         """
         with self._writing():
             try:
                 self._lock.acquire()
             except Timeout:
-                raise UserError(f"output_dir: another run is at work in {self.path}; name another folder") from None
-        self._holds += 1
+                raise UserError(f"output_dir: another run is using {self.path}; choose another folder") from None
+        self._locks += 1
 
-    def let_go(self) -> None:
-        """See :meth:`hold`."""
-        self._holds -= 1
+    def unlock(self) -> None:
+        """Undo one :meth:`lock`."""
+        self._locks -= 1
         self._lock.release()
 
     def __del__(self) -> None:
-        while self._holds:  # a run that was built and dropped
-            self.let_go()
+        while self._locks:  # of a run that was built but not trained
+            self.unlock()
 
     def start(self, config: Mapping[str, Any]) -> None:
-        """Now that a run begins, remove what an earlier one left, and write the effective configuration.
+        """Remove the files of an earlier run and write the effective configuration.
 
         Args:
-            config: what is no plain value in it (a device, an enum) is written by its name.
+            config: all keys; see :func:`plain` for values such as a device.
         """
         with self._writing():
             for file in (self.model, self.recbole_checkpoint):
                 file.unlink(missing_ok=True)
             for folder in (self.checkpoints, self.path / "tensorboard"):
                 shutil.rmtree(folder, ignore_errors=True)
-        self.go_on(config, ())
+        self.resume(config, ())
 
-    def go_on(self, config: Mapping[str, Any], epochs: Iterable[Mapping[str, Any]]) -> None:
-        """:meth:`start` for a run that goes on after ``epochs``: what came after them goes."""
+    def resume(self, config: Mapping[str, Any], epochs: Iterable[Mapping[str, Any]]) -> None:
+        """Like :meth:`start` for a run that resumes after ``epochs``: removes only what came after them."""
         text = yaml.safe_dump(plain(config), allow_unicode=True, sort_keys=True)
         lines = "".join(json.dumps(epoch) + "\n" for epoch in epochs)
         with self._writing():
@@ -98,11 +104,11 @@ class RunFolder:
         try:
             yield
         except OSError as error:
-            raise UserError(f"output_dir: {self.path} cannot be written to: {error.strerror or error}") from None
+            raise UserError(f"output_dir: {self.path} cannot be written: {error.strerror or error}") from None
 
     @classmethod
     def fresh(cls, dataset: str, model: str) -> RunFolder:
-        """A folder of its own below ``runs/``, named after the data set, the model and the time."""
+        """A new folder below ``runs/``, named after the data set, the model and the time."""
         stem = f"{dataset}-{model}-{datetime.now():%Y%m%d-%H%M%S}"
         path, number = Path("runs") / stem, 2
         while path.exists():
@@ -111,7 +117,7 @@ class RunFolder:
 
     @classmethod
     def temporary(cls) -> RunFolder:
-        """A folder that goes with the process: for one whose run another process records."""
+        """A folder that is removed with the object, for ranks other than 0: rank 0 writes the run."""
         holder = tempfile.TemporaryDirectory(prefix="recbole-onebp-", ignore_cleanup_errors=True)
         folder = cls(holder.name)
         folder._holder = holder
@@ -139,13 +145,13 @@ class RunFolder:
             write_atomically(self.path / "result.json", lambda file: file.write_text(text, encoding="utf-8"))
 
     def add_epoch(self, values: Mapping[str, Any]) -> None:
-        """Append a line to ``metrics.jsonl``; a reader sees whole lines, also while the run goes on."""
+        """Append a line to ``metrics.jsonl``; the file can be read while the run trains."""
         with self._writing(), open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
     def draw_curves(self, epochs: Iterable[Mapping[str, Any]], valid_metric: str, title: str) -> None:
         """Draw the train loss and the validation metric over the epochs."""
-        # Here, because matplotlib is slow to import and a run that fails early needs no picture.
+        # Imported here, because matplotlib is slow to import and a run that fails early does not need it.
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
@@ -171,7 +177,7 @@ class RunFolder:
 
 
 def plain(value: Any) -> Any:
-    """``value`` as YAML and JSON know it: what is no plain value in it (a device, an enum) is written by its name."""
+    """``value`` with only types that YAML and JSON have; others, such as a device or an enum, become their names."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

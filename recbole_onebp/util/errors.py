@@ -1,4 +1,4 @@
-"""What a user can mend, and what ends a run from outside."""
+"""Errors the user can fix, and errors of lost processes."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_LONGEST = 2000
+__all__ = ["LostRankError", "UserError", "writing"]
+
+_MAX_LENGTH = 2000
 
 
-class UserError(ValueError):
-    """Bad input: a flag, a config value, a data file, a missing extra.
+class UserError(Exception):
+    """An error that the user can fix: a bad flag, configuration value or data file, or a missing package.
 
-    The message is one line that says what, where, and what would be right; the command line prints it after
-    ``error:`` and exits with 2.  What a file has put into it neither runs on nor steers a terminal.
+    The message is one line that says what is wrong, where, and what is allowed.  The command line prints it after
+    ``error:`` and exits with code 2.  Long text from a file is truncated and control characters are escaped.
     """
 
     def __init__(self, message: str) -> None:
-        line = " ".join(message[: 2 * _LONGEST].split())
+        line = " ".join(message[: 2 * _MAX_LENGTH].split())
         line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
-        super().__init__(line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ...")
+        super().__init__(line if len(line) <= _MAX_LENGTH else f"{line[:_MAX_LENGTH]} ...")
 
 
 class LostRankError(RuntimeError):
-    """Another process of the run has ended, or does not answer."""
+    """Another process of the run has ended or does not answer."""
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Tell in one line why ``path`` cannot be written: no room, no right, no such folder."""
+    """Context in which ``path`` is written: an ``OSError`` becomes a :class:`UserError` with its reason."""
     try:
         yield
     except OSError as error:

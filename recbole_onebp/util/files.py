@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["sync", "whole_folder", "write_atomically", "write_json"]
 
 
 def sync(path: Path) -> None:
-    """Have a file or folder on the disk, whatever happens to the machine then."""
-    if path.is_dir() and os.name == "nt":  # where a folder cannot be opened
+    """Flush a file or folder to disk, so that it survives a crash of the machine."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
@@ -25,7 +25,18 @@ def sync(path: Path) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then put it in place at once."""
+    """Write a temporary file next to ``path``, then rename it.
+
+    Args:
+        path: the file; one that exists is replaced only when ``write`` succeeds.
+        write: called with the temporary path.
+
+    Raises:
+        OSError: if it cannot be written.
+
+    Example:
+        >>> write_atomically(Path("ids.txt"), lambda file: file.write_text("1 2 3"))
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -35,18 +46,23 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file atomically."""
     text = json.dumps(values, indent=2) + "\n"
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 @contextmanager
 def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
-    """A temporary folder to fill, which takes the place of ``path`` at once if the block ends well, and else is gone.
+    """Context that yields a temporary folder to fill.
+
+    When the block ends, the temporary folder is renamed to ``path``.  When the block raises, it is removed.
 
     Args:
-        path: of the folder; must not exist unless ``replace``.
-        replace: put what is there away first.
+        path: the folder; must not exist unless ``replace``.
+        replace: replace a folder that exists.
+
+    Raises:
+        OSError: if it cannot be written.
     """
     made = [parent for parent in path.parents if not parent.exists()]
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
@@ -60,7 +76,7 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     except BaseException:
         if old.exists() and not path.exists():
             os.replace(old, path)
-        for left in (temporary, old):  # old: where another process has put its own in place meanwhile
+        for left in (temporary, old):  # old is left if another process has created path in the meantime
             shutil.rmtree(left, ignore_errors=True)
         for parent in made:
             with suppress(OSError):

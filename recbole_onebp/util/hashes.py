@@ -1,4 +1,4 @@
-"""How a file is known: by its git blob id, as repositories list it, or its SHA-256."""
+"""Hashes of files: SHA-256, and the git blob id that repositories list."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _hexdigest(algorithm: str, path: Path, prefix: bytes = b"") -> str:
 
 
 def git_blob_id(path: Path) -> str:
-    r"""What ``git hash-object`` prints: the SHA-1 of ``blob <size>\0<bytes>``, in hexadecimal."""
+    r"""The id that ``git hash-object`` prints: the SHA-1 of ``blob <size>\0<bytes>``, in hexadecimal."""
     return _hexdigest("sha1", path, b"blob %d\0" % path.stat().st_size)
 
 
@@ -27,5 +27,5 @@ def sha256(path: Path) -> str:
 
 
 def matches(path: Path, pin: str) -> bool:
-    """Whether ``pin``, a git blob id (40 digits) or a SHA-256 (64), is that of the file."""
+    """Whether a file has the hash ``pin``: a git blob id (40 digits) or a SHA-256 (64 digits)."""
     return pin == (git_blob_id(path) if len(pin) == 40 else sha256(path))

@@ -1,4 +1,4 @@
-"""Logging of a command: to stdout and to the run's log file, as RecBole words it."""
+"""Logging of a command: to stdout and to the run's log file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-__all__ = ["start"]
+__all__ = ["start", "to_stdout"]
 
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -18,21 +18,21 @@ _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 if TYPE_CHECKING:
     _Handler = logging.StreamHandler[TextIO]
 else:
-    _Handler = logging.StreamHandler  # which Python 3.10 cannot subscript
+    _Handler = logging.StreamHandler  # Python 3.10 cannot subscript it
 
 
 class _Stdout(_Handler):
-    """Goes on in silence when nobody reads any more, as after ``| head``; the file has everything."""
+    """Stops printing, without an error, when the reader of stdout has gone (``| head``).  The file is complete."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
         if isinstance(sys.exc_info()[1], BrokenPipeError):
-            self.setStream(open(os.devnull, "w"))  # noqa: SIM115  as long as the process
+            self.setStream(open(os.devnull, "w"))  # noqa: SIM115  stays open as long as the process
         else:
             super().handleError(record)
 
 
 class _File(logging.FileHandler):
-    """Says nothing of a full disk, line after line: the run that cannot be written does, once."""
+    """Does not report a full disk for every line: the run reports it once, when it cannot write its own files."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         if not isinstance(sys.exc_info()[1], OSError):
@@ -40,23 +40,25 @@ class _File(logging.FileHandler):
 
 
 class _Plain(logging.Formatter):
+    """Removes RecBole's colors."""
+
     def format(self, record: logging.LogRecord) -> str:
         return _COLOR.sub("", super().format(record))
 
 
 def _thread_ended(ended: threading.ExceptHookArgs) -> None:
-    """TensorBoard's writer ends on a full disk; the run hears of it, and tells, when it gives it more to write."""
+    """Do not report the ``OSError`` of a thread: TensorBoard's writer raises it again in the run at its next write."""
     if not isinstance(ended.exc_value, OSError):
         threading.__excepthook__(ended)
 
 
 def start(file: Path, level: str = "INFO", to_screen: bool = True) -> None:
-    """Send everything that is logged to stdout and to ``file``; RecBole's colours stay where a person looks on.
+    """Send all log messages to stdout and to a file.  RecBole's colors are kept only on a terminal.
 
     Args:
-        file: the log file; added to.
+        file: the log file; messages are appended.
         level: RecBole's key ``state``: DEBUG, INFO, WARNING, ERROR or CRITICAL.
-        to_screen: false for the file alone.
+        to_screen: false to write only the file.
     """
     line = "%(asctime)s %(levelname)-7s %(message)s"
     to_stdout, to_file = _Stdout(sys.stdout), _File(file, encoding="utf-8")
@@ -65,3 +67,8 @@ def start(file: Path, level: str = "INFO", to_screen: bool = True) -> None:
     logging.basicConfig(level=level, handlers=[to_stdout, to_file] if to_screen else [to_file], force=True)
     logging.captureWarnings(True)
     threading.excepthook = _thread_ended
+
+
+def to_stdout() -> None:
+    """Send log messages to stdout as they are: for commands without a log file."""
+    logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout, force=True)

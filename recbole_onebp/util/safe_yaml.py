@@ -1,4 +1,4 @@
-"""YAML that anybody may have written: plain values alone, and no more of them than the text says."""
+"""YAML from untrusted files: only plain values, with limits on their size."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from recbole_onebp.util.errors import UserError
 __all__ = ["load", "read"]
 
 _MAX_BYTES = 1 << 20
-"""Of a text: the largest configurations have some thousand."""
+"""Maximum size of a file; the largest configurations have some thousand bytes."""
 _MAX_NODES = 100_000
-"""With what aliases stand for written out: a few lines may stand for millions of values."""
+"""Maximum number of values after expanding aliases: with aliases, a few lines can stand for millions of values."""
 _MAX_DIGITS = 100
-"""Of a whole number; Python refuses to print those of some thousand."""
+"""Maximum number of digits of an integer; Python refuses to print integers of some thousand digits."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Without the tags that name Python's objects; ``1e-3`` is a number, as with RecBole."""
+    """Refuses tags of Python objects, and reads ``1e-3`` as a number, as RecBole does."""
 
     def get_single_node(self) -> Any:
         node = super().get_single_node()
@@ -37,10 +37,14 @@ _Loader.add_implicit_resolver(
 
 
 def read(path: Path, where: str) -> Any:
-    """What a file in YAML holds, as :func:`load` says.
+    """The content of a YAML file, see :func:`load`.
+
+    Args:
+        path: the file.
+        where: names the file in error messages.
 
     Raises:
-        UserError: also for a file that cannot be read, is no UTF-8 or too large.
+        UserError: as for :func:`load`, and for a file that is unreadable, too large or not UTF-8.
     """
     try:
         with open(path, "rb") as file:
@@ -56,14 +60,18 @@ def read(path: Path, where: str) -> Any:
 
 
 def load(text: str, where: str) -> Any:
-    """What a text in YAML holds.
+    """The content of a YAML text.
 
     Args:
-        text: YAML, or JSON, which is a part of it.
-        where: names it in messages.
+        text: YAML or JSON.
+        where: names the text in error messages.
 
     Raises:
-        UserError: for what is no YAML, has tags of Python's, or unfolds to more than a configuration could hold.
+        UserError: for invalid YAML, tags of Python objects, or more values than a configuration can have.
+
+    Example:
+        >>> load("topk: [10, 20]", "example")
+        {'topk': [10, 20]}
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -71,18 +79,18 @@ def load(text: str, where: str) -> Any:
         raise UserError(f"{where}: not YAML: {error}") from None
     except RecursionError:
         raise UserError(f"{where}: not YAML: nested too deeply") from None
-    except (ValueError, TypeError, OverflowError) as error:  # dates such as 2024-99-99, keys that are lists
+    except (ValueError, TypeError, OverflowError) as error:  # dates such as 2024-99-99, lists as keys
         raise UserError(f"{where}: not YAML: {error}") from None
 
 
 def _count(node: yaml.Node | None, known: dict[int, int]) -> int:
-    """Nodes below one, itself among them; one that stands in several places counts in each."""
+    """Number of nodes in a tree, including its root.  A node that aliases refer to counts every time."""
     if not isinstance(node, yaml.CollectionNode):
         if node is not None and node.tag.endswith(":int") and len(node.value) > _MAX_DIGITS:
             raise yaml.YAMLError(f"a whole number of {len(node.value):,} digits")
         return 1
     if id(node) not in known:
-        known[id(node)] = _MAX_NODES  # until it is known: a node within itself has no end
+        known[id(node)] = _MAX_NODES  # until it is counted: a node that contains itself exceeds the limit
         below = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
         known[id(node)] = 1 + sum(_count(part, known) for part in below)
     if known[id(node)] > _MAX_NODES:

@@ -1,4 +1,4 @@
-"""The command line as a user meets it, bad input included: one line that begins with error:, and exit code 2."""
+"""The command line.  Bad input gives one line that begins with error:, and exit code 2."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import yaml
 from matplotlib.image import imread
 from safetensors.numpy import load_file
 
+import recbole_onebp
 from conftest import write_inter
 from recbole_onebp.cli import main, parse_overrides
 from recbole_onebp.data import checks as data_checks
@@ -41,7 +42,7 @@ def train(tiny_config, capsys):
 
 
 def refusal(outcome):
-    """The one error line of a refused command."""
+    """The error line of a command that must fail with exit code 2."""
     code, err = outcome
     assert code == 2
     assert "Traceback" not in err
@@ -102,7 +103,7 @@ def test_baselines_run_by_the_same_command(train, tmp_path):
     assert json.loads((tmp_path / "run" / "result.json").read_text())["model"] == "BPR"
 
 
-def test_model_and_data_set_may_stand_in_a_config_file(train, tmp_path):
+def test_a_config_file_may_name_model_and_data_set(train, tmp_path):
     (tmp_path / "a.yaml").write_text("model: OneBP\nbeta: 0.5\n")
     (tmp_path / "b.yaml").write_text("dataset: tiny\nbeta: 0.25\n")
     files = f"--config_files={tmp_path / 'a.yaml'} {tmp_path / 'b.yaml'}"
@@ -111,7 +112,7 @@ def test_model_and_data_set_may_stand_in_a_config_file(train, tmp_path):
     assert "model: none given; pass --model=NAME" in refusal(train(model=None))
 
 
-def test_no_validation_means_the_last_epoch(train, tmp_path):
+def test_without_validation_the_last_epoch_is_tested(train, tmp_path):
     assert train(eval_step=0)[0] == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["best_epoch"], result["valid"]) == (2, {})
@@ -129,7 +130,7 @@ def test_a_refused_run_leaves_the_earlier_one_as_it_was(train, tmp_path, wrong):
     assert {name: (folder / name).read_bytes() for name in before} == before
 
 
-def test_a_folder_holds_one_run(train, tmp_path):
+def test_a_new_run_replaces_the_earlier_one(train, tmp_path):
     assert train()[0] == 0
     first = set((tmp_path / "run" / "tensorboard").rglob("events*"))
     assert train(model="BPR")[0] == 0
@@ -137,7 +138,7 @@ def test_a_folder_holds_one_run(train, tmp_path):
     assert not first & set((tmp_path / "run" / "tensorboard").rglob("events*"))
 
 
-def test_nobody_has_to_read_what_is_said(tiny_config):
+def test_a_run_survives_a_closed_stdout(tiny_config):
     values = {"model": "OneBP", "dataset": "tiny", **tiny_config}
     code = "import sys; from recbole_onebp.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "train", *(f"--{key}={value}" for key, value in values.items())]
@@ -150,7 +151,7 @@ def test_nobody_has_to_read_what_is_said(tiny_config):
 
 
 @pytest.mark.parametrize("flags", [["-u"], []])
-def test_a_report_may_be_read_in_part(flags):
+def test_doctor_survives_a_closed_stdout(flags):
     code = "import sys; from recbole_onebp.cli import main; sys.exit(main())"
     with subprocess.Popen(
         [sys.executable, *flags, "-c", code, "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -162,7 +163,7 @@ def test_a_report_may_be_read_in_part(flags):
     assert process.returncode == 1
 
 
-def test_two_processes_do_not_run_in_one_folder(train, tmp_path):
+def test_two_processes_cannot_run_in_one_folder(train, tmp_path):
     assert train()[0] == 0
     folder = tmp_path / "run"
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
@@ -170,7 +171,7 @@ def test_two_processes_do_not_run_in_one_folder(train, tmp_path):
 from pathlib import Path
 from recbole_onebp.run.folder import RunFolder
 folder = RunFolder({str(folder)!r})
-folder.hold()
+folder.lock()
 print("held", flush=True)
 input()
 """
@@ -178,27 +179,29 @@ input()
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout.readline() == "held\n"
-        assert "another run is at work in" in refusal(train())
-        assert "another run is at work in" in refusal(train(resume="auto"))
+        assert "another run is using" in refusal(train())
+        assert "another run is using" in refusal(train(resume="auto"))
         assert {name: (folder / name).read_bytes() for name in before} == before
         other.kill()
-    assert train()[0] == 0  # the lock went with its process
+    assert train()[0] == 0  # the lock ended with its process
 
 
-def test_a_folder_is_free_once_its_run_is_over(tiny_config):
+def test_a_folder_is_unlocked_when_its_run_is_over(tiny_config):
     values = {**tiny_config, "model": "OneBP", "dataset": "tiny"}
-    runs = [build_from(*load_config(None, values)) for _ in range(2)]  # as in a notebook whose cell is run again
+    runs = [build_from(*load_config(None, values)) for _ in range(2)]  # as in a notebook when a cell runs again
     dropped = build_from(*load_config(None, values))
     del dropped
     gc.collect()
     runs[1].fit()
-    code = f"from recbole_onebp.run.folder import RunFolder; RunFolder({values['output_dir']!r}).hold()"
-    assert subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode == 1  # runs[0] is to come
+    code = f"from recbole_onebp.run.folder import RunFolder; RunFolder({values['output_dir']!r}).lock()"
+    assert (
+        subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode == 1
+    )  # runs[0] has not been trained yet
     runs[0].fit()
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_values_are_read_and_never_evaluated():
+def test_values_are_parsed_and_never_evaluated():
     values = parse_overrides(
         ["--a=1e-3", "--b=[10, 20]", "--c=None", "--d=true", "--e=x=y", "--f=O'Brien", "--g={'RS':[0.8,0.1,0.1]}",
          "--h=__import__('os').getcwd()", "--i=", "--j=[0,inf)", "--k=0,1", "--l=a\\d", "--m=" + "[" * 5000]
@@ -325,7 +328,7 @@ def test_a_bad_number_in_an_item_file(train, tmp_path):
         ([(f"u{u}", i) for u in range(3) for i in range(20 if u == 1 else 12)], "user u1 has taken all 20 items"),
     ],
 )
-def test_data_that_leaves_no_choice(train, tmp_path, rows, said):
+def test_data_without_anything_to_recommend(train, tmp_path, rows, said):
     write_inter(tmp_path / "data" / "poor", rows)
     assert said in refusal(train(dataset="poor", data_path=str(tmp_path / "data")))
 
@@ -357,8 +360,8 @@ def test_a_folder_that_cannot_be_written(train, tmp_path):
 
 @pytest.mark.parametrize("limit", [0, 1500, 4000, 10_000, 30_000])
 def test_a_full_disk_is_one_line(train, tmp_path, limit):
-    """Whatever is written first: the log, TensorBoard's file, a line an epoch, the model, a checkpoint."""
-    assert train()[0] == 0  # loops are compiled, and the cache of the compiler is not what is tried
+    """The limits hit different files: the log, TensorBoard's file, metrics.jsonl, the model, a checkpoint."""
+    assert train()[0] == 0  # compiles the loops, so that the limit does not hit the cache of the compiler
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
@@ -370,7 +373,7 @@ def test_a_full_disk_is_one_line(train, tmp_path, limit):
     assert train(epochs=40)[0] == 0
 
 
-def test_a_thread_that_finds_no_room_is_not_told_twice(tmp_path, capsys):
+def test_the_full_disk_of_a_thread_is_not_reported_twice(tmp_path, capsys):
     logs.start(tmp_path / "log")
 
     def fail(error):
@@ -383,6 +386,14 @@ def test_a_thread_that_finds_no_room_is_not_told_twice(tmp_path, capsys):
     err = capsys.readouterr().err
     assert "a bug" in err
     assert "No space" not in err
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "recbole_onebp", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"recbole-onebp {recbole_onebp.__version__}\n")
+    done = subprocess.run([sys.executable, "-m", "recbole_onebp", "trian"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
 
 
 @pytest.mark.parametrize("arguments", [["trian"], ["doctor", "--verbose"], ["train", "--epochs", "2"], []])
@@ -401,7 +412,7 @@ def test_doctor(capsys):
 
 def start(tiny_config, tmp_path, **overrides):
     values = {"model": "OneBP", "dataset": "tiny", **tiny_config, **overrides}
-    heard = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"  # in any job
+    heard = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"  # also in a background job
     command = [sys.executable, "-c", f"{heard}; from recbole_onebp.cli import main; sys.exit(main())", "train"]
     return subprocess.Popen(
         [*command, *(f"--{key}={value}" for key, value in values.items())],
@@ -415,7 +426,7 @@ def start(tiny_config, tmp_path, **overrides):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_ends_the_run(tiny_config, tmp_path, number, code):
-    # It says little: nobody reads it before it has ended, and a full pipe would hold it up.
+    # It logs little: nobody reads the pipe before it has ended, and a full pipe would block it.
     endless = {"epochs": 100_000, "stopping_step": 100_000, "state": "warning"}
     process = start(tiny_config, tmp_path, **endless)
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -428,7 +439,7 @@ def test_a_signal_saves_and_ends_the_run(tiny_config, tmp_path, number, code):
     assert process.returncode == code
     assert "Traceback" not in err
     assert [line.startswith("interrupted") for line in err.splitlines()] == [True] * (number == signal.SIGINT)
-    assert "goes on at epoch" in out
+    assert "resumes at epoch" in out
     assert not list((tmp_path / "run").rglob("*.tmp"))
     assert not (tmp_path / "run" / "result.json").exists()
     done = [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()]
@@ -441,7 +452,7 @@ def test_a_signal_saves_and_ends_the_run(tiny_config, tmp_path, number, code):
 def test_resume_from_the_command_line(train, tmp_path):
     assert train(epochs=2)[0] == 0
     assert train("--resume", "auto")[0] == 0
-    assert "going on with" in train.out
+    assert "resuming from" in train.out
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
     assert train(f"--resume={tmp_path / 'run'}", output_dir=None)[0] == 0
     assert "beta: 0.99 then, 0.5 now" in refusal(train("--resume=auto", beta=0.5))

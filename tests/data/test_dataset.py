@@ -248,16 +248,16 @@ MEASURE = """
 import recbole_onebp
 from recbole.config import Config
 from recbole.data import create_dataset
-from recbole_onebp.run.build import _peak_rss_mb
+from recbole_onebp.run.environment import peak_rss_mb
 
 def load(name):
     return create_dataset(Config(model="OneBP", dataset=name, config_dict={{"data_path": {path!r}, "load_col": None}}))
 
 load("warm")
 open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
-before = _peak_rss_mb()
+before = peak_rss_mb()
 kept = load("large")
-print((_peak_rss_mb() - before) * 2**20 / kept.inter_num)
+print((peak_rss_mb() - before) * 2**20 / kept.inter_num)
 """
 
 
@@ -289,7 +289,7 @@ def test_rows_are_never_listed(both, tmp_path, monkeypatch, split):
 
 def test_the_peak_is_this_process_own():
     """A new process begins with its parent's peak, where one asks the kernel the usual way."""
-    code = "from recbole_onebp.run.build import _peak_rss_mb; print(_peak_rss_mb())"
+    code = "from recbole_onebp.run.environment import peak_rss_mb; print(peak_rss_mb())"
     ballast = np.ones(2**30, np.int8)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < ballast.nbytes / 2**20

@@ -27,8 +27,8 @@ from recbole_onebp.distributed.sharding import Shard
 from recbole_onebp.engine import Schedule
 from recbole_onebp.engine.schedule import even_first
 from recbole_onebp.model import _xavier_rows, _xavier_rows_of
+from recbole_onebp.run.checkpoint.resume import find_checkpoint
 from recbole_onebp.run.folder import RunFolder
-from recbole_onebp.run.saver import find
 from support.ranks import in_ranks
 
 METRICS = ["Recall", "NDCG", "MRR", "GAUC", "ItemCoverage", "GiniIndex", "ShannonEntropy", "AveragePopularity",
@@ -305,7 +305,7 @@ def test_a_run_whose_rank_is_killed_ends_and_keeps_its_checkpoint(tmp_path):
     last = said.strip().splitlines()[-1]
     assert "leaked" not in said
     assert last.startswith(("error: rank 1 of 2 was ended by SIGKILL", "error: rank 0 of 2: another process has ended"))
-    assert find("auto", RunFolder(out)).values["epoch"] > 0
+    assert find_checkpoint("auto", RunFolder(out)).values["epoch"] > 0
 
 
 @pytest.mark.slow
@@ -325,7 +325,7 @@ def test_torchrun_goes_on_with_a_run_whose_rank_is_killed(tmp_path, flags):
         ranks = [child for child in psutil.Process(run.pid).children() if str(script) in child.cmdline()]
         ranks[-1].kill()
         assert run.wait(timeout=300) == 0
-    assert "going on with" in (out / "run.log").read_text()
+    assert "resuming from" in (out / "run.log").read_text()
     newest = [max((folder / "checkpoint").iterdir()) for folder in (straight, out)]
     assert newest[0].name == newest[1].name
     for expected, found in (newest, (straight, out)):

@@ -177,7 +177,7 @@ def test_pruning(search, monkeypatch):
             on_validation(epoch, 0.5 if number < 2 else 0.1)
         return 3, {"ndcg@10": 0.5}
 
-    monkeypatch.setattr("recbole_onebp.run.build.Run.train", train)
+    monkeypatch.setattr("recbole_onebp.run.run.Run.train", train)
     made = search(trials=4, startup_trials=2, warmup_epochs=1)
     assert states(made) == ["COMPLETE", "COMPLETE", "PRUNED", "PRUNED"]
     assert made[2].intermediate_values == {0: 0.1, 1: 0.1}
@@ -194,7 +194,7 @@ def test_what_fails_is_recorded_and_not_the_end(search, monkeypatch):
             raise error
         on_validation(0, float("nan"))
 
-    monkeypatch.setattr("recbole_onebp.run.build.Run.train", train)
+    monkeypatch.setattr("recbole_onebp.run.run.Run.train", train)
     made = search(trials=4)
     assert states(made) == ["FAIL"] * 4
     assert [trial.user_attrs["reason"] for trial in made] == [
@@ -222,7 +222,7 @@ def test_a_diverging_run_is_a_failed_trial(search):
 
 def test_a_lower_metric_may_be_the_better(search, monkeypatch):
     values = iter([0.5, 0.3, 0.4])
-    monkeypatch.setattr("recbole_onebp.run.build.Run.train", lambda run, **_: (0, {"giniindex@10": next(values)}))
+    monkeypatch.setattr("recbole_onebp.run.run.Run.train", lambda run, **_: (0, {"giniindex@10": next(values)}))
     search(metrics=["NDCG", "GiniIndex"], valid_metric="GiniIndex@10")
     summary = report.write(search.plan, [search.study], search.folder)
     assert summary["bigger_is_better"] is False

@@ -1,4 +1,4 @@
-"""What a stopped run goes on from: equal to the run that was not stopped, bit for bit, and whole whatever happens."""
+"""Checkpoints: a resumed run equals an uninterrupted one, bit for bit, and a checkpoint is never left half written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recbole.quick_start import load_data_and_model
 from recbole.trainer import TraditionalTrainer
@@ -23,8 +23,9 @@ from recbole.trainer import TraditionalTrainer
 import recbole_onebp
 from conftest import write_inter
 from recbole_onebp.engine.cpu import FusedEngine
-from recbole_onebp.run import saver
-from recbole_onebp.run.checkpoint import store
+from recbole_onebp.run.checkpoint import resume, state, store
+from recbole_onebp.run.checkpoint.clock import CheckpointClock
+from recbole_onebp.run.checkpoint.signals import StopSignals
 from recbole_onebp.util.errors import UserError
 from support.recbole_models import MODELS, NEEDS, SMALL, has
 
@@ -37,9 +38,8 @@ DYNAMIC = {"distribution": "uniform", "sample_num": 2, "alpha": 1.0, "dynamic": 
 
 @pytest.fixture
 def often(monkeypatch):
-    """A checkpoint whenever there may be one."""
-    monkeypatch.setattr(saver, "_LEAST", 0.0)
-    monkeypatch.setattr(saver, "_SHARE", 0.0)
+    """A checkpoint at every opportunity."""
+    monkeypatch.setattr(CheckpointClock, "is_due", lambda _clock: True)
 
 
 class StoppedError(Exception):
@@ -48,7 +48,9 @@ class StoppedError(Exception):
 
 def files_of(folder):
     files = [path for path in folder.rglob("*") if path.is_file()]
-    return {path: path.name != ".lock" and path.stat().st_mtime_ns for path in files}  # some filelocks touch theirs
+    return {
+        path: path.name != ".lock" and path.stat().st_mtime_ns for path in files
+    }  # some versions of filelock touch their file
 
 
 def stop_after(epoch):
@@ -60,12 +62,11 @@ def stop_after(epoch):
 
 
 def everything(run):
-    """All that must not depend on whether a run was stopped; times are nobody's."""
+    """Everything that must not depend on whether a run was stopped, so without times."""
     tensors: dict[str, torch.Tensor] = {}
-    state = saver.trainer_state(run.trainer)
-    rest = store.pack(
-        {"state": state, "generators": saver.generator_states(run.trainer.saver._loaders.values())}, tensors
-    )
+    loaders = run.train_data, run.valid_data, run.test_data
+    values = {"state": state.trainer_state(run.trainer), "generators": state.generator_states(loaders)}
+    rest = store.pack(values, tensors)
     epochs = [{key: value for key, value in e.items() if "seconds" not in key} for e in run.trainer.record.epochs]
     return tensors, json.dumps([rest, epochs])
 
@@ -83,14 +84,14 @@ def without_seconds(result):
 
 
 def same_as_straight(tiny, tmp_path, stop, model="OneBP", **options):
-    """Train in one go; train, be stopped and go on; compare, and return the resumed run."""
+    """Train without a stop; train, stop and resume; compare both, and return the resumed run."""
     options = {"epochs": 4, **options}
     straight = tiny(model, output_dir=str(tmp_path / "straight"), **options)
     expected = straight.fit()
     stopped = tiny(model, output_dir=str(tmp_path / "stopped"), **options)
     stop(stopped)
     resumed = tiny(model, output_dir=str(tmp_path / "stopped"), resume="auto", **options)
-    assert resumed.trainer.start_epoch > 0 or resumed.trainer.begin_at[0] > 0
+    assert resumed.trainer.start_epoch > 0 or resumed.trainer.saver.resume_point(0)[0] > 0
     result = resumed.fit()
     assert without_seconds(result) == without_seconds(expected)
     assert_same(everything(resumed), everything(straight))
@@ -134,7 +135,7 @@ def after_three_epochs(run):
     ],
     ids=str,
 )
-def test_a_run_goes_on_as_if_it_had_not_been_stopped(tiny, tmp_path, often, options):
+def test_a_resumed_run_equals_an_uninterrupted_one(tiny, tmp_path, often, options):
     same_as_straight(
         tiny, tmp_path, in_the_third_epoch if "eval_step" not in options else at_the_fourth_step, **options
     )
@@ -144,19 +145,19 @@ def test_a_run_goes_on_as_if_it_had_not_been_stopped(tiny, tmp_path, often, opti
     ("model", "options"),
     [
         ("BPR", {}),
-        ("LightGCN", {"n_layers": 2}),  # keeps results of its evaluation
-        ("MultiVAE", {"mlp_hidden_size": [16], "latent_dimension": 8}),  # counts its steps, and has dropout
+        ("LightGCN", {"n_layers": 2}),  # caches results of its evaluation
+        ("MultiVAE", {"mlp_hidden_size": [16], "latent_dimension": 8}),  # counts its steps, has dropout
         ("RecVAE", {"hidden_dimension": 16, "latent_dimension": 8}),  # two optimizers
-        ("SGL", {"n_layers": 1}),  # draws a graph an epoch
+        ("SGL", {"n_layers": 1}),  # draws a graph per epoch
     ],
 )
-def test_baselines_go_on_too(tiny, tmp_path, often, model, options):
+def test_baselines_resume(tiny, tmp_path, often, model, options):
     same_as_straight(tiny, tmp_path, in_the_third_epoch, model, learning_rate=0.01, **options)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
-def test_every_general_recommender_goes_on(tiny, tmp_path, often, model):
+def test_every_general_recommender_resumes(tiny, tmp_path, often, model):
     options = {"learning_rate": 0.01, "embedding_size": 16, **SMALL.get(model, {})}
     if NEEDS.get(model) and not has(NEEDS[model]):
         pytest.skip(f"{model} needs {NEEDS[model]}")
@@ -173,7 +174,7 @@ def test_every_general_recommender_goes_on(tiny, tmp_path, often, model):
     same_as_straight(tiny, tmp_path, stop, model, **options)
 
 
-def test_early_stopping_goes_on_and_stays(tiny, tmp_path, often):
+def test_early_stopping_survives_a_resume(tiny, tmp_path, often):
     options = {"epochs": 40, "stopping_step": 2, "learning_rate": 0.2}
     resumed = same_as_straight(tiny, tmp_path, in_the_third_epoch, **options)
     n_epochs = len(resumed.trainer.record.epochs)
@@ -210,14 +211,14 @@ def without_folder(tiny_config, **overrides):
     return recbole_onebp.build("OneBP", "tiny", config_dict={**config, **overrides})
 
 
-def test_a_path_goes_on_elsewhere(tiny, tiny_config, tmp_path):
+def test_a_path_resumes_into_another_folder(tiny, tiny_config, tmp_path):
     tiny(epochs=2).fit()
     before = files_of(tmp_path / "run")
     (checkpoint,) = (tmp_path / "run" / "checkpoint").iterdir()
     for place, path in enumerate((tmp_path / "run", checkpoint)):
         run = tiny(epochs=3, resume=str(path), output_dir=str(tmp_path / f"other{place}"))
         assert run.fit().epochs_run == 3
-    # Where nothing is left to train there is a checkpoint too.
+    # A checkpoint is also written when nothing is left to train.
     assert tiny(epochs=2, resume=str(checkpoint), output_dir=str(tmp_path / "third")).fit().epochs_run == 2
     assert tiny(epochs=3, resume="auto", output_dir=str(tmp_path / "third")).trainer.start_epoch == 2
     assert files_of(tmp_path / "run") == before
@@ -229,13 +230,13 @@ def test_a_path_goes_on_elsewhere(tiny, tiny_config, tmp_path):
 
 
 def at_the_fourth_step(run):
-    """As if SIGTERM came in the middle of the fourth step of the second epoch."""
+    """SIGTERM arrives in the fourth step of the second epoch."""
     signals_in_step(run, 14, signal.SIGTERM)
 
 
 @pytest.fixture(autouse=True)
-def _hears_ctrl_c():
-    """Which a shell's background job does not."""
+def _ctrl_c_is_not_ignored():
+    """A shell's background job ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -279,12 +280,12 @@ def signals_in_step(run, number, *signals):
 )  # fmt: skip
 def test_sigterm_saves_inside_an_epoch(tiny, tmp_path, caplog, options):
     same_as_straight(tiny, tmp_path, at_the_fourth_step, **options)
-    # After the fourth step; where users are taken apart, after the sixth, when they have just been put together.
+    # After the fourth step; with leave_one_out after the sixth, when all users have been aggregated.
     step = 6 if "leave_one_out" in options else 4
-    assert f"--resume={tmp_path / 'stopped'} goes on at epoch 1, step {step}" in caplog.text
+    assert f"--resume={tmp_path / 'stopped'} resumes at epoch 1, step {step}" in caplog.text
 
 
-def test_a_last_step_counts(tiny, tmp_path):
+def test_a_signal_in_the_last_step_of_an_epoch(tiny, tmp_path):
     same_as_straight(tiny, tmp_path, lambda run: signals_in_step(run, 20, signal.SIGINT))
 
 
@@ -294,8 +295,8 @@ def test_ctrl_c_twice_does_not_wait(tiny, tmp_path):
     assert not (tmp_path / "run" / "checkpoint").exists()
 
 
-def test_a_signal_waits_only_so_long(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(saver, "_PATIENCE", 0.0)
+def test_a_signal_ends_the_run_after_its_patience(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(StopSignals, "patience", 0.0)
     run = tiny(**RECIPE)
     signals_in_step(run, 4, signal.SIGTERM)
     assert not (tmp_path / "run" / "checkpoint").exists()
@@ -303,7 +304,7 @@ def test_a_signal_waits_only_so_long(tiny, tmp_path, monkeypatch):
 
 def test_the_reference_engine_ends_its_epoch(tiny, tmp_path, caplog):
     same_as_straight(tiny, tmp_path, at_the_fourth_step, engine="reference")
-    assert f"--resume={tmp_path / 'stopped'} goes on at epoch 2, step 0" in caplog.text
+    assert f"--resume={tmp_path / 'stopped'} resumes at epoch 2, step 0" in caplog.text
 
 
 @pytest.mark.parametrize("options", [{}, {"engine": "reference"}], ids=str)
@@ -321,10 +322,10 @@ def test_a_signal_waits_for_the_end_of_a_validation(tiny, tmp_path, caplog, opti
             run.train()
 
     same_as_straight(tiny, tmp_path, in_a_validation, **options)
-    assert f"--resume={tmp_path / 'stopped'} goes on at epoch 2, step 0" in caplog.text
+    assert f"--resume={tmp_path / 'stopped'} resumes at epoch 2, step 0" in caplog.text
 
 
-def test_who_ignores_a_signal_goes_on_ignoring_it(tiny):
+def test_an_ignored_signal_stays_ignored(tiny):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         run = tiny()
@@ -349,18 +350,18 @@ def test_a_search_keeps_no_checkpoints(tiny, tmp_path, often):
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
-# ------------------------------------------------------------------------------------------------- what does not go on
+# ------------------------------------------------------------------------------------------------ what cannot resume
 
 
 def test_other_settings_are_refused_and_shown(tiny, tmp_path):
     tiny(epochs=2).fit()
     before = files_of(tmp_path / "run")
-    with pytest.raises(UserError, match=r"other settings: beta: 0.99 then, 0.5 now; seed: 2020 then, 1 now; give the"):
+    with pytest.raises(UserError, match=r"other settings: beta: 0.99 then, 0.5 now; seed: 2020 then, 1 now; use the"):
         tiny(epochs=2, beta=0.5, seed=1, resume="auto")
     with pytest.raises(UserError, match="model: OneBP then, BPR now"):
         tiny("BPR", epochs=2, resume="auto")
     assert files_of(tmp_path / "run") == before
-    # What no result depends on may change.
+    # Settings that no result depends on may change.
     tiny(epochs=2, state="debug", show_progress=True, eval_memory_mb=1, resume="auto")
 
 
@@ -378,7 +379,7 @@ def test_other_data_are_refused_and_shown(tiny, tmp_path, tiny_path):
         tiny(epochs=2, data_path=str(tmp_path / "data"), resume="auto")
 
 
-def test_where_there_is_nothing(tiny, tiny_config, tmp_path, caplog):
+def test_resume_without_a_checkpoint(tiny, tiny_config, tmp_path, caplog):
     caplog.set_level("INFO")
     with pytest.raises(UserError, match="auto needs output_dir"):
         without_folder(tiny_config, resume="auto")
@@ -390,13 +391,13 @@ def test_where_there_is_nothing(tiny, tiny_config, tmp_path, caplog):
     assert not list((tmp_path / "empty").iterdir())
     assert tiny(resume="auto").trainer.start_epoch == 0
     assert "no checkpoint in" in caplog.text
-    assert tiny("Pop", resume="auto").fit().epochs_run == 1  # has one epoch, and keeps none
+    assert tiny("Pop", resume="auto").fit().epochs_run == 1  # has one epoch, and no checkpoints
     assert tiny("Pop", resume="auto").fit().epochs_run == 1
 
 
-def test_another_version_is_told(tiny, caplog, monkeypatch):
+def test_another_version_is_reported(tiny, caplog, monkeypatch):
     tiny(epochs=1).fit()
-    monkeypatch.setattr(saver, "_VERSIONS", {**saver._VERSIONS, "torch": "1.0"})
+    monkeypatch.setattr(resume, "VERSIONS", {**resume.VERSIONS, "torch": "1.0"})
     tiny(epochs=2, resume="auto")
     assert f"torch: {torch.__version__.split('+')[0]}" in caplog.text
     assert "1.0 now" in caplog.text
@@ -423,7 +424,7 @@ def flip(path):
 
 @pytest.mark.parametrize("name", ["state.json", "state.safetensors", "best.safetensors"])
 @pytest.mark.parametrize("damage", [cut, flip, Path.unlink, lambda path: path.write_bytes(b"")])
-def test_the_one_before_stands_in_for_a_damaged_one(tiny, tmp_path, often, caplog, name, damage):
+def test_the_previous_checkpoint_replaces_a_damaged_one(tiny, tmp_path, often, caplog, name, damage):
     def stop(run):
         in_the_third_epoch(run)
         older, newer = sorted((tmp_path / "stopped" / "checkpoint").iterdir())
@@ -433,21 +434,21 @@ def test_the_one_before_stands_in_for_a_damaged_one(tiny, tmp_path, often, caplo
     caplog.set_level("INFO")
     same_as_straight(tiny, tmp_path, stop, train_batch_size=300)
     assert f"{name}: damaged: " in caplog.text
-    assert "looking for the checkpoint before" in caplog.text
-    assert f"going on with {tmp_path / 'stopped' / 'checkpoint' / 'epoch-000002-step-000000004'}" in caplog.text
+    assert "trying the previous checkpoint" in caplog.text
+    assert f"resuming from {tmp_path / 'stopped' / 'checkpoint' / 'epoch-000002-step-000000004'}" in caplog.text
 
 
-def test_nothing_whole_is_told(tiny, tmp_path):
+def test_only_damaged_checkpoints_are_an_error(tiny, tmp_path):
     tiny(epochs=1).fit()
     (checkpoint,) = (tmp_path / "run" / "checkpoint").iterdir()
     cut(checkpoint / "state.safetensors")
-    with pytest.raises(UserError, match="no checkpoint there is whole; remove the folder to start anew"):
+    with pytest.raises(UserError, match="all checkpoints are damaged; remove the folder to start a new run"):
         tiny(epochs=2, resume="auto")
     with pytest.raises(UserError, match=r"state\.safetensors: damaged: it does not match its checksum"):
         tiny(epochs=2, resume=str(checkpoint))
 
 
-def test_two_are_kept_and_what_a_kill_left_goes(tmp_path):
+def test_two_checkpoints_are_kept_and_temporary_folders_removed(tmp_path):
     kept = store.Checkpoints(tmp_path / "checkpoint")
     (tmp_path / "checkpoint" / ".a.123.tmp").mkdir(parents=True)
     for name in "abc":
@@ -460,23 +461,23 @@ def test_two_are_kept_and_what_a_kill_left_goes(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [0, 1000])
-def test_a_full_disk_leaves_what_was_there(tiny, tmp_path, limit):
-    """The system's limit on the size of a file stands in for a disk without room."""
+def test_a_full_disk_leaves_earlier_files_intact(tiny, tmp_path, limit):
+    """A limit on the size of files simulates a full disk."""
     run = tiny(epochs=2)
     run.fit()
     before = files_of(tmp_path / "run")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
-        for write in (lambda: run.trainer.saver.save(7), lambda: run.trainer.saver.best_is(7)):
-            with pytest.raises(UserError, match="File too large; the one before stands and goes on at epoch 2"):
+        for write in (lambda: run.trainer.saver.save(7), lambda: run.trainer.saver.save_best(7)):
+            with pytest.raises(UserError, match=r"File too large; the previous .* is intact and resumes at epoch 2"):
                 write()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert files_of(tmp_path / "run") == before
 
 
-def test_the_words_of_safetensors_about_the_disk_are_the_systems(tmp_path, monkeypatch):
+def test_an_error_of_safetensors_keeps_the_error_of_the_system(tmp_path, monkeypatch):
     def full(*_):
         raise store.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
@@ -500,12 +501,13 @@ _PLAIN = st.recursive(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 @given(_PLAIN)
-def test_plain_values_come_back(value):
+def test_plain_values_round_trip(value):
     assert store.unpack(json.loads(json.dumps(store.pack(value, {}), allow_nan=False)), {}) == value
 
 
-def test_tensors_come_back(tmp_path):
+def test_tensors_round_trip(tmp_path):
     table = torch.arange(6.0).reshape(2, 3)
     value = {"a": table, "again": table, "b": [torch.tensor(3), (table.T, np.float64(0.1))], "none": torch.zeros(0, 3)}
     kept = store.Checkpoints(tmp_path / "checkpoint")
@@ -521,8 +523,8 @@ def test_tensors_come_back(tmp_path):
         store.pack({"a": [set()]}, {})
 
 
-def test_nothing_is_unpickled(tiny, tmp_path, often):
-    """No file of a run is a pickle, unless it was asked for."""
+def test_no_file_of_a_run_is_a_pickle(tiny, tmp_path, often):
+    """Except with recbole_checkpoint: true."""
     tiny().fit()
     names = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert not [name for name in names if name.endswith((".pth", ".pt", ".pkl"))]
@@ -533,8 +535,8 @@ def test_nothing_is_unpickled(tiny, tmp_path, often):
     assert result.epochs_run == 3
 
 
-def test_it_is_logged_where_a_run_goes_on(tiny, tmp_path, caplog):
+def test_the_resume_point_is_logged(tiny, tmp_path, caplog):
     tiny(epochs=2).fit()
     caplog.set_level(logging.INFO)
     tiny(epochs=3, resume="auto")
-    assert f"going on with {tmp_path / 'run' / 'checkpoint' / 'epoch-000002-step-000000000'}: epoch 2" in caplog.text
+    assert f"resuming from {tmp_path / 'run' / 'checkpoint' / 'epoch-000002-step-000000000'}: epoch 2" in caplog.text

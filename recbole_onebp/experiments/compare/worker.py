@@ -19,7 +19,8 @@ from filelock import FileLock
 from recbole.utils.argument_list import dataset_arguments, evaluation_arguments
 
 from recbole_onebp.experiments.compare.split import Split, write_npz
-from recbole_onebp.run.build import Run, build_from, load_config, load_data, read_config
+from recbole_onebp.run.build import build_from, load_config, load_data, read_config
+from recbole_onebp.run.run import Run
 from recbole_onebp.util import logs
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.files import write_json

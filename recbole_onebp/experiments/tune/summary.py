@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from recbole_onebp.experiments.tune.search_spec import Search, SearchSpec
 from recbole_onebp.experiments.tune.trials import counts, reason_of, seconds
-from recbole_onebp.run.build import versions
+from recbole_onebp.run.environment import versions
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.files import write_atomically
 

@@ -1,1 +1,6 @@
-"""What a run goes on from: ``state`` says what it is, ``store`` how it lies on the disk, ``saver`` when it is saved."""
+"""Checkpoints of a run.
+
+``state`` collects and restores the training state, ``store`` writes and reads it, ``model_file`` holds the best model.
+``saver`` saves a run while it trains; ``clock`` tells it when, and ``signals`` when to stop.  ``resume`` finds a
+checkpoint and checks that it belongs to the run.
+"""

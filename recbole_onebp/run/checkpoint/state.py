@@ -1,10 +1,11 @@
-"""What makes a run: all that training changes, and what it must be the same as to go on."""
+"""Training state, and the settings and data that must match on resume."""
 
 from __future__ import annotations
 
 import hashlib
 import random
 from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from recbole_onebp import __version__
 from recbole_onebp.config.keys import NO_RESULT
 from recbole_onebp.run.checkpoint.store import pack
 from recbole_onebp.run.folder import plain
 
 __all__ = [
+    "VERSIONS",
     "data_of",
     "differences",
     "generator_states",
@@ -29,12 +32,15 @@ __all__ = [
     "trainer_state",
 ]
 
+VERSIONS = {"recbole_onebp": __version__, **{name: version(name) for name in ("torch", "numpy", "numba")}}
+"""The versions that a resumed run should have in common with the run that it continues."""
+
 
 def trainer_state(trainer: Any) -> dict[str, Any]:
-    """What training has changed in a trainer of RecBole's and its model.
+    """Everything that training changes in a RecBole trainer and its model.
 
-    Optimizers are found by type, since RecVAE's trainer has several; what a module counts with (the annealing of
-    MultiVAE) is in no ``state_dict``.
+    Optimizers are found by type, because RecVAE's trainer has several.  Counters of modules, such as MultiVAE's for
+    annealing, are saved too, because they are in no ``state_dict``.
     """
     return {
         "model": trainer.model.state_dict(),
@@ -50,7 +56,7 @@ def trainer_state(trainer: Any) -> dict[str, Any]:
 
 
 def restore_trainer(trainer: Any, state: Mapping[str, Any]) -> None:
-    """Put back what :func:`trainer_state` returned."""
+    """Restore what :func:`trainer_state` returned."""
     trainer.model.load_state_dict(state["model"])
     trainer.model.load_other_parameter(state["other_parameters"])
     for name, module in trainer.model.named_modules():
@@ -64,9 +70,9 @@ def restore_trainer(trainer: Any, state: Mapping[str, Any]) -> None:
 
 
 def other_parameters(model: Any) -> dict[str, Any]:
-    """RecBole's name for results that a model keeps beside its ``state_dict``, as far as they are plain.
+    """The plain values and tensors of RecBole's ``other_parameter``: what a model keeps outside its ``state_dict``.
 
-    The others (layers, matrices of the train data) are what making the model made of them.
+    Other values (layers, matrices of the train data) are omitted: constructing the model creates them again.
     """
     kept = {}
     for name, value in model.other_parameter().items():
@@ -79,7 +85,7 @@ def other_parameters(model: Any) -> dict[str, Any]:
 
 
 def _counters(module: torch.nn.Module) -> dict[str, int | float]:
-    """What is counted in training; the users and items are not, which in several processes are a rank's own."""
+    """Numbers that a module may count in training.  Numbers of users and items differ between ranks: not saved."""
     return {
         key: value
         for key, value in vars(module).items()
@@ -90,7 +96,7 @@ def _counters(module: torch.nn.Module) -> dict[str, int | float]:
 def _optimizers(trainer: Any) -> dict[str, Optimizer]:
     found = {name: value for name, value in vars(trainer).items() if isinstance(value, Optimizer)}
     if trainer.optimizer in [value for name, value in found.items() if name != "optimizer"]:
-        del found["optimizer"]  # one of several, whose turn it is
+        del found["optimizer"]  # an alias of one of several
     return found
 
 
@@ -98,7 +104,7 @@ def _optimizers(trainer: Any) -> dict[str, Optimizer]:
 
 
 def generator_states(loaders: Iterable[Any]) -> dict[str, Any]:
-    """The state of every generator: Python's, numpy's and torch's global ones, and the loaders' own."""
+    """States of all random generators: the global ones of Python, numpy and torch, and those of the loaders."""
     kind, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -110,7 +116,7 @@ def generator_states(loaders: Iterable[Any]) -> dict[str, Any]:
 
 
 def set_generator_states(states: Mapping[str, Any], loaders: Iterable[Any]) -> None:
-    """Put back what :func:`generator_states` returned."""
+    """Restore what :func:`generator_states` returned."""
     random.setstate((states["python"][0], tuple(states["python"][1]), states["python"][2]))
     np.random.set_state(states["numpy"])
     torch.set_rng_state(states["torch"])
@@ -121,7 +127,7 @@ def set_generator_states(states: Mapping[str, Any], loaders: Iterable[Any]) -> N
 
 
 def _generators(loaders: Iterable[Any]) -> list[torch.Generator]:
-    """The loader of a knowledge-aware model has one for pairs and one for triples inside."""
+    """A knowledge-aware model's loader contains two loaders, for interactions and for triples."""
     found = []
     for loader in (loader for loader in loaders if loader is not None):
         parts = [loader] if isinstance(loader, DataLoader) else vars(loader).values()
@@ -133,16 +139,16 @@ def _generators(loaders: Iterable[Any]) -> list[torch.Generator]:
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """The settings that a result depends on; how many epochs there are is not among them, so that a run can be longer.
+    """The settings that a result depends on, except ``epochs``, so that a finished run can be continued.
 
-    RecBole validates after every ``eval_step`` epochs, or once if there are fewer.
+    RecBole validates every ``eval_step`` epochs, or once if ``epochs`` is smaller: the smaller number is returned.
     """
     values = {key: value for key, value in config.final_config_dict.items() if key not in NO_RESULT | {"epochs"}}
     return {**plain(values), "eval_step": min(config["eval_step"], config["epochs"])}
 
 
 def data_of(dataset: Any, loaders: Mapping[str, Any]) -> dict[str, str]:
-    """What the data are: counts, and a hash of everything that is read of each part; those of all ranks' users."""
+    """A summary of the data, of all ranks: counts, and a hash of all columns of each part."""
     parts = {name: None if loader is None else loader._dataset for name, loader in loaders.items()}
     features = {name: getattr(dataset, f"{name}_feat", None) for name in ("user", "item")}
     return {
@@ -154,7 +160,7 @@ def data_of(dataset: Any, loaders: Mapping[str, Any]) -> dict[str, str]:
 
 
 def summary_of(part: Any) -> str:
-    """How many interactions a part has, and a hash of them."""
+    """Number of interactions of a part, and a hash of them."""
     return _summary(None if part is None else part.inter_feat, "interactions")
 
 
@@ -170,7 +176,7 @@ def _summary(rows: Any, what: str) -> str:
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What is not the same, in words; empty if everything is.  Of another model that is all there is to say."""
+    """Describe what differs; empty if nothing does.  If the models differ, only that is described."""
     keys = ["model"] if then.get("model") != now.get("model") else sorted(then.keys() | now.keys())
     changed = (key for key in keys if then.get(key) != now.get(key))
     return "; ".join(f"{key}: {then.get(key)} then, {now.get(key)} now" for key in changed)

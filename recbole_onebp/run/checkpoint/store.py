@@ -1,7 +1,7 @@
-"""Tensors and plain values on the disk: never half written, checked by checksums, and read without running anything.
+"""Checkpoints on disk: written completely or not at all, verified by checksums, and read without running code.
 
-A checkpoint is a folder: ``state.safetensors``, ``state.json`` with everything else and the SHA-256 of the files, and
-``best.safetensors``, a copy of the best model so far.
+A checkpoint is a folder with ``state.safetensors``, which holds the tensors; ``state.json``, which holds everything
+else and the SHA-256 of the files; and ``best.safetensors``, a copy of the best model so far.
 """
 
 from __future__ import annotations
@@ -44,21 +44,26 @@ _STATE, _TENSORS, _BEST = "state.json", "state.safetensors", "best.safetensors"
 
 
 class DamagedError(Exception):
-    """A file that is not what was written."""
+    """A file whose content is not what was written."""
 
 
 def pack(value: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
-    """``value`` as JSON knows it; the tensors in it go into ``tensors``, named by where they are.
+    """Convert a value to JSON types.
+
+    Args:
+        value: dense tensors, plain values, and lists, tuples and mappings of them.
+        tensors: receives the tensors in ``value``, named by their position.
+        name: position of ``value`` itself.
 
     Raises:
-        TypeError: for what is neither plain nor a dense tensor.
+        TypeError: for a value of another type.
     """
     if isinstance(value, Tensor) and not value.is_sparse:
         tensors[name] = value
         return {_KIND: "tensor", "of": name}
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):  # which JSON does not know
+    if isinstance(value, float) and not math.isfinite(value):  # not in JSON
         return {_KIND: "float", "of": str(float(value))}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -73,7 +78,7 @@ def pack(value: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
 
 
 def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What :func:`pack` was given."""
+    """The value that :func:`pack` converted."""
     if isinstance(packed, list):
         return [unpack(item, tensors) for item in packed]
     if not isinstance(packed, dict):
@@ -82,7 +87,7 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
         return {key: unpack(item, tensors) for key, item in packed.items()}
     kind, of = packed[_KIND], packed["of"]
     if kind == "tensor":
-        return tensors[of].clone()  # which was the file's memory
+        return tensors[of].clone()  # the original uses the file's memory
     if kind == "float":
         return float(of)
     if kind == "tuple":
@@ -101,24 +106,24 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     for name, tensor in tensors.items():
         ready[name] = tensor.detach().cpu().contiguous()
         start = ready[name].untyped_storage().data_ptr()
-        if start in memory:  # a layer used twice: the format wants each tensor in memory of its own
+        if start in memory:  # a layer used twice: safetensors refuses tensors that share memory
             ready[name] = ready[name].clone()
         memory.add(start)
     path.touch()
     mode = path.stat().st_mode
     try:
         save_file(ready, path, metadata)
-        path.chmod(mode)  # as of any file: safetensors leaves one that nobody else may read
-    except SafetensorError as error:  # it hides the system's error in its words
+        path.chmod(mode)  # safetensors would make it readable only by its owner
+    except SafetensorError as error:  # it contains the system's error only as text
         number = re.search(r"os error (\d+)", str(error))
         raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))) from None
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file.
+    """Tensors and metadata of a safetensors file.
 
     Raises:
-        DamagedError: if it is none.
+        DamagedError: if it cannot be read.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -130,19 +135,19 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One that has been read, and is whole."""
+    """A checkpoint that has been read and verified."""
 
     path: Path
     values: Any
     best: Path | None
-    """The best model so far, where one has been chosen."""
+    """The file of the best model so far; None if validation has chosen none."""
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint:
-        """Read and check.
+        """Read and verify a checkpoint.
 
         Raises:
-            DamagedError: for a file that is missing or not what was written.
+            DamagedError: if a file is missing or damaged.
         """
         try:
             content = json.loads((path / _STATE).read_text(encoding="utf-8"))
@@ -150,9 +155,10 @@ class Checkpoint:
         except (OSError, ValueError, RecursionError) as error:
             raise DamagedError(f"{path / _STATE}: damaged: {error}") from None
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise DamagedError(f"{path / _STATE}: no checkpoint")
+            raise DamagedError(f"{path / _STATE}: not a checkpoint")
         if content.get("version") != _VERSION:
-            raise DamagedError(f"{path}: of format {content.get('version')}; this recbole_onebp reads {_VERSION}")
+            version = content.get("version")
+            raise DamagedError(f"{path}: has format version {version}; this recbole_onebp reads version {_VERSION}")
         if content.get("checksum") != checksum:
             raise DamagedError(f"{path / _STATE}: damaged: it does not match its checksum")
         try:
@@ -168,12 +174,12 @@ class Checkpoint:
             raise DamagedError(f"{path / _STATE}: damaged: {error!r}") from None
 
     def lies_in(self, folder: Path) -> bool:
-        """Whether it is one of those in a folder."""
+        """Whether its parent is ``folder``."""
         return self.path.parent.resolve() == folder.resolve()
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a folder is a checkpoint, whole or not."""
+    """Whether a folder is a checkpoint, intact or damaged."""
     return (path / _STATE).is_file()
 
 
@@ -183,22 +189,22 @@ def _checksum(content: Mapping[str, Any]) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of a run, the last two of them: ``folder/<name>/``; a later one has a higher name."""
+    """The checkpoints of a run, ``folder/<name>/``.  Later ones sort after earlier ones; the last two are kept."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._kept: list[str] = []
 
     def save(self, name: str, values: Any, best: Path | None) -> None:
-        """Write one; it is there when it is on the disk, and the one before the last goes.
+        """Write a checkpoint, flush it to disk, and remove all but the last two.
 
         Args:
-            name: of the folder.
+            name: of its folder.
             values: see :func:`pack`.
-            best: the file of the best model so far; copied, so that no damage is shared.
+            best: the file of the best model so far.  It is copied, so that damage to one does not affect the other.
 
         Raises:
-            OSError: if it cannot be written; what was there stands.
+            OSError: if it cannot be written; the earlier checkpoints are intact.
         """
         tensors: dict[str, Tensor] = {}
         state = pack(values, tensors)
@@ -214,28 +220,28 @@ class Checkpoints:
                 sync(path)
         sync(self.folder)
         self._kept = [*[kept for kept in self._kept if kept != name][-1:], name]
-        for other in self.folder.iterdir():  # what a process left that was killed, too
+        for other in self.folder.iterdir():  # also temporary folders of a killed process
             if other.name not in self._kept:
                 shutil.rmtree(other, ignore_errors=True)
 
     def keep(self, name: str) -> None:
-        """Take the one of that name for the last."""
+        """Treat the checkpoint ``name`` as the last one: the next :meth:`save` removes all others."""
         self._kept = [name]
 
     def load(self) -> Checkpoint | None:
-        """The newest that is whole; None if there is none at all.
+        """The newest intact checkpoint; None if there are no checkpoints.  A damaged one is reported.
 
         Raises:
-            UserError: if there are some, all of them damaged.
+            UserError: if all of them are damaged.
         """
         names = sorted((path.name for path in self.folder.glob("[!.]*") if path.is_dir()), reverse=True)
         for name in names:
             try:
                 checkpoint = Checkpoint.read(self.folder / name)
             except DamagedError as error:
-                getLogger().warning("%s; looking for the checkpoint before", error)
+                getLogger().warning("%s; trying the previous checkpoint", error)
                 continue
             return checkpoint
         if names:
-            raise UserError(f"{self.folder}: no checkpoint there is whole; remove the folder to start anew")
+            raise UserError(f"{self.folder}: all checkpoints are damaged; remove the folder to start a new run")
         return None

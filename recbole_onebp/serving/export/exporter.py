@@ -16,9 +16,10 @@ import yaml
 from recbole.utils import get_model
 
 from recbole_onebp.data.checks import check_files
-from recbole_onebp.run.build import load_data, parse_config, versions
+from recbole_onebp.run.build import load_data, parse_config
+from recbole_onebp.run.checkpoint.model_file import read_model
 from recbole_onebp.run.checkpoint.state import data_of, differences
-from recbole_onebp.run.saver import read_model
+from recbole_onebp.run.environment import versions
 from recbole_onebp.serving.ann import Index, quality
 from recbole_onebp.serving.bundle import write_bundle
 from recbole_onebp.serving.export.card import Parts, evaluate_groups, model_card

@@ -1,0 +1,44 @@
+"""``recbole-onebp serve``: answer over HTTP, from a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_onebp.cli.overrides import refuse_unknown
+
+__all__ = ["add", "run"]
+
+
+def add(commands: Any) -> None:
+    """Add the command to an ``argparse`` parser."""
+    serve = commands.add_parser(
+        "serve",
+        help="answer over HTTP, from a bundle",
+        description="Serve a bundle over HTTP, with a page to try it on and /docs. New events update their users at "
+        "once, and are on disk before they are acknowledged. If RECBOLE_ONEBP_API_KEY is set, requests need that key.",
+        epilog="example: recbole-onebp serve bundle --port=8000",
+        allow_abbrev=False,
+    )
+    serve.add_argument("bundle", type=Path, metavar="BUNDLE_DIR")
+    serve.add_argument("--events", type=Path, metavar="DIR", help="folder of the events; default: BUNDLE_DIR.events")
+    serve.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, only this machine")
+    serve.add_argument("--port", type=int, default=8000, help="default: 8000; 0: a free one")
+    serve.add_argument("--watch", type=float, metavar="SECONDS", help="check for a new bundle this often, and serve it")
+    serve.add_argument("--memory_mb", type=float, default=30, help="memory for scores at a time; default: 30")
+    serve.add_argument(
+        "--index", choices=("faiss", "hnswlib"), help="search approximately, with the index of export --ann"
+    )
+    serve.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Run the command; any argument in ``rest`` is an error."""
+    refuse_unknown(rest)
+    from recbole_onebp.serving.http.server import Service, serve
+
+    where = arguments.host, arguments.port
+    serve(Service(arguments.bundle, arguments.events, *where, arguments.watch, arguments.memory_mb, arguments.index))
+    return 0

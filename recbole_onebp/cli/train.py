@@ -1,0 +1,92 @@
+"""``recbole-onebp train``: train and evaluate a model."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from recbole_onebp.cli import compare
+from recbole_onebp.cli.overrides import parse_overrides
+from recbole_onebp.plugin import import_hook
+from recbole_onebp.util.errors import UserError
+
+__all__ = ["add", "run"]
+
+
+def add(commands: Any) -> None:
+    """Add the command to an ``argparse`` parser."""
+    train = commands.add_parser(
+        "train",
+        help="train and evaluate OneBP or any RecBole recommender",
+        description="Train and evaluate a model. Set any configuration key, RecBole's or ours, with --key=value.",
+        epilog="example: recbole-onebp train --model=OneBP --dataset=ml-100k --epochs=20 --output_dir=out",
+        allow_abbrev=False,
+    )
+    train.add_argument("-m", "--model", help="OneBP, or any RecBole model")
+    train.add_argument("-d", "--dataset", help="ml-100k, a name that fetch knows, or a folder below data_path")
+    train.add_argument("--config_files", help="YAML files, separated by spaces; later ones override earlier ones")
+    train.add_argument("--resume", metavar="auto|RUN_DIR", help="resume a stopped run; auto: the run in output_dir, if "
+                       "there is one")  # fmt: skip
+    train.add_argument("--nproc", type=int, default=1, help="number of processes on this host, for OneBP; default: 1")
+    train.add_argument("--world_size", type=int, default=-1, help="number of processes on all hosts; default: nproc")
+    train.add_argument("--group_offset", type=int, default=0, help="rank of this host's first process; default: 0")
+    train.add_argument("--ip", default="localhost", help="address of the host of rank 0; default: localhost")
+    train.add_argument("--port", type=int, help="port of rank 0; default: a free one, or 5678 with several hosts")
+    train.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Run the command; ``rest`` are the arguments ``--key=value``."""
+    overrides = parse_overrides(rest)
+    world_size = arguments.nproc if arguments.world_size == -1 else arguments.world_size
+    if not (1 <= arguments.nproc <= world_size and 0 <= arguments.group_offset <= world_size - arguments.nproc):
+        raise UserError(
+            f"nproc: {arguments.nproc}, world_size: {world_size}, group_offset: {arguments.group_offset}: expected "
+            "1 <= nproc, and group_offset + nproc <= world_size"
+        )
+    if world_size > 1 and "RANK" not in os.environ:
+        return _launch(arguments, world_size)
+    flags = ("model", "dataset", "resume")
+    overrides.update({key: value for key in flags if (value := getattr(arguments, key)) is not None})
+    import_hook.require_recbole()
+
+    from recbole_onebp.config.schema import RunConfig
+    from recbole_onebp.distributed.ranks import launched_rank, leave
+
+    files = (arguments.config_files or "").split()
+    if "models" in RunConfig.read_files(files):
+        if launched_rank() is not None:
+            raise UserError("nproc: a comparison trains each model in one process; use jobs for several runs at a time")
+        return compare.compare_files(files, overrides)
+    _train(files, overrides)
+    leave()
+    return 0
+
+
+def _launch(arguments: argparse.Namespace, world_size: int) -> int:
+    from recbole_onebp.cli import main  # here, because that module imports this one
+    from recbole_onebp.distributed.launch import launch
+
+    port = arguments.port or (5678 if world_size > arguments.nproc else None)
+    return launch(main, arguments.given, arguments.nproc, world_size, arguments.group_offset, arguments.ip, port)
+
+
+def _train(files: Sequence[str], overrides: dict[str, Any]) -> None:
+    from recbole_onebp.run.build import build_from, load_config
+    from recbole_onebp.util import logs
+
+    config, folder = load_config(files, overrides)
+    logs.start(folder.log, (config["state"] or "INFO").upper())
+    logger = logging.getLogger()
+    logger.info(config)
+    run = build_from(config, folder)
+    logger.info(run.dataset)
+    logger.info(run.model)
+    result = run.fit()
+    for part in ("valid", "test"):
+        shown = "  ".join(f"{name}: {value:.4f}" for name, value in getattr(result, part).items())
+        logger.info("%s, epoch %d: %s", part, result.best_epoch, shown or "not evaluated")
+    logger.info("wrote %s", folder.path)

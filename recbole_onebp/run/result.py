@@ -1,0 +1,34 @@
+"""The result of a run: what ``result.json`` holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Result"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What ``result.json`` holds.  Counts exclude RecBole's padding row; epochs are numbered from 0, as in RecBole."""
+
+    model: str
+    dataset: str
+    seed: int
+    epochs_run: int
+    best_epoch: int
+    """The epoch whose model was tested: the best on validation, or the last one without validation."""
+    valid: dict[str, float]
+    test: dict[str, float]
+    seconds: dict[str, float]
+    """Wall-clock time of ``data``, ``train``, ``valid`` and ``test``.  Constructing the model counts as training,
+    because some models do all their work there."""
+    epoch_seconds: list[float]
+    """Training time of each epoch, without validation."""
+    peak_rss_mb: float
+    n_users: int
+    n_items: int
+    n_train: int
+    parameters: int
+    """Number of parameters trained by gradient.  A user table that is moved, not trained, does not count."""
+    versions: dict[str, str]
+    device: str

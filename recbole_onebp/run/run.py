@@ -1,0 +1,158 @@
+"""One run: train a model, choose the epoch, test it, and write the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, field
+from time import perf_counter
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+
+from recbole_onebp.config.schema import RunConfig
+from recbole_onebp.run.environment import device_name, peak_rss_mb, versions
+from recbole_onebp.run.folder import RunFolder
+from recbole_onebp.run.recbole_errors import missing_package_as_user_error
+from recbole_onebp.run.record import floats
+from recbole_onebp.run.result import Result
+from recbole_onebp.util.errors import UserError
+
+__all__ = ["Run"]
+
+
+@dataclass
+class Run:
+    """A model, its data and its trainer, ready to :meth:`fit`.
+
+    Example:
+        >>> run = recbole_onebp.build("OneBP", "ml-100k", config_dict={"epochs": 20})
+        >>> result = run.fit()
+        >>> result.test["recall@10"]
+    """
+
+    config: RunConfig
+    folder: RunFolder
+    dataset: Any
+    train_data: Any
+    valid_data: Any
+    test_data: Any
+    model: torch.nn.Module
+    trainer: Any
+    data_seconds: float
+    model_seconds: float
+    _trained: bool = field(default=False, init=False)
+
+    def per_user_metrics(self, part: Literal["valid", "test"] = "test") -> pd.DataFrame:
+        """The metrics of each user, computed with the current model; after :meth:`fit` that is the best epoch's.
+
+        See :func:`recbole_onebp.evaluation.full_sort.per_user_metrics`; ``.to_parquet(path)`` writes the table.
+
+        Raises:
+            UserError: for another part, or an evaluation that is not by user.
+        """
+        from recbole_onebp.evaluation.full_sort import per_user_metrics
+
+        if part not in ("valid", "test"):
+            raise UserError(f"per-user metrics: there is no part {part!r}; parts: valid, test")
+        self.trainer.eval_collector.data_collect(self.train_data)  # as in fit, for metrics that need item popularity
+        return per_user_metrics(self.trainer, self.valid_data if part == "valid" else self.test_data)
+
+    def train(
+        self, saved: bool = True, on_validation: Callable[[int, float], None] | None = None
+    ) -> tuple[int, dict[str, float]]:
+        """Train and choose the epoch on validation, without the test part.
+
+        Args:
+            saved: write the best model and checkpoints.
+            on_validation: called after each validation with the epoch and its ``valid_metric``.  An exception that it
+                raises ends the training.
+
+        Returns:
+            Number and validation metrics of the best epoch.
+        """
+        if self._trained:
+            raise RuntimeError("this run has been trained already; build another one")
+        self._trained = True
+        try:
+            return self._train(saved, on_validation)
+        finally:
+            self.folder.unlock()
+
+    def _train(self, saved: bool, on_validation: Callable[[int, float], None] | None) -> tuple[int, dict[str, float]]:
+        trainer, show_progress = self.trainer, self.config["show_progress"]
+        # RecBole's trainers of decision trees do not have this argument.
+        callback = {} if on_validation is None else {"callback_fn": on_validation}
+        saving = trainer.saver.running() if saved and trainer.saver is not None else nullcontext()
+        try:
+            with missing_package_as_user_error(self.config["model"]), saving:
+                trainer.fit(self.train_data, self.valid_data, saved=saved, show_progress=show_progress, **callback)
+        except BaseException:
+            with suppress(OSError, UserError):  # report the first error, not one from closing
+                self._close()
+            raise
+        self._close()
+        return trainer.record.best(trainer.best_valid_score, trainer.valid_metric)
+
+    def _close(self) -> None:
+        self.trainer.record.write()
+        self.trainer.tensorboard.close()  # ends its thread
+
+    def fit(self) -> Result:
+        """Train, choose the epoch on validation, test it once, and write the run folder.
+
+        Raises:
+            UserError: if the folder cannot be written, or another process uses it.
+        """
+        self.folder.lock()
+        try:
+            return self._fit()
+        finally:
+            self.folder.unlock()
+
+    def _fit(self) -> Result:
+        config, trainer, record = self.config, self.trainer, self.trainer.record
+        start = perf_counter()
+        best_epoch, best_valid = self.train()
+        fit_seconds = perf_counter() - start if trainer.saver is None else trainer.saver.seconds
+        start = perf_counter()
+        test = trainer.evaluate(self.test_data, load_best_model=True, show_progress=config["show_progress"])
+        test_seconds = perf_counter() - start
+
+        valid_seconds, shard = record.total("valid_seconds"), getattr(self.model, "shard", None)
+        result = Result(
+            model=config["model"],
+            dataset=config["dataset"],
+            seed=config["seed"],
+            epochs_run=len(record.epochs),
+            best_epoch=best_epoch,
+            valid=best_valid,
+            test=floats(test),
+            seconds={
+                "data": self.data_seconds,
+                "train": self.model_seconds + fit_seconds - valid_seconds,
+                "valid": valid_seconds,
+                "test": test_seconds,
+            },
+            epoch_seconds=[epoch["train_seconds"] for epoch in record.epochs],
+            peak_rss_mb=peak_rss_mb(),
+            n_users=self.dataset.user_num - 1,
+            n_items=self.dataset.item_num - 1,
+            n_train=len(self.train_data.dataset) if shard is None else shard.n_pairs,
+            parameters=_n_parameters(self.model),
+            versions=versions(),
+            device=device_name(config["device"]),
+        )
+        self.folder.draw_curves(record.epochs, trainer.valid_metric, f"{result.model} on {result.dataset}")
+        self.folder.write_result(asdict(result))
+        return result
+
+
+def _n_parameters(model: torch.nn.Module) -> int:
+    """Number of parameters trained by gradient, including the users of all ranks."""
+    shard, own = getattr(model, "shard", None), sum(p.numel() for p in model.parameters() if p.requires_grad)
+    users = getattr(model, "user_table", None)
+    if shard is None or not isinstance(users, torch.nn.Parameter):
+        return own
+    return own + (shard.n_users - len(users)) * users.shape[1]

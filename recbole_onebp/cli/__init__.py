@@ -264,7 +264,7 @@ def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     overrides.update({key: value for key in flags if (value := getattr(arguments, key)) is not None})
     import_hook.require_recbole()
 
-    from recbole_onebp.config.schema import RunConfig
+    from recbole_onebp.config import RunConfig
     from recbole_onebp.distributed.ranks import launched_rank, leave
     from recbole_onebp.run.build import build_from, load_config
     from recbole_onebp.util import logs

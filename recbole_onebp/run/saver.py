@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from recbole_onebp import __version__
-from recbole_onebp.config.keys import NO_RESULT
+from recbole_onebp.config.schema import NO_RESULT
 from recbole_onebp.distributed.ranks import current
 from recbole_onebp.run.checkpoint.state import (
     data_of,

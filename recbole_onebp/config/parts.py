@@ -44,11 +44,11 @@ def _check_refit(given: Mapping[str, Any], final: Mapping[str, Any]) -> None:
     if kind == ModelType.DECISIONTREE:
         raise UserError(f"refit: true with {final['model']}: its trainer needs a validation part")
     if "epochs" not in given and kind != ModelType.TRADITIONAL:  # these train in one pass
-        raise UserError("refit: true needs epochs, the number chosen on validation: without a validation part training cannot stop early")
+        raise UserError("refit: true needs epochs, the number chosen on validation: nothing stops training early")
     if parts is not None and len(set(parts)) < len(parts):
         raise UserError(
             f"refit: true with benchmark_filename: {parts}: would train on a part twice, or on the test part"
         )
     for key in ("save_dataloaders", "dataloaders_save_path"):
         if final.get(key):
-            raise UserError(f"refit: true with {key}: the loaders would be saved or loaded with other parts; leave one out")
+            raise UserError(f"refit: true with {key}: loaders would be saved or loaded with other parts; leave one out")

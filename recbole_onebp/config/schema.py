@@ -5,8 +5,8 @@ scope and whether a result depends on it. ``python -m recbole_onebp.config.gener
 ``properties/model/OneBP.yaml`` and the README's table from it. RecBole's own keys have their defaults in RecBole's YAML
 files. OneBP's keys are here, those of any model in :mod:`~recbole_onebp.config.settings`.
 
-The model, the trainer and the engines read these frozen objects, never RecBole's ``config["key"]``, which returns None for
-a misspelt key.
+The model, the trainer and the engines read these frozen objects, never RecBole's ``config["key"]``, which returns None
+for a misspelt key.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ UNTUNED = {"Pop"}
 
 def entries_of(kind: str, labels: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """The models of ``properties/<kind>/baselines.yaml``, each with a label."""
-    from recbole_onebp.config.schema import RunConfig
+    from recbole_onebp.config import RunConfig
 
     found = RunConfig.read_files([str(plan_of(kind))])["models"]
     entries = [{"model": entry, "label": entry} if isinstance(entry, str) else entry for entry in found]

@@ -1,4 +1,4 @@
-"""RecBole's trainer, that also moves OneBP's users and watches their encodings."""
+"""A RecBole trainer that also moves OneBP's users and logs statistics of the embeddings."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from recbole.utils import set_color
 from torch import Tensor
 from tqdm import tqdm
 
+from recbole_onebp.config.schema import OneBPConfig
+from recbole_onebp.config.settings import RunSettings
 from recbole_onebp.distributed.ranks import current
 from recbole_onebp.engine import Engine, Schedule, make_engine, why_not_fast
 from recbole_onebp.functional import spread
@@ -25,7 +27,7 @@ from recbole_onebp.util.errors import UserError
 __all__ = ["Checkpointing", "OneBPTrainer"]
 
 _COLLAPSED = 1e-3
-"""Below this spread all users point the same way: their lists are one list."""
+"""Below this spread all users point the same way, and all get the same list of items."""
 
 
 class Checkpointing:
@@ -56,26 +58,33 @@ class Checkpointing:
 
 
 class OneBPTrainer(Trainer):
-    """Trains OneBP: by the fast engine, or with gradient steps by RecBole's loop and the moving aggregation around it.
+    """Trains OneBP with the fast engine, or with RecBole's loop for the items and the moving aggregation for the users.
 
-    The users move after each optimizer step (``aggregation: step``), with the item encodings that the step has left,
-    after so many of them (``interval``), or once after each epoch (``epoch``); a step that AMP skipped moves nobody,
-    and neither does evaluation.
+    With ``aggregation: step`` the users of a batch move after each optimizer step, towards the updated item embeddings.
+    With ``interval`` all users move after every ``aggregation_interval`` steps, and with ``epoch`` after each epoch.
+    Users do not move in a step that AMP skips, nor in evaluation.
 
     Attributes:
-        encoding_stats: of the last epoch: ``user_norm`` and ``item_norm``, the mean lengths of the encodings, and
-            ``user_spread``, see :func:`~recbole_onebp.functional.spread`.
+        engine: ``fast`` or ``reference``.
+        encoding_stats: statistics of the last epoch: ``user_norm`` and ``item_norm``, the mean lengths of the
+            embeddings, and ``user_spread``, see :func:`~recbole_onebp.functional.spread`.
+        checkpointing: saves and resumes the run inside an epoch; does neither by default.
     """
 
     def __init__(self, config: Config, model: OneBP) -> None:
-        """Take over the model.
+        """Prepare training.
+
+        Args:
+            config: RecBole's configuration.
+            model: the model to train.
 
         Raises:
-            UserError: for RecBole's distributed mode: it broadcasts rank 0's buffers at every step, and the users that
-                the other ranks have moved would be lost; for ``engine: fast``, or several processes, where the fast
-                engine cannot train this.
+            UserError: for RecBole's distributed mode, which broadcasts rank 0's buffers at every step and so would
+                overwrite the users that other ranks moved; for ``engine: fast`` or several processes with a setting
+                that the fast engine does not support.
         """
-        if not config["single_spec"]:
+        self.settings = RunSettings.from_recbole(config)
+        if not self.settings.single_spec:
             raise UserError(
                 "nproc: RecBole's distributed mode would lose user updates; start recbole-onebp train with --nproc, or "
                 "run_recbole_onebp.py by torchrun"
@@ -83,18 +92,18 @@ class OneBPTrainer(Trainer):
         super().__init__(config, model)
         self.encoding_stats: dict[str, float] = {}
         self._batch: Interaction | None = None
-        self._steps = 0  # that the reference engine has taken in this epoch
+        self._steps = 0  # of the reference engine in this epoch
         self._schedule: Schedule | None = None
-        self._scheduled: Any = None  # the data set that it is for
+        self._scheduled: Any = None  # the data set that the schedule was made for
         self._engine: Engine | None = None
         self._shared_negatives: Iterator[Tensor] = iter(())
         self.checkpointing = Checkpointing()
-        obstacle = why_not_fast(config, model)
+        obstacle = why_not_fast(self.settings, model.config)
         if model.config.engine == "fast" and obstacle:
             raise UserError(f"engine: fast does not go with {obstacle}; use engine: reference, or auto")
         self._ranks = current()
         if not self._ranks.alone:
-            _check_distributed(config, model, obstacle)
+            _check_distributed(self.settings, model.config, obstacle)
             self.eval_collector.shard = model.shard
         self.engine = "reference" if model.config.engine == "reference" or obstacle else "fast"
         if model.config.backprop == "one":
@@ -103,14 +112,21 @@ class OneBPTrainer(Trainer):
                 self.optimizer.register_step_post_hook(self._move_users)
 
     def _schedule_of(self, train_data: Any) -> Schedule:
-        """The steps over the train data, made when they are first needed."""
-        dataset, config = train_data._dataset, self.model.config
+        """The steps over the train data; made on first use."""
+        dataset = train_data._dataset
         if self._schedule is None or self._scheduled is not dataset:
             self._scheduled, self._engine = dataset, None
             user, item = (dataset.inter_feat[field].numpy() for field in (dataset.uid_field, dataset.iid_field))
-            seed, shuffle = self.config["seed"], self.config["shuffle"]
-            shard = self.model.shard
-            self._schedule = Schedule(user, item, dataset.user_num, dataset.item_num, config, seed, shuffle, shard)
+            self._schedule = Schedule(
+                user,
+                item,
+                dataset.user_num,
+                dataset.item_num,
+                self.model.config,
+                self.settings.seed,
+                self.settings.shuffle,
+                self.model.shard,
+            )
         return self._schedule
 
     def _loss_of_batch(self, interaction: Interaction) -> Tensor:
@@ -120,8 +136,8 @@ class OneBPTrainer(Trainer):
         return self.model.calculate_loss(interaction)
 
     def _move_users(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        # Where an optimizer unscales by itself (fused Adam), GradScaler calls its step even when gradients
-        # overflowed, and the step is skipped inside: then this hook runs, though no item has moved.
+        # An optimizer that unscales gradients itself (fused Adam) is stepped even when they overflowed, and skips the
+        # update inside: this hook runs although no item has changed.
         overflowed = getattr(optimizer, "found_inf", None)
         if self._batch is not None and not (overflowed is not None and bool(overflowed)):
             self._steps += 1
@@ -141,7 +157,7 @@ class OneBPTrainer(Trainer):
         return loss
 
     def _decay_learning_rate(self, epoch_idx: int) -> None:
-        """By the epoch's number alone, so that an epoch after a checkpoint is what it would have been without."""
+        """Set the learning rate from the epoch's number alone, so that a resumed run uses the same one."""
         if self.model.config.learning_rate_decay == 1:
             return
         learning_rate = self.learning_rate * self.model.config.learning_rate_decay**epoch_idx
@@ -154,16 +170,16 @@ class OneBPTrainer(Trainer):
         config, self._steps = self.model.config, 0
         if config.negatives == "shared":
             self._share_negatives(self._schedule_of(train_data), epoch_idx)
-        if config.leave_one_out:  # a checkpoint does not hold what its users were made of
+        if config.leave_one_out:  # a checkpoint does not hold the item embeddings that its users were made of
             self.model.move_all_users()
         loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
-        behind = self._steps % config.aggregation_interval
-        if config.aggregation == "epoch" or (config.aggregation == "interval" and behind):
+        steps_since = self._steps % config.aggregation_interval
+        if config.aggregation == "epoch" or (config.aggregation == "interval" and steps_since):
             self.model.move_all_users()
         return loss
 
     def _share_negatives(self, schedule: Schedule, epoch_idx: int) -> None:
-        """Have the reference engine's steps share the same negatives as the fast engine's."""
+        """Give the reference engine's steps the same negatives as the fast engine's."""
         drawn = (schedule.shared_negatives(step, epoch_idx) for step in count())
         self._shared_negatives = (torch.as_tensor(ids, dtype=torch.long, device=self.device) for ids in drawn)
         if self.model.config.logq_correction:
@@ -195,12 +211,15 @@ class OneBPTrainer(Trainer):
         self._ranks.wait()
 
     def resume_checkpoint(self, resume_file: Any) -> None:
-        """See RecBole; each rank takes its own users."""
+        """See RecBole. Each rank keeps the rows of its own users."""
         super().resume_checkpoint(resume_file)
         self.take_own_rows()
 
     def take_own_rows(self) -> None:
-        """Of what the optimizer keeps of all users, which a checkpoint holds; the model takes its own by itself."""
+        """Reduce the optimizer's state, which a checkpoint holds for all users, to this rank's users.
+
+        The model does the same with its own tables.
+        """
         shard, table = self.model.shard, self.model.user_table
         if shard is not None and self.model.config.backprop == "two":
             for name, moment in _moments(self.optimizer, table):
@@ -208,7 +227,10 @@ class OneBPTrainer(Trainer):
 
     @contextmanager
     def whole_users(self) -> Iterator[None]:
-        """While it lasts, rank 0's model and optimizer hold all users: for what is written; called by all ranks."""
+        """Inside the block, rank 0's model and optimizer hold all users, so that they can be saved.
+
+        All ranks must call it.
+        """
         shard, table = self.model.shard, self.model.user_table
         if shard is None:
             yield
@@ -228,7 +250,7 @@ class OneBPTrainer(Trainer):
 
     @torch.no_grad()
     def _watch(self, epoch_idx: int) -> None:
-        """Log the shape of the encodings, and say so when they collapse."""
+        """Log statistics of the embeddings, and warn if the users collapse."""
         users, items = self.model.user_table[1:], self.model.item_table[1:]
         user_norm = users.norm(dim=1).mean()
         self.encoding_stats = {
@@ -239,27 +261,27 @@ class OneBPTrainer(Trainer):
         for name, value in self.encoding_stats.items():
             self.tensorboard.add_scalar(f"Encoding/{name}", value, epoch_idx)
         shown = ", ".join(f"{name}: {value:.4f}" for name, value in self.encoding_stats.items())
-        self.logger.info(f"epoch {epoch_idx} encodings [{shown}]")
+        self.logger.info(f"epoch {epoch_idx} embeddings [{shown}]")
         if self.encoding_stats["user_spread"] < _COLLAPSED:
             self.logger.warning(
-                f"epoch {epoch_idx}: the user encodings have collapsed: they all point one way (user_spread "
+                f"epoch {epoch_idx}: the user embeddings have collapsed: they all point the same way (user_spread "
                 f"{self.encoding_stats['user_spread']:.1e}); a lower learning_rate or a beta closer to 1 may help"
             )
 
 
 def _moments(optimizer: torch.optim.Optimizer, table: Tensor) -> list[tuple[str, Tensor]]:
-    """What the optimizer keeps of each row of a table."""
+    """The tensors of the optimizer's state that have one row per row of the table, with their names."""
     state = optimizer.state.get(table, {})
     return [(name, value) for name, value in state.items() if isinstance(value, Tensor) and value.dim() == table.dim()]
 
 
-def _check_distributed(config: Config, model: OneBP, obstacle: str | None) -> None:
-    """Refuse what several processes would not do as one does."""
-    if model.config.engine == "reference" or obstacle:
+def _check_distributed(settings: RunSettings, config: OneBPConfig, obstacle: str | None) -> None:
+    """Refuse settings with which several processes would not give the same result as one."""
+    if config.engine == "reference" or obstacle:
         obstacle = obstacle or "engine: reference"
-    elif model.config.learner == "sparse_adam" and config["device"].type == "cuda":
+    elif config.learner == "sparse_adam" and settings.device.type == "cuda":
         obstacle = "learner: sparse_adam on CUDA; use adam"
-    elif not config["fast_evaluator"] or any(mode != "full" for mode in config["eval_args"]["mode"].values()):
+    elif not (settings.fast_evaluator and settings.ranks_all_items):
         obstacle = "fast_evaluator: False, or an eval_args.mode that is not full"
     if obstacle:
         raise UserError(f"nproc: several processes do not go with {obstacle}")

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pyarrow import feather, parquet
 
 from recbole_onebp.cli import main, parse_overrides
-from recbole_onebp.config.schema import RunConfig
+from recbole_onebp.config import RunConfig
 from recbole_onebp.data.cache import DataCache, State
 from recbole_onebp.data.sources.atomic_folder import is_complete
 from recbole_onebp.data.sources.catalogue import CATALOGUE, mirrored

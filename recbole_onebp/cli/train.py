@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     overrides.update({key: value for key in flags if (value := getattr(arguments, key)) is not None})
     import_hook.require_recbole()
 
-    from recbole_onebp.config.schema import RunConfig
+    from recbole_onebp.config import RunConfig
     from recbole_onebp.distributed.ranks import launched_rank, leave
 
     files = (arguments.config_files or "").split()

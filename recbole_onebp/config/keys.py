@@ -1,8 +1,7 @@
-"""Which configuration keys exist, and which one was meant by a key that does not."""
+"""Checks of names: which models and keys exist, with the nearest name for one that does not."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from functools import lru_cache
 from importlib import import_module
@@ -12,40 +11,21 @@ from typing import Any
 import yaml
 
 from recbole_onebp.config.properties import properties_dir
+from recbole_onebp.config.schema import RUN_KEYS
+from recbole_onebp.config.suggest import nearest
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["NO_RESULT", "check_keys", "check_model_name", "model_names", "nearest"]
-
-RUN_KEYS = frozenset(
-    {"output_dir", "fast_sampler", "fast_evaluator", "eval_memory_mb", "refit", "split_seed", "resume"}
-    | {"recbole_checkpoint", "dist_timeout"}
-)
-"""What our own commands read beside the model's keys."""
-
-NO_RESULT = frozenset(
-    {"output_dir", "checkpoint_dir", "data_path", "show_progress", "state", "device", "gpu_id", "eval_memory_mb"}
-    | {"resume", "recbole_checkpoint", "log_wandb", "wandb_project", "save_dataset", "save_dataloaders"}
-    | {"dataset_save_path", "dataloaders_save_path", "loss_decimal_place", "local_rank", "single_spec", "nproc"}
-    | {"world_size", "offset", "ip", "port", "dist_timeout", "data_cache"}
-)
-"""Keys that no result depends on."""
-
-# Read by RecBole's code, though none of its YAML files names them.
-_UNLISTED = frozenset(
-    {"model", "dataset", "config_files", "encoding", "tail_ratio", "token_num_threshold", "xgb_early_stopping_rounds"}
-    | {"local_rank", "world_size", "offset", "nproc", "ip", "port", "neg_sampling", "training_neg_sample_num"}
-)
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """``; did you mean X?`` for the known word most like this one, else nothing."""
-    by_lower = {name.lower(): name for name in sorted(known)}
-    match = difflib.get_close_matches(word.lower(), by_lower, n=1)
-    return f"; did you mean {by_lower[match[0]]}?" if match else ""
+__all__ = ["check_keys", "check_model_name", "comparison_keys", "model_names", "nearest"]
 
 
 def _recbole_properties() -> Path:
     return Path(import_module("recbole").__file__ or "").parent / "properties"
+
+
+def _recbole_arguments(*kinds: str) -> frozenset[str]:
+    """RecBole's lists of ``general``, ``training``, ``evaluation`` or ``dataset`` keys."""
+    arguments = import_module("recbole.utils.argument_list")
+    return frozenset().union(*(getattr(arguments, f"{kind}_arguments") for kind in kinds))
 
 
 def _keys_of(path: Path) -> set[str]:
@@ -55,28 +35,32 @@ def _keys_of(path: Path) -> set[str]:
 
 @lru_cache(maxsize=1)
 def model_names() -> frozenset[str]:
-    """The names that ``--model`` takes: those of RecBole's models, and OneBP."""
+    """The names that ``--model`` accepts: RecBole's models and OneBP."""
     names = {path.stem for path in (_recbole_properties() / "model").glob("*.yaml")} - {"lightgbm", "xgboost"}
     return frozenset(names | {"OneBP", "LightGBM", "XGBoost", "Random"})
 
 
 def check_model_name(name: str) -> None:
-    """Raise :class:`UserError` for a model that does not exist, naming the nearest that does."""
+    """Raise :class:`UserError` for a model that does not exist, with the nearest name that does."""
     if name not in model_names():
         hint = nearest(name, model_names()) or f"; known models: {', '.join(sorted(model_names()))}"
         raise UserError(f"model: there is none named {name!r}{hint}")
 
 
+def comparison_keys() -> frozenset[str]:
+    """Keys of data and evaluation: models that are compared must agree in them."""
+    return (_recbole_arguments("dataset", "evaluation") | {"refit"}) - {"eval_batch_size"}
+
+
 @lru_cache(maxsize=1)
 def _general_keys() -> frozenset[str]:
-    arguments = import_module("recbole.utils.argument_list")
-    lists = (getattr(arguments, f"{kind}_arguments") for kind in ("general", "training", "evaluation", "dataset"))
     files = [
         _recbole_properties() / "overall.yaml",
         *(path for path in (_recbole_properties() / "dataset").glob("*.yaml") if not path.stem.endswith("url")),
         *(_recbole_properties() / "quick_start_config").glob("*.yaml"),
     ]
-    return frozenset().union(_UNLISTED, RUN_KEYS, *lists, *map(_keys_of, files))
+    lists = _recbole_arguments("general", "training", "evaluation", "dataset")
+    return frozenset().union(RUN_KEYS, lists, *map(_keys_of, files))
 
 
 @lru_cache(maxsize=1)
@@ -86,17 +70,18 @@ def _model_keys() -> dict[str, frozenset[str]]:
 
 
 def check_keys(given: Iterable[str], model: str) -> list[str]:
-    """Refuse keys that nobody knows.
+    """Refuse unknown keys.
 
     Args:
-        given: the keys that the user set, wherever.
+        given: the keys that the user set, in files or as arguments.
         model: the model they are for.
 
     Returns:
-        The keys that only other models read: they do nothing here, and a shared config may well carry them.
+        The keys that only other models read. They have no effect, and a config file that several models share may
+        contain them.
 
     Raises:
-        UserError: for a key that is neither RecBole's, nor any model's, nor ours; it names the nearest known one.
+        UserError: for a key that neither RecBole, nor any model, nor this package knows, with the nearest known one.
     """
     of_models = _model_keys()
     own = _general_keys() | of_models.get(model, frozenset())

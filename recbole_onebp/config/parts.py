@@ -1,4 +1,4 @@
-"""Which keys go with a given split, and what a final run on train and validation needs."""
+"""Checks of keys against a predefined split (``benchmark_filename``) and against ``refit``."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _FILTERS = ("rm_dup_inter", "val_interval", "user_inter_num_interval", "item_int
 
 
 def check_parts(given: Mapping[str, Any], defaults: Mapping[str, Any], final: Mapping[str, Any]) -> None:
-    """Refuse what would be skipped without a word, and a final run that makes no sense.
+    """Refuse keys that RecBole would silently ignore, and a ``refit`` that is not possible.
 
     Args:
         given: the keys that the user set.
-        defaults: those of the YAML files below them.
-        final: the configuration.
+        defaults: the keys of the YAML files of defaults.
+        final: the whole configuration.
 
     Raises:
-        UserError: for ``benchmark_filename`` with a filter or a split, which RecBole skips then; or for ``refit``
-            without a number of epochs, or where validation is not a part of its own.
+        UserError: for ``benchmark_filename`` with a filter or a split, which RecBole would ignore; for ``refit``
+            without a number of epochs, or without a separate validation part.
     """
     parts, split = final["benchmark_filename"], given.get("eval_args") or {}
     clashing = [key for key in _FILTERS if given.get(key) not in (None, defaults.get(key))]
@@ -32,8 +32,8 @@ def check_parts(given: Mapping[str, Any], defaults: Mapping[str, Any], final: Ma
     clashing += ["eval_args.order"] if split.get("order") == "TO" else []
     if parts is not None and clashing:
         raise UserError(
-            f"benchmark_filename: {parts} with {clashing[0]}: RecBole takes such parts as they are and would skip the "
-            "latter; leave one of the two out, or filter and split by recbole-onebp convert"
+            f"benchmark_filename: {parts} with {clashing[0]}: RecBole uses such parts as they are and would ignore "
+            "the latter; leave one of the two out, or filter and split by recbole-onebp convert"
         )
     if final.get("refit"):
         _check_refit(given, final)
@@ -43,8 +43,8 @@ def _check_refit(given: Mapping[str, Any], final: Mapping[str, Any]) -> None:
     parts, kind = final["benchmark_filename"], final["MODEL_TYPE"]
     if kind == ModelType.DECISIONTREE:
         raise UserError(f"refit: true with {final['model']}: its trainer needs a validation part")
-    if "epochs" not in given and kind != ModelType.TRADITIONAL:  # those train in one pass
-        raise UserError("refit: true needs epochs, the number chosen on validation: there is none to stop early on")
+    if "epochs" not in given and kind != ModelType.TRADITIONAL:  # these train in one pass
+        raise UserError("refit: true needs epochs, the number chosen on validation: nothing stops training early")
     if parts is not None and len(set(parts)) < len(parts):
         raise UserError(
             f"refit: true with benchmark_filename: {parts}: would train on a part twice, or on the test part"

@@ -1,4 +1,4 @@
-"""The YAML files of ``properties/``, found alike from a wheel, a clone and an editable install."""
+"""Finds the YAML files of ``properties/`` in a wheel, a clone and an editable install."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 def properties_dir() -> Path:
     """The folder with ``model/``, ``preset/``, ``dataset/``, ``compare/`` and ``tune/``."""
-    # In a wheel it lies inside the package; in a clone, from which an editable install runs too, beside it.
+    # Inside the package in a wheel; next to it in a clone, which an editable install also uses.
     inside = _PACKAGE / "properties"
     return inside if inside.is_dir() else _PACKAGE.parent / "properties"
 

@@ -13,11 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from recbole_onebp.config.schema import default_of
 from recbole_onebp.util.errors import LostRankError, UserError
 
 __all__ = ["DEFAULT_TIMEOUT", "Ranks", "current", "join", "launched_rank", "leave"]
 
-DEFAULT_TIMEOUT = 300.0
+DEFAULT_TIMEOUT: float = default_of("dist_timeout")
 """Seconds."""
 
 

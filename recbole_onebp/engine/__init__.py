@@ -1,8 +1,7 @@
-"""Engines: what runs an epoch of OneBP.
+"""Engines: they run the steps of an epoch of OneBP.
 
-``reference`` is RecBole's own loop over :class:`~recbole_onebp.model.OneBP` under autograd, and not in this package.
-``fast`` is :class:`FusedEngine` on the CPU, in several processes :class:`ShardedEngine`, and :class:`DeviceEngine` on
-CUDA.
+``reference`` is RecBole's training loop with autograd, and not in this package. ``fast`` is :class:`FusedEngine` on the
+CPU, :class:`ShardedEngine` on the CPU in several processes, and :class:`DeviceEngine` on CUDA.
 """
 
 from __future__ import annotations
@@ -10,9 +9,10 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from recbole.config import Config
 from torch import Tensor
 
+from recbole_onebp.config.schema import OneBPConfig
+from recbole_onebp.config.settings import RunSettings
 from recbole_onebp.distributed.ranks import current
 from recbole_onebp.engine.schedule import Batch, Progress, Schedule
 from recbole_onebp.model import OneBP
@@ -25,32 +25,41 @@ class Engine(Protocol):
 
     @property
     def loss(self) -> float | Tensor:
-        """The sum of the mean losses of the epoch's steps so far."""
+        """Sum of the mean losses of this epoch's steps so far."""
         ...
 
     def train_epoch(self, epoch: int, progress: Progress = iter, done: int = 0, loss: float = 0.0) -> float:
-        """Train on every pair once, or on those after ``done`` steps with ``loss``; return the epoch's loss."""
+        """Train on every pair once.
+
+        Args:
+            epoch: its number, from 0.
+            progress: wraps the iterable of the steps.
+            done: steps of this epoch that are already done; training continues after them.
+            loss: the sum of the losses of those steps.
+
+        Returns:
+            The sum of the mean losses of all steps.
+        """
         ...
 
 
-def why_not_fast(recbole_config: Config, model: OneBP) -> str | None:
-    """What in this run the fast engine does not do, in words; None if it can train it."""
-    config = model.config
+def why_not_fast(settings: RunSettings, config: OneBPConfig) -> str | None:
+    """The first setting that the fast engine does not support; None if it supports them all."""
     if config.learner not in ("adam", "sparse_adam"):
         return f"learner: {config.learner} (it has adam and sparse_adam)"
     if config.negatives == "per_pair" and config.train_neg_sample_args.dynamic:
         return "train_neg_sample_args.dynamic: True"
-    if recbole_config["enable_amp"]:
+    if settings.enable_amp:
         return "enable_amp: True"
-    if recbole_config["clip_grad_norm"]:
+    if settings.clip_grad_norm:
         return "clip_grad_norm"
-    if recbole_config["device"].type not in ("cpu", "cuda"):
-        return f"device {recbole_config['device']}"
+    if settings.device.type not in ("cpu", "cuda"):
+        return f"device {settings.device}"
     return None
 
 
 def make_engine(model: OneBP, optimizer: torch.optim.Optimizer, schedule: Schedule) -> Engine:
-    """The fast engine for the device that the model lies on."""
+    """The fast engine for the device of the model."""
     if model.item_table.device.type == "cuda":
         from recbole_onebp.engine.cuda import DeviceEngine
 
@@ -59,6 +68,6 @@ def make_engine(model: OneBP, optimizer: torch.optim.Optimizer, schedule: Schedu
         from recbole_onebp.engine.cpu_sharded import ShardedEngine
 
         return ShardedEngine(model, optimizer, schedule, current())
-    from recbole_onebp.engine.cpu import FusedEngine  # here, because numba takes its time to import
+    from recbole_onebp.engine.cpu import FusedEngine  # imported here because numba is slow to import
 
     return FusedEngine(model, optimizer, schedule)

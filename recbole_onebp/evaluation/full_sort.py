@@ -29,6 +29,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.sampler import Sampler
 from torch import Tensor
 
+from recbole_onebp.config.schema import default_of
 from recbole_onebp.distributed.ranks import current
 from recbole_onebp.distributed.sharding import Shard
 from recbole_onebp.evaluation.topk import top_items_later
@@ -36,7 +37,7 @@ from recbole_onebp.util.errors import UserError
 
 __all__ = ["FastCollector", "FastFullSortEvalDataLoader", "per_user_metrics"]
 
-DEFAULT_MEMORY_MB = 30
+DEFAULT_MEMORY_MB = default_of("eval_memory_mb")
 """In reach of the last-level cache, and below 32 MB, from where on glibc has the system give every block anew."""
 
 _SCORE_BYTES = 4

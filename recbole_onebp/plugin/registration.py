@@ -21,17 +21,18 @@ _MODELS = str(Path(__file__).parent / "models")
 def register() -> None:
     """Make RecBole find OneBP, OneBPTrainer and our defaults.
 
-    Nothing of ours is imported yet: one of our modules may be what is importing RecBole right now.
+    Our modules are imported later, when they are needed: one of them may be importing RecBole right now.
     """
-    # get_model looks for a module recbole.model.general_recommender.<name>: it finds plugin/models/onebp.py there.
+    # get_model looks for a module recbole.model.general_recommender.<name>; plugin/models/onebp.py becomes one.
     wrapt.register_post_import_hook(_add_models, "recbole.model.general_recommender")
     # get_trainer looks for recbole.trainer.<Name>Trainer, create_dataset for recbole.data.dataset.<Name>Dataset.
     _answer("recbole.trainer", "OneBPTrainer", "recbole_onebp.trainer")
     _answer("recbole.data.dataset", "OneBPDataset", "recbole_onebp.data.dataset")
-    # Loaders number their rows by list(range(n)), 36 bytes a row.
+    # AbstractDataLoader.__init__ makes list(range(n)), which takes 36 bytes per row, before any method that a subclass
+    # could override, and torch does not let a loader's dataset be replaced afterwards. So the module gets its own list.
     import_module("recbole.data.dataloader.abstract_dataloader").list = _listed  # type: ignore[attr-defined]
     wrapt.wrap_function_wrapper("recbole.config.configurator", "Config._load_internal_config_dict", _add_defaults)
-    wrapt.wrap_function_wrapper("recbole.data.utils", "create_samplers", _choose_sampler)
+    wrapt.wrap_function_wrapper("recbole.data.utils", "Sampler", _choose_sampler)
     wrapt.wrap_function_wrapper("recbole.data.utils", "get_dataloader", _choose_loader)
     wrapt.wrap_function_wrapper("recbole.trainer.trainer", "Collector", _choose_collector)
     wrapt.wrap_function_wrapper("recbole.trainer.trainer", "Trainer.evaluate", _choose_scoring)
@@ -42,7 +43,7 @@ def _add_models(package: Any) -> None:
 
 
 def _answer(module: str, name: str, home: str) -> None:
-    """Let a module of RecBole's have a class of ours, which is loaded when it is asked for."""
+    """Add a class of ours to a module of RecBole; it is imported on first use."""
 
     def __getattr__(asked: str) -> Any:  # noqa: N807
         if asked != name:
@@ -56,27 +57,15 @@ def _listed(values: Iterable[Any]) -> Sequence[Any]:
     return values if isinstance(values, range) else [*values]
 
 
-_FOLLOWING: dict[tuple[str, str], dict[str, Any]] = {
-    ("score", "dot"): {"temperature": 1.0},
-    ("negatives", "per_pair"): {"train_batch_size": 5120},
-    ("aggregation", "step"): {"beta": 0.99, "leave_one_out": False},
-    ("backprop", "two"): {"aggregation": "step", "aggregation_alpha": 0.0, "leave_one_out": False},
-}
-"""Defaults of other keys where a key is given that value: they would make no sense with it as they are."""
-
-
 def _add_defaults(wrapped: Callable[..., None], config: Any, args: Any, kwargs: Any) -> None:
-    """Read our YAML files after RecBole's and below everything that the user gave."""
+    """Read our YAML files after RecBole's; what the user gave overrides both."""
     wrapped(*args, **kwargs)
     _, model_class, dataset = args
     defaults, given = config.internal_config_dict, config.external_config_dict
     if model_class.__name__ == "OneBP":
+        _check_stock_config(config)
         config._update_internal_config_dict(properties_dir() / "model" / "OneBP.yaml")
-        for (key, value), others in _FOLLOWING.items():
-            if given.get(key) == value:
-                defaults.update(others)
-        if given.get("beta"):
-            defaults["leave_one_out"] = False
+        defaults.update(import_module("recbole_onebp.config.schema").following(given))
         defaults.update(_preset(given.get("preset", defaults["preset"]), dataset, config.yaml_loader))
     dataset_file = property_file("dataset", dataset)
     if dataset_file is not None:
@@ -85,22 +74,30 @@ def _add_defaults(wrapped: Callable[..., None], config: Any, args: Any, kwargs: 
         defaults["checkpoint_dir"] = given["output_dir"]
 
 
+def _check_stock_config(config: Any) -> None:
+    """Check what the user gave to RecBole's own ``Config``; :class:`RunConfig` has checked it already.
+
+    RecBole also reads ``sys.argv``, whichever program is running: keys that are found only there are not checked.
+    """
+    ours = import_module("recbole_onebp.config.recbole_config")
+    if not isinstance(config, ours.RunConfig):
+        given = {**config.file_config_dict, **config.variable_config_dict}
+        ours.check_given({key: config.external_config_dict[key] for key in given}, "OneBP")
+
+
 def _choose_sampler(wrapped: Callable[..., Any], _instance: Any, args: Any, kwargs: Any) -> Any:
-    """Let ``create_samplers`` make our samplers where the configuration asks for them."""
-    config, utils = args[0], import_module("recbole.data.utils")
-    fast, of_train = config["fast_sampler"], config["model"] == "OneBP"
-    original = utils.Sampler
-    if fast or of_train:
-        samplers = import_module("recbole_onebp.data.loaders")
-        utils.Sampler = samplers.sampler_class(fast, of_train)  # type: ignore[attr-defined]
-    try:
-        return wrapped(*args, **kwargs)
-    finally:
-        utils.Sampler = original  # type: ignore[attr-defined]
+    """Make our sampler instead of RecBole's where the configuration asks for it."""
+
+    def ours(_phases: Any, datasets: Sequence[Any], *_args: Any, **_kwargs: Any) -> Any:
+        config = datasets[0].config
+        fast, of_train = bool(config["fast_sampler"]), config["model"] == "OneBP"
+        return import_module("recbole_onebp.data.loaders").sampler_class(fast, of_train) if fast or of_train else None
+
+    return (ours(*args, **kwargs) or wrapped)(*args, **kwargs)
 
 
 def _preset(name: str, dataset: str, loader: Any) -> dict[str, Any]:
-    """The keys of ``properties/preset/<name>.yaml``: those of ``all`` and, above them, those of the data set."""
+    """The keys of ``properties/preset/<name>.yaml``: those of ``all``, overridden by those of the data set."""
     if name == "default":
         return {}
     path = property_file("preset", name) if isinstance(name, str) else None
@@ -112,14 +109,14 @@ def _preset(name: str, dataset: str, loader: Any) -> dict[str, Any]:
 
 
 def _evaluates_fast(config: Any, *phases: str) -> bool:
-    """``fast_evaluator: true``, where it applies: one of the phases ranks all items for each user."""
+    """Whether ``fast_evaluator`` is set and applies: one of the phases ranks all items for each user."""
     mode = config["eval_args"]["mode"]
     full = any(mode[phase] == "full" for phase in phases)
     return bool(config["fast_evaluator"]) and full and config["MODEL_TYPE"].name != "SEQUENTIAL"
 
 
 def _choose_loader(wrapped: Callable[..., Any], _instance: Any, args: Any, kwargs: Any) -> Any:
-    """Let ``get_dataloader`` return our loaders where the configuration asks for them."""
+    """Return our loader class from ``get_dataloader`` where the configuration asks for it."""
 
     def ours(config: Any, phase: str) -> Any:
         if phase == "train":
@@ -132,7 +129,7 @@ def _choose_loader(wrapped: Callable[..., Any], _instance: Any, args: Any, kwarg
 
 
 def _choose_collector(wrapped: Callable[..., Any], _instance: Any, args: Any, kwargs: Any) -> Any:
-    """Let trainers make our collector where the configuration asks for it."""
+    """Make our collector instead of RecBole's where the configuration asks for it."""
 
     def fast(config: Any) -> bool:
         return _evaluates_fast(config, "valid", "test")
@@ -142,7 +139,7 @@ def _choose_collector(wrapped: Callable[..., Any], _instance: Any, args: Any, kw
 
 
 def _choose_scoring(wrapped: Callable[..., Any], trainer: Any, args: Any, kwargs: Any) -> Any:
-    """Let trainers work out only the scores that matter where the configuration asks for it."""
+    """Compute only the scores that can enter a top-k list where the configuration asks for it."""
     if not _evaluates_fast(trainer.config, "valid", "test"):
         return wrapped(*args, **kwargs)
     with import_module("recbole_onebp.evaluation.topk").BoundedProducts():

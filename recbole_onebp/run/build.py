@@ -12,7 +12,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.trainer import TraditionalTrainer, Trainer
 from recbole.utils import get_model, get_trainer, init_seed
 
-from recbole_onebp.config.schema import OneBPConfig, RunConfig
+from recbole_onebp.config import OneBPConfig, RunConfig
 from recbole_onebp.data.checks import check_dataset, check_files
 from recbole_onebp.data.parts import add_validation_to_train
 from recbole_onebp.data.sources.fetch import provide

@@ -9,7 +9,7 @@ from typing import Any
 
 from recbole.trainer import Trainer
 
-from recbole_onebp.config.schema import RunConfig
+from recbole_onebp.config import RunConfig
 from recbole_onebp.run.checkpoint.saver import Saver
 from recbole_onebp.run.folder import RunFolder
 

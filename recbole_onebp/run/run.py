@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 
-from recbole_onebp.config.schema import RunConfig
+from recbole_onebp.config import RunConfig
 from recbole_onebp.run.environment import device_name, peak_rss_mb, versions
 from recbole_onebp.run.folder import RunFolder
 from recbole_onebp.run.recbole_errors import missing_package_as_user_error

@@ -14,7 +14,6 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from recbole_onebp.config.schema import VISIBLE_GPUS
 from recbole_onebp.util.files import write_json
 
 __all__ = ["Task", "outcome_of", "run_tasks"]
@@ -107,15 +106,11 @@ def _end(task: Task, timeout: float | None) -> dict[str, Any]:
 def _environment_of(jobs: int) -> Iterator[None]:
     """What the processes started meanwhile find there.
 
-    That is a share of the cores, except where the user has said how many, and the GPUs that the user named, not those
-    of the configuration that was read last.
+    That is a share of the cores, except where the user has said how many.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ours = [name for name in _THREADS if name not in os.environ] if jobs > 1 else []
     os.environ.update(dict.fromkeys(ours, str(max(1, cores // jobs))))
-    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-    if VISIBLE_GPUS is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = VISIBLE_GPUS
     try:
         yield
     finally:

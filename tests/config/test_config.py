@@ -8,10 +8,9 @@ from pydantic import ValidationError
 from recbole.config import Config
 from recbole.quick_start import run_recbole
 
+from recbole_onebp.config import OneBPConfig, RunConfig
 from recbole_onebp.config.keys import check_keys, check_model_name
-from recbole_onebp.config.schema import OneBPConfig, RunConfig
 from recbole_onebp.util.errors import UserError
-from recbole_onebp.util.processes import _environment_of
 
 
 def config_of(**given):
@@ -174,29 +173,33 @@ def test_config_files_override_in_order_and_are_overridden(tmp_path):
     assert RunConfig(config_file_list=files, config_dict=given)["beta"] == 0.3
 
 
-@pytest.mark.parametrize(("use_gpu", "device"), [(True, "cuda"), (False, "cpu")])
-def test_use_gpu_says_where_to_train(monkeypatch, use_gpu, device):
+@pytest.fixture
+def visible_gpus(monkeypatch):
+    """The values of CUDA_VISIBLE_DEVICES that CUDA was initialised with, on a machine that seems to have GPUs."""
+    seen = []
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("recbole_onebp.config.schema.VISIBLE_GPUS", None)
+    monkeypatch.setattr("torch.cuda.init", lambda: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return seen
+
+
+@pytest.mark.parametrize(("use_gpu", "device"), [(True, "cuda"), (False, "cpu")])
+def test_use_gpu_says_where_to_train(visible_gpus, use_gpu, device):
     config = RunConfig(config_dict={"model": "OneBP", "dataset": "ml-100k", "use_gpu": use_gpu})
     assert config["device"].type == device
+    assert len(visible_gpus) == use_gpu
 
 
 @pytest.mark.parametrize(
     ("user", "given", "visible", "device"),
     [("3", {}, "3", "cuda"), ("", {}, "", "cpu"), ("3", {"gpu_id": 1}, "1", "cuda"), (None, {}, "0", "cuda")],
 )
-def test_gpus_that_the_user_named_are_taken(monkeypatch, user, given, visible, device):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("recbole_onebp.config.schema.VISIBLE_GPUS", user)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")  # of a configuration before
+def test_the_users_gpus_are_used_and_left_to_child_processes(monkeypatch, visible_gpus, user, given, visible, device):
+    if user is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", user)
+    RunConfig(config_dict={"model": "OneBP", "dataset": "ml-100k", "gpu_id": 7})  # must leave no trace
+    assert visible_gpus == ["7"]
     config = RunConfig(config_dict={"model": "OneBP", "dataset": "ml-100k", **given})
-    assert (config["gpu_id"], os.environ["CUDA_VISIBLE_DEVICES"], config["device"].type) == (visible, visible, device)
-
-
-@pytest.mark.parametrize("user", ["3", None])
-def test_processes_of_a_comparison_see_the_users_gpus(monkeypatch, user):
-    monkeypatch.setattr("recbole_onebp.util.processes.VISIBLE_GPUS", user)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-    with _environment_of(jobs=1):
-        assert os.environ.get("CUDA_VISIBLE_DEVICES") == user
+    assert (config["gpu_id"], config["device"].type) == (visible, device)
+    assert visible_gpus[1:] == ([visible] if device == "cuda" else [])
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == user

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pandas as pd
 import yaml
 
-from recbole_onebp.config.keys import nearest
+from recbole_onebp.config.suggest import nearest
 from recbole_onebp.data.sources.atomic_folder import counts, is_complete, write_manifest, write_parts
 from recbole_onebp.data.sources.catalogue import CATALOGUE, Published, RemoteFile, mirrored
 from recbole_onebp.data.sources.download import SourceError, download

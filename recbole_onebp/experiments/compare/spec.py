@@ -14,11 +14,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 from recbole.utils import EvaluatorType, ModelType
-from recbole.utils.argument_list import dataset_arguments, evaluation_arguments
 
 from recbole_onebp import __version__
-from recbole_onebp.config.keys import NO_RESULT
-from recbole_onebp.config.schema import RunConfig, Seed, validated
+from recbole_onebp.config import RunConfig
+from recbole_onebp.config.keys import comparison_keys
+from recbole_onebp.config.schema import NO_RESULT, Seed, validated
 from recbole_onebp.experiments.compare.tuned import Tuning
 from recbole_onebp.run.build import read_config
 from recbole_onebp.util.errors import UserError
@@ -26,7 +26,7 @@ from recbole_onebp.util.errors import UserError
 __all__ = ["ComparisonSpec", "Entry", "RunSpec"]
 
 _Positive = Annotated[int, Field(ge=1)]
-_ONE_FOR_ALL = {*dataset_arguments, *evaluation_arguments, "refit", "eval_type"} - {"eval_batch_size"}
+_ONE_FOR_ALL = comparison_keys() | {"eval_type"}
 """Keys of data and evaluation."""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from recbole.utils.argument_list import dataset_arguments, evaluation_arguments
 
-from recbole_onebp.config.schema import RunConfig
+from recbole_onebp.config import RunConfig
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["Tuning"]

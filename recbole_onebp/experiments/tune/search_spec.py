@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 from recbole.utils import ModelType
-from recbole.utils.argument_list import dataset_arguments, evaluation_arguments
 
-from recbole_onebp.config.keys import check_keys, nearest
-from recbole_onebp.config.schema import RunConfig, validated
+from recbole_onebp.config import RunConfig
+from recbole_onebp.config.keys import check_keys, comparison_keys, nearest
+from recbole_onebp.config.schema import validated
 from recbole_onebp.run.build import parse_config, read_config
 from recbole_onebp.util.errors import UserError
 
@@ -22,9 +22,7 @@ __all__ = ["Budget", "Range", "Search", "SearchSpec"]
 
 _Positive = Annotated[int, Field(ge=1)]
 _Number = int | FiniteFloat
-_ONE_FOR_ALL = {*dataset_arguments, *evaluation_arguments} - {"eval_batch_size"} | {
-    "dataset", "data_path", "seed", "epochs", "eval_step", "stopping_step", "refit"
-}  # fmt: skip
+_ONE_FOR_ALL = comparison_keys() | {"dataset", "data_path", "seed", "epochs", "eval_step", "stopping_step"}
 """Keys of data, evaluation and budget: models searched on other terms could not be compared."""
 _NO_RESULT = {"data_path", "show_progress", "state", "gpu_id", "use_gpu"}
 """Keys that may differ when a search is gone on with."""

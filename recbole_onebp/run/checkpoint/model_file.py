@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from recbole_onebp import __version__
-from recbole_onebp.config.keys import NO_RESULT
+from recbole_onebp.config.schema import NO_RESULT
 from recbole_onebp.run.checkpoint.state import other_parameters
 from recbole_onebp.run.checkpoint.store import DamagedError, pack, read_tensors, unpack, write_tensors
 from recbole_onebp.run.folder import plain

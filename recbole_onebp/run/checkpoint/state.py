@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from recbole_onebp import __version__
-from recbole_onebp.config.keys import NO_RESULT
+from recbole_onebp.config.schema import NO_RESULT
 from recbole_onebp.run.checkpoint.store import pack
 from recbole_onebp.run.folder import plain
 

@@ -159,7 +159,7 @@ def _add_export(commands: Any) -> None:
     export.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="what train wrote; its data are where they were")
     export.add_argument("bundle_dir", type=Path, metavar="BUNDLE_DIR")
     export.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="default: float32")
-    export.add_argument("--ann", choices=("faiss", "hnswlib"), help="with an index for approximate search")
+    export.add_argument("--ann", choices=("faiss",), help="with an index for approximate search")
     export.add_argument("--onnx", action="store_true", help="with the scorer as an ONNX file")
     export.add_argument("--force", action="store_true", help="replace an earlier bundle")
     export.set_defaults(run=_export)
@@ -210,9 +210,7 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument("--port", type=int, default=8000, help="default: 8000; 0: a free one")
     serve.add_argument("--watch", type=float, metavar="SECONDS", help="look this often for a new bundle, and serve it")
     serve.add_argument("--memory_mb", type=float, default=30, help="bounds the scores held at a time; default: 30")
-    serve.add_argument(
-        "--index", choices=("faiss", "hnswlib"), help="approximate search, with what export --ann has added"
-    )
+    serve.add_argument("--index", choices=("faiss",), help="approximate search, with what export --ann has added")
     serve.set_defaults(run=_serve)
 
 
@@ -387,7 +385,7 @@ def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 def _recommend(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     _refuse_others(rest)
     from recbole_onebp.serving import batch
-    from recbole_onebp.serving.recommender import DEFAULT_RULE
+    from recbole_onebp.serving.user_state import DEFAULT_RULE
 
     if arguments.rule and arguments.history is None:
         raise UserError("--rule without --history: it says how a history becomes a user; leave --rule out")

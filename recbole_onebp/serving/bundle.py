@@ -58,8 +58,13 @@ class Bundle:
 
     @property
     def key(self) -> str:
-        """Tells a bundle from all others."""
+        """Identifies the bundle: the checksum of its manifest, which holds the checksums of all files."""
         return self.manifest["checksum"]
+
+    @property
+    def cosine(self) -> bool:
+        """Whether scores are cosines; else they are dot products."""
+        return self.manifest["score"] == "cosine"
 
 
 def write_bundle(

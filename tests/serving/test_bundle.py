@@ -93,8 +93,9 @@ def test_users_that_are_means_are_their_histories(fitted, tiny_path, tmp_path, s
     assert sum(map(len, histories)) == len(run.train_data.dataset)
     assert any(len(set(items)) < len(items) for items in histories)
     expected = run.model.scored_users().numpy()[internal(run, "uid", users)]
-    numbers = [rec._item_names.find(items, "item")[0] for items in histories]
-    assert fold_in(numbers, rec._items.encodings, *rec._fold("trained")) == pytest.approx(expected, abs=1e-6)
+    rows = [rec._item_tokens.find(items)[0] for items in histories]
+    folded = fold_in(rows, rec._items.embeddings, *rec._weight_and_decay("trained"))
+    assert folded == pytest.approx(expected, abs=1e-6)
     folded = rec.recommend_history(histories, k=5, rule="trained")
     for trained, found in zip(rec.recommend(users, k=5), folded, strict=True):
         assert [score for _, score in found] == pytest.approx([score for _, score in trained], abs=1e-5)
@@ -172,7 +173,7 @@ def test_items_have_titles_and_ids_are_sorted(tmp_path, capsys):
         (lambda run: (run / "model.safetensors").unlink(), r"there is no model\.safetensors"),
         (lambda run: (run / "model.safetensors").write_bytes(b"PK\x03\x04 cut"), "cannot be read as a model"),
         (lambda run: write_tensors(run / "model.safetensors", {}), "cannot be read as a model"),
-        (without_tables, "is no OneBP"),
+        (without_tables, "is not a OneBP model"),
         (lambda run: (run.parent / "bundle").mkdir(), "bundle: is there already, and no bundle"),
         (lambda run: made_bundle(run.parent / "bundle"), "replace it with --force"),
     ],

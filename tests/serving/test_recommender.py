@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import os
 import subprocess
 import sys
@@ -17,7 +18,9 @@ import recbole_onebp
 from recbole_onebp import Recommender
 from recbole_onebp.functional import fold_in as torch_fold_in
 from recbole_onebp.functional import moving_aggregate_
-from recbole_onebp.serving.search import Encodings, Hidden, ItemTable, best_items
+from recbole_onebp.serving.bundle_state import BundleState
+from recbole_onebp.serving.search import Excluded, best_items
+from recbole_onebp.serving.tables import Embeddings, ItemTable
 from recbole_onebp.util.errors import UserError
 from support.bundles import made_bundle
 
@@ -241,8 +244,8 @@ def test_best_items_against_a_full_sort(data):
     k = data.draw(st.integers(1, 320))
     seen = [rng.choice(n_items, rng.integers(0, n_items + 1), replace=False) for _ in range(n_users)]
     for_all = rng.choice(n_items, rng.integers(0, n_items // 3 + 1), replace=False)
-    hidden = Hidden.of(seen, for_all)
-    found = best_items(user_e, ItemTable(Encodings(item_e), bias), k, hidden, memory_mb=0.01, threads=2)
+    excluded = Excluded.of(seen, for_all)
+    found = best_items(user_e, ItemTable(Embeddings(item_e), bias), k, excluded, memory_mb=0.01, threads=2)
     for row in range(n_users):
         score = (item_e.astype(np.float64) * user_e[row]).sum(axis=1) + (0 if bias is None else bias)
         left = np.setdiff1d(np.arange(n_items), np.concatenate((seen[row], for_all)))
@@ -405,7 +408,7 @@ def test_add_items(rec):
     assert cosine["i7"] == pytest.approx(directions[7] @ unit(mean), abs=1e-3)
     score = dict(rec.recommend(["u2"], k=100, exclude_seen=False)[0])
     moved = rec._users.rows(np.array([2]))[0].astype(np.float64)
-    item_e, bias = rec._items.encodings.rows(np.array([60]))[0], rec._items.bias
+    item_e, bias = rec._items.embeddings.rows(np.array([60]))[0], rec._items.bias
     if rec.bundle.manifest["score"] == "cosine":
         moved = unit(moved)
         assert np.linalg.norm(item_e) == pytest.approx(1, abs=1e-6)
@@ -426,7 +429,7 @@ def test_a_new_item_is_as_long_as_those_taken_as_often(tmp_path):
     )  # fmt: skip
     rec = Recommender.load(path)
     rec.add_items({"fresh": ["u0", "u1"]})
-    assert np.linalg.norm(rec._items.encodings.rows(np.array([300]))) == pytest.approx(1, abs=1e-5)
+    assert np.linalg.norm(rec._items.embeddings.rows(np.array([300]))) == pytest.approx(1, abs=1e-5)
     assert rec._items.bias[300] == 2
 
 
@@ -438,11 +441,21 @@ def test_a_new_item_weighs_as_training_would_have_it(tmp_path):
     assert weight == rec.bundle.item_weight[np.flatnonzero(count == 3)[0]]
     # Users are moved by as much.
     before, n = rec.bundle.user_encodings[0], len(rec.trained_history("u0"))
-    item_e = rec._items.encodings.rows(np.array([60]))[0]
+    item_e = rec._items.embeddings.rows(np.array([60]))[0]
     assert rec._users.rows(np.array([0]))[0] == pytest.approx((n * before + weight * item_e) / (n + 1), abs=1e-6)
 
 
 # --------------------------------------------------------------------------------------------------------- numpy alone
+
+
+def test_the_examples_of_the_docstrings(tmp_path):
+    rec = Recommender.load(made_bundle(tmp_path / "bundle"))
+    examples = doctest.DocTestFinder().find(BundleState) + doctest.DocTestFinder().find(Recommender)
+    public = {name for name in dir(Recommender) if not name.startswith("_") and callable(getattr(Recommender, name))}
+    assert {test.name.split(".")[-1] for test in examples if test.examples} == public
+    for test in examples:
+        test.globs["rec"] = Recommender.load(rec.bundle.path)
+        assert doctest.DocTestRunner().run(test).failed == 0, test.name
 
 
 def test_numpy_is_enough(tmp_path):

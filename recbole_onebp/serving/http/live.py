@@ -8,8 +8,9 @@ from logging import getLogger
 from pathlib import Path
 from typing import TypeVar
 
+from recbole_onebp.serving.answers import Update
 from recbole_onebp.serving.http.journal import START, Journal, Position, Record
-from recbole_onebp.serving.recommender import Recommender, Update
+from recbole_onebp.serving.recommender import Recommender
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["Live"]

@@ -174,7 +174,7 @@ def test_items_have_titles_and_ids_are_sorted(tmp_path, capsys):
         (lambda run: (run / "model.safetensors").write_bytes(b"PK\x03\x04 cut"), "cannot be read as a model"),
         (lambda run: write_tensors(run / "model.safetensors", {}), "cannot be read as a model"),
         (without_tables, "is not a OneBP model"),
-        (lambda run: (run.parent / "bundle").mkdir(), "bundle: is there already, and no bundle"),
+        (lambda run: (run.parent / "bundle").mkdir(), "bundle: exists already and is not a bundle"),
         (lambda run: made_bundle(run.parent / "bundle"), "replace it with --force"),
     ],
 )
@@ -229,7 +229,9 @@ def answers_of(path, verify=True):
 
 
 def test_no_bundle(tmp_path):
-    with pytest.raises(UserError, match=r"no bundle: there is no manifest\.json; recbole-onebp export"):
+    with pytest.raises(
+        UserError, match=r"not a bundle: there is no manifest\.json; create one with recbole-onebp export"
+    ):
         Recommender.load(tmp_path)
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match="not the manifest of a bundle"):

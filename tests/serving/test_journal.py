@@ -112,7 +112,7 @@ def test_a_record_whose_end_is_damaged_is_not_lost(folder, place):
 
 def test_one_process_at_a_time(folder):
     journal = Journal(folder)
-    with pytest.raises(UserError, match="another service has these events"):
+    with pytest.raises(UserError, match="another service uses these events"):
         Journal(folder)
     journal.close()
     Journal(folder).close()

@@ -439,7 +439,7 @@ def test_a_process_serves_and_says_where():
 @pytest.mark.usefixtures("bundle")
 def test_what_cannot_be_served(capsys):
     for arguments, words in (
-        (["none"], "none: no bundle"),
+        (["none"], "none: not a bundle"),
         (["bundle", "--port=70000"], "cannot listen there"),
         (["bundle", "--host=no.such.host.invalid"], "cannot listen there"),
         (["bundle", "--memory_mb=0"], "memory_mb"),

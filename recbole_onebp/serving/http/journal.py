@@ -177,7 +177,7 @@ class Journal:
         return sum(self._path(number).stat().st_size for number in self._segments())
 
     def read(self, start: Position = START, end: Position | None = None) -> Iterator[Record]:
-        """The records from ``start`` to ``end``, or to the end of the journal.  Not to be called during :meth:`compact`."""
+        """The records from ``start`` to ``end``, or to the end of the journal.  Not while :meth:`compact` runs."""
         yield from self._read(self._segments(), start, end or self.end)
 
     def _read(self, numbers: Sequence[int], start: Position, end: Position | None) -> Iterator[Record]:

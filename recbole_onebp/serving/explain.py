@@ -79,7 +79,7 @@ def split_score(
     target_e = table.embeddings.rows(np.full(len(items), target))
     parts = weights * dots(table.embeddings.rows(items), target_e) / length
     distinct, place = np.unique(items, return_inverse=True)
-    contributions = np.bincount(place.reshape(-1), weights=parts, minlength=len(distinct))
+    contributions = np.asarray(np.bincount(place.reshape(-1), weights=parts, minlength=len(distinct)), np.float64)
     order = np.lexsort((distinct, -contributions))
     bias = 0.0 if table.bias is None else float(table.bias[target])
     scored = unit_rows(user_e) if cosine else user_e

@@ -42,7 +42,7 @@ def pair(request, tmp_path):
     return Recommender.load(path), Recommender.load(path, index="faiss")
 
 
-def test_lists_are_nearly_the_exact_ones(pair):
+def test_recall_against_exact_search(pair):
     exact, approximate = pair
     users = list(exact.user_ids)
     for expected, found in (
@@ -54,14 +54,14 @@ def test_lists_are_nearly_the_exact_ones(pair):
         assert [len(answer) for answer in found] == [len(answer) for answer in expected]
 
 
-def test_a_user_alone_has_the_same_list(pair):
+def test_a_list_does_not_depend_on_the_batch(pair):
     _, rec = pair
     users = list(rec.user_ids)
     answers = rec.recommend(users, k=10, deny=["i3", "i4"])
     assert [rec.recommend([user], k=10, deny=["i3", "i4"])[0] for user in users] == answers
 
 
-def test_filters_and_what_is_new(pair):
+def test_filters_and_new_items(pair):
     exact, rec = pair
     assert rec.recommend(["u1"], allow=["i5", "i6"]) == exact.recommend(["u1"], allow=["i5", "i6"])
     answer = dict(rec.recommend(["u1"], k=50, deny=[item for item, _ in exact.recommend(["u1"], k=5)[0]])[0])
@@ -75,7 +75,7 @@ def test_filters_and_what_is_new(pair):
     assert len(rec.recommend(["u3"], k=5000)[0]) > 1900
 
 
-def test_indexes_that_are_not_there(tmp_path):
+def test_missing_and_damaged_indexes(tmp_path):
     path = made_bundle(tmp_path / "bundle")
     with pytest.raises(UserError, match="has no index of faiss; export it with --ann=faiss"):
         Recommender.load(path, index="faiss")

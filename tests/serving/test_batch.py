@@ -78,14 +78,14 @@ def test_files(rec, suffix, short_parts):
     assert not Path(f"lists.{suffix}.unknown.txt").exists()
 
 
-def test_no_users_at_all():
+def test_an_empty_file_of_users():
     Path("users.txt").write_text("")
     for suffix in ("csv", "jsonl", "parquet"):
         write_lists(BUNDLE, Path("users.txt"), Path(f"lists.{suffix}"), Request())
         assert read(Path(f"lists.{suffix}")) == []
 
 
-def test_only_what_is_missing_is_done_again(rec, short_parts, monkeypatch):
+def test_resume_computes_only_missing_parts(rec, short_parts, monkeypatch):
     done = []
 
     def run(bundle_dir, todo, request, write_part, jobs):
@@ -106,7 +106,7 @@ def test_only_what_is_missing_is_done_again(rec, short_parts, monkeypatch):
     assert read(Path("batch.csv")) == rows(rec, rec.user_ids)
 
 
-def test_parts_of_another_request_are_not_taken(rec, short_parts):
+def test_parts_of_another_request_are_discarded(rec, short_parts):
     parts = Path(".batch.csv.parts")
     parts.mkdir()
     (parts / "plan.json").write_text("{}")
@@ -115,8 +115,8 @@ def test_parts_of_another_request_are_not_taken(rec, short_parts):
     assert read(Path("batch.csv")) == rows(rec, rec.user_ids, k=3)
 
 
-def test_killed_in_the_middle_it_goes_on(tmp_path):
-    """SIGKILL to the whole group, as often as it takes: the file is as if nothing had happened."""
+def test_resume_after_a_kill(tmp_path):
+    """After SIGKILL to the process group, twice, the file is the same as without interruption."""
     big = made_bundle(tmp_path / "big", n_users=6000, n_items=400)
     code = (
         "import sys; from pathlib import Path; from recbole_onebp.serving import batch\n"
@@ -168,7 +168,7 @@ def test_wrong_commands(arguments, words, capsys):
     assert [path.name for path in Path.cwd().iterdir()] == ["bundle"]
 
 
-def test_lists_are_shown_with_titles(rec, capsys):
+def test_lists_are_printed_with_titles(rec, capsys):
     assert main(["recommend", "bundle", "--users=u3, ghost,u4", "--k=2"]) == 0
     out, err = capsys.readouterr()
     (item, score), _ = rec.recommend(["u3"], k=2)[0]
@@ -185,7 +185,7 @@ def test_lists_are_shown_with_titles(rec, capsys):
     assert err == "unknown item: phantom\n"
 
 
-def test_a_file_of_users_is_shown_or_written(rec, capsys):
+def test_lists_for_a_file_of_users(rec, capsys):
     Path("users.txt").write_text("u1\nu2\n")
     assert main(["recommend", "bundle", "--users=users.txt", "--k=1"]) == 0
     assert capsys.readouterr().out.count("user") == 2

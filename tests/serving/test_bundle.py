@@ -1,4 +1,4 @@
-"""From a run to a bundle, and what the loader says of a damaged one."""
+"""Export of a run to a bundle, and errors of the loader for damaged bundles."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ RECIPE = {
     ],
     ids=["dot", "cosine with bias", "dot with bias", "two backpropagations", "fresh users", "weights", "one left out"],
 )
-def test_the_bundle_scores_as_the_model_does(fitted, settings):
+def test_scores_equal_those_of_the_model(fitted, settings):
     run, path = fitted(**settings)
     rec = Recommender.load(path)
     users, items = list(rec.user_ids), list(rec.item_ids)
@@ -82,8 +82,8 @@ def test_the_bundle_scores_as_the_model_does(fitted, settings):
     [RECIPE, {**RECIPE, "score": "dot", "aggregation": "epoch"}, {"user_encoding": "fresh", "aggregation_alpha": 0.3}],
     ids=["interval", "epoch", "fresh"],
 )
-def test_users_that_are_means_are_their_histories(fitted, tiny_path, tmp_path, settings):
-    """Folded in as in training: the model's own users, those with a pair twice among them."""
+def test_folding_in_reproduces_users_that_are_means(fitted, tiny_path, tmp_path, settings):
+    """With the weights of training, also for users with repeated interactions."""
     data = shutil.copytree(tiny_path, tmp_path / "data")
     with open(data / "tiny" / "tiny.inter", "a") as file:
         file.write("".join((data / "tiny" / "tiny.inter").read_text().splitlines(keepends=True)[1::3]))
@@ -105,7 +105,7 @@ def test_users_that_are_means_are_their_histories(fitted, tiny_path, tmp_path, s
     assert rec.recommend([f"new {user}" for user in users], k=5) == rec.recommend_history(histories, k=5)
 
 
-def test_what_a_user_took_in_train_is_left_out(fitted):
+def test_train_items_are_left_out(fitted):
     run, path = fitted()
     rec = Recommender.load(path)
     train = run.train_data.dataset
@@ -131,7 +131,7 @@ def test_manifest_and_card(fitted, tmp_path):
     assert not manifest["ordered"]
     assert manifest["versions"] == result["versions"]
     card = (path / "MODEL_CARD.md").read_text()
-    # The bundle itself, ranked anew, has the run's test metrics.
+    # Ranking with the bundle gives the test metrics of the run.
     assert f"| all | 30 | {result['test']['recall@10']:.4f} | {result['test']['ndcg@10']:.4f} |" in card
     assert "## Limits" in card
     groups = [line for line in card.splitlines() if line.startswith(("| most", "| middle", "| least"))]
@@ -139,7 +139,7 @@ def test_manifest_and_card(fitted, tmp_path):
     assert np.sum(shares, axis=0) == pytest.approx([100, 100], abs=0.2)
 
 
-def test_float16_scores_are_near(fitted):
+def test_float16(fitted):
     run, path = fitted(dtype="float16")
     assert Recommender.load(path).bundle.item_encodings.dtype == np.float16
     export(run.folder.path, path, "float32", force=True)
@@ -178,7 +178,7 @@ def test_items_have_titles_and_ids_are_sorted(tmp_path, capsys):
         (lambda run: made_bundle(run.parent / "bundle"), "replace it with --force"),
     ],
 )
-def test_what_cannot_be_exported(tiny, tmp_path, prepare, words):
+def test_export_errors(tiny, tmp_path, prepare, words):
     tiny(epochs=1).fit()
     prepare(tmp_path / "run")
     before = sorted(path.name for path in tmp_path.iterdir())
@@ -201,7 +201,7 @@ def test_other_models_are_not_exported(tiny, tmp_path):
     ],
     ids=["more", "in another order"],
 )
-def test_changed_data_are_told(tiny, tmp_path, tiny_path, change, said):
+def test_changed_data_are_refused(tiny, tmp_path, tiny_path, change, said):
     run = tiny(epochs=1)
     run.fit()
     data = tmp_path / "data"
@@ -228,7 +228,7 @@ def answers_of(path, verify=True):
     return rec.recommend(rec.user_ids, k=5), rec.recommend_history([["i1", "i2"]], k=5), rec.title("i7")
 
 
-def test_no_bundle(tmp_path):
+def test_not_a_bundle(tmp_path):
     with pytest.raises(
         UserError, match=r"not a bundle: there is no manifest\.json; create one with recbole-onebp export"
     ):
@@ -283,7 +283,7 @@ def damaged(pristine, name, change):
 
 
 def outcome(function, *arguments):
-    """What a function returns, or the error that it tells."""
+    """The result of a function, and the message of its UserError."""
     try:
         return function(*arguments), None
     except UserError as error:
@@ -292,7 +292,7 @@ def outcome(function, *arguments):
 
 @FUZZ
 @given(name=FILES, data=st.data())
-def test_a_truncated_file_is_told(pristine, name, data):
+def test_a_truncated_file_is_refused(pristine, name, data):
     size = (pristine / name).stat().st_size
     kept = data.draw(st.integers(0, size - 1 - (name == "manifest.json")))  # its last byte is the end of the line
     path = damaged(pristine, name, lambda content: content[:kept])
@@ -304,7 +304,7 @@ def test_a_truncated_file_is_told(pristine, name, data):
 
 @FUZZ
 @given(name=FILES, data=st.data())
-def test_a_flipped_bit_is_told_or_changes_nothing(pristine, name, data):
+def test_a_flipped_bit_is_refused_or_harmless(pristine, name, data):
     size = (pristine / name).stat().st_size
     bits = data.draw(st.sets(st.integers(0, 8 * size - 1), min_size=1, max_size=3))
 
@@ -325,8 +325,8 @@ def test_a_flipped_bit_is_told_or_changes_nothing(pristine, name, data):
 
 @FUZZ
 @given(name=FILES, data=st.data())
-def test_unverified_damage_to_what_is_not_values_is_told(pristine, name, data):
-    """Without checksums a loader still refuses what is no array, no JSON, or of another shape."""
+def test_damaged_headers_are_refused_without_checksums(pristine, name, data):
+    """Without checksums the loader still checks format and shape."""
     head = data.draw(st.binary(min_size=1, max_size=80))
     path = damaged(pristine, name, lambda content: head + content[len(head) :])
     bundle, refusal = outcome(lambda: read_bundle(path, verify=False))

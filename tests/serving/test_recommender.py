@@ -1,4 +1,4 @@
-"""Answers from a bundle, against the same in a few plain lines, in float64 and one at a time."""
+"""The recommender, compared with plain float64 computations for one user at a time."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def unit(rows):
 
 
 def scores_of(rec, user_e):
-    """Scores of all items for an encoding (d,), in float64."""
+    """Scores of all items for an embedding (d,), in float64."""
     bundle = rec.bundle
     if bundle.manifest["score"] == "cosine":
         user_e = unit(user_e.astype(np.float64))
@@ -53,12 +53,12 @@ def scores_of(rec, user_e):
 
 
 def items_of(rec):
-    """What users that come aggregate, in float64."""
+    """The items that new users aggregate, in float64."""
     return rec.bundle.item_encodings.astype(np.float64)
 
 
 def shares_of(rec):
-    """What trained users aggregate, in float64."""
+    """The weighted items that trained users aggregate, in float64."""
     weight = rec.bundle.item_weight
     return items_of(rec) if weight is None else items_of(rec) * weight[:, None]
 
@@ -70,7 +70,7 @@ def best(rec, user_e, k, without=()):
     return [(f"i{n}", pytest.approx(scores[n], abs=1e-6)) for n in left[:k]]
 
 
-def encoding(rec, user):
+def embedding(rec, user):
     return rec.bundle.user_encodings[int(user[1:])].astype(np.float64)
 
 
@@ -81,15 +81,15 @@ def encoding(rec, user):
 def test_recommend(rec, k):
     users = [f"u{n}" for n in (3, 0, 19)]
     for user, answer in zip(users, rec.recommend(users, k=k), strict=True):
-        assert answer == best(rec, encoding(rec, user), k, without=rec.history(user))
+        assert answer == best(rec, embedding(rec, user), k, without=rec.history(user))
     for user, answer in zip(users, rec.recommend(users, k=k, exclude_seen=False), strict=True):
-        assert answer == best(rec, encoding(rec, user), k)
+        assert answer == best(rec, embedding(rec, user), k)
 
 
 def test_filters(rec):
     odd, low = {f"i{n}" for n in range(1, 60, 2)}, {f"i{n}" for n in range(30)}
     (answer,) = rec.recommend(["u4"], k=9, allow=low, deny=odd)
-    assert answer == best(rec, encoding(rec, "u4"), 9, without=odd | set(rec.history("u4")) | set(rec.item_ids[30:]))
+    assert answer == best(rec, embedding(rec, "u4"), 9, without=odd | set(rec.history("u4")) | set(rec.item_ids[30:]))
     assert rec.recommend(["u4"], allow=[]) == [[]]
     assert rec.recommend(["u4"], allow=rec.history("u4")) == [[]]
     (answer,) = rec.recommend(["u4"], k=3, deny=rec.item_ids)
@@ -112,7 +112,7 @@ def test_unknown_ids_are_reported_one_by_one(rec):
 
 
 def test_recommend_history_is_the_mean_of_its_items(tmp_path):
-    """Alike or as in training, and the latest most where that is the rule: of the moving aggregation, or asked for."""
+    """For every rule: with equal weights, with those of training, and with later items counting more."""
     histories = [["i5"], ["i9", "i3", "i44"], [f"i{n}" for n in range(20)]]
     for number, (kind, aggregation, beta) in enumerate(
         (kind, *aggregation) for kind in KINDS for aggregation in (("moving", 0.9), ("mean", 1))
@@ -169,14 +169,14 @@ def test_similar_items(rec):
         (lambda rec: Recommender.load(rec.bundle.path, memory_mb=0), "memory_mb: 0 is not allowed"),
     ],
 )
-def test_wrong_questions(tmp_path, ask, words):
+def test_invalid_arguments(tmp_path, ask, words):
     rec = Recommender.load(made_bundle(tmp_path / "bundle"))
     with pytest.raises(UserError) as error:
         ask(rec)
     assert words in str(error.value)
 
 
-def test_users_trained_by_gradient_do_not_move(tmp_path):
+def test_users_trained_by_gradient_cannot_be_updated(tmp_path):
     rec = Recommender.load(made_bundle(tmp_path / "bundle", aggregates=False))
     assert len(rec.recommend(["u1"], k=3)[0]) == 3
     for ask in (lambda: rec.update([("u1", "i1")]), lambda: rec.recommend_history([["i1"]])):
@@ -187,8 +187,8 @@ def test_users_trained_by_gradient_do_not_move(tmp_path):
 # ----------------------------------------------------------------------------------------------------- exact and stable
 
 
-def test_batch_is_single_to_the_last_bit(tmp_path):
-    """On encodings where the matrix product's last bits do depend on the shape: 3,000 items, d = 67."""
+def test_lists_do_not_depend_on_the_batch_to_the_last_bit(tmp_path):
+    """With 3,000 items and d = 67 the last bits of the matrix product depend on its shape."""
     path = made_bundle(tmp_path / "bundle", n_users=97, n_items=3000, size=67, bias=True)
     rec = Recommender.load(path)
     items = rec.bundle.item_encodings
@@ -211,7 +211,7 @@ def test_batch_is_single_to_the_last_bit(tmp_path):
     assert rec.recommend(users, k=50, allow=rec.item_ids) == whole
 
 
-def test_equal_scores_are_in_the_order_of_the_bundle(tmp_path):
+def test_equal_scores_keep_the_order_of_the_bundle(tmp_path):
     rng = np.random.default_rng(1)
     kinds = rng.normal(size=(5, 8)).astype(np.float32)
     which = rng.integers(0, 5, 2000)
@@ -223,8 +223,8 @@ def test_equal_scores_are_in_the_order_of_the_bundle(tmp_path):
         assert len(set(score.values())) <= 5
 
 
-def test_a_user_whom_all_items_suit_alike(tmp_path):
-    """Every item is a candidate: more than are worked on at a time."""
+def test_all_scores_are_equal(tmp_path):
+    """Every item is a candidate, more than one block of candidates."""
     zeros = np.zeros((20, 8), np.float32)
     rec = Recommender.load(made_bundle(tmp_path / "bundle", n_items=90_000, user_encodings=zeros), memory_mb=100)
     answers = rec.recommend([f"u{n}" for n in range(20)], k=4, exclude_seen=False)
@@ -272,8 +272,8 @@ def state(rec):
 
 @settings(max_examples=60, deadline=None)
 @given(events=EVENTS, cuts=st.lists(st.integers(0, 60), max_size=5), kind=st.sampled_from(KINDS), data=st.data())
-def test_update_is_a_replay_event_by_event(tmp_path_factory, events, cuts, kind, data):
-    """In one call, cut anywhere, or one by one: the same users to the last bit, and those of the plain formula."""
+def test_update_equals_single_events(tmp_path_factory, events, cuts, kind, data):
+    """In one call, in several, or one by one: equal to the last bit, and equal to the formula."""
     beta, rule = data.draw(st.sampled_from([0.0, 0.5, 0.99, 1.0])), data.draw(st.sampled_from(["moving", "mean"]))
     path = made_bundle(tmp_path_factory.mktemp("update") / "bundle", beta=beta, rule=rule, **kind)
     keep = 1 if rule == "mean" else beta
@@ -295,16 +295,16 @@ def test_update_is_a_replay_event_by_event(tmp_path_factory, events, cuts, kind,
             expected = weights @ items_of(whole)[taken] / weights.sum()
         elif rule == "mean":
             n = len(whole.trained_history(user))
-            expected = (n * encoding(whole, user) + items[taken].sum(axis=0)) / (n + len(taken))
+            expected = (n * embedding(whole, user) + items[taken].sum(axis=0)) / (n + len(taken))
         else:
-            expected = encoding(whole, user)
+            expected = embedding(whole, user)
             for item in taken:
                 expected = beta * expected + (1 - beta) * items[item]
         assert row == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
-def test_update_is_the_models_own_rule(tmp_path, alpha):
+def test_update_equals_the_rule_of_training(tmp_path, alpha):
     rec = Recommender.load(made_bundle(tmp_path / "bundle", beta=0.8, alpha=alpha))
     rng = np.random.default_rng(0)
     user, item = rng.integers(0, 20, 500), rng.integers(0, 60, 500)
@@ -315,7 +315,7 @@ def test_update_is_the_models_own_rule(tmp_path, alpha):
     assert rec._users.rows(np.arange(20)) == pytest.approx(table.numpy(), abs=1e-6)
 
 
-def test_what_is_taken_is_not_recommended_again(rec):
+def test_items_of_events_are_left_out(rec):
     (top, second), *_ = rec.recommend(["u3"], k=2)
     assert rec.update([("u3", top[0])]).applied == 1
     answers = rec.recommend(["u3"], k=60)
@@ -324,7 +324,7 @@ def test_what_is_taken_is_not_recommended_again(rec):
     assert second[0] in dict(answers[0])
 
 
-def test_a_new_user_is_as_its_history_says(rec):
+def test_a_new_user_equals_the_folded_in_history(rec):
     history = ["i5", "i9", "i5", "i30"]
     report = rec.update([("new", item) for item in history])
     assert report.new_users == ["new"]
@@ -332,7 +332,7 @@ def test_a_new_user_is_as_its_history_says(rec):
     assert rec.user_ids[-1] == "new"
 
 
-def test_events_with_unknown_items_move_nobody(rec):
+def test_events_with_unknown_items_are_ignored(rec):
     before = state(rec)
     report = rec.update([("u1", "ghost"), ("new", "ghost"), ("u1", "phantom"), ("u1", "ghost")])
     assert (report.applied, report.new_users, report.unknown) == (0, [], ["ghost", "phantom"])
@@ -362,7 +362,7 @@ def test_explanations_add_up_to_the_score(rec):
             assert values == sorted(values, reverse=True)
 
 
-def test_a_folded_in_user_is_explained_without_residual(tmp_path):
+def test_a_folded_in_user_has_no_residual(tmp_path):
     for number, kind in enumerate(KINDS):
         rec = Recommender.load(made_bundle(tmp_path / str(number), **kind))
         history = ["i4", "i5", "i4", "i9"]
@@ -378,7 +378,7 @@ def test_a_folded_in_user_is_explained_without_residual(tmp_path):
         assert dict(explanation.contributions)["i9"] == pytest.approx(of_i9, abs=1e-6)
 
 
-def test_a_trained_user_whose_items_stood_still_has_no_residual(tmp_path):
+def test_a_trained_user_of_unchanged_items_has_no_residual(tmp_path):
     rec = Recommender.load(made_bundle(tmp_path / "first", alpha=0.5))
     items = shares_of(rec).astype(np.float32)
     users = np.stack([items[[int(item[1:]) for item in rec.history(user)]].mean(axis=0) for user in rec.user_ids])
@@ -401,9 +401,9 @@ def test_add_items(rec):
     assert rec.title("fresh") == ""
     assert rec.history("u1")[-1] == "fresh"
     assert "fresh" not in dict(rec.recommend(["u1"], k=100)[0])
-    # It lies where its users point, and they have moved towards it.
+    # It points in the mean direction of its users, who are updated by it.
     cosine = dict(rec.similar_items(["fresh"], k=100)[0])
-    mean = unit(encoding(rec, "u1")) + unit(encoding(rec, "u2"))
+    mean = unit(embedding(rec, "u1")) + unit(embedding(rec, "u2"))
     directions = unit(rec.bundle.item_encodings.astype(np.float64))
     assert cosine["i7"] == pytest.approx(directions[7] @ unit(mean), abs=1e-3)
     score = dict(rec.recommend(["u2"], k=100, exclude_seen=False)[0])
@@ -417,8 +417,8 @@ def test_add_items(rec):
     assert rec.explain("u9", "fresh").contributions
 
 
-def test_a_new_item_is_as_long_as_those_taken_as_often(tmp_path):
-    """Items that nobody took are long here, others short."""
+def test_a_new_item_has_the_length_of_similarly_popular_items(tmp_path):
+    """Here items without users have long embeddings, the others short ones."""
     history = np.tile(np.arange(100, dtype=np.int32), 2)
     item_e = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
     item_e /= np.linalg.norm(item_e, axis=1, keepdims=True) / np.repeat([1, 5], [100, 200])[:, None]
@@ -433,13 +433,13 @@ def test_a_new_item_is_as_long_as_those_taken_as_often(tmp_path):
     assert rec._items.bias[300] == 2
 
 
-def test_a_new_item_weighs_as_training_would_have_it(tmp_path):
+def test_the_weight_of_a_new_item(tmp_path):
     rec = Recommender.load(made_bundle(tmp_path / "bundle", rule="mean", alpha=0.5, score="cosine"))
     count = np.bincount(rec.bundle.history_item, minlength=60)
     rec.add_items({"fresh": ["u0", "u1", "u2"]})
     weight = rec._item_weight[60]
     assert weight == rec.bundle.item_weight[np.flatnonzero(count == 3)[0]]
-    # Users are moved by as much.
+    # Users are updated with this weight.
     before, n = rec.bundle.user_encodings[0], len(rec.trained_history("u0"))
     item_e = rec._items.embeddings.rows(np.array([60]))[0]
     assert rec._users.rows(np.array([0]))[0] == pytest.approx((n * before + weight * item_e) / (n + 1), abs=1e-6)
@@ -458,8 +458,8 @@ def test_the_examples_of_the_docstrings(tmp_path):
         assert doctest.DocTestRunner().run(test).failed == 0, test.name
 
 
-def test_numpy_is_enough(tmp_path):
-    """With the package's own files and numpy's on the path, and nothing else that is installed."""
+def test_only_numpy_is_needed(tmp_path):
+    """With only this package and numpy on the path."""
     made_bundle(tmp_path / "bundle")
     site = tmp_path / "site"
     site.mkdir()

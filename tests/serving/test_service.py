@@ -1,4 +1,4 @@
-"""The service: its answers, what it refuses, and what is left when it is killed."""
+"""The service: answers, refusals, and events after a kill."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_explanations(client, bundle):
         assert "know" in response.json()["error"]
 
 
-def test_events_move_users_and_are_replayed(client, live, bundle, tmp_path):
+def test_events_are_applied_and_replayed(client, live, bundle, tmp_path):
     events = [("u1", "i1"), ("new", "i2"), ("u1", "i3"), ("u1", "i1")]
     body = {"events": [{"user": user, "item": item} for user, item in [*events, ("u1", "ghost")]]}
     answer = client.post("/events", json=body).json()
@@ -213,7 +213,7 @@ def test_hostile_requests(client, live, path, body, status):
 @pytest.mark.parametrize(
     "name", ["../manifest.json", "..%2f..%2fetc%2fpasswd", "/etc/passwd", "u1\0", "😀", "<script>"]
 )
-def test_ids_are_nothing_but_ids(client, name):
+def test_ids_are_not_interpreted(client, name):
     answer = client.post("/recommend", json={"users": [name]}).json()
     assert answer["unknown_users"] == [name]
     assert client.get(f"/page/{quote(name, safe='/.%')}").status_code == 404
@@ -221,7 +221,7 @@ def test_ids_are_nothing_but_ids(client, name):
     assert client.post("/recommend", json={"users": [name]}).json()["unknown_users"] == []
 
 
-def test_a_key_is_asked_for(live, client_of):
+def test_the_key_is_required(live, client_of):
     client = client_of(create_app(live, api_key="secret"))
     assert client.get("/health").status_code == 200
     assert client.get("/").status_code == 200
@@ -235,7 +235,7 @@ def test_a_key_is_asked_for(live, client_of):
     assert client.get("/metrics").status_code == 401
 
 
-def test_what_takes_too_long(live, client_of):
+def test_an_answer_that_takes_too_long(live, client_of):
     client = client_of(create_app(live, limits=Limits(seconds=0.1)))
     blocked = threading.Event()
     thread = threading.Thread(target=live.ask, args=(lambda _: blocked.wait(10),))
@@ -264,7 +264,7 @@ def test_a_request_that_does_not_arrive(live, client_of):
     assert client.post("/recommend", json={"users": ["u1"]}).status_code == 200
 
 
-def test_events_that_cannot_be_written_do_not_count(client, live, monkeypatch):
+def test_events_that_cannot_be_written_are_not_applied(client, live, monkeypatch):
     def fail(bundle, events):
         raise JournalError("No space left on device")
 
@@ -279,18 +279,19 @@ def test_events_that_cannot_be_written_do_not_count(client, live, monkeypatch):
 # --------------------------------------------------------------------------------------------------- a bundle replaced
 
 
-def test_a_new_bundle_gets_the_events_that_it_has_not_seen(client, live, bundle, tmp_path):
+def test_a_new_bundle_gets_the_events_it_was_not_trained_on(client, live, bundle, tmp_path):
     first = Recommender.load(bundle)
     seen, fresh = first.history("u1")[0], first.recommend(["u1"])[0][0][0]
     client.post("/events", json={"events": [{"user": "u1", "item": item} for item in (seen, fresh, "i77")]})
     shutil.rmtree(bundle)
-    made_bundle(bundle, n_items=90, seed=0)  # other encodings, more items
+    made_bundle(bundle, n_items=90, seed=0)  # other embeddings, more items
     second = Recommender.load(bundle)
     trained = set(second.history("u1"))
     expected = [("u1", item) for item in (seen, fresh, "i77") if item not in trained]
     assert client.post("/reload").json()["items"] == 90
     second.update(expected)
-    client.post("/events", json={"events": [{"user": "u1", "item": item} for item in trained]})  # again, and it counts
+    # Events recorded under the new bundle are applied even if it was trained on them.
+    client.post("/events", json={"events": [{"user": "u1", "item": item} for item in trained]})
     second.update([("u1", item) for item in trained])
     answer = client.post("/recommend", json={"users": ["u1"]}).json()
     assert pairs(answer["lists"][0]["items"]) == second.recommend(["u1"])[0]
@@ -300,7 +301,7 @@ def test_a_new_bundle_gets_the_events_that_it_has_not_seen(client, live, bundle,
     assert again.ask(lambda rec: rec.recommend(["u1"])) == second.recommend(["u1"])
 
 
-def test_an_index_answers_and_is_asked_for_again(client_of, tmp_path):
+def test_the_index_is_used_and_required_on_reload(client_of, tmp_path):
     pytest.importorskip("faiss")
     table = ItemTable(Embeddings(read_bundle(made_bundle(tmp_path / "made", n_items=500)).item_encodings), None)
     path = made_bundle(tmp_path / "new", n_items=500, others={"index.faiss": Index.build(table).save})
@@ -318,7 +319,7 @@ def test_an_index_answers_and_is_asked_for_again(client_of, tmp_path):
         assert client.post("/recommend", json={"users": ["u1"]}).json() == answer
 
 
-def test_a_damaged_bundle_is_not_served(client, bundle):
+def test_a_damaged_bundle_is_refused_on_reload(client, bundle):
     before = client.post("/recommend", json={"users": ["u1"]}).json()
     (bundle / "manifest.json").write_text("{}")
     response = client.post("/reload")
@@ -328,7 +329,7 @@ def test_a_damaged_bundle_is_not_served(client, bundle):
 
 
 def test_no_request_is_lost_while_the_bundle_is_replaced(client, live, bundle, tmp_path):
-    """Questions and events go on while it is replaced ten times; a watcher does it too."""
+    """Requests and events continue while the bundle is replaced ten times, by requests and by the watcher."""
     stop, failed, taken = threading.Event(), [], []
     threading.Thread(target=live.watch, args=(0.01, stop), daemon=True).start()
 
@@ -379,7 +380,7 @@ def test_a_full_journal_is_compacted_while_served(bundle, tmp_path):
 
 
 def post_events(url, name, acknowledged, stop):
-    """Send events one request after the other; note those that were acknowledged."""
+    """Send requests one after the other and record the acknowledged events."""
     number = len(acknowledged)
     with httpx.Client() as client:
         while not stop.is_set():
@@ -394,8 +395,8 @@ def post_events(url, name, acknowledged, stop):
 
 
 @pytest.mark.usefixtures("bundle")
-def test_no_acknowledged_event_is_lost_by_a_kill():
-    """SIGKILL in the middle of writes, over and over; what was acknowledged is there, in order, after each."""
+def test_acknowledged_events_survive_a_kill():
+    """After each of several SIGKILLs during writes all acknowledged events are there, in order."""
     rng = random.Random(0)
     acknowledged = {name: [] for name in ("a", "b", "u1")}
     trained = Recommender.load("bundle").history("u1")
@@ -424,7 +425,7 @@ def test_no_acknowledged_event_is_lost_by_a_kill():
 
 
 @pytest.mark.usefixtures("bundle")
-def test_a_process_serves_and_says_where():
+def test_serve_prints_its_address():
     server = Server("--events=mine", RECBOLE_ONEBP_API_KEY="secret")
     assert server.first_line.startswith("replayed 0 events; http://127.0.0.1:")
     assert Path("mine/00000001.log").exists()
@@ -437,7 +438,7 @@ def test_a_process_serves_and_says_where():
 
 
 @pytest.mark.usefixtures("bundle")
-def test_what_cannot_be_served(capsys):
+def test_serve_errors(capsys):
     for arguments, words in (
         (["none"], "none: not a bundle"),
         (["bundle", "--port=70000"], "cannot listen there"),

@@ -148,9 +148,9 @@ def test_only_numpy_is_needed(tmp_path):
         (site / folder.name).symlink_to(folder)
     code = (
         "import sys, time\n"
-        "start = time.perf_counter()\n"
+        "start = time.process_time()\n"
         "from recbole_onebp import Recommender\n"
-        "print(time.perf_counter() - start)\n"
+        "print(time.process_time() - start)\n"
         "from importlib.util import find_spec\n"
         "assert not any(map(find_spec, ['torch', 'recbole', 'wrapt', 'pandas', 'scipy']))\n"
         "rec = Recommender.load('bundle')\n"
@@ -163,7 +163,7 @@ def test_only_numpy_is_needed(tmp_path):
         [sys.executable, "-S", "-c", code], env=environment, check=True, capture_output=True, text=True
     ).stdout.split()
     assert found[1] == Recommender.load("bundle").recommend_history([["i5", "i9"]], k=3)[0][0][0]
-    assert float(found[0]) < 3  # a tenth of that on a free core
+    assert float(found[0]) < 2  # seconds of CPU time; about 0.3 on a free core
 
 
 def test_serving_imports_nothing_heavy():

@@ -23,7 +23,7 @@ from measure import RESULTS, Machine, picture, versions, write_json
 
 import recbole_onebp
 from recbole_onebp.config.properties import properties_dir
-from recbole_onebp.serving.search import unit_rows
+from recbole_onebp.serving.tables import unit_rows
 from recbole_onebp.util import safe_yaml
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.files import write_atomically

@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
                         "still be in place")  # fmt: skip
     export.add_argument("bundle_dir", type=Path, metavar="BUNDLE_DIR")
     export.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="default: float32")
-    export.add_argument("--ann", choices=("faiss", "hnswlib"), help="add an index for approximate search")
+    export.add_argument("--ann", choices=("faiss",), help="add an index for approximate search")
     export.add_argument("--onnx", action="store_true", help="add the scorer as an ONNX file")
     export.add_argument("--force", action="store_true", help="replace an earlier bundle")
     export.set_defaults(run=run)

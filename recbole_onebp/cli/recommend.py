@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run the command; any argument in ``rest`` is an error."""
     refuse_unknown(rest)
     from recbole_onebp.serving import batch
-    from recbole_onebp.serving.recommender import DEFAULT_RULE
+    from recbole_onebp.serving.user_state import DEFAULT_RULE
 
     if arguments.rule and arguments.history is None:
         raise UserError("--rule without --history: the rule says how a history becomes a user; leave --rule out")

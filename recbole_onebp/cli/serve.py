@@ -28,9 +28,7 @@ def add(commands: Any) -> None:
     serve.add_argument("--port", type=int, default=8000, help="default: 8000; 0: a free one")
     serve.add_argument("--watch", type=float, metavar="SECONDS", help="check for a new bundle this often, and serve it")
     serve.add_argument("--memory_mb", type=float, default=30, help="memory for scores at a time; default: 30")
-    serve.add_argument(
-        "--index", choices=("faiss", "hnswlib"), help="search approximately, with the index of export --ann"
-    )
+    serve.add_argument("--index", choices=("faiss",), help="search approximately, with the index of export --ann")
     serve.set_defaults(run=run)
 
 

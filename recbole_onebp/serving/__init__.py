@@ -1,5 +1,6 @@
-"""From a trained model to answers: the bundle, and :class:`Recommender`, which needs numpy alone."""
+"""From a trained model to recommendations: the bundle, and :class:`Recommender`, which needs only numpy."""
 
-from recbole_onebp.serving.recommender import Answers, Explanation, NewItems, Recommender, Update
+from recbole_onebp.serving.answers import Answers, Explanation, NewItems, Update
+from recbole_onebp.serving.recommender import Recommender
 
 __all__ = ["Answers", "Explanation", "NewItems", "Recommender", "Update"]

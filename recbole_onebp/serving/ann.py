@@ -1,118 +1,99 @@
-"""Approximate search: an index names candidates, exact scores decide among them."""
+"""Approximate search: a faiss index proposes candidates, exact scores decide."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from recbole_onebp.serving.search import DEFAULT_MEMORY_MB, Hidden, ItemTable, Ranked, best_items, best_of_pairs
+from recbole_onebp.serving.bundle import Bundle
+from recbole_onebp.serving.search import DEFAULT_MEMORY_MB, Excluded, Ranked, best_items, best_of_pairs
+from recbole_onebp.serving.tables import Float32Array, ItemTable
 from recbole_onebp.util.errors import UserError
+from recbole_onebp.util.ids import BundleRows
 
-__all__ = ["KINDS", "Index", "quality"]
+__all__ = ["INDEX_FILE", "Index", "open_index", "quality"]
 
-_Floats = npt.NDArray[np.float32]
-_Index = npt.NDArray[np.int64]
-
-KINDS = {"faiss": "faiss-cpu", "hnswlib": "hnswlib"}
-"""Kinds of index, and what pip calls the package."""
+INDEX_FILE = "index.faiss"
 
 _LINKS = 32
+"""Neighbours of a node of the graph (M)."""
 _BUILD_EFFORT = 200
+"""efConstruction."""
 _LEAST_EFFORT = 256
-"""Candidates that a search keeps at least."""
+"""Smallest efSearch: candidates that a search keeps."""
 
 
 class Index:
-    """A graph of near items (HNSW) in which the nearest are the best scored.
+    """An HNSW graph in which the nearest items are those with the best scores.
 
-    The best by inner product are the nearest by distance once all items are equally long: an item becomes
-    ``[e, bias, rest]``, with the rest that its length lacks to the longest, a user ``[e, 1, 0]`` (Bachrach et al.,
-    RecSys 2014).  So one index serves inner products, cosines, and a bias beside either.
+    Search by inner product becomes search by distance once all items have the same length.  So an item becomes
+    ``[e, bias, rest]``, where rest makes up for what its length lacks to the longest, and a user becomes ``[e, 1, 0]``
+    (Bachrach et al., RecSys 2014).  The same index serves inner products and cosines, with or without a bias.
     """
 
-    def __init__(self, kind: str, graph: Any) -> None:
-        self.kind = kind
+    def __init__(self, graph: Any) -> None:
         self._graph = graph
 
     @classmethod
-    def build(cls, kind: str, table: ItemTable) -> Index:
+    def build(cls, table: ItemTable) -> Index:
         """Index all items of a table.
 
         Raises:
-            UserError: for an unknown kind, or if its package is missing.
+            UserError: if faiss is missing.
         """
-        module = _package(kind)
-        rows = np.concatenate([block for _, block in table.encodings.blocks()])
+        rows = np.concatenate([block for _, block in table.embeddings.blocks()])
         bias = np.zeros(len(rows), np.float32) if table.bias is None else table.bias
         squared = np.square(rows, dtype=np.float64).sum(axis=1) + np.square(bias, dtype=np.float64)
         points = np.column_stack((rows, bias, np.sqrt(squared.max(initial=0) - squared))).astype(np.float32)
-        if kind == "faiss":
-            graph = module.IndexHNSWFlat(points.shape[1], _LINKS)
-            graph.hnsw.efConstruction = _BUILD_EFFORT
-            graph.add(points)
-        else:
-            graph = module.Index("l2", points.shape[1])
-            graph.init_index(len(points), M=_LINKS, ef_construction=_BUILD_EFFORT, random_seed=0)
-            graph.add_items(points, num_threads=1)
-        return cls(kind, graph)
+        graph = _faiss().IndexHNSWFlat(points.shape[1], _LINKS)
+        graph.hnsw.efConstruction = _BUILD_EFFORT
+        graph.add(points)
+        return cls(graph)
 
     def save(self, path: Path) -> None:
-        if self.kind == "faiss":
-            _package(self.kind).write_index(self._graph, str(path))
-        else:
-            self._graph.save_index(str(path))
+        _faiss().write_index(self._graph, str(path))
 
     @classmethod
-    def load(cls, kind: str, path: Path, size: int, n_items: int) -> Index:
+    def load(cls, path: Path, size: int, n_items: int) -> Index:
         """Open the index of ``n_items`` items of dimension ``size``.
 
         Raises:
-            UserError: for an unknown kind, if its package is missing, or for a file that it cannot read.
+            UserError: if faiss is missing, or the file cannot be read or belongs to other items.
         """
-        module = _package(kind)
+        faiss = _faiss()
         try:
-            if kind == "faiss":
-                graph = module.read_index(str(path))
-                found = graph.ntotal, graph.d
-            else:
-                graph = module.Index("l2", size + 2)
-                graph.load_index(str(path))
-                found = graph.get_current_count(), graph.dim
+            graph = faiss.read_index(str(path))
         except RuntimeError as error:
             raise UserError(f"{path}: damaged: {error}") from None
-        if found != (n_items, size + 2):
-            raise UserError(f"{path}: indexes {found[0]} items of {found[1] - 2} dimensions, not {n_items} of {size}")
-        return cls(kind, graph)
+        if (graph.ntotal, graph.d) != (n_items, size + 2):
+            raise UserError(
+                f"{path}: indexes {graph.ntotal} items of {graph.d - 2} dimensions; expected {n_items} of {size}"
+            )
+        return cls(graph)
 
-    def nearest(self, user_e: _Floats, count: int) -> _Index:
+    def nearest(self, user_e: Float32Array, count: int) -> BundleRows:
         """About the ``count`` best items of users ``(B, d)``; ``(B, count)``, -1 where fewer were found."""
         points = np.column_stack((user_e, np.ones(len(user_e)), np.zeros(len(user_e)))).astype(np.float32)
-        effort = max(_LEAST_EFFORT, 2 * count)
-        if self.kind == "faiss":
-            parameters = _package(self.kind).SearchParametersHNSW(efSearch=effort)
-            return self._graph.search(points, count, params=parameters)[1]
-        self._graph.set_ef(effort)
-        return self._graph.knn_query(points, count)[0].astype(np.int64)
+        parameters = _faiss().SearchParametersHNSW(efSearch=max(_LEAST_EFFORT, 2 * count))
+        return self._graph.search(points, count, params=parameters)[1]
 
-    def best_items(self, user_e: _Floats, table: ItemTable, k: int, hidden: Hidden, n_indexed: int) -> Ranked:
-        """About the k best items of each user, with exact scores; a user's do not depend on the others'.
+    def best_items(self, user_e: Float32Array, table: ItemTable, k: int, excluded: Excluded, n_indexed: int) -> Ranked:
+        """About the k best items of each user, with exact scores.  A user's list does not depend on the other users.
 
         Args:
-            user_e: encodings of users, ``(B, d)``, as they are scored.
-            table: the items; those from ``n_indexed`` on are not in the index, and always candidates.
-            k: how many.
-            hidden: what not to find.
-            n_indexed: items that the index has.
+            user_e: embeddings of users, ``(B, d)``; unit length where scores are cosines.
+            table: the items.  Those from ``n_indexed`` on are not in the index and are always candidates.
+            k: length of the lists.
+            excluded: the items to leave out.
+            n_indexed: number of items in the index.
         """
-        # Hidden items are near, and take up places: who hides more is asked for more, in powers of two so that many
-        # are asked for at a time.
-        wanted = k + len(hidden.for_all) + np.diff(hidden.start)
+        # Excluded items are among the nearest, so as many more are searched for.  Rounding up to powers of two lets
+        # users share a call.
+        wanted = k + len(excluded.for_all) + np.diff(excluded.start)
         rounded = np.minimum(2 ** np.ceil(np.log2(wanted)).astype(np.int64), n_indexed)
         rows, items = [], []
         for count in np.unique(rounded):
@@ -124,45 +105,63 @@ class Index:
         rows.append(np.repeat(np.arange(len(user_e)), len(added)))
         items.append(np.tile(added, len(user_e)))
         row, item = np.concatenate(rows), np.concatenate(items)
-        hidden_row, hidden_item = hidden.pairs(0, len(user_e))
-        left = (
+        excluded_row, excluded_item = excluded.pairs(0, len(user_e))
+        kept = (
             (item >= 0)
-            & ~np.isin(item, hidden.for_all)
-            & ~np.isin(row * len(table) + item, hidden_row * len(table) + hidden_item)
+            & ~np.isin(item, excluded.for_all)
+            & ~np.isin(row * len(table) + item, excluded_row * len(table) + excluded_item)
         )
-        count, item, score = best_of_pairs(user_e, table, k, row[left], item[left])
+        count, item, score = best_of_pairs(user_e, table, k, row[kept], item[kept])
         return Ranked(np.concatenate(([0], np.cumsum(count))), item, score)
 
 
-def _package(kind: str) -> Any:
-    if kind not in KINDS:
-        raise UserError(f"index: {kind!r} is not allowed; expected {' or '.join(KINDS)}")
+def open_index(bundle: Bundle, kind: str) -> Index:
+    """The index of a bundle.
+
+    Raises:
+        UserError: for a kind other than ``faiss``, or if the bundle has no such index.
+    """
+    files = bundle.manifest["files"]
+    if "index.hnswlib" in files and INDEX_FILE not in files:
+        raise UserError(
+            f"{bundle.path}: its index is of hnswlib, which is no longer supported; export it again with --ann=faiss, "
+            "or search exactly, without an index"
+        )
+    if kind != "faiss":
+        raise UserError(f"index: {kind!r} is not allowed; expected faiss")
+    if INDEX_FILE not in files:
+        raise UserError(f"{bundle.path}: has no index of faiss; export it with --ann=faiss")
+    return Index.load(bundle.path / INDEX_FILE, bundle.manifest["embedding_size"], len(bundle.item_ids))
+
+
+def _faiss() -> Any:
     try:
-        return import_module(kind)
+        import faiss
     except ModuleNotFoundError:
-        raise UserError(f"index: {kind} is missing: pip install {KINDS[kind]}") from None
+        raise UserError("index: faiss is missing: pip install 'recbole-onebp[ann]'") from None
+    return faiss
 
 
-def quality(index: Index, table: ItemTable, user_e: _Floats, hidden: Hidden, k: int) -> dict[str, float]:
-    """How much of the exact lists the index finds, and how fast, one user after the other.
+def quality(index: Index, table: ItemTable, user_e: Float32Array, excluded: Excluded, k: int) -> dict[str, float]:
+    """Recall of the index against exact search, and the speed of both, one user at a time.
 
     Args:
-        index: of the table.
+        index: the index of the table.
         table: the items.
-        user_e: encodings of users, as they are scored.
-        hidden: what not to find.
+        user_e: embeddings of users, ``(B, d)``; unit length where scores are cosines.
+        excluded: the items to leave out.
         k: length of the lists.
 
     Returns:
-        ``recall``, 0 to 1; ``queries_a_second`` and, for comparison, ``exact_queries_a_second``.
+        ``recall``, 0 to 1; ``queries_a_second`` and ``exact_queries_a_second``.
     """
 
-    def timed(search: Callable[[_Floats, Hidden], Ranked]) -> tuple[list[set[int]], float]:
+    def timed(search: Callable[[Float32Array, Excluded], Ranked]) -> tuple[list[set[int]], float]:
         lists = []
         start = perf_counter()
         for place in range(len(user_e)):
-            part = hidden.item[hidden.start[place] : hidden.start[place + 1]]
-            own = Hidden.of([part], hidden.for_all)
+            part = excluded.item[excluded.start[place] : excluded.start[place + 1]]
+            own = Excluded.of([part], excluded.for_all)
             lists.append(set(search(user_e[place : place + 1], own).item.tolist()))
         return lists, len(user_e) / (perf_counter() - start)
 

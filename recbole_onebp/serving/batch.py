@@ -1,8 +1,10 @@
-"""Lists for many users into one file: by all cores, part by part, so that what was done is not done again."""
+"""Lists for many users, printed or written to a file.
+
+A file is written in parts by several processes.  After an interruption only the missing parts are computed.
+"""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import multiprocessing
@@ -17,10 +19,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
+from recbole_onebp.serving.answers import Answers
 from recbole_onebp.serving.bundle import read_bundle
-from recbole_onebp.serving.recommender import DEFAULT_RULE, Answers, Recommender, Rule
+from recbole_onebp.serving.list_formats import PartWriter, format_of
+from recbole_onebp.serving.recommender import Recommender
+from recbole_onebp.serving.user_state import DEFAULT_RULE, Rule
 from recbole_onebp.util.errors import UserError, writing
 from recbole_onebp.util.files import write_atomically
 from recbole_onebp.util.hashes import sha256
@@ -28,14 +32,12 @@ from recbole_onebp.util.hashes import sha256
 __all__ = ["Request", "Written", "read_ids", "show", "write_lists"]
 
 _PART = 4096
-"""Users a part."""
-
-_COLUMNS = ("user", "item", "rank", "score")
+"""Users of a part."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for every user; see :meth:`~recbole_onebp.serving.Recommender.recommend`."""
+    """Arguments for all users; see :meth:`~recbole_onebp.serving.Recommender.recommend`."""
 
     k: int = 10
     exclude_seen: bool = True
@@ -50,10 +52,10 @@ class Request:
 
 
 def read_ids(path: Path) -> Iterator[str]:
-    """Ids from a file, one a line; empty lines are skipped.
+    """Read ids from a file, one per line; empty lines are skipped.
 
     Raises:
-        UserError: for a file that cannot be read, or is no text.
+        UserError: if the file cannot be read, or is not UTF-8.
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
@@ -73,17 +75,17 @@ def show(
     request: Request,
     rule: Rule = DEFAULT_RULE,
 ) -> None:
-    """Print lists to stdout, with titles where there are any, and ids that the bundle does not know to stderr.
+    """Print lists to stdout, with titles if there are any, and unknown ids to stderr.
 
     Args:
         bundle_dir: the bundle.
-        users: a file with one id a line, or the ids; all users of the bundle if None.
-        history: what a user never seen has taken; then ``users`` is not looked at.
-        request: what is asked.
+        users: a file with one id per line, or the ids; all users of the bundle if None.
+        history: the items of a new user; then ``users`` is ignored.
+        request: the arguments for all users.
         rule: how the history becomes a user.
 
     Raises:
-        UserError: for a bundle or a file that cannot be read.
+        UserError: if the bundle or the file cannot be read.
     """
     recommender = Recommender.load(bundle_dir)
     if history is not None:
@@ -107,11 +109,11 @@ def _print(users: Sequence[str], answers: Answers, recommender: Recommender) -> 
 
 @dataclass(frozen=True)
 class Written:
-    """What the bundle did not know of what was asked."""
+    """Unknown ids of a batch."""
 
     n_unknown_users: int
     unknown_items: list[str]
-    """Among those allowed and denied."""
+    """In ``allow`` and ``deny``."""
 
 
 def write_lists(
@@ -124,31 +126,32 @@ def write_lists(
     force: bool = False,
     show_progress: bool = False,
 ) -> Written:
-    """Write the lists of users to a file, whole or not at all.
+    """Write the lists of users to a file, which appears when it is complete.
 
-    What is done lies in parts in a folder beside ``out`` until all is; called again with the same arguments after it
-    was stopped, however hard, it goes on.  Users that the bundle does not know are listed in ``OUT.unknown.txt``.
+    Finished parts are kept in a folder beside ``out``.  Called again with the same arguments after an interruption, it
+    computes only the missing parts.  Unknown users are listed in ``OUT.unknown.txt``.
 
     Args:
         bundle_dir: the bundle.
-        users: a file with one id a line, or the ids; all users of the bundle if None.
-        out: its suffix says what it becomes.  ``.csv`` and ``.parquet``: a row an item, with the columns ``user``,
-            ``item``, ``rank`` (from 1) and ``score``.  ``.jsonl``: a line a user, with ``user``, ``items``, ``scores``.
-        request: what is asked.
-        jobs: processes; one a core if None.
+        users: a file with one id per line, or the ids; all users of the bundle if None.
+        out: the file; its suffix sets the format.  ``.csv`` and ``.parquet``: a row for each user and item, with the
+            columns ``user``, ``item``, ``rank`` (from 1) and ``score``.  ``.jsonl``: a line for each user, with
+            ``user``, ``items`` and ``scores``.
+        request: the arguments for all users.
+        jobs: number of processes; the number of cores if None.
         force: replace ``out``.
-        show_progress: a bar on stderr.
+        show_progress: show a progress bar on stderr.
 
     Raises:
-        UserError: for a file that is there already or cannot be written, or of another suffix.
+        UserError: if ``out`` exists and ``force`` is not set, cannot be written, or has another suffix.
     """
-    write_part, join = _formats(out)
+    write_part, join = format_of(out)
     if out.exists() and not force:
-        raise UserError(f"{out}: is there already; choose another file, or replace it with --force")
+        raise UserError(f"{out}: exists already; choose another file, or replace it with --force")
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs: {jobs} is not allowed: expected at least 1")
     bundle = read_bundle(bundle_dir)
-    unknown_items = request.answer(Recommender(bundle), []).unknown_items  # and so the request is checked
+    unknown_items = request.answer(Recommender(bundle), []).unknown_items  # this checks the request too
     if users is None:
         users = bundle.user_ids
     n_users = sum(1 for _ in read_ids(users)) if isinstance(users, Path) else len(users)
@@ -180,7 +183,7 @@ def write_lists(
 
 
 def _prepare(parts_dir: Path, plan: str) -> None:
-    """Keep the parts of the same plan, and no others."""
+    """Create the folder of parts; parts of another plan are deleted."""
     plan_file = parts_dir / "plan.json"
     if not plan_file.is_file() or plan_file.read_text(encoding="utf-8") != plan:
         shutil.rmtree(parts_dir, ignore_errors=True)
@@ -194,11 +197,9 @@ def _unknown(part: Path) -> Path:
 
 # ----------------------------------------------------------------------------------------------------------- processes
 
-_Writer = Callable[[Path, list[str], Answers], None]
-
 
 def _run(
-    bundle_dir: Path, todo: Iterator[tuple[Path, list[str]]], request: Request, write_part: _Writer, jobs: int
+    bundle_dir: Path, todo: Iterator[tuple[Path, list[str]]], request: Request, write_part: PartWriter, jobs: int
 ) -> Iterator[int]:
     """Have processes write the parts; the number of users of each as it is done."""
     previous = os.environ.get("OPENBLAS_NUM_THREADS")
@@ -239,7 +240,7 @@ def _open(bundle_dir: Path) -> None:
     _recommender = Recommender.load(bundle_dir, verify=False, threads=1)
 
 
-def _work(part: Path, users: list[str], request: Request, write_part: _Writer) -> None:
+def _work(part: Path, users: list[str], request: Request, write_part: PartWriter) -> None:
     answers = request.answer(_recommender, users)
     if answers.unknown_users:
         text = "\n".join(answers.unknown_users) + "\n"
@@ -251,80 +252,8 @@ def _work(part: Path, users: list[str], request: Request, write_part: _Writer) -
 def _progress(total: int, done: int, shown: bool) -> Iterator[Callable[[int], object]]:
     try:
         from tqdm import tqdm
-    except ModuleNotFoundError:  # where there is numpy alone
+    except ModuleNotFoundError:  # the progress bar is optional: serving needs only numpy
         yield lambda _: None
         return
     with tqdm(total=total, initial=done, unit="user", disable=not shown, file=sys.stderr) as bar:
         yield bar.update
-
-
-# ------------------------------------------------------------------------------------------------------------- formats
-
-
-def _formats(out: Path) -> tuple[_Writer, Callable[[Sequence[Path], Path], None]]:
-    """How a part is written, and how parts become one file."""
-    formats = {
-        ".csv": (_write_csv, _join_csv),
-        ".jsonl": (_write_jsonl, _join),
-        ".parquet": (_write_parquet, _join_parquet),
-    }
-    if out.suffix not in formats:
-        raise UserError(f"{out}: its suffix is {out.suffix or 'missing'}; expected {', '.join(formats)}")
-    if out.suffix == ".parquet":
-        try:
-            import pyarrow  # noqa: F401
-        except ModuleNotFoundError:
-            raise UserError(f"{out}: Parquet needs pyarrow: pip install 'recbole-onebp[parquet]'") from None
-    return formats[out.suffix]
-
-
-def _rows(users: Sequence[str], answers: Answers) -> Iterator[tuple[str, str, int, float]]:
-    for user, answer in zip(users, answers, strict=True):
-        for rank, (item, score) in enumerate(answer, start=1):
-            yield user, item, rank, score
-
-
-def _write_csv(file: Path, users: Sequence[str], answers: Answers) -> None:
-    with open(file, "w", newline="", encoding="utf-8") as opened:
-        csv.writer(opened, lineterminator="\n").writerows(_rows(users, answers))
-
-
-def _write_jsonl(file: Path, users: Sequence[str], answers: Answers) -> None:
-    with open(file, "w", encoding="utf-8") as opened:
-        for user, answer in zip(users, answers, strict=True):
-            items, scores = [item for item, _ in answer], [score for _, score in answer]
-            opened.write(json.dumps({"user": user, "items": items, "scores": scores}, ensure_ascii=False) + "\n")
-
-
-def _write_parquet(file: Path, users: Sequence[str], answers: Answers) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = list(zip(*_rows(users, answers), strict=True)) or [()] * len(_COLUMNS)
-    pq.write_table(pa.table(dict(zip(_COLUMNS, columns, strict=True)), schema=_schema()), file)
-
-
-def _schema() -> Any:
-    import pyarrow as pa
-
-    return pa.schema(dict(zip(_COLUMNS, (pa.string(), pa.string(), pa.int32(), pa.float64()), strict=True)))
-
-
-def _join(parts: Sequence[Path], file: Path, head: bytes = b"") -> None:
-    with open(file, "wb") as joined:
-        joined.write(head)
-        for part in parts:
-            with open(part, "rb") as opened:
-                shutil.copyfileobj(opened, joined)
-
-
-def _join_csv(parts: Sequence[Path], file: Path) -> None:
-    _join(parts, file, (",".join(_COLUMNS) + "\n").encode())
-
-
-def _join_parquet(parts: Sequence[Path], file: Path) -> None:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetWriter(file, _schema()) as joined:
-        for part in parts:
-            joined.write_table(pq.read_table(part))

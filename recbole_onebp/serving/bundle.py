@@ -1,19 +1,21 @@
-"""The bundle: a folder of plain arrays and JSON that holds all that is needed to answer, and no code.
+"""The bundle: a folder of arrays and JSON files with everything a recommender needs, and no code.
 
     manifest.json           format version, model, configuration, metrics, data, versions; size and SHA-256 of each file
     item_encodings.npy      (n_items, d) float32 or float16; unit length where scores are cosines
-    item_bias.npy           (n_items,) float32, what is added to an item's score; only where items have a bias
-    item_weight.npy         (n_items,) float32, what an item weighs in its users; only where not all weigh alike
-    user_encodings.npy      (n_users, d), as the moving aggregation left them
+    item_bias.npy           (n_items,) float32, added to the item's score; only if items have a bias
+    item_weight.npy         (n_items,) float32, weight of the item in its users; only if the weights differ
+    user_encodings.npy      (n_users, d), the embeddings at the end of training
     history_start.npy       (n_users + 1,) int64: the train items of user u are history_item[start[u] : start[u + 1]]
     history_item.npy        (n_interactions,) int32
-    item_ids.json           ids as in the data, in the order of the rows; so user_ids.json
-    item_fields.json        {field: [a value an item]}; only where the data describe their items
-    index.faiss             or index.hnswlib, only if asked for: what approximate search needs
-    scorer.onnx             only if asked for
-    MODEL_CARD.md           for people, to be edited; not checked
+    item_ids.json           tokens in the order of the rows
+    user_ids.json           the same for users
+    item_fields.json        {field: [one value per item]}; only if the data set has an item file
+    index.faiss             for approximate search; only with --ann=faiss
+    scorer.onnx             only with --onnx
+    MODEL_CARD.md           a text to be edited; it has no checksum
 
-There is no padding row.  Items and users are sorted by id: as numbers where all ids are plain ones, else as text.
+There is no padding row.  Items and users are sorted by token, as numbers if all tokens are plain numbers.
+"Encoding" in the names of files is the embedding.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ _ENCODINGS = (np.float32, np.float16)
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle.  Arrays are mapped into memory and read-only: what is not asked for is not read."""
+    """An open bundle.  Arrays are named after their files.  They are read-only and memory-mapped."""
 
     path: Path
     manifest: dict[str, Any]
@@ -58,8 +60,13 @@ class Bundle:
 
     @property
     def key(self) -> str:
-        """Tells a bundle from all others."""
+        """Identifies the bundle: the checksum of its manifest, which holds the checksums of all files."""
         return self.manifest["checksum"]
+
+    @property
+    def cosine(self) -> bool:
+        """Whether scores are cosines; else they are dot products."""
+        return self.manifest["score"] == "cosine"
 
 
 def write_bundle(
@@ -71,25 +78,25 @@ def write_bundle(
     replace: bool = False,
     others: Mapping[str, Callable[[Path], object]] | None = None,
 ) -> None:
-    """Write a bundle, whole or not at all.
+    """Write a bundle.  The folder appears when it is complete.
 
     Args:
-        path: of the folder.
-        manifest: its values; what can be told from the files is added.
+        path: the folder.
+        manifest: its values; format, files and checksum are added.
         arrays: by file name without ``.npy``.
-        texts: what goes to JSON, by file name without ``.json``.
+        texts: values for JSON files, by file name without ``.json``.
         card: ``MODEL_CARD.md``.
-        replace: an earlier bundle at ``path``.
-        others: what writes a file of another kind, by file name.
+        replace: replace an earlier bundle at ``path``.
+        others: functions that write other files, by file name.
 
     Raises:
-        UserError: if it cannot be written, or something is there that must not be replaced.
+        UserError: if it cannot be written, or the folder exists and must not be replaced.
     """
     if path.exists() and not (replace and (path / "manifest.json").is_file()):
         raise UserError(
-            f"{path}: is there already, and no bundle; choose another folder"
+            f"{path}: exists already and is not a bundle; choose another folder"
             if replace or not (path / "manifest.json").is_file()
-            else f"{path}: is there already; choose another folder, or replace it with --force"
+            else f"{path}: exists already; choose another folder, or replace it with --force"
         )
     with writing(path), whole_folder(path, replace=replace) as folder:
         for name, array in arrays.items():
@@ -112,11 +119,12 @@ def read_bundle(path: str | Path, verify: bool = True) -> Bundle:
     """Open a bundle.
 
     Args:
-        path: its folder.
-        verify: compare every file with its checksum, which reads them all.  Without, sizes and shapes are checked.
+        path: the folder.
+        verify: compare every file with its checksum, which reads all files.  Without, only sizes and shapes are
+            checked.
 
     Raises:
-        UserError: if it is no bundle, of a format version that is not known, incomplete or damaged.
+        UserError: if the folder is not a bundle, has an unknown format version, is incomplete or damaged.
     """
     path = Path(path)
     manifest = _read_manifest(path)
@@ -124,7 +132,7 @@ def read_bundle(path: str | Path, verify: bool = True) -> Bundle:
         _check_file(path / name, file, verify)
     ids = {kind: _read_ids(path / name) for kind, name in _IDS.items() if name in manifest["files"]}
     if len(ids) < len(_IDS):
-        raise UserError(f"{path}: incomplete: its manifest lists no {' or '.join(_IDS.values())}")
+        raise UserError(f"{path}: incomplete: the manifest does not list {' or '.join(_IDS.values())}")
     n_items, n_users, size = len(ids["item"]), len(ids["user"]), manifest["embedding_size"]
 
     def values(name: str) -> npt.NDArray[np.float32] | None:
@@ -146,20 +154,28 @@ def read_bundle(path: str | Path, verify: bool = True) -> Bundle:
 
 
 def read_fields(bundle: Bundle) -> dict[str, list[str]]:
-    """What the data say about the items: for each field a value an item; none where they say nothing."""
+    """Columns of the data set's item file: for each field one value per item.  Empty if there is no item file.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
     path = bundle.path / "item_fields.json"
     if path.name not in bundle.manifest["files"]:
         return {}
     fields = _read_json(path)
     n_items = len(bundle.item_ids)
-    if not isinstance(fields, dict) or any(not _is_texts(value) or len(value) != n_items for value in fields.values()):
+    if not isinstance(fields, dict) or any(
+        not _is_list_of_str(value) or len(value) != n_items for value in fields.values()
+    ):
         raise UserError(f"{path}: damaged: expected fields with {n_items} values each")
     return fields
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     if not (path / "manifest.json").is_file():
-        raise UserError(f"{path}: no bundle: there is no manifest.json; recbole-onebp export RUN_DIR {path} makes one")
+        raise UserError(
+            f"{path}: not a bundle: there is no manifest.json; create one with recbole-onebp export RUN_DIR {path}"
+        )
     manifest = _read_json(path / "manifest.json")
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
         raise UserError(f"{path / 'manifest.json'}: not the manifest of a bundle, or damaged")
@@ -167,7 +183,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if version != FORMAT_VERSION:
         raise UserError(
             f"{path}: a bundle of format version {version}; this recbole_onebp reads version {FORMAT_VERSION}: export "
-            "it again, or install the version that wrote it"
+            "the run again, or install the version of recbole_onebp that wrote it"
         )
     if manifest.get("checksum") != _checksum(manifest):
         raise UserError(f"{path / 'manifest.json'}: damaged: it does not match its checksum; export the bundle again")
@@ -186,8 +202,8 @@ def _check_file(path: Path, file: Mapping[str, Any], verify: bool) -> None:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; export the bundle again") from None
     if not same:
-        how = "its checksum is not" if size == file["bytes"] else f"{size} bytes, not the {file['bytes']} of"
-        raise UserError(f"{path}: damaged: {how} the manifest's; export the bundle again")
+        what = "its checksum differs from" if size == file["bytes"] else f"{size} bytes instead of {file['bytes']} in"
+        raise UserError(f"{path}: damaged: {what} the manifest; export the bundle again")
 
 
 def _read_json(path: Path) -> Any:
@@ -199,14 +215,14 @@ def _read_json(path: Path) -> Any:
         raise UserError(f"{path}: damaged: not JSON: {error}") from None
 
 
-def _is_texts(value: Any) -> bool:
+def _is_list_of_str(value: Any) -> bool:
     return isinstance(value, list) and all(type(text) is str for text in value)
 
 
 def _read_ids(path: Path) -> list[str]:
     ids: Sequence[str] = _read_json(path)
-    if not _is_texts(ids) or len(set(ids)) < len(ids):
-        raise UserError(f"{path}: damaged: expected a list of ids, each once")
+    if not _is_list_of_str(ids) or len(set(ids)) < len(ids):
+        raise UserError(f"{path}: damaged: expected a list of distinct ids")
     return list(ids)
 
 
@@ -218,4 +234,4 @@ def _read_array(path: Path, shape: tuple[int, ...], *dtypes: type[np.generic]) -
     if array.shape != shape or array.dtype not in dtypes or not array.flags.c_contiguous:
         names = " or ".join(np.dtype(dtype).name for dtype in dtypes)
         raise UserError(f"{path}: {array.dtype.name} {array.shape}; expected {names} {shape}")
-    return array.view(np.ndarray)  # a memmap's own type only slows indexing down
+    return array.view(np.ndarray)  # np.memmap only makes indexing slower

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
 
 from recbole_onebp import Recommender
 from recbole_onebp.cli import main
-from recbole_onebp.serving.ann import KINDS, Index
+from recbole_onebp.serving.ann import Index
 from recbole_onebp.serving.bundle import read_bundle
 from recbole_onebp.serving.export.exporter import export
 from recbole_onebp.serving.export.onnx_scorer import write_onnx
-from recbole_onebp.serving.search import Encodings, ItemTable
+from recbole_onebp.serving.tables import Embeddings, ItemTable
 from recbole_onebp.util.errors import UserError
 from support.bundles import made_bundle
 
@@ -22,28 +21,28 @@ SCORES = [{"score": "dot"}, {"score": "dot", "bias": True}, {"score": "cosine", 
 
 
 def table_of(bundle):
-    return ItemTable(Encodings(bundle.item_encodings), bundle.item_bias)
+    return ItemTable(Embeddings(bundle.item_encodings), bundle.item_bias)
 
 
-@pytest.fixture(params=[(kind, score) for kind in KINDS for score in SCORES], ids=str)
+@pytest.fixture(params=SCORES, ids=str)
 def pair(request, tmp_path):
     """The same bundle with exact and with approximate search."""
-    kind, score = request.param
-    pytest.importorskip(kind)
+    score = request.param
+    pytest.importorskip("faiss")
     rng = np.random.default_rng(0)
     item_e = rng.normal(size=(2000, 16)) * rng.uniform(0.1, 3, size=(2000, 1))  # long ones and short ones
     if score["score"] == "cosine":
         item_e /= np.linalg.norm(item_e, axis=1, keepdims=True)
     made = made_bundle(tmp_path / "made", n_items=2000, size=16, item_encodings=item_e.astype("f4"), **score)
-    index = Index.build(kind, table_of(read_bundle(made)))
+    index = Index.build(table_of(read_bundle(made)))
     path = made_bundle(
         tmp_path / "bundle", n_items=2000, size=16, item_encodings=item_e.astype("f4"),
-        others={f"index.{kind}": index.save}, **score,
+        others={"index.faiss": index.save}, **score,
     )  # fmt: skip
-    return Recommender.load(path), Recommender.load(path, index=kind)
+    return Recommender.load(path), Recommender.load(path, index="faiss")
 
 
-def test_lists_are_nearly_the_exact_ones(pair):
+def test_recall_against_exact_search(pair):
     exact, approximate = pair
     users = list(exact.user_ids)
     for expected, found in (
@@ -55,14 +54,14 @@ def test_lists_are_nearly_the_exact_ones(pair):
         assert [len(answer) for answer in found] == [len(answer) for answer in expected]
 
 
-def test_a_user_alone_has_the_same_list(pair):
+def test_a_list_does_not_depend_on_the_batch(pair):
     _, rec = pair
     users = list(rec.user_ids)
     answers = rec.recommend(users, k=10, deny=["i3", "i4"])
     assert [rec.recommend([user], k=10, deny=["i3", "i4"])[0] for user in users] == answers
 
 
-def test_filters_and_what_is_new(pair):
+def test_filters_and_new_items(pair):
     exact, rec = pair
     assert rec.recommend(["u1"], allow=["i5", "i6"]) == exact.recommend(["u1"], allow=["i5", "i6"])
     answer = dict(rec.recommend(["u1"], k=50, deny=[item for item, _ in exact.recommend(["u1"], k=5)[0]])[0])
@@ -76,14 +75,26 @@ def test_filters_and_what_is_new(pair):
     assert len(rec.recommend(["u3"], k=5000)[0]) > 1900
 
 
-def test_indexes_that_are_not_there(tmp_path):
+def test_missing_and_damaged_indexes(tmp_path):
     path = made_bundle(tmp_path / "bundle")
     with pytest.raises(UserError, match="has no index of faiss; export it with --ann=faiss"):
         Recommender.load(path, index="faiss")
-    for kind in filter(find_spec, KINDS):
-        (path / f"index.{kind}").write_bytes(b"no index")
-        with pytest.raises(UserError, match=f"index.{kind}: damaged"):
-            Index.load(kind, path / f"index.{kind}", 8, 60)
+    with pytest.raises(UserError, match="index: 'annoy' is not allowed; expected faiss"):
+        Recommender.load(path, index="annoy")
+    pytest.importorskip("faiss")
+    (path / "index.faiss").write_bytes(b"no index")
+    with pytest.raises(UserError, match=r"index\.faiss: damaged"):
+        Index.load(path / "index.faiss", 8, 60)
+
+
+def test_a_bundle_with_an_hnswlib_index_is_searched_exactly(tmp_path):
+    """Earlier versions wrote such bundles."""
+    old = made_bundle(tmp_path / "old", others={"index.hnswlib": lambda path: path.write_bytes(b"a graph")})
+    for index in ("faiss", "hnswlib"):
+        with pytest.raises(UserError, match="hnswlib, which is no longer supported; export it again with --ann=faiss"):
+            Recommender.load(old, index=index)
+    plain = Recommender.load(made_bundle(tmp_path / "plain"))
+    assert Recommender.load(old).recommend(plain.user_ids) == plain.recommend(plain.user_ids)
 
 
 def test_export_reports_the_index(tiny, tmp_path, capsys):

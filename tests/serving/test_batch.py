@@ -1,4 +1,4 @@
-"""Lists for many users: shown, and written to files; interrupted, started again."""
+"""Lists for many users: printed, written to files, interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -71,21 +71,21 @@ def test_files(rec, suffix, short_parts):
     assert sorted(path.name for path in Path.cwd().iterdir()) == [
         "bundle", f"lists.{suffix}", f"lists.{suffix}.unknown.txt", "users.txt"
     ]  # fmt: skip
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         write_lists(BUNDLE, None, out, Request())
     write_lists(BUNDLE, None, out, Request(k=2, exclude_seen=False, allow=("i4", "i5", "i6")), jobs=1, force=True)
     assert read(out) == rows(rec, rec.user_ids, k=2, exclude_seen=False, allow=["i4", "i5", "i6"])
     assert not Path(f"lists.{suffix}.unknown.txt").exists()
 
 
-def test_no_users_at_all():
+def test_an_empty_file_of_users():
     Path("users.txt").write_text("")
     for suffix in ("csv", "jsonl", "parquet"):
         write_lists(BUNDLE, Path("users.txt"), Path(f"lists.{suffix}"), Request())
         assert read(Path(f"lists.{suffix}")) == []
 
 
-def test_only_what_is_missing_is_done_again(rec, short_parts, monkeypatch):
+def test_resume_computes_only_missing_parts(rec, short_parts, monkeypatch):
     done = []
 
     def run(bundle_dir, todo, request, write_part, jobs):
@@ -106,8 +106,8 @@ def test_only_what_is_missing_is_done_again(rec, short_parts, monkeypatch):
     assert read(Path("batch.csv")) == rows(rec, rec.user_ids)
 
 
-def test_parts_of_another_request_are_not_taken(rec, short_parts):
-    parts = Path(".lists.csv.parts")
+def test_parts_of_another_request_are_discarded(rec, short_parts):
+    parts = Path(".batch.csv.parts")
     parts.mkdir()
     (parts / "plan.json").write_text("{}")
     (parts / "0000000.csv").write_text("of another run\n")
@@ -115,26 +115,27 @@ def test_parts_of_another_request_are_not_taken(rec, short_parts):
     assert read(Path("batch.csv")) == rows(rec, rec.user_ids, k=3)
 
 
-def test_killed_in_the_middle_it_goes_on(tmp_path):
-    """SIGKILL to the whole group, as often as it takes: the file is as if nothing had happened."""
+def test_resume_after_a_kill(tmp_path):
+    """After SIGKILL to the process group, twice, the file is the same as without interruption."""
     big = made_bundle(tmp_path / "big", n_users=6000, n_items=400)
     code = (
-        "import sys; from pathlib import Path; from recbole_onebp.serving import lists\n"
+        "import sys; from pathlib import Path; from recbole_onebp.serving import batch\n"
         "batch._PART = 100\n"
         "batch.write_lists(Path('big'), None, Path('batch.jsonl'), batch.Request(), jobs=2)"
     )
     Path("task.py").write_text(f"if __name__ == '__main__':\n    {code.replace(chr(10), chr(10) + '    ')}\n")
     kills = 0
+    deadline = time.monotonic() + 120
     while not Path("batch.jsonl").exists():
         process = subprocess.Popen([sys.executable, "task.py"], start_new_session=True)
-        deadline = time.monotonic() + 60
-        seen = len(list(Path.cwd().glob(".lists.jsonl.parts/*.jsonl")))
+        seen = len(list(Path.cwd().glob(".batch.jsonl.parts/*.jsonl")))
         while process.poll() is None and time.monotonic() < deadline:
-            if kills < 2 and len(list(Path.cwd().glob(".lists.jsonl.parts/*.jsonl"))) > seen + 3:
+            if kills < 2 and len(list(Path.cwd().glob(".batch.jsonl.parts/*.jsonl"))) > seen + 3:
                 os.killpg(process.pid, signal.SIGKILL)
                 kills += 1
             time.sleep(0.002)
         process.wait()
+        assert time.monotonic() < deadline
     rec = Recommender.load(big)
     assert kills == 2
     assert read(Path("batch.jsonl")) == rows(rec, rec.user_ids)
@@ -167,7 +168,7 @@ def test_wrong_commands(arguments, words, capsys):
     assert [path.name for path in Path.cwd().iterdir()] == ["bundle"]
 
 
-def test_lists_are_shown_with_titles(rec, capsys):
+def test_lists_are_printed_with_titles(rec, capsys):
     assert main(["recommend", "bundle", "--users=u3, ghost,u4", "--k=2"]) == 0
     out, err = capsys.readouterr()
     (item, score), _ = rec.recommend(["u3"], k=2)[0]
@@ -184,7 +185,7 @@ def test_lists_are_shown_with_titles(rec, capsys):
     assert err == "unknown item: phantom\n"
 
 
-def test_a_file_of_users_is_shown_or_written(rec, capsys):
+def test_lists_for_a_file_of_users(rec, capsys):
     Path("users.txt").write_text("u1\nu2\n")
     assert main(["recommend", "bundle", "--users=users.txt", "--k=1"]) == 0
     assert capsys.readouterr().out.count("user") == 2

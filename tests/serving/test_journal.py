@@ -1,4 +1,4 @@
-"""The events of a service on disk: nothing acknowledged is lost, nothing that was not whole is read."""
+"""The journal of a service: acknowledged events are kept, incomplete records are not read."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def read(folder):
 
 
 def by_user(events):
-    """What of each user, under which bundle, in order: all that matters."""
+    """The bundle and item of each user's events, in order.  The order between users does not matter."""
     found = {}
     for bundle, (user, item) in events:
         found.setdefault(user, []).append((bundle, item))
@@ -53,8 +53,8 @@ def test_what_is_written_is_read(tmp_path_factory, batches):
     assert read(folder) == [("A", event) for events in batches for event in events]
 
 
-def test_a_record_that_was_cut_off_is_removed(folder, tmp_path):
-    """At every byte of the last record: those before it are read, and what comes later is appended whole."""
+def test_an_incomplete_record_is_removed(folder, tmp_path):
+    """Cut at every byte of the last record: earlier records are read, and new ones can be appended."""
     written(folder)
     content = (folder / "00000001.log").read_bytes()
     start = content[:-1].rindex(b"\n") + 1
@@ -91,7 +91,7 @@ def test_a_flipped_bit_is_refused_or_at_the_end(tmp_path_factory, data):
     bit = data.draw(st.integers(0, 8 * len(content) - 1))
     content[bit // 8] ^= 1 << bit % 8
     path.write_bytes(content)
-    if last < bit // 8 < len(content) - 1:  # as if it had not been written to its end
+    if last < bit // 8 < len(content) - 1:  # like an incomplete record
         assert [event for _, event in read(folder)] == [event for events in EVENTS[:-1] for event in events]
     else:
         with pytest.raises(UserError, match=r"00000001\.log: line \d is damaged"):
@@ -99,7 +99,7 @@ def test_a_flipped_bit_is_refused_or_at_the_end(tmp_path_factory, data):
 
 
 @pytest.mark.parametrize("place", [-1, -2], ids=["the last", "the one before"])
-def test_a_record_whose_end_is_damaged_is_not_lost(folder, place):
+def test_a_record_with_a_damaged_end_is_refused(folder, place):
     written(folder)
     path = folder / "00000001.log"
     *_, before_last, last = [place for place, byte in enumerate(path.read_bytes()) if byte == ord("\n")]
@@ -112,13 +112,13 @@ def test_a_record_whose_end_is_damaged_is_not_lost(folder, place):
 
 def test_one_process_at_a_time(folder):
     journal = Journal(folder)
-    with pytest.raises(UserError, match="another service has these events"):
+    with pytest.raises(UserError, match="another service uses these events"):
         Journal(folder)
     journal.close()
     Journal(folder).close()
 
 
-def test_what_cannot_be_written_is_not_there(folder, monkeypatch):
+def test_events_that_cannot_be_written(folder, monkeypatch):
     journal = Journal(folder)
     journal.append("A", [("u1", "i1")])
     write = os.write
@@ -204,7 +204,7 @@ def test_compaction_is_smaller(folder):
 
 
 @pytest.mark.parametrize("step", ["before the rename", "after the rename"])
-def test_compaction_ended_from_outside(folder, monkeypatch, step):
+def test_a_killed_compaction(folder, monkeypatch, step):
     journal = Journal(folder)
     for number in range(9):
         journal.append("A", [("u", f"i{number}")])

@@ -1,4 +1,4 @@
-"""The page in a headless browser: pick a user, take an item, type a history, ask why."""
+"""The page in a headless browser: choose a user, add items, search items, show explanations."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def titles(answer):
     return [f"Item {item[1:]}" for item, _ in answer]
 
 
-def test_a_user_is_picked_and_takes_an_item(browser, rec):
+def test_a_user_is_chosen_and_an_item_is_added(browser, rec):
     assert browser.until("document.querySelector('#about').textContent") == "20 users, 60 items"
     assert browser.until("document.querySelectorAll('#users option').length") == 20
     browser.type("#user-text", "u4")
@@ -54,25 +54,25 @@ def test_a_user_is_picked_and_takes_an_item(browser, rec):
     assert sum(values) == pytest.approx(explanation.score, abs=0.02)
     assert browser.run("getComputedStyle(document.querySelector('.why li')).counterIncrement") == "none"
 
-    browser.click("#list li:first-child button[aria-label^=Take]")
+    browser.click("#list li:first-child button[aria-label$=history]")
     browser.until(f"document.querySelector('#list .title').textContent !== {first[0]!r}")
     rec.update([("u4", f"i{first[0].split()[1]}")])
     assert browser.run(TITLES) == titles(rec.recommend(["u4"], k=20)[0])
     assert browser.run(HISTORY)[0] == first[0]
 
 
-def test_a_history_is_typed(browser, rec):
+def test_a_history_is_built(browser, rec):
     browser.type("#search-text", "item 1")
     browser.until("document.querySelectorAll('#found button').length === 11")
     browser.click("#found li:nth-child(2) button")  # Item 10
     browser.until("document.querySelectorAll('#list > li').length === 20")
     assert browser.run(TITLES) == titles(rec.recommend_history([["i10"]], k=20)[0])
     best = rec.recommend_history([["i10"]], k=1)[0][0][0]
-    browser.click("#list li:first-child button[aria-label^=Take]")
+    browser.click("#list li:first-child button[aria-label$=history]")
     browser.until("document.querySelectorAll('#history li').length === 2")
     browser.until(f"document.querySelector('#list .title').textContent !== 'Item {best[1:]}'")
     assert browser.run(TITLES) == titles(rec.recommend_history([["i10", best]], k=20)[0])
-    browser.click("#history li:last-child button")  # the first that was taken
+    browser.click("#history li:last-child button")  # the oldest item
     browser.until("document.querySelectorAll('#history li').length === 1")
     expected = titles(rec.recommend_history([[best]], k=20)[0])
     browser.until(f"document.querySelector('#list .title').textContent === {expected[0]!r}")
@@ -81,12 +81,12 @@ def test_a_history_is_typed(browser, rec):
     browser.until("document.querySelectorAll('#list > li').length === 0")
 
 
-def test_how_a_history_counts_is_chosen(rec, tmp_path):
-    """Where the data know no time, nothing is the latest; where items weigh alike in training, that is no choice."""
+def test_the_rule_is_chosen(rec, tmp_path):
+    """Rules are offered only where they differ: recency needs times, training weights must be unequal."""
     made_bundle(tmp_path / "timed", bias=True, alpha=1.0, rule="mean", ordered=True)
     for folder, texts in (
-        ("bundle", ["one after the other"]),
-        ("timed", ["all alike", "as in training", "the latest most"]),
+        ("bundle", ["in order, later ones slightly more"]),
+        ("timed", ["all the same", "weighted as in training", "later ones more"]),
     ):
         rec, server = Recommender.load(folder), Server(bundle=folder)
         browser = Browser(tmp_path / f"profile-{folder}", server.url)
@@ -109,16 +109,16 @@ def test_how_a_history_counts_is_chosen(rec, tmp_path):
         server.end()
 
 
-def test_what_is_not_there_is_said(browser):
+def test_unknown_users_and_titles_are_reported(browser):
     browser.type("#user-text", "<img src=x onerror=alert(1)>")
     browser.click("#user button")
-    browser.until("document.querySelector('#status').textContent.startsWith('There is no user <img')")
+    browser.until("document.querySelector('#status').textContent.startsWith('User <img')")
     assert browser.run("document.images.length") == 0
     browser.type("#search-text", "nothing like it")
-    browser.until("document.querySelector('#status').textContent.startsWith('Nothing has')")
+    browser.until("document.querySelector('#status').textContent.startsWith('No title contains')")
 
 
-def test_everything_has_a_name_and_fits_a_phone(server, tmp_path):
+def test_controls_have_labels_and_the_page_fits_a_phone(server, tmp_path):
     browser = Browser(tmp_path / "phone", server.url, width=360, height=740, mobile=True)
     browser.type("#user-text", "u4")
     browser.click("#user button")
@@ -133,7 +133,7 @@ def test_everything_has_a_name_and_fits_a_phone(server, tmp_path):
     browser.close()
 
 
-def test_a_key_is_typed(rec, tmp_path):
+def test_the_key_is_entered(rec, tmp_path):
     server = Server(RECBOLE_ONEBP_API_KEY="secret")
     browser = Browser(tmp_path / "profile", server.url)
     browser.until("!document.querySelector('#key').hidden")

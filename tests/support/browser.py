@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over the DevTools protocol through two pipes."""
+"""A headless Chromium, controlled by the DevTools protocol over two pipes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Browser:
         return found["result"].get("value")
 
     def until(self, code: str, seconds: float = 30) -> Any:
-        """The value of an expression, once it is one that counts as true."""
+        """Wait until a JavaScript expression is truthy; its value."""
         end = time.monotonic() + seconds
         while not (value := self.run(f"document.readyState === 'complete' && ({code})")):
             assert time.monotonic() < end, f"never true: {code}; the page says: {self.run('document.body.innerText')}"

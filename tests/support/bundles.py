@@ -1,4 +1,4 @@
-"""Bundles made of given or random arrays, without training; numpy alone."""
+"""Bundles of given or random arrays, without training.  They need only numpy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from recbole_onebp.serving.bundle import write_bundle
-from recbole_onebp.serving.search import unit_rows
+from recbole_onebp.serving.tables import unit_rows
 
 
 def made_bundle(
@@ -29,7 +29,7 @@ def made_bundle(
     others: Any = None,
     **arrays: Any,
 ) -> Path:
-    """A bundle at ``path``: users u0, u1, ..., items i0, i1, ... with titles; each user has taken 0 to 8 items."""
+    """A bundle at ``path``: users u0, u1, ..., items i0, i1, ... with titles; each user has 1 to 8 items."""
     rng = np.random.default_rng(seed)
     item_e = rng.normal(size=(n_items, size)).astype(np.float32)
     histories = [rng.choice(n_items, rng.integers(1, min(9, n_items)), replace=False) for _ in range(n_users)]

@@ -1,4 +1,4 @@
-"""The service in a process of its own."""
+"""The service in its own process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 
 
 class Server:
-    """``recbole-onebp serve`` in a process of its own, on a free port."""
+    """``recbole-onebp serve`` in its own process, on a free port."""
 
     def __init__(self, *arguments, bundle="bundle", **environment):
         code = "import sys; from recbole_onebp.cli import main; sys.exit(main())"

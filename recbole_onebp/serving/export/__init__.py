@@ -1,1 +1,1 @@
-"""From a run to a bundle."""
+"""From a training run to a bundle."""

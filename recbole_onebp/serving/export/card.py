@@ -1,4 +1,4 @@
-"""The model card of a bundle, and what it says about groups of users and items."""
+"""The model card of a bundle, and the metrics by group of users and items that it shows."""
 
 from __future__ import annotations
 
@@ -9,64 +9,71 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from recbole_onebp.serving.search import DEFAULT_MEMORY_MB, Encodings, Hidden, ItemTable, best_items, unit_rows
+from recbole_onebp.serving.search import DEFAULT_MEMORY_MB, Excluded, best_items
+from recbole_onebp.serving.tables import Embeddings, Float64Array, IntArray, ItemTable, unit_rows
+from recbole_onebp.util.ids import BundleRows, InternalIds
 
 __all__ = ["Groups", "Parts", "evaluate_groups", "model_card"]
 
-_Index = npt.NDArray[np.int64]
-_Pairs = tuple[_Index, _Index]
+_Pairs = tuple[InternalIds, InternalIds]
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of the data in a bundle's numbers: user u has ``item[start[u] : start[u + 1]]``, ascending."""
+    """Train, validation and test part in rows of the bundle.
+
+    In each part the items of user u are ``item[start[u] : start[u + 1]]``, ascending; start is ``(n_users + 1,)``.
+    """
 
     n_items: int
-    start: _Index
-    """(n_users + 1,): of the train part, where a pair may occur more than once: users aggregate it as often."""
-    item: _Index
-    hidden_start: _Index
-    """(n_users + 1,): of what is hidden when the test part is evaluated: train and validation."""
-    hidden_item: _Index
-    test_start: _Index
-    test_item: _Index
-    n_test_left_out: int
-    """Test pairs of users that have no train item."""
+    start: IntArray
+    """Train part.  A pair may occur more than once; then it counts as often in the user's embedding."""
+    item: BundleRows
+    excluded_start: IntArray
+    """Items that are not ranked in the test: those of train and validation."""
+    excluded_item: BundleRows
+    test_start: IntArray
+    test_item: BundleRows
 
     @classmethod
     def of(
-        cls, users: _Index, items: _Index, n_users: int, n_items: int, train: _Pairs, others: Sequence[_Pairs]
+        cls,
+        users: InternalIds,
+        items: InternalIds,
+        n_users: int,
+        n_items: int,
+        train: _Pairs,
+        others: Sequence[_Pairs],
     ) -> Parts:
-        """Renumber.
+        """Convert RecBole's ids to rows of the bundle.
 
         Args:
-            users: RecBole's ids of the bundle's users, in its order.
-            items: the same of items.
-            n_users: RecBole's count, with padding.
-            n_items: the same.
-            train: RecBole's ids of users and items, ``(n,)`` each.
-            others: the same of validation and test.
+            users: the user of each row of the bundle.
+            items: the item of each row.
+            n_users: number of RecBole's users, padding included.
+            n_items: number of RecBole's items, padding included.
+            train: users and items of the train part, ``(n,)`` each.
+            others: the same of validation and test.  Users without a row are left out.
         """
-        user_place, item_place = np.full(n_users, -1), np.full(n_items, -1)
-        user_place[users], item_place[items] = np.arange(len(users)), np.arange(len(items))
+        user_row, item_row = np.full(n_users, -1), np.full(n_items, -1)
+        user_row[users], item_row[items] = np.arange(len(users)), np.arange(len(items))
 
-        def codes(pairs: _Pairs) -> _Index:
-            user, item = user_place[pairs[0]], item_place[pairs[1]]
+        def codes(pairs: _Pairs) -> IntArray:
+            user, item = user_row[pairs[0]], item_row[pairs[1]]
             return np.sort(user[user >= 0] * len(items) + item[user >= 0])
 
-        def csr(code: _Index) -> tuple[_Index, _Index]:
+        def csr(code: IntArray) -> tuple[IntArray, BundleRows]:
             start = np.searchsorted(code, np.arange(len(users) + 1) * len(items))
             return start, code % len(items)
 
         in_train, valid, test = codes(train), codes(others[0]), np.unique(codes(others[1]))
-        hidden = np.setdiff1d(np.union1d(in_train, valid), test, assume_unique=True)
-        left_out = int((user_place[others[1][0]] < 0).sum())
-        return cls(len(items), *csr(in_train), *csr(hidden), *csr(test), left_out)
+        excluded = np.setdiff1d(np.union1d(in_train, valid), test, assume_unique=True)
+        return cls(len(items), *csr(in_train), *csr(excluded), *csr(test))
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Test metrics of the bundle itself, by group; shares and metrics are between 0 and 1."""
+    """Test metrics of a bundle, by group.  Shares and metrics are between 0 and 1."""
 
     k: int
     overall: dict[str, float]
@@ -82,10 +89,10 @@ def evaluate_groups(
     """Rank all items for every user of the test part, as RecBole does; None if there is no test part.
 
     Args:
-        parts: of the data.
-        table: the items as they are exported.
-        user_encodings: ``(n_users, d)``, as they are exported.
-        cosine: users are normalised when they are scored.
+        parts: the data.
+        table: the items, as exported.
+        user_encodings: the users, as exported, ``(n_users, d)``.
+        cosine: whether scores are cosines.
         k: length of the lists.
     """
     n_positives = np.diff(parts.test_start)
@@ -93,10 +100,10 @@ def evaluate_groups(
     if not len(users):
         return None
     n_positives = n_positives[users]
-    user_e = Encodings(user_encodings).rows(users)
-    seen = [parts.hidden_item[parts.hidden_start[user] : parts.hidden_start[user + 1]] for user in users]
+    user_e = Embeddings(user_encodings).rows(users)
+    seen = [parts.excluded_item[parts.excluded_start[user] : parts.excluded_start[user + 1]] for user in users]
     scored = unit_rows(user_e) if cosine else user_e
-    ranked = best_items(scored, table, k, Hidden.of(seen), DEFAULT_MEMORY_MB, threads=1)
+    ranked = best_items(scored, table, k, Excluded.of(seen), DEFAULT_MEMORY_MB, threads=1)
 
     row = np.repeat(np.arange(len(users)), np.diff(ranked.start))
     place = np.arange(len(row)) - ranked.start[row]
@@ -106,11 +113,16 @@ def evaluate_groups(
     ideal = np.cumsum(gain)[np.minimum(n_positives, k) - 1]
     recall = np.bincount(row, weights=hit, minlength=len(users)) / n_positives
     ndcg = np.bincount(row, weights=hit * gain[place], minlength=len(users)) / ideal
+    overall = {"recall": float(recall.mean()), "ndcg": float(ndcg.mean())}
+    by_activity = _by_activity(np.diff(parts.start)[users], recall, ndcg)
+    return Groups(k, overall, by_activity, _by_popularity(parts, ranked.item, hit))
 
-    activity = np.diff(parts.start)[users]
+
+def _by_activity(activity: IntArray, recall: Float64Array, ndcg: Float64Array) -> list[dict[str, Any]]:
+    """Metrics by quarters of the users, from the number of train items, recall and NDCG of each user."""
     cuts = np.quantile(activity, [0, 0.25, 0.5, 0.75, 1])
     quarter = np.searchsorted(cuts[1:-1], activity, side="left")
-    by_users = [
+    return [
         {
             "group": f"{activity[quarter == part].min()} to {activity[quarter == part].max()} train items",
             "users": int((quarter == part).sum()),
@@ -119,9 +131,13 @@ def evaluate_groups(
         }
         for part in np.unique(quarter)
     ]
+
+
+def _by_popularity(parts: Parts, recommended: BundleRows, hit: npt.NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """Metrics by thirds of the items, from all recommended items and whether each is in its user's test part."""
     third = _thirds(np.bincount(parts.item, minlength=parts.n_items))
-    of_test, of_lists = third[parts.test_item], third[ranked.item]
-    by_items = [
+    of_test, of_lists = third[parts.test_item], third[recommended]
+    return [
         {
             "group": name,
             "items": int((third == part).sum()),
@@ -131,11 +147,10 @@ def evaluate_groups(
         }
         for part, name in enumerate(("most popular", "middle", "least popular"))
     ]
-    return Groups(k, {"recall": float(recall.mean()), "ndcg": float(ndcg.mean())}, by_users, by_items)
 
 
-def _thirds(popularity: _Index) -> _Index:
-    """0, 1 or 2 for each item: the most popular ones that make up a third of all interactions, the next, the rest."""
+def _thirds(popularity: IntArray) -> IntArray:
+    """0, 1 or 2 for each item: the most popular items with a third of all interactions, the next third, the rest."""
     order = np.argsort(-popularity, kind="stable")
     before = np.cumsum(popularity[order]) - popularity[order]
     third = np.empty(len(popularity), np.int64)
@@ -145,13 +160,13 @@ def _thirds(popularity: _Index) -> _Index:
 
 
 def model_card(manifest: Mapping[str, Any], groups: Groups | None) -> str:
-    """``MODEL_CARD.md``: what the model is, what it was trained on, how good it is for whom, what it is for."""
+    """``MODEL_CARD.md``: the model, its training data, its quality by group, and its intended use."""
     data, score = manifest["data"], manifest["score"]
     density = manifest["n_interactions"] / (manifest["n_users"] * manifest["n_items"])
     lines = [
         f"# Model card: {manifest['model']} on {data['name']}",
         "",
-        f"A two-tower recommender, {manifest['embedding_size']} dimensions, {score} scores. {_how(manifest)}",
+        f"A two-tower recommender, {manifest['embedding_size']} dimensions, {score} scores. {_training(manifest)}",
         "[Chen and Wang, arXiv 2403.18227](https://arxiv.org/abs/2403.18227). "
         f"Exported {manifest['created']} by recbole_onebp {manifest['versions']['recbole_onebp']}.",
         "",
@@ -168,40 +183,41 @@ def model_card(manifest: Mapping[str, Any], groups: Groups | None) -> str:
         "## Metrics",
         "",
         *_metrics_table(manifest["metrics"]),
-        *(_group_tables(groups) if groups else ["There is no test part: nothing is known by group.", ""]),
+        *(_group_tables(groups) if groups else ["There is no test part, so there are no metrics by group.", ""]),
         "## Intended use",
         "",
-        "Ranking items for people by what they and others have taken, where a poor list does little harm: films,",
-        "music, places, goods. Not for decisions about people.",
+        "Ranking items for people by past interactions, where a poor list does little harm: films, music, places,",
+        "goods. Not for decisions about people.",
         "",
         "## Limits",
         "",
-        "- It knows who took what, and nothing else: no content, no context, no price, no age limit. Filter lists for",
-        "  what must not be shown (`allow`, `deny`).",
-        "- It repeats what is in the data, their biases included: the tables above say who is served worse.",
-        "- Metrics are of past interactions, in which nobody had seen these lists; how people take them may differ.",
-        "- Items do not move when users do. New events serve new tastes; new items and changed ones want training.",
-        "- The bundle holds the users' ids and train histories: treat it as personal data.",
+        "- The model knows only who interacted with what: no content, context, price or age limit. Use filters for",
+        "  items that must not be shown (`allow`, `deny`).",
+        "- It reproduces the biases of the data. The tables above show which groups are served worse.",
+        "- The metrics are of past interactions with items that this model did not recommend. Behaviour may differ",
+        "  when people see its lists.",
+        "- Events change users, not items. Retrain for new items, and for items whose audience has changed.",
+        "- The bundle contains user ids and their train histories. Treat it as personal data.",
         "",
     ]
     return "\n".join(lines)
 
 
-def _how(manifest: Mapping[str, Any]) -> str:
-    """How the model was made."""
+def _training(manifest: Mapping[str, Any]) -> str:
+    """How users and items were trained."""
     aggregation = manifest["aggregation"]
     if aggregation is None:
-        return "Users and items were trained by gradient (TwoBP); users cannot be folded in."
+        return "Users and items were trained by gradient (TwoBP); new users cannot be folded in."
     beta, alpha = aggregation["beta"], aggregation["alpha"]
     kind = "the mean" if aggregation["rule"] == "mean" else f"a moving aggregation (beta {beta:g})"
-    weights = f", each times (its count in train / the mean count) ^ -{alpha:g}" if alpha else ""
-    return f"A user is {kind} of the encodings of the items it took{weights}; only items were trained by gradient."
+    weights = f", each weighted by (its train count / the mean count) ^ -{alpha:g}" if alpha else ""
+    return f"A user is {kind} of the embeddings of the user's items{weights}; only items were trained by gradient."
 
 
 def _metrics_table(metrics: Mapping[str, Mapping[str, float | None]]) -> list[str]:
     names = list(dict.fromkeys(name for part in metrics.values() for name in part))
     if not names:
-        return ["The run has no result: it was not evaluated.", ""]
+        return ["The run was not evaluated, so there are no metrics.", ""]
 
     def shown(part: str, name: str) -> str:
         value = metrics[part].get(name)
@@ -220,7 +236,8 @@ def _group_tables(groups: Groups) -> list[str]:
         for row in groups.items
     )
     return [
-        "By activity of the users, in quarters, on the test part. All items ranked, but those of train and validation:",
+        "Test metrics by activity of the users, in quarters. All items are ranked except a user's train and validation",
+        "items:",
         "",
         f"| users with | users | recall@{k} | ndcg@{k} |",
         "|---|---|---|---|",
@@ -228,7 +245,7 @@ def _group_tables(groups: Groups) -> list[str]:
         f"| all | {sum(row['users'] for row in groups.users):,} | {groups.overall['recall']:.4f} "
         f"| {groups.overall['ndcg']:.4f} |",
         "",
-        "By popularity of the items; each group has about a third of the train interactions:",
+        "By popularity of the items. Each group has about a third of the train interactions:",
         "",
         f"| items | how many | share of the test part | share of the lists | found in the top {k} |",
         "|---|---|---|---|---|",

@@ -1,24 +1,25 @@
-"""The scorer for other runtimes: an ONNX graph from users' encodings to their best items."""
+"""An ONNX graph for other runtimes: user embeddings in, the best items and their scores out."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from recbole_onebp.serving.search import TINY, ItemTable, unit_rows
+from recbole_onebp.serving.tables import TINY, ItemTable, unit_rows
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["check_packages", "write_onnx"]
 
 _OPSET = 17
 _IR_VERSION = 8
-"""What runtimes since 2022 read."""
+"""Runtimes since 2022 read this version."""
 
 
 def check_packages() -> None:
-    """Raise :class:`UserError` where what :func:`write_onnx` needs is missing."""
+    """Raise :class:`UserError` if a package that :func:`write_onnx` needs is missing."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -27,26 +28,32 @@ def check_packages() -> None:
 
 
 def write_onnx(path: Path, table: ItemTable, cosine: bool, user_encodings: npt.NDArray[np.floating]) -> None:
-    """Write the graph, and hold what onnxruntime makes of it against numpy.
+    """Write the graph, and check that onnxruntime and numpy give the same scores.
 
-    Inputs: ``user``, float32 ``(B, d)``, encodings as in ``user_encodings.npy``; ``k``, int64 ``(1,)``.  Outputs:
-    ``score``, float32 ``(B, k)``, the best first, and ``item``, int64 ``(B, k)``, rows of ``item_ids.json``.  What a
-    user has taken is not left out: ask for as many more.
+    Inputs: ``user``, float32 ``(B, d)``, rows as in ``user_encodings.npy``; ``k``, int64 ``(1,)``.  Outputs: ``score``,
+    float32 ``(B, k)``, best first, and ``item``, int64 ``(B, k)``, rows of ``item_ids.json``.  The items of a user's
+    history are not left out: ask for as many more.
 
     Args:
-        path: of the file.
+        path: the file to write.
         table: the items.
-        cosine: users are normalised when they are scored.
-        user_encodings: for the check, ``(n_users, d)``.
+        cosine: whether scores are cosines.
+        user_encodings: users for the check, ``(n_users, d)``.
 
     Raises:
-        RuntimeError: if the two do not agree.
+        RuntimeError: if the scores differ by more than rounding.
     """
     import onnx
-    import onnxruntime
+
+    onnx.save(_graph(table, cosine), str(path))
+    _check(path, table, cosine, user_encodings)
+
+
+def _graph(table: ItemTable, cosine: bool) -> Any:
+    import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    items = np.concatenate([block for _, block in table.encodings.blocks()])
+    items = np.concatenate([block for _, block in table.embeddings.blocks()])
     constants = {"items": np.ascontiguousarray(items.T), "tiny": np.array(TINY, np.float32)}
     nodes = []
     scored = "user"
@@ -67,7 +74,7 @@ def write_onnx(path: Path, table: ItemTable, cosine: bool, user_encodings: npt.N
         nodes,
         "recbole_onebp",
         [
-            helper.make_tensor_value_info("user", TensorProto.FLOAT, ["B", table.encodings.size]),
+            helper.make_tensor_value_info("user", TensorProto.FLOAT, ["B", table.embeddings.size]),
             helper.make_tensor_value_info("k", TensorProto.INT64, [1]),
         ],
         [
@@ -78,14 +85,19 @@ def write_onnx(path: Path, table: ItemTable, cosine: bool, user_encodings: npt.N
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
     onnx.checker.check_model(model)
-    onnx.save(model, str(path))
+    return model
+
+
+def _check(path: Path, table: ItemTable, cosine: bool, user_encodings: npt.NDArray[np.floating]) -> None:
+    """Compare the scores of about 64 users."""
+    import onnxruntime
 
     users = user_encodings[:: max(1, len(user_encodings) // 64)].astype(np.float32)
-    k = min(20, len(items))
+    k = min(20, len(table))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     score, item = session.run(["score", "item"], {"user": users, "k": np.array([k])})
     user_e = unit_rows(users) if cosine else users
     expected = table.score_pairs(user_e, np.repeat(np.arange(len(users)), k), item.reshape(-1))
     margin = np.repeat(table.margin(user_e), k)
     if not (np.abs(score.reshape(-1) - expected) <= margin + 1e-6 * np.abs(expected)).all():
-        raise RuntimeError(f"{path}: onnxruntime's scores are not numpy's")
+        raise RuntimeError(f"{path}: the scores of onnxruntime differ from those of numpy")

@@ -1,10 +1,11 @@
-"""Events on disk before they are acknowledged: append-only, checksummed, read again at the next start.
+"""An append-only journal of events with checksums.  Events are on the disk before they are acknowledged.
 
-A journal is a folder of numbered segments.  A line is a record: the CRC-32 of the rest in hexadecimal, a space, JSON.
+A journal is a folder of numbered segments.  A line is a record: the CRC-32 of the JSON in hexadecimal, a space, JSON.
 
-    {"bundle": KEY, "events": [[user, item], ...]}      as they came in, while that bundle was served
-    {"bundle": KEY, "users": {user: [item, ...]}}       the same, compacted: of each user in order
-    {"first": N}                                        first line of a segment that replaces those from N on, up to it
+    {"bundle": KEY, "events": [[user, item], ...]}      in the order received, while that bundle was served
+    {"bundle": KEY, "users": {user: [item, ...]}}       the same, compacted: the items of each user in order
+    {"first": N}                                        first line of a compacted segment, which replaces those from N
+                                                        up to its own number
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ _USERS_A_LINE = 1000
 
 
 class JournalError(Exception):
-    """Events could not be written: none of them counts."""
+    """Events could not be written.  None of them is applied."""
 
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """Between two records."""
+    """A place between two records."""
 
     segment: int
     offset: int
@@ -43,30 +44,30 @@ START = Position(0, 0)
 
 @dataclass(frozen=True)
 class Record:
-    """Events, in order, and which bundle was served when they came in."""
+    """Events in order, and the bundle that was served when they were received."""
 
     bundle: str
     events: list[tuple[str, str]]
 
 
 class Journal:
-    """The events of a service.  One process has it at a time; appending is for one thread at a time."""
+    """The events of a service.  One process may open it at a time, and one thread may append at a time."""
 
     def __init__(self, folder: Path, segment_bytes: int = _SEGMENT_BYTES) -> None:
-        """Open a journal, or begin one; a record that was cut off, and so never acknowledged, is removed.
+        """Open or create a journal.  An incomplete last record, which was never acknowledged, is removed.
 
         Args:
-            folder: made if it is not there.
-            segment_bytes: from which size on a new segment is begun.
+            folder: the folder; it is created if it does not exist.
+            segment_bytes: size from which on a new segment is started.
 
         Raises:
-            UserError: if another process has it, it cannot be written, or a record in its middle is damaged.
+            UserError: if another process has opened it, it cannot be written, or a record in its middle is damaged.
         """
         from filelock import FileLock, Timeout
 
         self.folder = folder
         self.torn_bytes = 0
-        """What was removed at the end."""
+        """Number of bytes removed at the end."""
         self._segment_bytes = segment_bytes
         self._broken = False
         with writing(folder):
@@ -76,7 +77,7 @@ class Journal:
                 self._lock.acquire(blocking=False)
             except Timeout:
                 raise UserError(
-                    f"{folder}: another service has these events; give this one a folder of its own"
+                    f"{folder}: another service uses these events; choose another folder with --events"
                 ) from None
             try:
                 self._remove_replaced()
@@ -95,10 +96,10 @@ class Journal:
     # --------------------------------------------------------------------------------------------------------- writing
 
     def append(self, bundle: str, events: Sequence[tuple[str, str]]) -> None:
-        """Write events; they are on the disk when this returns.
+        """Write events.  They are on the disk when this returns.
 
         Raises:
-            JournalError: if they could not be written.  After a failed fsync nobody knows what is on the disk: then
+            JournalError: if they could not be written.  After a failed fsync the content of the disk is unknown, so
                 nothing more is accepted until the journal is opened again.
         """
         if self._broken:
@@ -110,7 +111,7 @@ class Journal:
                 raise OSError("no room for the whole record")
         except OSError as error:
             try:
-                os.ftruncate(self._file, self._size)  # half a record must not come to lie between whole ones
+                os.ftruncate(self._file, self._size)  # remove the incomplete record
             except OSError:
                 self._broken = True
             raise JournalError(str(error)) from error
@@ -123,23 +124,23 @@ class Journal:
 
     @property
     def is_full(self) -> bool:
-        """Whether it is time to :meth:`turn` the page."""
+        """Whether a new segment should be started by :meth:`turn`."""
         return self._size >= self._segment_bytes
 
     def turn(self) -> None:
-        """Begin a new segment; the others can be compacted from now on."""
+        """Start a new segment.  The others can be compacted from now on."""
         os.close(self._file)
         self._open(self._number + 1)
 
     def compact(self) -> None:
-        """Rewrite the segments before the current one as one, each user's events together; may run beside appending.
+        """Merge all segments before the current one into one, grouped by user.  It may run while others append.
 
-        Killed at any point, it leaves either the old segments or the new one in force.
+        If the process is killed, either the old segments or the new one are used.
         """
         old = [number for number in self._segments() if number < self._number]
         if len(old) < 2 and not self._is_plain(old):
             return
-        runs: list[tuple[str, dict[str, list[str]]]] = []  # what came while one bundle was served
+        runs: list[tuple[str, dict[str, list[str]]]] = []  # consecutive events of one bundle
         for record in self._read(old, START, None):
             if not runs or runs[-1][0] != record.bundle:
                 runs.append((record.bundle, {}))
@@ -176,7 +177,7 @@ class Journal:
         return sum(self._path(number).stat().st_size for number in self._segments())
 
     def read(self, start: Position = START, end: Position | None = None) -> Iterator[Record]:
-        """The records between two positions, up to the end if there is no other; not beside :meth:`compact`."""
+        """The records from ``start`` to ``end``, or to the end of the journal.  Not while :meth:`compact` runs."""
         yield from self._read(self._segments(), start, end or self.end)
 
     def _read(self, numbers: Sequence[int], start: Position, end: Position | None) -> Iterator[Record]:
@@ -209,7 +210,7 @@ class Journal:
             self._sync_folder()
 
     def _sync_folder(self) -> None:
-        """Names are on the disk too once their folder is."""
+        """Write the folder to the disk, and with it the names of the segments."""
         folder = os.open(self.folder, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -217,7 +218,7 @@ class Journal:
             os.close(folder)
 
     def _first(self, number: int) -> int | None:
-        """The first segment that a compacted one replaces."""
+        """The first segment that a compacted one replaces; None if it is not compacted."""
         with open(self._path(number), "rb") as file:
             content = _content(file.readline())
         return content.get("first") if content else None
@@ -232,7 +233,7 @@ class Journal:
                 self._path(replaced).unlink(missing_ok=True)
 
     def _check(self, number: int, is_last: bool) -> None:
-        """Cut off what was not written to its end; refuse what has been damaged since."""
+        """Remove an incomplete last record.  Refuse a segment that is damaged elsewhere."""
         path = self._path(number)
         sound, bad = 0, 0
         with open(path, "rb") as file:
@@ -261,7 +262,7 @@ def _line(content: dict[str, Any]) -> bytes:
 
 
 def _content(line: bytes) -> dict[str, Any] | None:
-    """What a line holds; None if it is not whole."""
+    """The content of a line; None if it is incomplete or damaged."""
     text = line[9:-1]
     if line[-1:] != b"\n" or line[:9] != b"%08x " % zlib.crc32(text):
         return None
@@ -269,7 +270,7 @@ def _content(line: bytes) -> dict[str, Any] | None:
 
 
 def _runs_on(line: bytes) -> bool:
-    """Whether a whole record begins a line and something follows: then what ended it has been damaged since."""
+    """Whether a line starts with a complete record and goes on, which means that its line end is damaged."""
     try:
         _, end = json.JSONDecoder().raw_decode(line[9:].decode("latin-1"))
     except (ValueError, RecursionError):

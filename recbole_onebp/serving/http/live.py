@@ -1,4 +1,4 @@
-"""A recommender that is asked, moved and replaced at the same time."""
+"""A recommender for many threads: it answers, applies events and can be replaced while it serves."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from logging import getLogger
 from pathlib import Path
 from typing import TypeVar
 
+from recbole_onebp.serving.answers import Update
 from recbole_onebp.serving.http.journal import START, Journal, Position, Record
-from recbole_onebp.serving.recommender import Recommender, Update
+from recbole_onebp.serving.recommender import Recommender
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["Live"]
@@ -17,15 +18,15 @@ __all__ = ["Live"]
 _T = TypeVar("_T")
 
 _REPLAYED = 1 << 17
-"""Events that are replayed at a time."""
+"""Events that are replayed in one call."""
 
 
 class Live:
-    """Answers and moves users by events, which its journal has before they count; from any thread.
+    """A recommender with a journal, safe to use from many threads.
 
-    The bundle can be replaced while it is served.  The events of the journal are then applied to the new one, except
-    those that came in under another bundle and that the new one has been trained on: their user has taken their item
-    in its history.
+    Events are written to the journal before they are applied.  When the bundle is replaced, the events of the journal
+    are applied to the new one.  Events that were recorded under another bundle are skipped if the new bundle was
+    trained on them, that is, if the item is in the user's train history.
     """
 
     def __init__(self, bundle_dir: Path, journal: Journal, memory_mb: float, index: str | None = None) -> None:
@@ -33,37 +34,38 @@ class Live:
 
         Args:
             bundle_dir: the bundle.
-            journal: its events.
+            journal: the events.
             memory_mb: see :meth:`Recommender.load`.
-            index: the same.
+            index: see :meth:`Recommender.load`.
 
         Raises:
-            UserError: for a bundle that cannot be read, or has no such index.
+            UserError: if the bundle cannot be read, or has no such index.
         """
         self._bundle_dir, self._memory_mb, self._index = bundle_dir, memory_mb, index
         self.journal = journal
-        self._asking, self._recording, self._replacing = threading.Lock(), threading.Lock(), threading.Lock()
+        # Always acquired in this order: replacing, recording, asking.
+        self._replacing, self._recording, self._asking = threading.Lock(), threading.Lock(), threading.Lock()
         self._stamp = self._manifest_stamp()
         self._recommender = self._load()
         self.n_replayed = self._replay(self._recommender, START, journal.end)
 
     def ask(self, question: Callable[[Recommender], _T]) -> _T:
-        """What a function of the recommender returns; no user moves meanwhile."""
+        """Call a function with the recommender.  No event is applied meanwhile."""
         with self._asking:
             return question(self._recommender)
 
     def record(self, events: Sequence[tuple[str, str]]) -> Update:
-        """Write events to the journal, then move their users.
+        """Write events to the journal, then apply them.
 
         Raises:
-            JournalError: if they could not be written; then no user has moved.
-            UserError: if users of this bundle do not move.
+            JournalError: if they could not be written; then none is applied.
+            UserError: if the users of this bundle were trained by gradient; then none is written.
         """
         with self._recording:
             with self._asking:
-                self._recommender.update([])  # whether it may
+                self._recommender.update([])  # raises if users cannot be updated
                 key = self._recommender.bundle.key
-            self.journal.append(key, events)  # others ask while the disk works
+            self.journal.append(key, events)  # without the lock of questions: the disk is slow
             with self._asking:
                 update = self._recommender.update(events)
             if self.journal.is_full:
@@ -72,14 +74,15 @@ class Live:
         return update
 
     def compact(self) -> None:
+        """Compact the journal."""
         with self._replacing:
             self.journal.compact()
 
     def replace(self) -> None:
-        """Load the bundle anew and serve it; the old one answers, and takes events, until that is done.
+        """Load the bundle again and serve it.  The old one answers and records events until the new one is ready.
 
         Raises:
-            UserError: for a bundle that cannot be read; then the old one stays.
+            UserError: if the bundle cannot be read; then the old one is kept.
         """
         with self._replacing:
             self._stamp = self._manifest_stamp()
@@ -93,15 +96,15 @@ class Live:
                     self._recommender = recommender
 
     def watch(self, seconds: float, stop: threading.Event) -> None:
-        """Replace the bundle whenever its manifest has been written anew, until ``stop``."""
+        """Replace the bundle whenever its manifest changes; look every ``seconds``, until ``stop`` is set."""
         while not stop.wait(seconds):
             if self._manifest_stamp() != self._stamp:
                 try:
                     self.replace()
                 except UserError as error:
-                    getLogger(__name__).error("the bundle stays as it was: %s", error)
+                    getLogger(__name__).error("the bundle cannot be loaded, the old one is kept: %s", error)
                 else:
-                    getLogger(__name__).info("the bundle has been replaced: %s", self._bundle_dir)
+                    getLogger(__name__).info("loaded the new bundle: %s", self._bundle_dir)
 
     def _load(self) -> Recommender:
         return Recommender.load(self._bundle_dir, memory_mb=self._memory_mb, index=self._index)
@@ -109,7 +112,7 @@ class Live:
     def _manifest_stamp(self) -> tuple[int, int] | None:
         try:
             found = (self._bundle_dir / "manifest.json").stat()
-        except OSError:  # just being replaced
+        except OSError:  # it is being replaced
             return None
         return found.st_ino, found.st_mtime_ns
 

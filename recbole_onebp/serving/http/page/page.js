@@ -2,12 +2,12 @@
 
 const $ = (id) => document.getElementById(id);
 const K = 20;
-const WHY = 8; // contributions that are shown
+const WHY = 8; // number of contributions that are shown
 
-// Whose list is shown: a user of the service, or a history that nobody but this page knows.
+// Whose list is shown: a user of the service, or a history that only this page knows.
 let shown = { user: null, history: [] };
 let key = "";
-let asked = 0; // answers to earlier questions are not shown
+let asked = 0; // number of the latest request; answers to earlier ones are ignored
 
 async function ask(path, body) {
   const options = { headers: key ? { Authorization: `Bearer ${key}` } : {} };
@@ -23,7 +23,7 @@ async function ask(path, body) {
   return answer;
 }
 
-// Run what a person asked for; say so if it fails.
+// Run an action and show its error message if it fails.
 async function run(action) {
   try {
     await action();
@@ -52,7 +52,7 @@ const name = (item) => item.title || item.item;
 async function showHistory() {
   let items = shown.history;
   if (shown.user !== null) items = (await ask(`history?user=${encodeURIComponent(shown.user)}`)).items;
-  $("history-name").textContent = shown.user === null ? "History" : `What user ${shown.user} took`;
+  $("history-name").textContent = shown.user === null ? "History" : `History of user ${shown.user}`;
   const rows = items.map((item, place) => {
     const row = element("div", "row");
     row.append(element("span", "title", name(item)));
@@ -87,7 +87,7 @@ async function show() {
   const items = answer.lists[0].items;
   $("list").replaceChildren(...items.map(listed));
   $("status").textContent = answer.unknown_users.length
-    ? `There is no user ${user}.`
+    ? `User ${user} is unknown.`
     : `${items.length} items for ${user === null ? "this history" : `user ${user}`}.`;
 }
 
@@ -98,13 +98,13 @@ function listed(item) {
     element("span", "title", name(item)),
     element("span", "score", item.score.toFixed(3)),
     button("Why?", `Why ${name(item)}?`, () => explain(entry, item)),
-    button("Take", `Take ${name(item)}`, () => take(item)),
+    button("Add", `Add ${name(item)} to the history`, () => add(item)),
   );
   entry.append(row);
   return entry;
 }
 
-async function take(item) {
+async function add(item) {
   if (shown.user === null) shown.history.push(item);
   else await ask("events", { events: [{ user: shown.user, item: item.item }] });
   await show();
@@ -117,14 +117,14 @@ async function explain(entry, item) {
     return;
   }
   const whose = shown.user === null
-    ? { history: shown.history.map((taken) => taken.item), rule: $("rule").value }
+    ? { history: shown.history.map((one) => one.item), rule: $("rule").value }
     : { user: shown.user };
   const { contributions, bias, residual } = await ask("explain", { item: item.item, ...whose });
   const rows = contributions.slice(0, WHY).map((part) => [name(part), part.value]);
   const rest = contributions.slice(WHY).reduce((sum, part) => sum + part.value, 0);
   if (contributions.length > WHY) rows.push([`${contributions.length - WHY} others`, rest]);
-  if (bias) rows.push(["popular with everybody", bias]);
-  if (Math.abs(residual) > 5e-4) rows.push(["not accounted for", residual]);
+  if (bias) rows.push(["popularity of the item", bias]);
+  if (Math.abs(residual) > 5e-4) rows.push(["not explained by the history", residual]);
   const greatest = Math.max(...rows.map(([, value]) => Math.abs(value)), 1e-9);
   const list = element("ul", "why");
   list.setAttribute("aria-label", `Why ${name(item)}`);
@@ -138,7 +138,7 @@ async function explain(entry, item) {
   entry.append(list);
 }
 
-// Ask once the typing pauses.
+// Run an action once the typing pauses.
 function whileTyping(input, action) {
   let timer;
   input.addEventListener("input", () => {
@@ -162,7 +162,7 @@ async function findItems() {
     }));
     return entry;
   }));
-  if (text && !items.length) $("status").textContent = `Nothing has “${text}” in its title.`;
+  if (text && !items.length) $("status").textContent = `No title contains “${text}”.`;
 }
 
 async function findUsers() {
@@ -179,9 +179,9 @@ async function start() {
   $("about").textContent = `${users.toLocaleString()} users, ${items.toLocaleString()} items`;
   const [alike, trained, recent] = $("rule").options;
   const { rule, alpha } = bundle.aggregation || {};
-  if (rule === "moving") alike.text = "one after the other"; // the latest counts a little more
-  trained.hidden = trained.disabled = !alpha; // all weigh alike in training, too
-  recent.hidden = recent.disabled = !bundle.ordered; // data without times know no latest
+  if (rule === "moving") alike.text = "in order, later ones slightly more";
+  trained.hidden = trained.disabled = !alpha; // all items have the same weight in training
+  recent.hidden = recent.disabled = !bundle.ordered; // the data have no times
   $("how").hidden = trained.hidden && recent.hidden;
   await findUsers();
 }

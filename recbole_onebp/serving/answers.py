@@ -1,0 +1,74 @@
+"""What the methods of a recommender return."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from recbole_onebp.util.errors import UserError
+from recbole_onebp.util.ids import Token
+
+__all__ = ["Answers", "Explanation", "NewItems", "UnknownIdError", "Update"]
+
+
+class UnknownIdError(UserError):
+    """The only user or item of a request is unknown.  Methods that accept many ids report unknown ones instead."""
+
+
+class Answers(list[list[tuple[Token, float]]]):
+    """A list of (item, score) pairs, best first, for each user, history or item asked; empty where it is unknown.
+
+    Attributes:
+        unknown_users: the users that the bundle does not contain, each once, in the order asked.
+        unknown_items: the same for items, in histories and filters too.
+    """
+
+    def __init__(
+        self, lists: Iterable[list[tuple[Token, float]]], unknown_users: list[Token], unknown_items: list[Token]
+    ) -> None:
+        super().__init__(lists)
+        self.unknown_users = unknown_users
+        self.unknown_items = unknown_items
+
+    @property
+    def unknown(self) -> list[Token]:
+        """All unknown ids, users first."""
+        return self.unknown_users + self.unknown_items
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The parts of a score: ``score = bias + residual + sum of contributions``."""
+
+    score: float
+    bias: float
+    """The item's bias, the same for all users."""
+    contributions: list[tuple[Token, float]]
+    """What each item of the user's history adds, largest first."""
+    residual: float
+    """The rest.  It is 0, up to rounding, for a folded-in user, who is the weighted mean of the history.  A trained
+    user was computed from earlier versions of the items, so there is a rest."""
+    unknown: list[Token]
+    """Items of the history that the bundle does not contain."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """The result of applying events."""
+
+    applied: int
+    """Number of events that changed a user."""
+    new_users: list[Token]
+    unknown: list[Token]
+    """Items that the bundle does not contain.  Their events are ignored."""
+
+
+@dataclass(frozen=True)
+class NewItems:
+    """The result of adding items."""
+
+    added: list[Token]
+    refused: dict[Token, str]
+    """Items that were not added, with the reason."""
+    unknown: list[Token]
+    """Users that the bundle does not contain.  They are ignored."""

@@ -1,0 +1,88 @@
+"""Explanations: a score as the sum of what each item of the user's history adds."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from recbole_onebp.serving.tables import TINY, Float32Array, Float64Array, ItemTable, dots, unit_rows
+from recbole_onebp.serving.user_state import Users
+from recbole_onebp.util.ids import BundleRow, BundleRows
+
+__all__ = ["Composition", "ScoreParts", "compose_history", "compose_user", "split_score"]
+
+
+class Composition(NamedTuple):
+    """A user as a weighted sum of items, ``e = sum_j weight_j e_j + rest``."""
+
+    items: BundleRows
+    """(n,); an item may occur more than once."""
+    weights: Float64Array
+    """(n,)"""
+
+
+class ScoreParts(NamedTuple):
+    """``score = bias + sum of contributions + residual``."""
+
+    score: float
+    bias: float
+    items: BundleRows
+    """The items of the history, each once, by contribution, largest first; ``(m,)``."""
+    contributions: Float64Array
+    """(m,)"""
+    residual: float
+
+
+def compose_user(users: Users, user: BundleRow, item_weight: Float32Array | None) -> Composition:
+    """The history of a user with weights.
+
+    The weights of events are exact.  The train items share equally what is left of the user's row in the bundle.
+
+    Args:
+        users: all users.
+        user: the user.
+        item_weight: weight of each item for trained users, ``(n_items,)``; 1 if None.
+    """
+    trained, new = users.trained_items(user), users.new_items(user)
+    share, weights = users.weights(user)
+    weights = np.concatenate((np.full(len(trained), share / max(len(trained), 1)), weights))
+    items = np.concatenate((trained, new))
+    if item_weight is not None and users.is_trained(user):
+        weights *= item_weight[items]
+    return Composition(items, weights)
+
+
+def compose_history(items: BundleRows, item_weight: Float32Array | None, decay: float) -> Composition:
+    """A history ``(n,)``, n > 0, with its weights in :func:`~recbole_onebp.serving.user_state.fold_in`."""
+    weights = decay ** np.arange(len(items), dtype=float)[::-1]
+    weights /= weights.sum()
+    if item_weight is not None:
+        weights *= item_weight[items]
+    return Composition(items, weights)
+
+
+def split_score(
+    table: ItemTable, cosine: bool, user_e: Float32Array, composition: Composition, target: BundleRow
+) -> ScoreParts:
+    """Split the score of a user and an item into parts.
+
+    Args:
+        table: the items.
+        cosine: whether scores are cosines.
+        user_e: the user's embedding, ``(1, d)``, as it is stored.
+        composition: the items that the user consists of.
+        target: the item.
+    """
+    items, weights = composition
+    length = max(float(np.linalg.norm(user_e.astype(np.float64))), TINY) if cosine else 1.0
+    target_e = table.embeddings.rows(np.full(len(items), target))
+    parts = weights * dots(table.embeddings.rows(items), target_e) / length
+    distinct, place = np.unique(items, return_inverse=True)
+    contributions = np.asarray(np.bincount(place.reshape(-1), weights=parts, minlength=len(distinct)), np.float64)
+    order = np.lexsort((distinct, -contributions))
+    bias = 0.0 if table.bias is None else float(table.bias[target])
+    scored = unit_rows(user_e) if cosine else user_e
+    score = float(table.score_pairs(scored, np.array([0]), np.array([target]))[0])
+    residual = score - bias - float(contributions.sum())
+    return ScoreParts(score, bias, distinct[order], contributions[order], residual)

@@ -1,0 +1,41 @@
+"""The columns of a data set's item file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_onebp.util.errors import UserError
+from recbole_onebp.util.ids import Token
+
+__all__ = ["columns", "read_item_fields"]
+
+
+def columns(path: Path, config: Any) -> list[str]:
+    """Names of the columns of an atomic file, without their types."""
+    with open(path, encoding=config["encoding"]) as file:
+        return [column.split(":")[0] for column in file.readline().rstrip("\n").split(config["field_separator"])]
+
+
+def read_item_fields(config: Any, item_ids: Sequence[Token]) -> dict[str, list[str]]:
+    """All columns of the item file but the id, as text: a value for each item, empty where the file has no row.
+
+    The run itself may have loaded other columns, or none.
+
+    Raises:
+        UserError: if the file has no column of ids.
+    """
+    path = Path(config["data_path"]) / f"{config['dataset']}.item"
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding=config["encoding"]).splitlines()
+    names = columns(path, config)
+    key = config["ITEM_ID_FIELD"]
+    if key not in names:
+        raise UserError(f"{path}: the first line has no column {key}; it has {', '.join(names) or 'none'}")
+    rows = [line.split(config["field_separator"]) for line in lines[1:]]
+    by_id = {row[names.index(key)]: row for row in rows if len(row) == len(names)}
+    empty = [""] * len(names)
+    described = [by_id.get(item, empty) for item in item_ids]
+    return {name: [row[place] for row in described] for place, name in enumerate(names) if name != key}

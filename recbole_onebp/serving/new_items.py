@@ -1,0 +1,72 @@
+"""New items: an embedding, a bias and a weight from the users who interacted with them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from recbole_onebp.serving.bundle import Bundle
+from recbole_onebp.serving.tables import Float32Array, IntArray, ItemTable, dots, unit_rows
+
+__all__ = ["ItemEstimate", "ItemEstimator", "append_values"]
+
+_SIMILARLY_POPULAR = 100
+"""Number of items whose length and bias are averaged for a new item."""
+
+
+class ItemEstimate(NamedTuple):
+    """What the arrays of a bundle would hold for an item."""
+
+    embedding: Float32Array
+    """(1, d)"""
+    bias: float
+    weight: float
+
+
+class ItemEstimator:
+    """Estimates new items.
+
+    The embedding points in the mean direction of the users.  Its length and the bias are the means over the items of
+    the bundle that are about as popular; the weight is the one that training gives to an item of this popularity.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+
+    def estimate(self, user_e: Float32Array, items: ItemTable) -> ItemEstimate | str:
+        """The estimate of one item, or the reason why there is none.
+
+        Args:
+            user_e: embeddings of the users who interacted with it, ``(n, d)``.
+            items: the table of items; the rows of the bundle come first.
+        """
+        direction = unit_rows(unit_rows(user_e).astype(np.float64).sum(axis=0, keepdims=True))
+        if not direction.any():
+            return "none of its users is in the bundle" if not len(user_e) else "its users cancel out"
+        length, bias = self._length_and_bias(len(user_e), items)
+        return ItemEstimate(direction * np.float32(length), bias, self._weight(len(user_e)))
+
+    def _length_and_bias(self, n_users: int, items: ItemTable) -> tuple[float, float]:
+        """Mean length and bias of the items with about as many users."""
+        closest = np.argsort(np.abs(self._popularity - n_users), kind="stable")[:_SIMILARLY_POPULAR]
+        rows = items.embeddings.rows(closest)
+        length = 1.0 if self._bundle.cosine else float(np.sqrt(dots(rows, rows)).mean())
+        return length, 0.0 if items.bias is None else float(items.bias[closest].mean())
+
+    def _weight(self, n_users: int) -> float:
+        """Weight of an item with so many users, see :func:`recbole_onebp.functional.popularity_weights`."""
+        aggregation = self._bundle.manifest["aggregation"]
+        alpha = aggregation["alpha"] if aggregation else 0.0
+        return float((n_users / self._popularity[self._popularity > 0].mean()) ** -alpha)
+
+    @cached_property
+    def _popularity(self) -> IntArray:
+        """Number of train interactions of each item of the bundle, ``(n_items,)``."""
+        return np.bincount(self._bundle.history_item, minlength=len(self._bundle.item_encodings))
+
+
+def append_values(values: Float32Array | None, more: list[float]) -> Float32Array | None:
+    """``values`` with the values of new items behind; None stays None."""
+    return None if values is None else np.concatenate((values, np.array(more, np.float32)))

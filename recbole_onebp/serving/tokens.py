@@ -1,0 +1,102 @@
+"""From tokens to rows and back, and the checks of ids that callers pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from recbole_onebp.serving.answers import UnknownIdError
+from recbole_onebp.util.errors import UserError
+from recbole_onebp.util.ids import BundleRow, BundleRows, Token, TokenLike
+
+__all__ = ["TokenTable", "as_list", "as_pair", "as_token"]
+
+
+class TokenTable:
+    """The tokens of all users, or of all items, in the order of their rows.
+
+    Attributes:
+        tokens: the token of each row.
+        rows: the row of each token.
+    """
+
+    def __init__(self, tokens: Iterable[Token], kind: str) -> None:
+        """Index the tokens; ``kind`` names them in error messages: ``user`` or ``item``."""
+        self.tokens = list(tokens)
+        self._kind = kind
+        self.rows = {token: row for row, token in enumerate(self.tokens)}
+
+    def __contains__(self, token: Token) -> bool:
+        return token in self.rows
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def add(self, token: Token) -> BundleRow:
+        """Append a token that is not in the table; its row."""
+        self.rows[token] = len(self.tokens)
+        self.tokens.append(token)
+        return self.rows[token]
+
+    def get(self, given: TokenLike) -> BundleRow | None:
+        """The row of a token, None if it is unknown."""
+        return self.rows.get(as_token(given, self._kind))
+
+    def row(self, given: TokenLike) -> BundleRow:
+        """The row of a token.
+
+        Raises:
+            UnknownIdError: if it is unknown.
+        """
+        row = self.get(given)
+        if row is None:
+            raise UnknownIdError(f"{self._kind} {as_token(given, self._kind)!r}: the bundle does not know it")
+        return row
+
+    def find(self, given: Iterable[TokenLike]) -> tuple[BundleRows, list[Token]]:
+        """The rows of tokens, -1 for the unknown; and the unknown tokens, each once."""
+        tokens = [as_token(one, self._kind) for one in given]
+        rows = np.array([self.rows.get(token, -1) for token in tokens], np.int64)
+        unknown = dict.fromkeys(token for token, row in zip(tokens, rows.tolist(), strict=True) if row < 0)
+        return rows, list(unknown)
+
+    def of(self, rows: BundleRows) -> list[Token]:
+        """The tokens of rows."""
+        return [self.tokens[row] for row in rows.tolist()]
+
+
+def as_token(given: Any, kind: str) -> Token:
+    """A token from text or an integer.
+
+    Raises:
+        UserError: for anything else.
+    """
+    if isinstance(given, str):
+        return str(given)
+    if isinstance(given, (int, np.integer)) and not isinstance(given, bool):
+        return str(int(given))
+    raise UserError(f"{kind}: {given!r} is no id; expected text or an integer")
+
+
+def as_list(given: Any, name: str) -> Iterable[Any]:
+    """Refuse a single string, which would be read as a list of letters.
+
+    Raises:
+        UserError: for a string, or anything that is not iterable.
+    """
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+        raise UserError(f"{name}: expected a list, got {given!r}")
+    return given
+
+
+def as_pair(event: Any) -> tuple[TokenLike, TokenLike]:
+    """An event as a pair of a user and an item.
+
+    Raises:
+        UserError: for anything else.
+    """
+    if isinstance(event, (str, bytes)) or not isinstance(event, Sequence) or len(event) != 2:
+        raise UserError(f"events: {event!r} is no pair of a user and an item")
+    return event[0], event[1]

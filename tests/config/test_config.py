@@ -11,7 +11,6 @@ from recbole.quick_start import run_recbole
 from recbole_onebp.config.keys import check_keys, check_model_name
 from recbole_onebp.config.schema import OneBPConfig, RunConfig
 from recbole_onebp.util.errors import UserError
-from recbole_onebp.util.processes import _environment_of
 
 
 def config_of(**given):
@@ -192,11 +191,3 @@ def test_gpus_that_the_user_named_are_taken(monkeypatch, user, given, visible, d
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")  # of a configuration before
     config = RunConfig(config_dict={"model": "OneBP", "dataset": "ml-100k", **given})
     assert (config["gpu_id"], os.environ["CUDA_VISIBLE_DEVICES"], config["device"].type) == (visible, visible, device)
-
-
-@pytest.mark.parametrize("user", ["3", None])
-def test_processes_of_a_comparison_see_the_users_gpus(monkeypatch, user):
-    monkeypatch.setattr("recbole_onebp.util.processes.VISIBLE_GPUS", user)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-    with _environment_of(jobs=1):
-        assert os.environ.get("CUDA_VISIBLE_DEVICES") == user

@@ -88,13 +88,15 @@ def test_no_users_at_all():
 def test_only_what_is_missing_is_done_again(rec, short_parts, monkeypatch):
     done = []
 
-    def run(bundle_dir, todo, request, write_part, jobs):
-        for part, users in todo:
+    def run(bundle_dir, users, parts, request, write_part, jobs, tick):
+        for number, part in enumerate(parts):
+            if part.exists():
+                continue
             if len(done) == 3 and part.name.startswith("0000003"):
                 raise KeyboardInterrupt
             done.append(part.name)
-            write_part(part, users, request.answer(rec, users))
-            yield len(users)
+            chunk = rec.user_ids[number * 8 : number * 8 + 8]
+            write_part(part, chunk, request.answer(rec, chunk))
 
     monkeypatch.setattr(batch, "_run", run)
     with pytest.raises(KeyboardInterrupt):
@@ -107,7 +109,7 @@ def test_only_what_is_missing_is_done_again(rec, short_parts, monkeypatch):
 
 
 def test_parts_of_another_request_are_not_taken(rec, short_parts):
-    parts = Path(".lists.csv.parts")
+    parts = Path(".batch.csv.parts")
     parts.mkdir()
     (parts / "plan.json").write_text("{}")
     (parts / "0000000.csv").write_text("of another run\n")
@@ -119,7 +121,7 @@ def test_killed_in_the_middle_it_goes_on(tmp_path):
     """SIGKILL to the whole group, as often as it takes: the file is as if nothing had happened."""
     big = made_bundle(tmp_path / "big", n_users=6000, n_items=400)
     code = (
-        "import sys; from pathlib import Path; from recbole_onebp.serving import lists\n"
+        "import sys; from pathlib import Path; from recbole_onebp.serving import batch\n"
         "batch._PART = 100\n"
         "batch.write_lists(Path('big'), None, Path('batch.jsonl'), batch.Request(), jobs=2)"
     )
@@ -128,9 +130,9 @@ def test_killed_in_the_middle_it_goes_on(tmp_path):
     while not Path("batch.jsonl").exists():
         process = subprocess.Popen([sys.executable, "task.py"], start_new_session=True)
         deadline = time.monotonic() + 60
-        seen = len(list(Path.cwd().glob(".lists.jsonl.parts/*.jsonl")))
+        seen = len(list(Path.cwd().glob(".batch.jsonl.parts/*.jsonl")))
         while process.poll() is None and time.monotonic() < deadline:
-            if kills < 2 and len(list(Path.cwd().glob(".lists.jsonl.parts/*.jsonl"))) > seen + 3:
+            if kills < 2 and len(list(Path.cwd().glob(".batch.jsonl.parts/*.jsonl"))) > seen + 3:
                 os.killpg(process.pid, signal.SIGKILL)
                 kills += 1
             time.sleep(0.002)

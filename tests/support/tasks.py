@@ -1,4 +1,7 @@
-"""What the runner's tests have processes do; imports nothing heavy, since each process imports it anew."""
+"""Functions for the tests of child processes to call.
+
+Imports nothing heavy: every child imports the module again.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,16 @@ import signal
 import time
 from pathlib import Path
 
+from recbole_onebp.util.errors import UserError
+
 
 def succeed(folder: Path, value: int) -> None:
     (folder / "outcome.json").write_text(json.dumps({"status": "done", "value": value, "pid": os.getpid()}))
 
 
-def threads(folder: Path) -> None:
-    (folder / "outcome.json").write_text(json.dumps({"status": "done", "threads": os.environ.get("OMP_NUM_THREADS")}))
+def environment(folder: Path, names: list[str]) -> None:
+    values = {name: os.environ.get(name) for name in names}
+    (folder / "outcome.json").write_text(json.dumps({"status": "done", "values": values}))
 
 
 def crash(_folder: Path) -> None:
@@ -29,5 +35,10 @@ def leave(_folder: Path) -> None:
     os._exit(3)
 
 
-def sleep(_folder: Path) -> None:
+def refuse(_folder: Path) -> None:
+    raise UserError("the disk is full")
+
+
+def sleep(folder: Path) -> None:
+    (folder / "pid").write_text(str(os.getpid()))
     time.sleep(600)

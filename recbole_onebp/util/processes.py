@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -38,6 +39,8 @@ class Call:
     arguments: tuple[Any, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that the child gets beside ours."""
+    output: Path | None = None
+    """File for everything that the child prints; None: where our own output goes."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ class _Child:
         self._errors, theirs = context.Pipe(duplex=False)
         # Pickled here: unpickling imports the function's module, which the child does once its environment is set.
         pickled = pickle.dumps((call.function, call.arguments))
-        self._process = context.Process(target=_run, args=(theirs, dict(call.environment), pickled))
+        self._process = context.Process(target=_run, args=(theirs, dict(call.environment), call.output, pickled))
         self._process.start()
         theirs.close()
         self.sentinel = self._process.sentinel
@@ -139,8 +142,12 @@ class _Child:
         return Ending(self._process.exitcode or 0, self._timeout if late else None, error)
 
 
-def _run(connection: Connection, environment: dict[str, str], pickled: bytes) -> None:
+def _run(connection: Connection, environment: dict[str, str], output: Path | None, pickled: bytes) -> None:
     """What a child does."""
+    if output is not None:
+        with open(output, "w", encoding="utf-8") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this process
     os.environ.update(environment)  # before numpy and torch are imported: they read it once
     threading.Thread(target=_end_with_parent, daemon=True).start()

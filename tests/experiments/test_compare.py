@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +29,14 @@ from conftest import write_inter
 from recbole_onebp.cli import main
 from recbole_onebp.config.properties import property_file
 from recbole_onebp.evaluation.list_metrics import coverage, diversity, gini, hits, novelty
+from recbole_onebp.experiments.charts import ACCENT
 from recbole_onebp.experiments.compare import compare
-from recbole_onebp.experiments.compare.charts import ACCENT, _looks
+from recbole_onebp.experiments.compare.figures import looks_of
+from recbole_onebp.experiments.compare.outcome import Task, outcome_of, run_tasks
 from recbole_onebp.experiments.compare.spec import ComparisonSpec
 from recbole_onebp.experiments.compare.split import PARTS, Split
 from recbole_onebp.experiments.compare.statistics import holm, paired
 from recbole_onebp.util.errors import UserError
-from recbole_onebp.util.processes import Task, run_tasks
 from support import tasks
 
 SHARED = {
@@ -320,16 +323,16 @@ def test_a_process_that_takes_too_long_is_stopped(tmp_path):
     start, ended = time.monotonic(), []
     run_tasks([Task("long", tmp_path / "long", tasks.sleep, ())], 1, 2.0, lambda _, outcome: ended.append(outcome))
     assert time.monotonic() - start < 30
-    assert ended == [{"status": "timed out", "reason": "stopped after 0.0333333 minutes"}]
+    assert ended == [{"status": "timed out", "reason": "the process was stopped after 0.0333333 minutes"}]
 
 
 def test_processes_at_a_time_share_the_cores(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     ended = []
     for jobs in (1, 1000):
-        run_tasks([Task("t", tmp_path, tasks.threads, ())], jobs, None, lambda _, outcome: ended.append(outcome))
-    assert [outcome["threads"] for outcome in ended] == [None, "1"]
-    assert "OMP_NUM_THREADS" not in os.environ
+        task = Task("t", tmp_path, tasks.environment, (["OMP_NUM_THREADS"],))
+        run_tasks([task], jobs, None, lambda _, outcome: ended.append(outcome))
+    assert [outcome["values"]["OMP_NUM_THREADS"] for outcome in ended] == [None, "1"]
 
 
 # --------------------------------------------------------------------------------------------------------------- report
@@ -337,12 +340,34 @@ def test_processes_at_a_time_share_the_cores(tmp_path, monkeypatch):
 MODELS = ["OneBP", {**TWO_BP, "tuning_trials": 5}, "Pop", {"model": "BPR", "label": "huge", "embedding_size": 10**12}]
 
 
+@contextmanager
+def in_this_process():
+    """Comparisons make their runs in this process, in seconds rather than a minute; other tests start processes."""
+
+    def run_here(to_do, jobs, timeout, done):
+        for task in to_do:
+            task.folder.mkdir(parents=True, exist_ok=True)
+            task.function(task.folder, *task.arguments)
+            done(task, outcome_of(task.folder))
+
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("recbole_onebp.experiments.compare.run_tasks", run_here)
+        yield
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
 @pytest.fixture(scope="module")
 def compared(tiny_path, tmp_path_factory):
     """The folder of a comparison of four models, of which one is out of memory, with two seeds."""
     folder = tmp_path_factory.mktemp("compared")
     file = written(folder / "mine.yaml", data_path=tiny_path, models=MODELS, seeds=[1, 2])
-    assert compare([file], {"output_dir": str(folder / "out"), "jobs": 2}) == folder / "out"
+    with in_this_process():
+        assert compare([file], {"output_dir": str(folder / "out"), "jobs": 2}) == folder / "out"
     return folder
 
 
@@ -381,9 +406,9 @@ def test_the_page_holds_everything_itself(compared):
 
 
 def test_no_two_of_forty_models_look_alike():
-    looks = _looks([f"model {n}" for n in range(40)], "model 3")
-    assert len(set(looks.values())) == 40
-    assert [label for label, (color, _) in looks.items() if color == ACCENT] == ["model 3"]
+    looks = looks_of([f"model {n}" for n in range(40)], "model 3")
+    assert len({tuple(look.values()) for look in looks.values()}) == 40
+    assert [label for label, look in looks.items() if look["color"] == ACCENT] == ["model 3"]
 
 
 def test_the_numbers_are_those_of_the_users(compared, report):
@@ -447,7 +472,8 @@ def test_what_is_finished_is_not_run_again(compared, tiny_path, caplog):
     caplog.set_level("INFO")
     outcomes = {path: path.stat().st_mtime_ns for path in (compared / "out" / "runs").glob("*-*/outcome.json")}
     file = written(compared / "less.yaml", data_path=tiny_path, models=MODELS[:3], seeds=[1, 2], reference="Pop")
-    compare([file], {"output_dir": str(compared / "out")})
+    with in_this_process():
+        compare([file], {"output_dir": str(compared / "out")})
     assert "6 runs, of which 6 are finished" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in outcomes} == outcomes
     report = json.loads((compared / "out" / "report.json").read_text())

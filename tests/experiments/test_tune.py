@@ -208,7 +208,7 @@ def test_what_fails_is_recorded_and_not_the_end(search, monkeypatch):
     assert summary["models"]["OneBP"]["failed"] == 4
     assert summary["models"]["OneBP"]["best_params"] is None
     assert not (search.folder / "OneBP" / "best.yaml").exists()
-    with pytest.raises(UserError, match=r"OneBP: none of 4 trials was completed; the last: out of memory: Runtime"):
+    with pytest.raises(UserError, match=r"OneBP: none of 4 trials was completed; the last one: out of memory: Runtime"):
         report.refuse_failures(summary)
 
 
@@ -236,7 +236,7 @@ def test_time_limit(search):
     assert states(search(time_limit=1e6, trials=2)) == ["PRUNED", "COMPLETE"]
 
 
-def die_once(folder, search, budget, jobs):
+def die_once(folder, search, budget):
     study = trials.open_study(folder, search, budget)
     if not study.trials:
         study.ask()
@@ -249,17 +249,17 @@ def test_a_process_that_dies_is_a_failed_trial(file, tmp_path, monkeypatch):
     runner.tune(file(trials=2), {}, tmp_path / "out")
     model = json.loads((tmp_path / "out" / "tuning.json").read_text())["models"]["OneBP"]
     assert [trial["state"] for trial in model["history"]] == ["failed", "complete"]
-    assert model["history"][0]["reason"] == "its process was killed, as the system does when memory runs out"
+    assert model["history"][0]["reason"] == "its process was ended by SIGKILL, possibly out of memory"
     assert (model["trials"], model["failed"], model["cut_off"]) == (2, 1, 0)
 
 
-def die_always(folder, search, budget, jobs):
+def die_always(folder, search, budget):
     os._exit(3)
 
 
 def test_a_process_that_dies_between_trials_is_not_started_for_ever(file, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "_work", die_always)
-    with pytest.raises(RuntimeError, match="OneBP: its process crashed: exit code 3 between two trials"):
+    with pytest.raises(RuntimeError, match="OneBP: its process ended with exit code 3 between two trials"):
         runner.tune(file(trials=2), {}, tmp_path / "out")
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from recbole_onebp.util.errors import UserError
@@ -42,3 +43,20 @@ def refuse(_folder: Path) -> None:
 def sleep(folder: Path) -> None:
     (folder / "pid").write_text(str(os.getpid()))
     time.sleep(600)
+
+
+def await_file(path: Path) -> None:
+    while not (path.exists() and path.read_text()):
+        time.sleep(0.01)
+
+
+def rank(arguments: Sequence[str]) -> int:
+    """A rank's command: leaves its environment; rank 2 fails as asked, and rank 1 waits for that."""
+    (what,) = arguments
+    if what == "write":
+        Path(f"{os.environ['RANK']}.json").write_text(json.dumps(dict(os.environ)))
+    elif os.environ["RANK"] == "1":
+        time.sleep(600)
+    elif what == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 2 if what == "refuse" else 0

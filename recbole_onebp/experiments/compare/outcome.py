@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -63,16 +62,19 @@ def run_tasks(
         task = by_name[call.name]
         outcome = outcome_of(task.folder)
         if outcome is None:
-            outcome = _without_word(task.folder, ending)
+            outcome = _unrecorded(task.folder, ending)
             write_json(task.folder / _FILE, outcome)
         done(task, outcome)
 
     limits = thread_limits(jobs)
-    calls = [Call(name, task.function, (task.folder, *task.arguments), limits) for name, task in by_name.items()]
+    calls = [
+        Call(name, task.function, (task.folder, *task.arguments), limits, task.folder / "output.txt")
+        for name, task in by_name.items()
+    ]
     supervise(calls, jobs, ended, timeout=timeout)
 
 
-def _without_word(folder: Path, ending: Ending) -> dict[str, Any]:
+def _unrecorded(folder: Path, ending: Ending) -> dict[str, Any]:
     """The outcome of a process that has written none."""
     if ending.timeout is not None:
         return {"status": "timed out", "reason": f"the process {ending}"}
@@ -83,17 +85,11 @@ def _without_word(folder: Path, ending: Ending) -> dict[str, Any]:
 
 @contextmanager
 def recorded(folder: Path) -> Iterator[dict[str, Any]]:
-    """Record how a block of code ends; for the process that runs a task.
-
-    Everything that the process prints goes to ``output.txt``.  ``outcome.json`` is written after everything else.
+    """Record how a block of code ends in ``outcome.json``, which is written after everything else.
 
     Yields:
         The outcome, to which the block may add.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "output.txt", "w", encoding="utf-8") as output:
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
     outcome: dict[str, Any] = {"status": "done"}
     # A process of an earlier comparison that was killed may need a moment to end.
     with FileLock(folder / ".worker.lock", timeout=60):

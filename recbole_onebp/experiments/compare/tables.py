@@ -17,8 +17,8 @@ _METHOD = (
     "Values are means over seeds ± standard deviation. Differences are tested over users, averaged over seeds first: "
     "paired t-test, two-sided, Holm-corrected over the models; ↑ and ↓ mark values significantly (p < .05) above and "
     "below the reference. The test does not cover the choice of seeds and split: look at the deviation too.",
-    "Novelty: mean self-information of the recommended items, in bits. Diversity: 1 minus the mean cosine of a list's items, "
-    "by their users in train. Coverage and Gini index: over all items.",
+    "Novelty: mean self-information of the recommended items, in bits. Diversity: 1 minus the mean cosine of a list's "
+    "items, by their users in train. Coverage and Gini index: over all items.",
 )
 
 

@@ -129,7 +129,7 @@ def test_a_model_may_be_tuned(plan, tmp_path):
         ({"split_seed": 5}, {}, "tuned: split_seed: searched with 5, compared with 2020"),
         ({"val_interval": {"rating": "[3,inf)"}}, {}, "tuned: val_interval: searched with {'rating'"),
         ({"dataset": "ml-100k"}, {}, "tuned: dataset: searched with ml-100k, compared with tiny"),
-        ({}, {"tuning_trials": 3}, "models.0: tuning_trials: tuned says how many"),
+        ({}, {"tuning_trials": 3}, "models.0: tuning_trials: the folder of tuned has the number"),
         ({}, {"label": "bpr"}, "tuned: .*tuned has no bpr; labels there: BPR, OneBP"),
         ({}, {"model": "OneBP"}, "tuned: .*tuned: no trial of OneBP was completed"),
         ({}, {"tuned": "absent"}, "tuned: absent/tuning.json, which recbole-onebp tune writes"),
@@ -151,24 +151,24 @@ def test_the_split_of_the_search_may_be_named(plan, tmp_path):
     ("keys", "message"),
     [
         ({"models": []}, "models: .* at least 1 item"),
-        ({"models": ["OneBP", "OneBP"]}, "models: OneBP stands there twice; give one of them another label"),
+        ({"models": ["OneBP", "OneBP"]}, "models: OneBP appears twice; give one of them another label"),
         ({"models": ["OneBB"]}, "models, OneBB: model: there is none named 'OneBB'; did you mean OneBP"),
         ({"models": [{"model": "OneBP", "betta": 1}]}, "models, OneBP: betta: .* did you mean beta"),
         ({"models": [{"model": "OneBP", "beta": 2.0}]}, "models, OneBP: beta: 2.0 is not allowed"),
         ({"models": [{"beta": 0.5}]}, "models.0.model: .* field required"),
-        ({"models": ["OneBP"], "seeds": [1, 1]}, "seeds: 1 stands there twice"),
+        ({"models": ["OneBP"], "seeds": [1, 1]}, "seeds: 1 appears twice"),
         ({"models": ["OneBP"], "seeds": [-1]}, "seeds.0: -1 is not allowed"),
-        ({"models": ["OneBP"], "seed": 1}, "seed: a comparison has seeds, a list"),
+        ({"models": ["OneBP"], "seed": 1}, "seed: a comparison has a list of seeds"),
         ({"models": ["OneBP"], "reference": "BPR"}, "reference: 'BPR' is no model's label; labels: OneBP"),
         ({"models": ["OneBP"], "jobs": 0}, "jobs: 0 is not allowed"),
-        ({"models": ["OneBP", {"model": "BPR", "seed": 2}]}, "models, BPR: seed: the same for all models"),
+        ({"models": ["OneBP", {"model": "BPR", "seed": 2}]}, "models, BPR: seed: must be the same for all models"),
         ({"models": ["OneBP", {"model": "BPR", "topk": [10]}]}, r"models, BPR: topk: \[10\], but \[5, 10\] for OneBP"),
         ({"models": ["OneBP", {"model": "BPR", "valid_metric": "Recall@5"}]}, "models, BPR: valid_metric: Recall@5"),
         (
             {"models": ["OneBP", SEQUENTIAL]},
-            "models, GRU4Rec: GRU4Rec splits or ranks in its own way",
+            "models, GRU4Rec: GRU4Rec has its own way to split or rank",
         ),
-        ({"models": ["OneBP"], "valid_metric": "NDCG"}, "valid_metric: NDCG has no value for a user"),
+        ({"models": ["OneBP"], "valid_metric": "NDCG"}, "valid_metric: NDCG has no value per user"),
         ({"models": ["OneBP"], "eval_args": {"mode": "uni100"}}, "compare ranks all items for each user"),
     ],
 )
@@ -495,7 +495,7 @@ def test_a_yaml_with_models_is_a_comparison_for_train_too(tiny_path, tmp_path, c
     assert "Pop 8 trials (3 pruned) of at most 60 epochs in 42 s." in "\n".join(report["notes"])
     assert re.search(r"\| Pop +\|.*\| 8 +\|", (tmp_path / "out" / "report.md").read_text())
     assert main(["train", "--model=OneBP", f"--config_files={file}"]) == 2
-    assert "error: model: a comparison has models" in capsys.readouterr().err
+    assert "error: model: a comparison has a list of models" in capsys.readouterr().err
 
 
 @pytest.mark.slow

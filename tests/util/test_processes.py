@@ -61,7 +61,8 @@ def test_an_error_of_the_caller_kills_the_children(tmp_path):
 
 def test_a_child_ends_with_its_parent(tmp_path):
     code = (
-        "from pathlib import Path; from recbole_onebp.util.processes import Call, supervise; from support import tasks\n"
+        "from pathlib import Path; from support import tasks\n"
+        "from recbole_onebp.util.processes import Call, supervise\n"
         f"supervise([Call('', tasks.sleep, (Path({str(tmp_path)!r}),))], 1, print)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
@@ -91,5 +92,5 @@ def test_launch(tmp_path, monkeypatch):
     ]  # fmt: skip
     assert ranks[0]["MASTER_PORT"] == ranks[1]["MASTER_PORT"]
     assert launch(tasks.rank, ["refuse"], **where) == 2
-    with pytest.raises(LostRankError, match="rank 2 of 3 was ended by SIGKILL, .*; the last checkpoint is intact"):
+    with pytest.raises(LostRankError, match=r"rank 2 of 3 was ended by SIGKILL, .*; the last checkpoint is intact"):
         launch(tasks.rank, ["die"], **where)

@@ -27,6 +27,7 @@ from recbole_onebp.data.sources.catalogue import CATALOGUE, mirrored
 from recbole_onebp.data.sources.convert import Conversion, convert
 from recbole_onebp.data.sources.published import read_pairs
 from recbole_onebp.data.sources.tables import TableFormat
+from recbole_onebp.experiments.compare.outcome import outcome_of
 from recbole_onebp.experiments.compare.spec import ComparisonSpec
 from recbole_onebp.experiments.compare.tuned import Tuning
 from recbole_onebp.experiments.tune.search_spec import SearchSpec
@@ -38,7 +39,6 @@ from recbole_onebp.run.folder import RunFolder
 from recbole_onebp.serving.batch import read_ids
 from recbole_onebp.serving.export.exporter import export
 from recbole_onebp.util.errors import UserError
-from recbole_onebp.util.processes import outcome_of
 
 MORE = {False: 1, True: 40}
 """The deeper settings, behind the mark ``slow``, try so many times as much."""

@@ -1,1 +1,1 @@
-"""Many runs: comparisons and hyper-parameter search."""
+"""Experiments of many runs: comparisons and hyper-parameter search."""

@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,6 +24,7 @@ from recbole_onebp.serving.user_state import DEFAULT_RULE, Rule
 from recbole_onebp.util.errors import UserError, writing
 from recbole_onebp.util.files import write_atomically
 from recbole_onebp.util.hashes import sha256
+from recbole_onebp.util.processes import Call, Ending, supervise
 
 __all__ = ["Request", "Written", "read_ids", "show", "write_lists"]
 
@@ -152,8 +149,7 @@ def write_lists(
         raise UserError(f"jobs: {jobs} is not allowed: expected at least 1")
     bundle = read_bundle(bundle_dir)
     unknown_items = request.answer(Recommender(bundle), []).unknown_items  # this checks the request too
-    if users is None:
-        users = bundle.user_ids
+    given, users = users, bundle.user_ids if users is None else users
     n_users = sum(1 for _ in read_ids(users)) if isinstance(users, Path) else len(users)
     plan = {
         "manifest": sha256(bundle_dir / "manifest.json"),
@@ -166,13 +162,8 @@ def write_lists(
         _prepare(parts_dir, json.dumps(plan))
         unknown_file = out.with_name(f"{out.name}.unknown.txt")
         parts = [parts_dir / f"{number:07d}{out.suffix}" for number in range(-(-n_users // _PART))]
-        ids = read_ids(users) if isinstance(users, Path) else iter(users)
-        chunks = ((part, list(islice(ids, _PART))) for part in parts)
-        todo = ((part, chunk) for part, chunk in chunks if not part.exists())
-        done = sum(part.exists() for part in parts)
-        with _progress(n_users, min(done * _PART, n_users), show_progress) as advance:
-            for n_done in _run(bundle_dir, todo, request, write_part, jobs or os.cpu_count() or 1):
-                advance(n_done)
+        with _progress(parts, n_users) if show_progress else nullcontext() as tick:
+            _run(bundle_dir, given, parts, request, write_part, jobs or os.cpu_count() or 1, tick)
         write_atomically(out, lambda file: join(parts, file))
         unknown = [name for part in parts if _unknown(part).exists() for name in read_ids(_unknown(part))]
         unknown_file.unlink(missing_ok=True)
@@ -199,61 +190,81 @@ def _unknown(part: Path) -> Path:
 
 
 def _run(
-    bundle_dir: Path, todo: Iterator[tuple[Path, list[str]]], request: Request, write_part: PartWriter, jobs: int
-) -> Iterator[int]:
-    """Have processes write the parts; the number of users of each as it is done."""
-    previous = os.environ.get("OPENBLAS_NUM_THREADS")
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # of the processes: there is one a core
-    context = multiprocessing.get_context("spawn")
-    running: dict[Future[None], int] = {}
-    with ProcessPoolExecutor(jobs, context, initializer=_open, initargs=(bundle_dir,)) as pool:
-        try:
-            while True:
-                # No more than is worked on soon: the users may be millions.
-                for part, users in islice(todo, 2 * jobs - len(running)):
-                    running[pool.submit(_work, part, users, request, write_part)] = len(users)
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    future.result()
-                    yield running.pop(future)
-        except BrokenProcessPool:
-            raise UserError(
-                "a process was ended from outside, for want of memory perhaps; start the command again, and it goes "
-                "on; with a lower --jobs it takes less memory"
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            if previous is None:
-                del os.environ["OPENBLAS_NUM_THREADS"]
-            else:
-                os.environ["OPENBLAS_NUM_THREADS"] = previous
+    bundle_dir: Path,
+    users: Path | Sequence[str] | None,
+    parts: Sequence[Path],
+    request: Request,
+    write_part: PartWriter,
+    jobs: int,
+    tick: Callable[[], object] | None,
+) -> None:
+    """Have processes write the parts that do not exist; each process writes every ``jobs``-th of them."""
+    missing = [number for number, part in enumerate(parts) if not part.exists()]
+    calls = [
+        Call(
+            f"worker {worker}",
+            _work,
+            (bundle_dir, users, {n: parts[n] for n in missing[worker::jobs]}, _PART, request, write_part),
+            {"OPENBLAS_NUM_THREADS": "1"},  # one process per core
+        )
+        for worker in range(min(jobs, len(missing)))
+    ]
+    supervise(calls, jobs, _refuse_failure, tick=tick)
 
 
-_recommender: Recommender
-"""Of a process that writes parts."""
+def _refuse_failure(call: Call, ending: Ending) -> None:
+    if ending.error is not None:
+        raise ending.error
+    if not ending.ok:
+        raise UserError(f"{call.name} {ending}; rerun to resume; a lower --jobs needs less memory")
 
 
-def _open(bundle_dir: Path) -> None:
-    global _recommender
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process gets it, and ends the others
-    _recommender = Recommender.load(bundle_dir, verify=False, threads=1)
+def _work(
+    bundle_dir: Path,
+    users: Path | Sequence[str] | None,
+    parts: Mapping[int, Path],
+    part_size: int,
+    request: Request,
+    write_part: PartWriter,
+) -> None:
+    """Write some of the parts.
+
+    Args:
+        bundle_dir: the bundle.
+        users: as for :func:`write_lists`.
+        parts: number and file of each part, in ascending order.
+        part_size: users per part.
+        request: what is asked for every user.
+        write_part: writes one file.
+    """
+    recommender = Recommender.load(bundle_dir, verify=False, threads=1)
+    ids = read_ids(users) if isinstance(users, Path) else iter(recommender.user_ids if users is None else users)
+    n_read = 0
+    for number, part in parts.items():
+        first = number * part_size
+        chunk = list(islice(ids, first - n_read, first - n_read + part_size))
+        n_read = first + part_size
+        _write_part(part, chunk, request.answer(recommender, chunk), write_part)
 
 
-def _work(part: Path, users: list[str], request: Request, write_part: PartWriter) -> None:
-    answers = request.answer(_recommender, users)
+def _write_part(part: Path, users: list[str], answers: Answers, write: PartWriter) -> None:
     if answers.unknown_users:
         text = "\n".join(answers.unknown_users) + "\n"
         write_atomically(_unknown(part), lambda file: file.write_text(text, encoding="utf-8"))
-    write_atomically(part, lambda file: write_part(file, users, answers))
+    write_atomically(part, lambda file: write(file, users, answers))
 
 
 @contextmanager
-def _progress(total: int, done: int, shown: bool) -> Iterator[Callable[[int], object]]:
+def _progress(parts: Sequence[Path], n_users: int) -> Iterator[Callable[[], object] | None]:
+    """A bar of the users whose part is written; yields a function that updates it."""
     try:
         from tqdm import tqdm
     except ModuleNotFoundError:  # the progress bar is optional: serving needs only numpy
-        yield lambda _: None
+        yield None
         return
-    with tqdm(total=total, initial=done, unit="user", disable=not shown, file=sys.stderr) as bar:
-        yield bar.update
+
+    def n_done() -> int:
+        return min(sum(part.exists() for part in parts) * _PART, n_users)
+
+    with tqdm(total=n_users, initial=n_done(), unit="user", file=sys.stderr) as bar:
+        yield lambda: bar.update(n_done() - bar.n)

@@ -1,118 +1,175 @@
-"""Runs in processes of their own: some at a time, none longer than allowed, and each with an outcome."""
+"""Child processes: each starts with a fresh interpreter, is supervised, and ends when its parent ends.
+
+Comparisons, hyper-parameter search, lists in bulk and ``--nproc`` all start their processes here.  The module needs
+nothing but the standard library: serving uses it where there is no torch.
+"""
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
+import pickle
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from recbole_onebp.util.files import write_json
+from recbole_onebp.util.errors import UserError
 
-__all__ = ["Task", "outcome_of", "run_tasks"]
+__all__ = ["Call", "Ending", "supervise", "thread_limits"]
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+_TICK = 0.5
+"""Seconds between two calls of ``tick``."""
 
 
-@dataclass
-class Task:
-    """A call in a process of its own, which leaves ``outcome.json`` in ``folder``."""
+@dataclass(frozen=True)
+class Call:
+    """A function call to make in a child process."""
 
     name: str
-    folder: Path
-    function: Callable[..., None]
-    arguments: tuple[Any, ...]
-    process: Any = field(default=None, init=False)
-    started: float = field(default=0.0, init=False)
-
-    def start(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "outcome.json").unlink(missing_ok=True)
-        # A fresh interpreter: no thread pools, generators or memory of ours.
-        context = multiprocessing.get_context("spawn")
-        self.process = context.Process(target=self.function, args=(self.folder, *self.arguments))
-        self.started = monotonic()
-        self.process.start()
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.join()
+    function: Callable[..., object]
+    """A function of a module that the child can import."""
+    arguments: tuple[Any, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that the child gets beside ours."""
+    output: Path | None = None
+    """File for everything that the child prints; None: where our own output goes."""
 
 
-def outcome_of(folder: Path) -> dict[str, Any] | None:
-    """How the run of a folder ended; None if it has not, or nobody can tell."""
-    try:
-        outcome = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
-        return None
-    return outcome if isinstance(outcome, dict) and "status" in outcome else None
+@dataclass(frozen=True)
+class Ending:
+    """How a child process ended.  ``str(ending)`` completes the sentence "the process ..."."""
+
+    exit_code: int
+    """Negative: the signal that ended the process."""
+    timeout: float | None = None
+    """The time limit in seconds, if the process exceeded it and was stopped."""
+    error: Exception | None = None
+    """The :class:`UserError` or ``OSError`` that ended the function; other exceptions are printed by the child."""
+
+    @property
+    def ok(self) -> bool:
+        return self.exit_code == 0 and self.timeout is None
+
+    @property
+    def killed(self) -> bool:
+        return self.exit_code == -getattr(signal, "SIGKILL", 9)
+
+    def __str__(self) -> str:
+        if self.timeout is not None:
+            return f"was stopped after {self.timeout / 60:g} minutes"
+        if self.killed:
+            return "was ended by SIGKILL, possibly out of memory"
+        if self.exit_code < 0:
+            return f"was ended by {signal.Signals(-self.exit_code).name}"
+        return f"ended with exit code {self.exit_code}"
 
 
-def run_tasks(
-    tasks: Sequence[Task], jobs: int, timeout: float | None, done: Callable[[Task, dict[str, Any]], None]
+def supervise(
+    calls: Iterable[Call],
+    jobs: int,
+    done: Callable[[Call, Ending], Call | None],
+    *,
+    timeout: float | None = None,
+    tick: Callable[[], object] | None = None,
 ) -> None:
-    """Run all tasks, ``jobs`` at a time, whatever becomes of each.
+    """Make calls in child processes, and wait for all of them.
+
+    An exception (Ctrl-C, or one that ``done`` raises) kills the children that still run.
 
     Args:
-        tasks: in this order.
-        jobs: with more than one, the processor's cores are shared out among them.
-        timeout: seconds that a task may take.
-        done: called with each task as it ends, and its outcome.
+        calls: started in this order.
+        jobs: how many processes run at the same time.
+        done: called with each call as it ends; may return a call to start next.
+        timeout: seconds that a call may take.
+        tick: called about twice a second.
     """
-    waiting, active = list(tasks), list[Task]()
-    with _environment_of(jobs):
-        try:
-            while waiting or active:
-                while waiting and len(active) < jobs:
-                    active.append(waiting.pop(0))
-                    active[-1].start()
-                left = None if timeout is None else max(0.0, timeout + min(t.started for t in active) - monotonic())
-                wait([task.process.sentinel for task in active], left)
-                for task in list(active):
-                    late = timeout is not None and monotonic() - task.started > timeout
-                    if late or not task.process.is_alive():
-                        active.remove(task)
-                        task.stop()
-                        done(task, _end(task, timeout))
-        finally:
-            for task in active:
-                task.stop()
-
-
-def _end(task: Task, timeout: float | None) -> dict[str, Any]:
-    """The outcome that the process has written, or what became of it."""
-    outcome = outcome_of(task.folder)
-    if outcome is None:
-        seconds, code = monotonic() - task.started, task.process.exitcode
-        if timeout is not None and seconds > timeout:
-            outcome = {"status": "timed out", "reason": f"stopped after {timeout / 60:g} minutes"}
-        elif code == -9:
-            outcome = {"status": "killed", "reason": "by the system, which does so when memory runs out"}
-        else:
-            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            outcome = {"status": "crashed", "reason": f"{how}; see {task.folder / 'output.txt'}"}
-        write_json(task.folder / "outcome.json", outcome)
-    return outcome
-
-
-@contextmanager
-def _environment_of(jobs: int) -> Iterator[None]:
-    """What the processes started meanwhile find there.
-
-    That is a share of the cores, except where the user has said how many.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    ours = [name for name in _THREADS if name not in os.environ] if jobs > 1 else []
-    os.environ.update(dict.fromkeys(ours, str(max(1, cores // jobs))))
+    waiting, running = deque(calls), list[_Child]()
     try:
-        yield
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(_Child(waiting.popleft(), timeout))
+            limits = [child.seconds_left for child in running] + ([_TICK] if tick else [])
+            wait([child.sentinel for child in running], min((s for s in limits if s is not None), default=None))
+            for child in [child for child in running if child.is_over]:
+                running.remove(child)
+                following = done(child.call, child.end())
+                if following is not None:
+                    waiting.appendleft(following)
+            if tick:
+                tick()
     finally:
-        for name in ours:
-            del os.environ[name]
+        for child in running:
+            child.end()
+
+
+class _Child:
+    def __init__(self, call: Call, timeout: float | None) -> None:
+        self.call, self._timeout, self._started = call, timeout, monotonic()
+        context = multiprocessing.get_context("spawn")  # no thread pools, generators or memory of ours
+        self._errors, theirs = context.Pipe(duplex=False)
+        # Pickled here: unpickling imports the function's module, which the child does once its environment is set.
+        pickled = pickle.dumps((call.function, call.arguments))
+        self._process = context.Process(target=_run, args=(theirs, dict(call.environment), call.output, pickled))
+        self._process.start()
+        theirs.close()
+        self.sentinel = self._process.sentinel
+
+    @property
+    def seconds_left(self) -> float | None:
+        return None if self._timeout is None else max(0.0, self._started + self._timeout - monotonic())
+
+    @property
+    def is_over(self) -> bool:
+        return self.seconds_left == 0 or not self._process.is_alive()
+
+    def end(self) -> Ending:
+        """Kill the process if it still runs."""
+        late = self._process.is_alive()
+        if late:
+            self._process.kill()
+        self._process.join()
+        error = None
+        with self._errors, suppress(EOFError):
+            error = self._errors.recv()
+        return Ending(self._process.exitcode or 0, self._timeout if late else None, error)
+
+
+def _run(connection: Connection, environment: dict[str, str], output: Path | None, pickled: bytes) -> None:
+    """What a child does."""
+    if output is not None:
+        with open(output, "w", encoding="utf-8") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this process
+    os.environ.update(environment)  # before numpy and torch are imported: they read it once
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    function, arguments = pickle.loads(pickled)
+    try:
+        function(*arguments)
+    except (UserError, OSError) as error:
+        connection.send(error)
+        raise SystemExit(1) from None
+
+
+def _end_with_parent() -> None:
+    """Nobody would use the result of a child whose parent is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def thread_limits(jobs: int) -> dict[str, str]:
+    """Variables that give each of ``jobs`` processes its share of the cores, unless the user has set them."""
+    if jobs == 1:
+        return {}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {name: str(max(1, cores // jobs)) for name in _THREADS if name not in os.environ}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +29,14 @@ from conftest import write_inter
 from recbole_onebp.cli import main
 from recbole_onebp.config.properties import property_file
 from recbole_onebp.evaluation.list_metrics import coverage, diversity, gini, hits, novelty
+from recbole_onebp.experiments.charts import ACCENT
 from recbole_onebp.experiments.compare import compare
-from recbole_onebp.experiments.compare.charts import ACCENT, _looks
+from recbole_onebp.experiments.compare.figures import looks_of
+from recbole_onebp.experiments.compare.outcome import Task, outcome_of, run_tasks
 from recbole_onebp.experiments.compare.spec import ComparisonSpec
 from recbole_onebp.experiments.compare.split import PARTS, Split
 from recbole_onebp.experiments.compare.statistics import holm, paired
 from recbole_onebp.util.errors import UserError
-from recbole_onebp.util.processes import Task, run_tasks
 from support import tasks
 
 SHARED = {
@@ -126,7 +129,7 @@ def test_a_model_may_be_tuned(plan, tmp_path):
         ({"split_seed": 5}, {}, "tuned: split_seed: searched with 5, compared with 2020"),
         ({"val_interval": {"rating": "[3,inf)"}}, {}, "tuned: val_interval: searched with {'rating'"),
         ({"dataset": "ml-100k"}, {}, "tuned: dataset: searched with ml-100k, compared with tiny"),
-        ({}, {"tuning_trials": 3}, "models.0: tuning_trials: tuned says how many"),
+        ({}, {"tuning_trials": 3}, "models.0: tuning_trials: the folder of tuned has the number"),
         ({}, {"label": "bpr"}, "tuned: .*tuned has no bpr; labels there: BPR, OneBP"),
         ({}, {"model": "OneBP"}, "tuned: .*tuned: no trial of OneBP was completed"),
         ({}, {"tuned": "absent"}, "tuned: absent/tuning.json, which recbole-onebp tune writes"),
@@ -148,24 +151,24 @@ def test_the_split_of_the_search_may_be_named(plan, tmp_path):
     ("keys", "message"),
     [
         ({"models": []}, "models: .* at least 1 item"),
-        ({"models": ["OneBP", "OneBP"]}, "models: OneBP stands there twice; give one of them another label"),
+        ({"models": ["OneBP", "OneBP"]}, "models: OneBP appears twice; give one of them another label"),
         ({"models": ["OneBB"]}, "models, OneBB: model: there is none named 'OneBB'; did you mean OneBP"),
         ({"models": [{"model": "OneBP", "betta": 1}]}, "models, OneBP: betta: .* did you mean beta"),
         ({"models": [{"model": "OneBP", "beta": 2.0}]}, "models, OneBP: beta: 2.0 is not allowed"),
         ({"models": [{"beta": 0.5}]}, "models.0.model: .* field required"),
-        ({"models": ["OneBP"], "seeds": [1, 1]}, "seeds: 1 stands there twice"),
+        ({"models": ["OneBP"], "seeds": [1, 1]}, "seeds: 1 appears twice"),
         ({"models": ["OneBP"], "seeds": [-1]}, "seeds.0: -1 is not allowed"),
-        ({"models": ["OneBP"], "seed": 1}, "seed: a comparison has seeds, a list"),
+        ({"models": ["OneBP"], "seed": 1}, "seed: a comparison has a list of seeds"),
         ({"models": ["OneBP"], "reference": "BPR"}, "reference: 'BPR' is no model's label; labels: OneBP"),
         ({"models": ["OneBP"], "jobs": 0}, "jobs: 0 is not allowed"),
-        ({"models": ["OneBP", {"model": "BPR", "seed": 2}]}, "models, BPR: seed: the same for all models"),
+        ({"models": ["OneBP", {"model": "BPR", "seed": 2}]}, "models, BPR: seed: must be the same for all models"),
         ({"models": ["OneBP", {"model": "BPR", "topk": [10]}]}, r"models, BPR: topk: \[10\], but \[5, 10\] for OneBP"),
         ({"models": ["OneBP", {"model": "BPR", "valid_metric": "Recall@5"}]}, "models, BPR: valid_metric: Recall@5"),
         (
             {"models": ["OneBP", SEQUENTIAL]},
-            "models, GRU4Rec: GRU4Rec splits or ranks in its own way",
+            "models, GRU4Rec: GRU4Rec has its own way to split or rank",
         ),
-        ({"models": ["OneBP"], "valid_metric": "NDCG"}, "valid_metric: NDCG has no value for a user"),
+        ({"models": ["OneBP"], "valid_metric": "NDCG"}, "valid_metric: NDCG has no value per user"),
         ({"models": ["OneBP"], "eval_args": {"mode": "uni100"}}, "compare ranks all items for each user"),
     ],
 )
@@ -320,16 +323,16 @@ def test_a_process_that_takes_too_long_is_stopped(tmp_path):
     start, ended = time.monotonic(), []
     run_tasks([Task("long", tmp_path / "long", tasks.sleep, ())], 1, 2.0, lambda _, outcome: ended.append(outcome))
     assert time.monotonic() - start < 30
-    assert ended == [{"status": "timed out", "reason": "stopped after 0.0333333 minutes"}]
+    assert ended == [{"status": "timed out", "reason": "the process was stopped after 0.0333333 minutes"}]
 
 
 def test_processes_at_a_time_share_the_cores(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     ended = []
     for jobs in (1, 1000):
-        run_tasks([Task("t", tmp_path, tasks.threads, ())], jobs, None, lambda _, outcome: ended.append(outcome))
-    assert [outcome["threads"] for outcome in ended] == [None, "1"]
-    assert "OMP_NUM_THREADS" not in os.environ
+        task = Task("t", tmp_path, tasks.environment, (["OMP_NUM_THREADS"],))
+        run_tasks([task], jobs, None, lambda _, outcome: ended.append(outcome))
+    assert [outcome["values"]["OMP_NUM_THREADS"] for outcome in ended] == [None, "1"]
 
 
 # --------------------------------------------------------------------------------------------------------------- report
@@ -337,12 +340,34 @@ def test_processes_at_a_time_share_the_cores(tmp_path, monkeypatch):
 MODELS = ["OneBP", {**TWO_BP, "tuning_trials": 5}, "Pop", {"model": "BPR", "label": "huge", "embedding_size": 10**12}]
 
 
+@contextmanager
+def in_this_process():
+    """Comparisons make their runs in this process, in seconds rather than a minute; other tests start processes."""
+
+    def run_here(to_do, jobs, timeout, done):
+        for task in to_do:
+            task.folder.mkdir(parents=True, exist_ok=True)
+            task.function(task.folder, *task.arguments)
+            done(task, outcome_of(task.folder))
+
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("recbole_onebp.experiments.compare.run_tasks", run_here)
+        yield
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
 @pytest.fixture(scope="module")
 def compared(tiny_path, tmp_path_factory):
     """The folder of a comparison of four models, of which one is out of memory, with two seeds."""
     folder = tmp_path_factory.mktemp("compared")
     file = written(folder / "mine.yaml", data_path=tiny_path, models=MODELS, seeds=[1, 2])
-    assert compare([file], {"output_dir": str(folder / "out"), "jobs": 2}) == folder / "out"
+    with in_this_process():
+        assert compare([file], {"output_dir": str(folder / "out"), "jobs": 2}) == folder / "out"
     return folder
 
 
@@ -381,9 +406,9 @@ def test_the_page_holds_everything_itself(compared):
 
 
 def test_no_two_of_forty_models_look_alike():
-    looks = _looks([f"model {n}" for n in range(40)], "model 3")
-    assert len(set(looks.values())) == 40
-    assert [label for label, (color, _) in looks.items() if color == ACCENT] == ["model 3"]
+    looks = looks_of([f"model {n}" for n in range(40)], "model 3")
+    assert len({tuple(look.values()) for look in looks.values()}) == 40
+    assert [label for label, look in looks.items() if look["color"] == ACCENT] == ["model 3"]
 
 
 def test_the_numbers_are_those_of_the_users(compared, report):
@@ -447,7 +472,8 @@ def test_what_is_finished_is_not_run_again(compared, tiny_path, caplog):
     caplog.set_level("INFO")
     outcomes = {path: path.stat().st_mtime_ns for path in (compared / "out" / "runs").glob("*-*/outcome.json")}
     file = written(compared / "less.yaml", data_path=tiny_path, models=MODELS[:3], seeds=[1, 2], reference="Pop")
-    compare([file], {"output_dir": str(compared / "out")})
+    with in_this_process():
+        compare([file], {"output_dir": str(compared / "out")})
     assert "6 runs, of which 6 are finished" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in outcomes} == outcomes
     report = json.loads((compared / "out" / "report.json").read_text())
@@ -469,7 +495,7 @@ def test_a_yaml_with_models_is_a_comparison_for_train_too(tiny_path, tmp_path, c
     assert "Pop 8 trials (3 pruned) of at most 60 epochs in 42 s." in "\n".join(report["notes"])
     assert re.search(r"\| Pop +\|.*\| 8 +\|", (tmp_path / "out" / "report.md").read_text())
     assert main(["train", "--model=OneBP", f"--config_files={file}"]) == 2
-    assert "error: model: a comparison has models" in capsys.readouterr().err
+    assert "error: model: a comparison has a list of models" in capsys.readouterr().err
 
 
 @pytest.mark.slow

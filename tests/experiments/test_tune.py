@@ -208,7 +208,7 @@ def test_what_fails_is_recorded_and_not_the_end(search, monkeypatch):
     assert summary["models"]["OneBP"]["failed"] == 4
     assert summary["models"]["OneBP"]["best_params"] is None
     assert not (search.folder / "OneBP" / "best.yaml").exists()
-    with pytest.raises(UserError, match=r"OneBP: none of 4 trials was completed; the last: out of memory: Runtime"):
+    with pytest.raises(UserError, match=r"OneBP: none of 4 trials was completed; the last one: out of memory: Runtime"):
         report.refuse_failures(summary)
 
 
@@ -236,7 +236,7 @@ def test_time_limit(search):
     assert states(search(time_limit=1e6, trials=2)) == ["PRUNED", "COMPLETE"]
 
 
-def die_once(folder, search, budget, jobs):
+def die_once(folder, search, budget):
     study = trials.open_study(folder, search, budget)
     if not study.trials:
         study.ask()
@@ -249,17 +249,17 @@ def test_a_process_that_dies_is_a_failed_trial(file, tmp_path, monkeypatch):
     runner.tune(file(trials=2), {}, tmp_path / "out")
     model = json.loads((tmp_path / "out" / "tuning.json").read_text())["models"]["OneBP"]
     assert [trial["state"] for trial in model["history"]] == ["failed", "complete"]
-    assert model["history"][0]["reason"] == "its process was killed, as the system does when memory runs out"
+    assert model["history"][0]["reason"] == "its process was ended by SIGKILL, possibly out of memory"
     assert (model["trials"], model["failed"], model["cut_off"]) == (2, 1, 0)
 
 
-def die_always(folder, search, budget, jobs):
+def die_always(folder, search, budget):
     os._exit(3)
 
 
 def test_a_process_that_dies_between_trials_is_not_started_for_ever(file, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "_work", die_always)
-    with pytest.raises(RuntimeError, match="OneBP: its process crashed: exit code 3 between two trials"):
+    with pytest.raises(RuntimeError, match="OneBP: its process ended with exit code 3 between two trials"):
         runner.tune(file(trials=2), {}, tmp_path / "out")
 
 
@@ -347,8 +347,8 @@ def onebp(**entry):
     [
         ({"models": None}, "models: "),
         ({"models": []}, "models: "),
-        ({"model": "BPR"}, "model: the file has models, a list; leave model out"),
-        ({"models": ["OneBP", "OneBP"]}, "OneBP stands there twice; give one of them another label"),
+        ({"model": "BPR"}, "model: the file has a list of models; leave model out"),
+        ({"models": ["OneBP", "OneBP"]}, "OneBP appears twice; give one of them another label"),
         ({"models": ["OneBp"]}, "models, OneBp: model: there is none named 'OneBp'; did you mean OneBP?"),
         ({"models": ["OneBP"]}, "models, OneBP: space: there is nothing to search"),
         (onebp(label="../x"), "models.0.label: '../x' is not allowed"),
@@ -364,9 +364,9 @@ def onebp(**entry):
         (onebp(space={"embedding_size": {"low": 8.0, "high": 16.0}}), "embedding_size: 8.0 is not allowed"),
         (onebp(space={"train_neg_sample_args.sample_nun": [1]}), "did you mean sample_num?"),
         (onebp(space={"clip_grad_norm.max_norm": [1.0]}), "space: clip_grad_norm.max_norm: clip_grad_norm is None"),
-        (onebp(space={"epochs": [1, 2]}), "space: epochs: all models are searched on the same terms"),
-        (onebp(space={"topk": [[5], [10]]}), "space: topk: all models are searched on the same terms"),
-        (onebp(output_dir="x"), "output_dir: every trial has its own"),
+        (onebp(space={"epochs": [1, 2]}), "space: epochs: all models have the same data, evaluation and budget"),
+        (onebp(space={"topk": [[5], [10]]}), "space: topk: all models have the same data, evaluation and budget"),
+        (onebp(output_dir="x"), "output_dir: every trial has its own folder"),
         ({"models": ["BPR"], "space": {"beta": [0.5]}}, "models, BPR: space: beta: BPR does not read it"),
         ({"refit": True}, "refit and eval_step"),
         ({"eval_step": 0}, "refit and eval_step"),

@@ -1,4 +1,7 @@
-"""What the runner's tests have processes do; imports nothing heavy, since each process imports it anew."""
+"""Functions for the tests of child processes to call.
+
+Imports nothing heavy: every child imports the module again.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,19 @@ import json
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+from recbole_onebp.util.errors import UserError
 
 
 def succeed(folder: Path, value: int) -> None:
     (folder / "outcome.json").write_text(json.dumps({"status": "done", "value": value, "pid": os.getpid()}))
 
 
-def threads(folder: Path) -> None:
-    (folder / "outcome.json").write_text(json.dumps({"status": "done", "threads": os.environ.get("OMP_NUM_THREADS")}))
+def environment(folder: Path, names: list[str]) -> None:
+    values = {name: os.environ.get(name) for name in names}
+    (folder / "outcome.json").write_text(json.dumps({"status": "done", "values": values}))
 
 
 def crash(_folder: Path) -> None:
@@ -29,5 +36,27 @@ def leave(_folder: Path) -> None:
     os._exit(3)
 
 
-def sleep(_folder: Path) -> None:
+def refuse(_folder: Path) -> None:
+    raise UserError("the disk is full")
+
+
+def sleep(folder: Path) -> None:
+    (folder / "pid").write_text(str(os.getpid()))
     time.sleep(600)
+
+
+def await_file(path: Path) -> None:
+    while not (path.exists() and path.read_text()):
+        time.sleep(0.01)
+
+
+def rank(arguments: Sequence[str]) -> int:
+    """A rank's command: leaves its environment; rank 2 fails as asked, and rank 1 waits for that."""
+    (what,) = arguments
+    if what == "write":
+        Path(f"{os.environ['RANK']}.json").write_text(json.dumps(dict(os.environ)))
+    elif os.environ["RANK"] == "1":
+        time.sleep(600)
+    elif what == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 2 if what == "refuse" else 0

@@ -1,4 +1,4 @@
-"""Models compared on one split: a process each, and a report of what can be believed."""
+"""Models compared on one split: one process per run, and a report with significance tests."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from recbole_onebp.experiments.compare.comparison import Comparison
+from recbole_onebp.experiments.compare.outcome import Task, outcome_of, run_tasks
 from recbole_onebp.experiments.compare.report import write_report
-from recbole_onebp.experiments.compare.results import Comparison
 from recbole_onebp.experiments.compare.spec import ComparisonSpec, RunSpec
 from recbole_onebp.experiments.compare.split import Split
-from recbole_onebp.experiments.compare.worker import look_at_data, train_and_test
+from recbole_onebp.experiments.compare.worker import examine_data, train_and_test
 from recbole_onebp.util.errors import UserError, writing
-from recbole_onebp.util.processes import Task, outcome_of, run_tasks
 
 __all__ = ["compare"]
 
 
 def compare(config_files: Sequence[str], overrides: Mapping[str, Any] | None = None) -> Path:
-    """Train every model with every seed that has no result yet, and report.
+    """Make every run, a model with a seed, that has no result yet, and write the report.
 
     Args:
         config_files: YAML files; see :class:`~recbole_onebp.experiments.compare.spec.ComparisonSpec`.
-        overrides: keys above theirs.
+        overrides: keys that replace those of the files.
 
     Returns:
         The report's folder, ``output_dir``; default ``runs/compare-<name of the last file>``.
 
     Raises:
-        UserError: for what is wrong in the files or the data, before anything is trained; or if no run finished.
+        UserError: for errors in the files or the data, before any training; or if no run finished.
     """
-    plan = ComparisonSpec.read(config_files, overrides or {})
-    runs, folder = plan.runs(), Path(plan.output_dir)
+    spec = ComparisonSpec.read(config_files, overrides or {})
+    runs, folder = spec.runs(), Path(spec.output_dir)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
     try:
         with lock.acquire(timeout=0):
-            return _compare(plan, runs, folder)
+            return _compare(spec, runs, folder)
     except Timeout:
-        raise UserError(f"output_dir: {folder}: another comparison is at work there") from None
+        raise UserError(f"output_dir: {folder}: another comparison is running there") from None
 
 
-def _compare(plan: ComparisonSpec, runs: Sequence[RunSpec], folder: Path) -> Path:
+def _compare(spec: ComparisonSpec, runs: Sequence[RunSpec], folder: Path) -> Path:
     log = getLogger()
     protocol = _protocol(folder / "data", runs[0])
     split = Split.load(folder / "data" / "split.npz")
@@ -58,16 +58,16 @@ def _compare(plan: ComparisonSpec, runs: Sequence[RunSpec], folder: Path) -> Pat
     ]
     log.info("%d users, %d items, split %s", protocol["users"], protocol["items"], split.id)
     log.info("%d runs, of which %d are finished", len(runs), len(runs) - len(tasks))
-    ended = 0
+    n_ended = 0
 
     def done(task: Task, outcome: Mapping[str, Any]) -> None:
-        nonlocal ended
-        ended += 1
-        log.info("[%d/%d] %s: %s", ended, len(tasks), task.name, _told(task.folder, outcome))
+        nonlocal n_ended
+        n_ended += 1
+        log.info("[%d/%d] %s: %s", n_ended, len(tasks), task.name, _described(task.folder, outcome))
 
-    timeout = None if plan.timeout_minutes is None else 60 * plan.timeout_minutes
-    run_tasks(tasks, plan.jobs, timeout, done)
-    comparison = Comparison.load(plan, protocol, split, folders, runs[0].settings["valid_metric"].lower())
+    timeout = None if spec.timeout_minutes is None else 60 * spec.timeout_minutes
+    run_tasks(tasks, spec.jobs, timeout, done)
+    comparison = Comparison.load(spec, protocol, split, folders, runs[0].settings["valid_metric"].lower())
     if not comparison.finished:
         raise UserError(f"no run has finished; {comparison.models[0].label}: {comparison.models[0].failures[0]}")
     for note in comparison.notes:
@@ -79,16 +79,16 @@ def _compare(plan: ComparisonSpec, runs: Sequence[RunSpec], folder: Path) -> Pat
 
 
 def _protocol(folder: Path, run: RunSpec) -> dict[str, Any]:
-    """What the split is like; in a process of its own, whose memory the runs may have."""
+    """Describe the split; in a process of its own, so that its memory is free again for the runs."""
     outcomes: list[dict[str, Any]] = []
-    run_tasks([Task("data", folder, look_at_data, (dict(run.given),))], 1, None, lambda _, end: outcomes.append(end))
+    run_tasks([Task("data", folder, examine_data, (dict(run.given),))], 1, None, lambda _, end: outcomes.append(end))
     if "protocol" not in outcomes[0]:
         raise UserError(outcomes[0]["reason"])
     protocol: dict[str, Any] = outcomes[0]["protocol"]
     return protocol
 
 
-def _told(folder: Path, outcome: Mapping[str, Any]) -> str:
+def _described(folder: Path, outcome: Mapping[str, Any]) -> str:
     if outcome["status"] != "done":
         return f"{outcome['status']}: {outcome['reason']}"
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))

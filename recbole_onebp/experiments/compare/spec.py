@@ -1,4 +1,4 @@
-"""What is to be compared: a YAML file, checked once, and the runs that it stands for."""
+"""The specification of a comparison: YAML files, validated once, and the runs that they describe."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ _ONE_FOR_ALL = comparison_keys() | {"eval_type"}
 
 
 class Entry(BaseModel):
-    """A row of the comparison: a model, under a label, with keys of its own."""
+    """One row of the comparison: a model with a label and its own settings."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow")
 
     model: str
     label: str
     config_files: list[str] = []
-    """YAML files for this model, such as the best configuration of a search; keys given beside them go above them."""
+    """YAML files for this model, such as the best configuration of a search; the entry's own keys replace theirs."""
     tuned: str | None = None
-    """A folder of ``recbole-onebp tune``: the best settings of this label, below ``config_files``, and their budget."""
+    """A folder of ``recbole-onebp tune``: it gives the best settings of this label, which ``config_files`` may replace."""
     tuning_trials: Annotated[int, Field(ge=0)] = 0
-    """How many configurations were tried on validation before this one was chosen."""
+    """Number of configurations that were tried on validation to choose this one."""
 
     @model_validator(mode="before")
     @classmethod
@@ -53,7 +53,7 @@ class Entry(BaseModel):
     @model_validator(mode="after")
     def _one_budget(self) -> Entry:
         if self.tuned is not None and self.tuning_trials:
-            raise ValueError("tuning_trials: tuned says how many; leave it out")
+            raise ValueError("tuning_trials: the folder of tuned has the number; leave it out")
         return self
 
     @cached_property
@@ -62,7 +62,7 @@ class Entry(BaseModel):
 
     @property
     def trials(self) -> int:
-        """The tuning budget."""
+        """The tuning budget, in trials."""
         return self.tuning_trials if self.tuning is None else self.tuning.trials
 
 
@@ -73,34 +73,34 @@ class RunSpec:
     entry: Entry
     seed: int
     given: Mapping[str, Any]
-    """Every key that was set."""
+    """Every key that the user set."""
     settings: Mapping[str, str]
     """Every key that a result depends on."""
 
     def key(self, split_id: str) -> str:
-        """Names the run: another setting, another version of ours or another split is another run."""
+        """The name of the run's folder; depends on the settings, on our version and on the split."""
         text = json.dumps([__version__, split_id, dict(self.settings)], sort_keys=True)
         label = re.sub(r"[^\w.-]+", "_", self.entry.label)
         return f"{label}-{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 class ComparisonSpec(BaseModel):
-    """A comparison.  Every other key of the file is a setting that all models share."""
+    """A comparison.  Every key of the file that is not listed here is a setting that all models share."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow")
 
     dataset: str
     models: Annotated[list[Entry], Field(min_length=1)]
     seeds: Annotated[list[Seed], Field(min_length=1)] = [2020, 2021, 2022]
-    """Of initialisation, order and negatives; the split is the same for all."""
+    """Seeds of initialisation, order and negatives; the split is the same for all of them."""
     split_seed: Seed | None = None
-    """Of the split, where the data has no parts of its own; default: the first seed."""
+    """Seed of the split, unless the data set has its own parts; default: the first seed."""
     reference: str | None = None
-    """Label of the model that the others are held against; default: the first."""
+    """Label of the model that the others are compared with; default: the first."""
     timeout_minutes: Annotated[FiniteFloat, Field(gt=0)] | None = None
-    """A run that takes longer is stopped, and says so."""
+    """A run that takes longer is stopped and reported as timed out."""
     jobs: _Positive = 1
-    """Runs at a time."""
+    """Number of runs at the same time."""
     output_dir: str
 
     @field_validator("seeds", "models")
@@ -109,8 +109,8 @@ class ComparisonSpec(BaseModel):
         names = [value.label if isinstance(value, Entry) else value for value in values]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"{name} stands there twice; give one of them another label" if isinstance(name, str)
-                                 else f"{name} stands there twice")  # fmt: skip
+                raise ValueError(f"{name} appears twice; give one of them another label" if isinstance(name, str)
+                                 else f"{name} appears twice")  # fmt: skip
         return values
 
     @model_validator(mode="after")
@@ -119,12 +119,12 @@ class ComparisonSpec(BaseModel):
             raise ValueError(f"reference: {self.reference!r} is no model's label; labels: {', '.join(self.labels)}")
         for key in ("model", "seed"):
             if key in self.shared:
-                raise ValueError(f"{key}: a comparison has {key}s, a list; leave {key} out")
+                raise ValueError(f"{key}: a comparison has a list of {key}s; leave {key} out")
         return self
 
     @classmethod
     def read(cls, files: Sequence[str], overrides: Mapping[str, Any]) -> ComparisonSpec:
-        """The plan of YAML files, later ones above earlier ones and ``overrides`` above all.
+        """Read YAML files; later files replace keys of earlier ones, and ``overrides`` replace both.
 
         Raises:
             UserError: for a file that cannot be read or a value that is wrong.
@@ -145,11 +145,11 @@ class ComparisonSpec(BaseModel):
         return self.model_extra or {}
 
     def runs(self) -> list[RunSpec]:
-        """Every model with every seed; all configurations are checked, and agree in data and evaluation.
+        """Every model with every seed; checks all configurations, and that they agree in data and evaluation.
 
         Raises:
-            UserError: for a key or value that is wrong, a model that ranks otherwise, or one that would be trained or
-                evaluated on other terms than the first.
+            UserError: for a wrong key or value, a model that does not rank all items, or one whose data or evaluation
+                differ from those of the first.
         """
         given = [self._given(entry) for entry in self.models]
         settings = [self._settings(entry, keys) for entry, keys in zip(self.models, given, strict=True)]
@@ -158,9 +158,9 @@ class ComparisonSpec(BaseModel):
                 if own.get(key) != settings[0].get(key):
                     raise UserError(
                         f"models, {entry.label}: {key}: {own.get(key)}, but {settings[0].get(key)} for "
-                        f"{self.labels[0]}; a comparison has one split and one evaluation: set it beside models"
+                        f"{self.labels[0]}; a comparison has one split and one evaluation: set the key beside models"
                     )
-        return [  # seed by seed: an interrupted comparison has some of every model
+        return [  # seed by seed: an interrupted comparison has runs of every model
             RunSpec(entry, seed, {**keys, "seed": seed}, {**own, "seed": str(seed)})
             for seed in self.seeds
             for entry, keys, own in zip(self.models, given, settings, strict=True)
@@ -170,7 +170,7 @@ class ComparisonSpec(BaseModel):
         own = {**RunConfig.read_files(entry.config_files), **(entry.model_extra or {})}
         for key in ("seed", "split_seed", "dataset"):
             if key in own:
-                raise UserError(f"models, {entry.label}: {key}: the same for all models; set it beside models")
+                raise UserError(f"models, {entry.label}: {key}: must be the same for all models; set it beside models")
         fixed = {
             "dataset": self.dataset,
             "seed": self.seeds[0],
@@ -194,14 +194,14 @@ class ComparisonSpec(BaseModel):
 
 def _check_kind(config: RunConfig) -> None:
     if config["MODEL_TYPE"] in (ModelType.SEQUENTIAL, ModelType.DECISIONTREE):
-        raise UserError(f"{config['model']} splits or ranks in its own way; compare takes general recommenders")
+        raise UserError(f"{config['model']} has its own way to split or rank; compare supports general recommenders")
     if config["eval_type"] != EvaluatorType.RANKING or set(config["eval_args"]["mode"].values()) != {"full"}:
         raise UserError(
-            "eval_args.mode and metrics: compare ranks all items for each user (mode: full): ranks among sampled items "
-            "put models in another order"
+            "eval_args.mode and metrics: compare ranks all items for each user (mode: full); ranks among sampled items "
+            "may order the models differently"
         )
     metric, at, _ = config["valid_metric"].lower().partition("@")
     if not at or metric in ("itemcoverage", "giniindex", "shannonentropy"):
-        raise UserError(f"valid_metric: {config['valid_metric']} has no value for a user; take one such as NDCG@10")
+        raise UserError(f"valid_metric: {config['valid_metric']} has no value per user; choose one such as NDCG@10")
     if not config["eval_step"] and not config["refit"]:
         getLogger().warning("eval_step: 0: %s is tested at its last epoch", config["model"])

@@ -1,4 +1,4 @@
-"""The split that all models share: taken from what RecBole hands to them, checked, and kept."""
+"""The split that all models share: read from RecBole's loaders, checked and saved."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
 
 @dataclass(frozen=True)
 class Split:
-    """Users, items, and who took what in which part."""
+    """Users, items, and the interactions of each part."""
 
     users: Array
     """External ids by internal id ``(n_users,)``; row 0 is RecBole's padding."""
     items: Array
     """The same ``(n_items,)``."""
     pairs: Mapping[str, Array]
-    """Of each part, internal ids of user and item ``(n, 2)``."""
+    """Interactions of each part: internal ids of user and item ``(n, 2)``."""
 
     @classmethod
     def of(cls, dataset: Any, parts: Mapping[str, Any]) -> Split:
-        """From RecBole's data set and its parts; a part that is None is empty."""
+        """Make a split from RecBole's data set and its parts; a part that is None is empty."""
         fields = dataset.uid_field, dataset.iid_field
         users, items = (np.asarray(dataset.field2id_token[field]).astype(str) for field in fields)
         empty = np.zeros((0, 2), np.int64)
@@ -65,7 +65,7 @@ class Split:
 
     @cached_property
     def id(self) -> str:
-        """A hash of all of it; the order of pairs does not count."""
+        """A hash of the split; independent of the order of interactions."""
         digest = hashlib.sha256()
         for array in (self.users, self.items, *(np.sort(self._codes(part)) for part in PARTS)):
             digest.update(f"{array.shape}".encode())
@@ -73,10 +73,10 @@ class Split:
         return digest.hexdigest()[:16]
 
     def check(self) -> dict[str, Any]:
-        """What a reader should know of the split.
+        """Summarise the split.
 
         Raises:
-            UserError: for parts that share pairs, or no test pairs.
+            UserError: for parts that share interactions, or an empty test part.
         """
         if not len(self.pairs["test"]):
             raise UserError("protocol: the test part is empty; there is nothing to compare")
@@ -88,7 +88,7 @@ class Split:
                     raise UserError(
                         f"protocol: {one} and {other} share {len(shared)} pairs, such as user {self.users[user]} and "
                         f"item {self.items[item]}; a model would be tested on what it has seen: drop repeated pairs "
-                        "(rm_dup_inter: first), or mend the files of benchmark_filename"
+                        "(rm_dup_inter: first), or fix the files of benchmark_filename"
                     )
         trained, tested = (np.unique(self.pairs[part][:, 0]) for part in ("train", "test"))
         return {
@@ -105,17 +105,17 @@ class Split:
         return user * len(self.items) + item
 
     def matrix(self, part: str) -> sp.csr_array:
-        """Who took what ``(n_users, n_items)``, 1 where a user has taken an item."""
+        """Interactions of a part ``(n_users, n_items)``: 1 for each user and item that interacted."""
         user, item = self.pairs[part].T
         shape = len(self.users), len(self.items)
         return sp.csr_array((np.ones(len(user), np.float32), (user, item)), shape=shape).sign()
 
     @cached_property
     def activity(self) -> Array:
-        """Train pairs of each user ``(n_users,)``."""
+        """Number of train interactions of each user ``(n_users,)``."""
         return np.bincount(self.pairs["train"][:, 0], minlength=len(self.users))
 
     @cached_property
     def popularity(self) -> Array:
-        """Train pairs of each item ``(n_items,)``."""
+        """Number of train interactions of each item ``(n_items,)``."""
         return np.bincount(self.pairs["train"][:, 1], minlength=len(self.items))

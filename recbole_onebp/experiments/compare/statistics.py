@@ -1,4 +1,4 @@
-"""Is one model better than another, beyond chance: paired over users, two-sided, corrected for how many are asked."""
+"""Significance of differences between models: paired over users, two-sided, corrected for multiple tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BATCH = 100
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two models over the same users: the first less the second."""
+    """The difference of two models over the same users: the first minus the second."""
 
     mean: float
     low: float
@@ -29,7 +29,7 @@ class Difference:
     effect: float
     """Cohen's d for pairs: the mean in standard deviations of the users' differences."""
     p: float
-    """Of the two-sided paired t-test."""
+    """p-value of the two-sided paired t-test."""
 
 
 def paired(ours: Array, theirs: Array, seed: int = 0) -> list[Difference]:
@@ -38,14 +38,14 @@ def paired(ours: Array, theirs: Array, seed: int = 0) -> list[Difference]:
     Args:
         ours: ``(n users, m)``, or one column ``(n users, 1)`` for all.
         theirs: ``(n users, m)``.
-        seed: of the bootstrap, which draws the same users for all columns.
+        seed: of the bootstrap, which samples the same users for all columns.
     """
     difference = np.asarray(ours, float) - np.asarray(theirs, float)
     mean, spread = difference.mean(axis=0), difference.std(axis=0, ddof=1)
     low, high = np.percentile(np.concatenate([*_resampled(difference, seed)]), [2.5, 97.5], axis=0)
     found = []
     for column in range(difference.shape[1]):
-        same = spread[column] == 0  # also of a model with itself, where a t-test has no answer
+        same = spread[column] == 0  # as for a model and itself: the t-test is undefined
         p = float(mean[column] == 0) if same else float(stats.ttest_1samp(difference[:, column], 0).pvalue)
         effect = 0.0 if same else float(mean[column] / spread[column])
         found.append(Difference(float(mean[column]), float(low[column]), float(high[column]), effect, p))
@@ -61,7 +61,7 @@ def _resampled(values: Array, seed: int) -> Iterator[Array]:
 
 
 def holm(p: Array) -> Array:
-    """Holm's step-down correction of the p-values of a family of tests ``(m,)``.
+    """Holm's step-down correction of p-values ``(m,)`` for multiple tests.
 
     Holm, A simple sequentially rejective multiple test procedure, 1979.
     """

@@ -1,4 +1,4 @@
-"""What ``recbole-onebp tune`` has left of a model: the settings that it chose, and what they took."""
+"""The result of ``recbole-onebp tune`` for a model: the chosen settings, and what the search cost."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from recbole_onebp.util.errors import UserError
 __all__ = ["Tuning"]
 
 _SPLIT = {*dataset_arguments, "eval_args", "dataset"}
-"""Keys that a split depends on, beside its seed."""
-_OF_THE_PLAN = {*_SPLIT, *evaluation_arguments, "model", "data_path", "seed", "split_seed", "epochs", "eval_step",
+"""Keys that a split depends on, besides its seed."""
+_FROM_COMPARISON = {*_SPLIT, *evaluation_arguments, "model", "data_path", "seed", "split_seed", "epochs", "eval_step",
                 "stopping_step"} - {"eval_batch_size"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """One model of a folder of ``tune``."""
+    """One model in a folder of ``tune``."""
 
     trials: int
     pruned: int
     epochs: int
-    """At most, a trial."""
+    """Maximum per trial."""
     seconds: float
-    """Of all trials."""
+    """Total of all trials."""
     best: Mapping[str, Any]
     """``best.yaml``."""
     split_seed: int
 
     @classmethod
     def load(cls, folder: Path, label: str) -> Tuning:
-        """Read what the search of ``label`` has left in ``folder``.
+        """Read the result of the search of ``label`` in ``folder``.
 
         Raises:
-            UserError: if there is none, or none of its trials was completed.
+            UserError: if there is none, or if no trial completed.
         """
         try:
             summary = json.loads((folder / "tuning.json").read_text(encoding="utf-8"))
@@ -62,20 +62,20 @@ class Tuning:
         epochs = summary["budget"]["epochs"]
         return cls(model["trials"], model["pruned"], epochs, model["seconds"], best, split_seed)
 
-    def settings(self, plan: Mapping[str, Any]) -> dict[str, Any]:
-        """What was chosen for the model; data, evaluation and epochs are the comparison's.
+    def settings(self, shared: Mapping[str, Any]) -> dict[str, Any]:
+        """The chosen settings of the model, without data, evaluation and epochs, which the comparison sets.
 
         Args:
-            plan: keys that all models of the comparison share, ``dataset`` and ``split_seed`` among them.
+            shared: keys that all models of the comparison share, ``dataset`` and ``split_seed`` among them.
 
         Raises:
-            UserError: if the search had another split: its validation part may hold what is to be tested.
+            UserError: if the search had another split: its validation part may contain test interactions.
         """
         searched = {**self.best, "split_seed": self.split_seed}
         for key in sorted({*_SPLIT, "split_seed"}):
-            if searched.get(key) != plan.get(key):
+            if searched.get(key) != shared.get(key):
                 raise UserError(
-                    f"tuned: {key}: searched with {searched.get(key)}, compared with {plan.get(key)}; validation of "
-                    "another split may hold what is tested here: set it beside models"
+                    f"tuned: {key}: searched with {searched.get(key)}, compared with {shared.get(key)}; validation of "
+                    "another split may contain test interactions of this one: set the key beside models"
                 )
-        return {key: value for key, value in self.best.items() if key not in _OF_THE_PLAN}
+        return {key: value for key, value in self.best.items() if key not in _FROM_COMPARISON}

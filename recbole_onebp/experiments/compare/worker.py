@@ -1,36 +1,30 @@
-"""What a process of the comparison does: look at the data, or train and test one model."""
+"""What a process of a comparison does: examine the data, or train and test one model."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import sys
-import threading
-import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from recbole.utils.argument_list import dataset_arguments, evaluation_arguments
 
+from recbole_onebp.experiments.compare.outcome import recorded
 from recbole_onebp.experiments.compare.split import Split, write_npz
 from recbole_onebp.run.build import build_from, load_config, load_data, read_config
 from recbole_onebp.run.run import Run
 from recbole_onebp.util import logs
 from recbole_onebp.util.errors import UserError
-from recbole_onebp.util.files import write_json
 
-__all__ = ["look_at_data", "train_and_test", "warm_up"]
+__all__ = ["examine_data", "train_and_test", "warm_up"]
 
 
-def look_at_data(folder: Path, given: Mapping[str, Any]) -> None:
-    """Write ``split.npz`` and ``outcome.json``, with what :meth:`Split.check` says, into ``folder``."""
-    with _outcome_of(folder) as outcome:
+def examine_data(folder: Path, given: Mapping[str, Any]) -> None:
+    """Write ``split.npz``, and ``outcome.json`` with the summary that :meth:`Split.check` returns, into ``folder``."""
+    with recorded(folder) as outcome:
         config = read_config(None, given)
         dataset, train, valid, test = load_data(config)
         split = Split.of(dataset, _parts(train, None if config["refit"] else valid, test))
@@ -39,18 +33,18 @@ def look_at_data(folder: Path, given: Mapping[str, Any]) -> None:
 
 
 def train_and_test(folder: Path, given: Mapping[str, Any], split_id: str) -> None:
-    """One run, into its folder: what ``recbole-onebp train`` writes, ``users.npz`` and, last, ``outcome.json``.
+    """Make one run in its folder: the files of ``recbole-onebp train``, ``users.npz`` and, last, ``outcome.json``.
 
-    The epoch is chosen on validation by the trainer; the test part is evaluated when that is done.
+    The trainer chooses the epoch on validation; only then is the test part evaluated.
     """
-    with _outcome_of(folder) as outcome:
+    with recorded(folder) as outcome:
         warm_up(given)
         config, run_folder = load_config(None, {**given, "output_dir": str(folder), "resume": "auto"})
         logs.start(run_folder.log)
         run = build_from(config, run_folder)
         split = Split.of(run.dataset, _parts(run.train_data, run.valid_data, run.test_data))
         if split.id != split_id:
-            raise UserError("its data are split in another way than those of the other models")
+            raise UserError("the data of this model are split differently from those of the other models")
         run.fit()
         _save_users(folder / "users.npz", run)
         on_gpu = config["device"].type == "cuda"
@@ -58,10 +52,10 @@ def train_and_test(folder: Path, given: Mapping[str, Any], split_id: str) -> Non
 
 
 def warm_up(given: Mapping[str, Any]) -> None:
-    """Train the model for an epoch on made-up data: what is compiled and loaded once is in nobody's seconds."""
+    """Train the model for one epoch on made-up data, so that no measured time includes compilation and loading."""
     rng = np.random.default_rng(0)
     keys = {key: value for key, value in given.items() if key not in (*dataset_arguments, *evaluation_arguments)}
-    # A model that cannot is told so by its real data.
+    # A model that cannot train on these data is judged by the real ones.
     with suppress(Exception), TemporaryDirectory() as path:
         (Path(path) / "warm_up").mkdir()
         rows = (f"{user}\t{item}\n" for user in range(30) for item in rng.permutation(200)[:20])
@@ -75,7 +69,7 @@ def _parts(train: Any, valid: Any, test: Any) -> dict[str, Any]:
 
 
 def _save_users(path: Path, run: Run) -> None:
-    """The test metrics of every user ``(n,)``, and the lists they come from ``(n, k)``, as internal ids."""
+    """Save the test metrics of every user ``(n,)``, and the recommended lists ``(n, k)`` as internal ids."""
     per_user = run.per_user_metrics("test")
     users, lists = _top_items(run, max(run.config["topk"]))
     metrics = {str(name): per_user[name].to_numpy(np.float64) for name in per_user}
@@ -84,7 +78,7 @@ def _save_users(path: Path, run: Run) -> None:
 
 @torch.no_grad()
 def _top_items(run: Run, k: int) -> tuple[Any, Any]:
-    """Test users and their k best items, what they took before left out, by RecBole's own evaluation step."""
+    """Test users and their k best items by RecBole's own evaluation step, which excludes the items seen before."""
     trainer = run.trainer
     trainer.model.eval()
     users, lists = [], []
@@ -93,33 +87,3 @@ def _top_items(run: Run, k: int) -> tuple[Any, Any]:
         users.append(interaction[run.dataset.uid_field].cpu().numpy())
         lists.append(torch.topk(scores, k)[1].cpu().numpy())
     return np.concatenate(users).astype(np.int32), np.concatenate(lists).astype(np.int32)
-
-
-@contextmanager
-def _outcome_of(folder: Path) -> Iterator[dict[str, Any]]:
-    """Write how a run ended, after everything else; what was printed goes to ``output.txt``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "output.txt", "w", encoding="utf-8") as output:
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    outcome: dict[str, Any] = {"status": "done"}
-    # A process of an earlier, killed comparison may need a moment to end.
-    with FileLock(folder / ".worker.lock", timeout=60):
-        try:
-            yield outcome
-        except Exception as error:
-            traceback.print_exc()
-            memory = isinstance(error, MemoryError) or "memory" in str(error).lower()
-            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            outcome = {"status": "out of memory" if memory else "failed", "reason": " ".join(reason.split())[:300]}
-        sys.stdout.flush()
-        write_json(folder / "outcome.json", outcome)
-
-
-def _end_with_parent() -> None:
-    """Nobody would see the result, and the next comparison starts this run again."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

@@ -1,1 +1,1 @@
-"""Hyper-parameters searched on validation by Optuna, every model on the same budget; the test part is not looked at."""
+"""Hyper-parameter search by Optuna: every model gets the same budget, and only validation is evaluated."""

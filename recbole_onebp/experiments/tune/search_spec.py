@@ -1,4 +1,4 @@
-"""What is to be searched: a YAML file, checked once; models, their spaces, and the budget that all of them get."""
+"""The specification of a search: a YAML file, validated once, with models, their spaces and one budget for all."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _Number = int | FiniteFloat
 _ONE_FOR_ALL = comparison_keys() | {"dataset", "data_path", "seed", "epochs", "eval_step", "stopping_step"}
 """Keys of data, evaluation and budget: models searched on other terms could not be compared."""
 _NO_RESULT = {"data_path", "show_progress", "state", "gpu_id", "use_gpu"}
-"""Keys that may differ when a search is gone on with."""
+"""Keys that may change when a search is resumed."""
 
 
 class Range(BaseModel):
-    """All numbers from ``low`` to ``high``; whole ones where both are and the key's default is."""
+    """All numbers from ``low`` to ``high``; integers if both bounds and the key's default are."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     low: _Number
     high: _Number
     log: bool = False
-    """Even on the scale of the logarithm."""
+    """Sample uniformly on a logarithmic scale."""
     step: _Number | None = None
 
     @model_validator(mode="after")
@@ -59,23 +59,24 @@ Values = Range | list[Any]
 
 
 class Budget(BaseModel):
-    """What every model gets, and how it is spent."""
+    """The budget of every model, and how it is used."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
     trials: _Positive = 20
     time_limit: Annotated[FiniteFloat, Field(gt=0)] | None = None
-    """Seconds, looked at after each validated epoch; the trial that runs out of them counts as pruned."""
+    """Seconds, checked after each validation; the trial that exceeds the limit counts as pruned."""
     startup_trials: _Positive = 5
-    """Drawn at random and not pruned; afterwards by the tree-structured Parzen estimator (Bergstra et al., 2011)."""
+    """Trials sampled at random and never pruned; later ones by the tree-structured Parzen estimator (Bergstra et al.,
+    2011)."""
     prune: bool = True
-    """End a trial whose best validation so far is below the median of the earlier trials at that epoch."""
+    """Stop a trial whose best validation so far is below the median of earlier trials at the same epoch."""
     warmup_epochs: Annotated[int, Field(ge=0)] = 5
-    """Epochs of a trial before it may be pruned."""
+    """Epochs during which a trial is never pruned."""
 
 
 class _Entry(BaseModel):
-    """A model under a label, with its space; every other key is a setting of its own."""
+    """A model with a label and its space; every other key is a setting of this model."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow")
 
@@ -91,14 +92,14 @@ class _Entry(BaseModel):
 
 
 class _File(BaseModel):
-    """A tuning file.  Every key beside these and the budget's is a setting that all models share."""
+    """A tuning file.  Every key that is neither here nor in the budget is a setting that all models share."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow")
 
     dataset: str
     models: Annotated[list[_Entry], Field(min_length=1)]
     space: dict[str, Any] = {}
-    """Of all models; a model's own goes above it."""
+    """The space of all models; a model's own space replaces keys of it."""
 
     @field_validator("models")
     @classmethod
@@ -106,7 +107,7 @@ class _File(BaseModel):
         labels = [entry.label for entry in models]
         for label in labels:
             if labels.count(label) > 1:
-                raise ValueError(f"{label} stands there twice; give one of them another label")
+                raise ValueError(f"{label} appears twice; give one of them another label")
         return models
 
 
@@ -116,25 +117,25 @@ class Search:
 
     label: str
     settings: Mapping[str, Any]
-    """Every key that is set, with the whole mapping where the space has a key of one."""
+    """Every key that is set; if the space has a key inside a mapping, the whole mapping."""
     space: Mapping[str, Values]
     seed: int
     valid_metric: str
-    """As in a result: ``ndcg@10``."""
+    """Named as in ``result.json``: ``ndcg@10``."""
     bigger_is_better: bool
 
     @property
     def terms(self) -> dict[str, str]:
-        """What a result depends on: trials of other terms do not go together."""
+        """Everything that a result depends on; only trials with equal terms belong to one search."""
         settings = {key: str(value) for key, value in self.settings.items() if key not in _NO_RESULT}
         return settings | {f"space: {key}": str(values) for key, values in self.space.items()}
 
     def suggest(self, trial: Any) -> dict[str, Any]:
-        """A value for each key of the space, from an Optuna trial."""
+        """Values for all keys of the space, sampled by an Optuna trial."""
         return {key: _suggest(trial, key, values) for key, values in self.space.items()}
 
     def config(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings with ``values`` in their places; ``a.b`` is the key ``b`` of the mapping ``a``."""
+        """The settings with ``values`` filled in; ``a.b`` is the key ``b`` of the mapping ``a``."""
         return _put(self.settings, values)
 
 
@@ -144,22 +145,22 @@ class SearchSpec:
 
     budget: Budget
     epochs: int
-    """At most, a trial."""
+    """Maximum per trial."""
     searches: tuple[Search, ...]
 
     @classmethod
     def read(cls, path: Path, overrides: Mapping[str, Any]) -> SearchSpec:
-        """The plan of a YAML file, ``overrides`` above it.
+        """Read a YAML file; ``overrides`` replace its keys.
 
         Raises:
-            UserError: for a file that cannot be read, a key or value that is wrong, or models on unequal terms.
+            UserError: for an unreadable file, a wrong key or value, or models with different data, evaluation or budget.
         """
         given = {**RunConfig.read_files([str(path)]), **overrides}
         budget = validated(Budget, {key: given.pop(key) for key in Budget.model_fields if key in given})
         if isinstance(given.get("model"), str) and "models" not in given:
             given["models"] = [given.pop("model")]
         if "model" in given:
-            raise UserError("model: the file has models, a list; leave model out")
+            raise UserError("model: the file has a list of models; leave model out")
         file = validated(_File, given)
         shared = {**(file.model_extra or {}), "dataset": file.dataset}
         searches, terms = [], list[dict[str, Any]]()
@@ -171,8 +172,8 @@ class SearchSpec:
                 for key, value in terms[-1].items():
                     if value != terms[0][key]:
                         raise UserError(
-                            f"{key}: {value}, but {terms[0][key]} for {file.models[0].label}; all models are searched "
-                            "on the same terms: set it beside models"
+                            f"{key}: {value}, but {terms[0][key]} for {file.models[0].label}; all models have the "
+                            "same data, evaluation and budget: set the key beside models"
                         )
             except UserError as error:
                 raise UserError(f"models, {entry.label}: {error}") from None
@@ -181,15 +182,15 @@ class SearchSpec:
 
 
 def _search(label: str, settings: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Search, RunConfig]:
-    """A search and its configuration as it is outside the space."""
+    """The search of one model, and its configuration without the space."""
     config = read_config(None, settings)
     if config["MODEL_TYPE"] == ModelType.DECISIONTREE:
-        raise UserError(f"{config['model']}: its trainer of RecBole's cannot be watched; tune takes all other models")
+        raise UserError(f"{config['model']}: its trainer in RecBole reports no epochs; tune supports all other models")
     if config["refit"] or not config["eval_step"]:
-        raise UserError("refit and eval_step: a search is one on validation; leave both out")
+        raise UserError("refit and eval_step: a search needs validation; leave both out")
     for key in ("output_dir", "checkpoint_dir"):
         if key in settings:
-            raise UserError(f"{key}: every trial has its own; pass --output_dir for the search")
+            raise UserError(f"{key}: every trial has its own folder; pass --output_dir for the search")
     if not given:
         raise UserError("space: there is nothing to search; give a list of choices, or low and high, for some key")
     outer = {key: key.partition(".")[0] for key in given}
@@ -206,7 +207,7 @@ def _values(key: str, given: Any, config: RunConfig) -> Values:
     outer, _, inner = key.partition(".")
     default = config[outer]
     if outer in _ONE_FOR_ALL:
-        raise UserError(f"space: {key}: all models are searched on the same terms; set it beside models")
+        raise UserError(f"space: {key}: all models have the same data, evaluation and budget; set it beside models")
     if inner and inner not in (default if isinstance(default, dict) else ()):
         raise UserError(f"space: {key}: {outer} is {default}" + (nearest(inner, default) if default else ""))
     if isinstance(given, dict):
@@ -222,7 +223,7 @@ def _values(key: str, given: Any, config: RunConfig) -> Values:
 
 
 def _check_space(settings: Mapping[str, Any], space: Mapping[str, Values]) -> None:
-    """Refuse a value that is not allowed, be it with the defaults, the first or the last values of the other keys."""
+    """Refuse a value that is not allowed with the defaults, nor with the first or last values of the other keys."""
     ends = {key: [values.low, values.high] if isinstance(values, Range) else values for key, values in space.items()}
     others = [{}, *({key: values[end] for key, values in ends.items()} for end in (0, -1))]
     for key, values in ends.items():
@@ -255,6 +256,6 @@ def _put(settings: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, An
 def _suggest(trial: Any, key: str, values: Values) -> Any:
     if isinstance(values, Range):
         return values.suggest(trial, key)
-    # Optuna keeps numbers, texts, booleans and None; a list, of layer sizes for one, goes by its text.
+    # Optuna stores numbers, strings, booleans and None; other values, such as lists of layer sizes, become JSON.
     names = [v if v is None or isinstance(v, (bool, int, float, str)) else json.dumps(v) for v in values]
     return values[names.index(trial.suggest_categorical(key, names))]

@@ -1,10 +1,11 @@
-"""What a tuning leaves: ``tuning.json``, the best configuration of each model, and a picture of the history."""
+"""The output of a search: ``tuning.json``, the best configuration of each model, and a chart of all trials."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
+from recbole_onebp.experiments.charts import Chart, Series, draw_panels
 from recbole_onebp.experiments.tune.search_spec import Search, SearchSpec
 from recbole_onebp.experiments.tune.trials import counts, reason_of, seconds
 from recbole_onebp.run.environment import versions
@@ -24,15 +26,15 @@ __all__ = ["refuse_failures", "table", "write"]
 _STATES = ("complete", "pruned", "failed", "cut_off")
 
 
-def write(plan: SearchSpec, studies: Sequence[optuna.Study], folder: Path) -> dict[str, Any]:
+def write(spec: SearchSpec, studies: Sequence[optuna.Study], folder: Path) -> dict[str, Any]:
     """Write all files into ``folder``.
 
     Returns:
-        What ``tuning.json`` holds.
+        The content of ``tuning.json``.
     """
-    first = plan.searches[0]
+    first = spec.searches[0]
     models = {}
-    for search, study in zip(plan.searches, studies, strict=True):
+    for search, study in zip(spec.searches, studies, strict=True):
         models[search.label] = _summary(search, study)
         best = _best(study)
         path = folder / search.label / "best.yaml"
@@ -44,18 +46,18 @@ def write(plan: SearchSpec, studies: Sequence[optuna.Study], folder: Path) -> di
         "valid_metric": first.valid_metric,
         "bigger_is_better": first.bigger_is_better,
         "seed": first.seed,
-        "budget": {**plan.budget.model_dump(), "epochs": plan.epochs},
+        "budget": {**spec.budget.model_dump(), "epochs": spec.epochs},
         "models": models,
         "versions": {**versions(), "optuna": optuna.__version__},
     }
     text = json.dumps(summary, indent=2) + "\n"
     write_atomically(folder / "tuning.json", lambda file: file.write_text(text, encoding="utf-8"))
-    _draw(plan.searches, studies, folder / "history.png")
+    _draw(spec.searches, studies, folder / "history.png")
     return summary
 
 
 def table(summary: dict[str, Any]) -> str:
-    """A line a model: trials, seconds, best validation and parameters."""
+    """One line per model: trials, seconds, best validation and parameters."""
     lines = []
     for label, model in summary["models"].items():
         states = ", ".join(f"{model[state]} {state}" for state in _STATES if model[state])
@@ -68,11 +70,11 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def refuse_failures(summary: dict[str, Any]) -> None:
-    """Raise :class:`UserError` where a model has nothing to show."""
+    """Raise :class:`UserError` if a model has no completed trial."""
     for label, model in summary["models"].items():
         if model["best_value"] is None:
             why = [trial["reason"] for trial in model["history"] if trial["reason"]]
-            raise UserError(f"{label}: none of {model['trials']} trials was completed; the last: {why[-1]}")
+            raise UserError(f"{label}: none of {model['trials']} trials was completed; the last one: {why[-1]}")
 
 
 def _summary(search: Search, study: optuna.Study) -> dict[str, Any]:
@@ -120,43 +122,35 @@ def _write_config(path: Path, search: Search, best: FrozenTrial) -> None:
 
 
 def _draw(searches: Sequence[Search], studies: Sequence[optuna.Study], path: Path) -> None:
-    """Draw the validation of every trial and the best so far, a panel a model."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    """Draw the validation of every trial and the best value so far, one panel per model."""
+    trials = [study.get_trials(deepcopy=False) for study in studies]
+    values = [trial.value for of_model in trials for trial in of_model if trial.value is not None]
+    floor = min(values, default=0.0)  # trials that failed have no value: they are drawn at the bottom
+    charts = [_history(search, of_model, floor) for search, of_model in zip(searches, trials, strict=True)]
+    write_atomically(path, partial(draw_panels, charts))
 
-    columns = min(len(studies), 3)
-    rows = -(-len(studies) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.2 * rows + 0.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
-    for panel in panels[len(studies) :]:
-        panel.set_axis_off()
-    for panel, search, study in zip(panels, searches, studies, strict=False):
-        trials = study.get_trials(deepcopy=False)
-        done = [(trial.number, trial.value) for trial in trials if trial.state == TrialState.COMPLETE]
-        pruned = [(t.number, t.value) for t in trials if t.state == TrialState.PRUNED and t.value is not None]
-        failed = [trial.number for trial in trials if trial.state == TrialState.FAIL]
-        if done:
-            numbers, values = zip(*done, strict=True)
-            best = [*accumulate(values, max if search.bigger_is_better else min)]
-            steps = [*numbers, len(trials) - 1], [*best, best[-1]]
-            panel.step(*steps, where="post", color="C1", label="best so far")
-            panel.plot(numbers, values, "o", color="C0", markersize=4, label="complete")
-        if pruned:
-            panel.plot(*zip(*pruned, strict=True), "o", mfc="none", color="C7", markersize=4, label="pruned")
-        if failed:
-            bottom = panel.get_xaxis_transform()
-            panel.plot(failed, [0.02] * len(failed), "x", color="C3", transform=bottom, label="failed or cut off")
-        panel.set(title=search.label, xlabel="trial", xlim=(-0.5, max(len(trials), 1) - 0.5))
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.grid(alpha=0.3)
-    for panel in panels[::columns]:
-        panel.set_ylabel(f"validation {searches[0].valid_metric}")
-    handles = {
-        label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
-    }
-    if handles:
-        ncols = min(len(handles), 2 * columns)
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=ncols, frameon=False)
-    write_atomically(path, lambda file: figure.savefig(file, dpi=150, format="png"))
+
+def _history(search: Search, trials: Sequence[FrozenTrial], floor: float) -> Chart:
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    best = [*accumulate((trial.value for trial in complete), max if search.bigger_is_better else min)]
+    series = []
+    if complete:
+        numbers = [*(trial.number for trial in complete), len(trials) - 1]
+        series.append(Series("best so far", numbers, [*best, best[-1]], "#ff7f0e", marker="none", step=True))
+    pruned = [trial for trial in trials if trial.state == TrialState.PRUNED and trial.value is not None]
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+    kinds = (
+        ("complete", complete, "#1f77b4", "circle"),
+        (
+            "pruned",
+            pruned,
+            "#7f7f7f",
+            "circle-open",
+        ),
+        ("failed or cut off", failed, "#d62728", "x"),
+    )
+    for label, some, color, marker in kinds:
+        if some:
+            heights = [floor if trial.value is None else trial.value for trial in some]
+            series.append(Series(label, [trial.number for trial in some], heights, color, "none", marker))
+    return Chart(search.label, search.label, "", "trial", f"validation {search.valid_metric}", "lines", series)

@@ -1,4 +1,4 @@
-"""The trials of one search, one after another, remembered by Optuna in SQLite."""
+"""The trials of one search, made one after another and stored by Optuna in SQLite."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ __all__ = ["DATABASE", "add_lost", "counts", "left", "open_study", "reason_of", 
 DATABASE = "trials.db"
 _CUT_OFF = "cut off: the search was stopped"
 _LOST = "lost"
-"""Attribute of a study: number of a trial whose process is gone -> why."""
+"""Attribute of a study: maps the number of a trial whose process ended to the reason."""
 
 
 def open_study(folder: Path, search: Search, budget: Budget) -> optuna.Study:
-    """The trials so far, in ``folder / DATABASE``.
+    """Open the study in ``folder / DATABASE``, or create it.
 
     Raises:
-        UserError: if they were made on other terms.
+        UserError: if its trials were made with other settings.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    # Several processes may write: wait for one another rather than fail.
+    # Several processes may write: they wait for the lock instead of failing.
     storage = optuna.storages.RDBStorage(
         f"sqlite:///{folder / DATABASE}", engine_kwargs={"connect_args": {"timeout": 60}}
     )
@@ -52,7 +52,7 @@ def open_study(folder: Path, search: Search, budget: Budget) -> optuna.Study:
         if was != now:
             raise UserError(
                 f"models, {search.label}: {key}: {now}, but the trials in {folder} were made with {was}; "
-                "take another --output_dir"
+                "choose another --output_dir"
             )
     if not study.user_attrs:
         study.set_user_attr("terms", terms)
@@ -60,11 +60,11 @@ def open_study(folder: Path, search: Search, budget: Budget) -> optuna.Study:
 
 
 def add_lost(study: optuna.Study, reason: str = "") -> bool:
-    """Record as failed the trials whose process is gone.
+    """Record trials whose process ended as failed.
 
     Args:
-        study: of which no process runs any more.
-        reason: why the process ended by itself; none if it was stopped: then the trial is made again, once.
+        study: a study that no process works on.
+        reason: why the process ended; empty if the search was stopped: then the trial is repeated once.
 
     Returns:
         Whether there were any.
@@ -85,18 +85,18 @@ def reason_of(study: optuna.Study, trial: FrozenTrial) -> str:
 
 
 def counts(study: optuna.Study, trial: FrozenTrial) -> bool:
-    """Whether a trial has used up one of the budget: all that ended do, save those that were cut off once."""
+    """Whether a trial uses up budget: all finished trials do, except one that was cut off for the first time."""
     return trial.state.is_finished() and reason_of(study, trial) != _CUT_OFF
 
 
 def seconds(study: optuna.Study, trial: FrozenTrial) -> float:
-    """What a trial has taken; 0 for one that was cut off, since nobody knows when."""
-    lasted = trial.duration
-    return 0.0 if lasted is None or reason_of(study, trial).startswith(_CUT_OFF) else lasted.total_seconds()
+    """Duration of a trial; 0 if it was cut off, because the time is unknown."""
+    duration = trial.duration
+    return 0.0 if duration is None or reason_of(study, trial).startswith(_CUT_OFF) else duration.total_seconds()
 
 
 def left(study: optuna.Study, budget: Budget) -> tuple[int, float]:
-    """Trials and seconds left of the budget."""
+    """Remaining trials and seconds of the budget."""
     trials = study.get_trials(deepcopy=False)
     used = sum(seconds(study, trial) for trial in trials)
     return budget.trials - sum(counts(study, trial) for trial in trials), (budget.time_limit or math.inf) - used
@@ -105,8 +105,8 @@ def left(study: optuna.Study, budget: Budget) -> tuple[int, float]:
 def run_trials(study: optuna.Study, folder: Path, search: Search, budget: Budget) -> None:
     """Make trials until the budget is used up.
 
-    The sampler is seeded anew for each trial, by the seed and the trial's place: a search that was stopped goes on as
-    if it had not been.
+    Each trial seeds the sampler by the seed and the trial's position, so that a resumed search gives the same trials as
+    an uninterrupted one.
     """
     while min(left(study, budget)) > 0:
         place = budget.trials - left(study, budget)[0]
@@ -120,11 +120,11 @@ def run_trials(study: optuna.Study, folder: Path, search: Search, budget: Budget
             f"{search.label}, trial {trial.number} ({place + 1} of {budget.trials}): {outcome}, {took:.1f} s",
             flush=True,
         )
-        gc.collect()  # before the next model is made: a failed one hangs in its traceback's cycles
+        gc.collect()  # a failed model is kept alive by reference cycles of its traceback
 
 
 def _outcome(study: optuna.Study, trial: optuna.Trial, folder: Path, search: Search, budget: Budget) -> str:
-    """Make a trial, record how it ended, and say so."""
+    """Make a trial and record how it ended; returns that in words."""
     try:
         value = _run(trial, folder, search, budget, left(study, budget)[1])
         study.tell(trial, value)
@@ -133,7 +133,7 @@ def _outcome(study: optuna.Study, trial: optuna.Trial, folder: Path, search: Sea
         trial.set_user_attr("reason", str(pruned))
         study.tell(trial, state=TrialState.PRUNED)
         return f"pruned, {pruned}"
-    except Exception as error:  # whatever it is, the next trial may well go
+    except Exception as error:  # the next trial may succeed
         if not isinstance(error, UserError):
             logging.getLogger().exception("trial failed")
         trial.set_user_attr("reason", _words(error))
@@ -142,7 +142,7 @@ def _outcome(study: optuna.Study, trial: optuna.Trial, folder: Path, search: Sea
 
 
 def _run(trial: optuna.Trial, folder: Path, search: Search, budget: Budget, seconds_left: float) -> float:
-    """Train and validate; the test part is not evaluated.
+    """Train and validate without the test part.
 
     Returns:
         The best validation.

@@ -87,7 +87,7 @@ def _wanted(kind: str, columns: Iterable[str], config: Config) -> list[str]:
 
 def _check_header(table: Table, separator: str) -> None:
     assert isinstance(table, TextTable)
-    header, _ = table.first_lines()
+    header, _ = table.first_lines
     if not header:
         raise UserError(f"{table.path}: empty; expected a header such as user_id:token item_id:token")
     if header.startswith("\ufeff"):

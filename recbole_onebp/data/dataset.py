@@ -33,8 +33,8 @@ class OneBPDataset(Dataset):
 
     Token columns of interactions are codes and a vocabulary from the start; numpy groups, splits and counts rows.
     RecBole reads an atomic file that is not plain (quotes, sequences, missing tokens, ...), at its usual cost.
-    Columnar files are read too, see :mod:`~recbole_onebp.data.interactions`.  Interactions without features of users or items are
-    cached, see :mod:`~recbole_onebp.data.cache`.
+    Columnar files are read too, see :mod:`~recbole_onebp.data.interactions`.  Interactions without features of users
+    or items are cached, see :mod:`~recbole_onebp.data.cache`.
 
     Ids in ``inter_feat`` are int32 where no features share them; in batches they are int64, as in RecBole.
     """

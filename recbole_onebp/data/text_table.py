@@ -77,6 +77,7 @@ class TextTable:
         except UnicodeDecodeError:
             raise self._not_text() from None
 
+    @cached_property
     def first_lines(self) -> tuple[str, str]:
         """The header and the line below it, without line ends.
 
@@ -102,14 +103,17 @@ class TextTable:
             Title, such as ``user_id:token``, -> the column's name in the file.
         """
         if not self.is_csv:
-            return {title: title for title in self.first_lines()[0].split(self.separator)}
+            return {title: title for title in self.first_lines[0].split(self.separator)}
+        return columnar_titles(dict.fromkeys(self._csv_names, "float"), ids)
+
+    @cached_property
+    def _csv_names(self) -> list[str]:
         with self._lines() as lines:
-            names = next(csv.reader(lines), [])
-        return columnar_titles(dict.fromkeys(names, "float"), ids)
+            return next(csv.reader(lines), [])
 
     def has_rows(self) -> bool:
         """Whether there is anything in the line below the header."""
-        return bool(self.first_lines()[1].strip())
+        return bool(self.first_lines[1].strip())
 
     # ------------------------------------------------------------------------------------------------------- columns
 
@@ -159,7 +163,7 @@ class TextTable:
         if self._checked is None:
             self.check_rows(columns, ids)
         else:
-            self.content = None
+            self.content = None  # no longer needed
 
     def _read_if_plain(self, columns: Mapping[str, str], show_progress: bool = False) -> pd.DataFrame | None:
         if not all(title.endswith((":token", ":float")) for title in columns) or not self._is_plain():

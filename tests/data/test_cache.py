@@ -227,14 +227,14 @@ def opened(monkeypatch):
 def test_a_small_file_is_read_once(config, opened, tmp_path, monkeypatch, suffix):
     """Found, fingerprinted, checked and loaded: one open() in all."""
     monkeypatch.setattr(data_cache, "WORTH_BYTES", 4 << 20)
-    path = tmp_path / "rated" / "rated.inter"
+    path = write_inter(tmp_path / "rated", [(f"u{n}", f"i{n * step % 40}") for n in range(30) for step in (1, 7, 11)])
     if suffix == ".inter.csv":
         pd.read_csv(path, sep="\t").to_csv(f"{path}.csv", index=False)
         path.unlink()
     opened.clear()
     given = {"data_path": str(tmp_path), "load_col": None, "show_progress": False}
     run = build("OneBP", "rated", config_dict=given)
-    assert run.dataset.inter_num == 150
+    assert run.dataset.inter_num == 90
     assert opened == [f"rated{suffix}"]
 
 

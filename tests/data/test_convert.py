@@ -150,11 +150,11 @@ def test_several_files_one_after_the_other():
     [
         ("x.csv", b"who,what\na,x\n", [], "which column is the user? name it by --user; its columns are who, what"),
         ("x.csv", b"user,what\na,x\n", ["--item=wat"], "x.csv: no column wat; its columns are user, what"),
-        ("x.csv", b"user,what\na,x\n", ["--item=user"], "one column cannot be two"),
+        ("x.csv", b"user,what\na,x\n", ["--item=user"], "one column cannot have two meanings"),
         ("x.csv", b"a,x\n", ["--no_header"], "which column is the user? name it by --user, by their numbers"),
         ("x.txt", b"user item\na x\n", [], "which character separates its columns? give it by --sep"),
         ("x.csv", b"user,item\n\xff,x\n", [], "not text in utf-8; give its own by --encoding"),
-        ("x.csv", b"user,item\na,x\n", ["--encoding=utf-99"], "--encoding utf-99: none that Python knows"),
+        ("x.csv", b"user,item\na,x\n", ["--encoding=utf-99"], "--encoding utf-99: Python does not know it"),
         ("x.csv", b"", [], "x.csv: empty"),
         ("x.csv", b"user,item\n", [], "x: no rows are left for all (0 rows read"),
         ("x.csv", b"user,item\na,\n", [], "1 bad rows left out: no item_id"),

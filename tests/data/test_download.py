@@ -49,15 +49,15 @@ def test_what_a_second_attempt_can_mend(server, tmp_path, capsys, plan, ranges):
 @pytest.mark.parametrize(
     ("plan", "said"),
     [
-        (["page"], "a web page came in place of the file"),
-        (["wrong"], f"not the file that is expected: git blob id {blob_id(TRAIN.swapcase()[::-1])}"),
+        (["page"], "received a web page instead of the file"),
+        (["wrong"], f"not the expected file: git blob id {blob_id(TRAIN.swapcase()[::-1])}"),
         (["short length"], f"({len(TRAIN) // 2} bytes), expected {blob_id(TRAIN)}"),
         (["404"], "404 Not Found"),
         (["403"], "403 Forbidden"),
         (["500"] * 9, "500 Internal Server Error; tried 5 times"),
         (["silence"] * 9, "no answer within 0.05 seconds; tried 5 times"),
         (["drops and ignores range"] * 9, f"broke off after {len(TRAIN) // 3} of {len(TRAIN)} bytes; tried 5 times"),
-        (["well", "wrong"], "test.txt: not the file"),
+        (["well", "wrong"], "test.txt: not the expected file"),
     ],
 )
 def test_what_it_cannot_mend_is_one_line_and_leaves_nothing(small, server, monkeypatch, capsys, plan, said):
@@ -68,7 +68,7 @@ def test_what_it_cannot_mend_is_one_line_and_leaves_nothing(small, server, monke
     assert code == 2
     assert said in error
     assert f"{server.base}/data/small/" in error
-    assert "recbole-onebp fetch small --from DIR takes it from a folder" in error
+    assert "recbole-onebp fetch small --from DIR reads it from a folder" in error
     assert list(Path.cwd().iterdir()) == []
 
 

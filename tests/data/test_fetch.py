@@ -120,10 +120,10 @@ def test_pairs_in_both_parts_are_mentioned(small, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("train.txt", "0 1\n1 x 2\n", "train.txt, line 2: 'x' is no id"),
-        ("train.txt", "0 1\n1 2.5\n", "train.txt, line 2: '2.5' is no id"),
-        ("train.txt", "0 1\n1 -2\n", "train.txt, line 2: '-2' is no id"),
-        ("train.txt", f"0 {2**70}\n", f"'{2**70}' is no id"),
+        ("train.txt", "0 1\n1 x 2\n", "train.txt, line 2: 'x' is not an id"),
+        ("train.txt", "0 1\n1 2.5\n", "train.txt, line 2: '2.5' is not an id"),
+        ("train.txt", "0 1\n1 -2\n", "train.txt, line 2: '-2' is not an id"),
+        ("train.txt", f"0 {2**70}\n", f"'{2**70}' is not an id"),
         ("train.txt", b"\xff\xfe0", "not text"),
         ("train.txt", "", "no pairs"),
         ("train.txt", "3\n4 \n", "no pairs"),
@@ -197,7 +197,7 @@ def test_a_mirror_without_pins_holds_the_published_files(small, server):
         (["--url=http://localhost", "--pins=pins"], b"\xff", "--pins pins: not text in UTF-8"),
         (["--url=http://localhost", "--pins=pins"], f"big/train.txt: {1:040}", "no entry for data/small/train.txt"),
         (["--url=http://localhost", "--pins=pins"], f"train.txt: {1:040}\nsmall/train.txt: {1:064}", "train.txt and s"),
-        (["--url=http://localhost", "--from=."], None, "--from and --url: give one of them"),
+        (["--url=http://localhost", "--from=."], None, "--from and --url: give only one of them"),
         (["--from=absent"], None, "--from absent: no such folder"),
         (["--frm=x"], None, "unrecognized arguments: --frm=x"),
     ],
@@ -214,7 +214,7 @@ def test_fetch_flags_that_make_no_sense(small, capsys, arguments, pins, said):
 def test_names_that_nobody_knows(capsys):
     code, _, error = run("fetch", "gowala", capsys=capsys)
     assert code == 2
-    assert "data set gowala: none known by this name; did you mean gowalla?" in error
+    assert "data set gowala: unknown name; did you mean gowalla?" in error
     code, _, error = run("fetch", "ml-20m", "--from=.", capsys=capsys)
     assert code == 2
     assert "--from and --url are for gowalla, " in error
@@ -227,7 +227,7 @@ def test_what_is_there_is_left_alone_unless_forced(small, server, capsys):
     asked = len(server.requests)
     code, out, _ = run("fetch", "small", capsys=capsys)
     assert code == 0
-    assert "small is in dataset/small already; --force fetches it anew" in out
+    assert "small is already in dataset/small; --force fetches it again" in out
     assert (len(server.requests), marker.stat().st_mtime_ns) == (asked, before)
     server.plan = ["404"]
     assert run("fetch", "small", "--force", capsys=capsys)[0] == 2
@@ -237,13 +237,13 @@ def test_what_is_there_is_left_alone_unless_forced(small, server, capsys):
     marker.unlink()
     code, _, error = run("fetch", "small", capsys=capsys)
     assert code == 2
-    assert "dataset/small exists and holds no data set that was fetched; --force replaces it" in error
+    assert "dataset/small exists and is not a complete data set of fetch; --force replaces it" in error
     assert [path.name for path in Path("dataset").iterdir()] == ["small"]
 
 
 def test_ml_100k_comes_with_recbole(capsys):
     code, out, _ = run("fetch", "ml-100k", capsys=capsys)
-    assert (code, out) == (0, "ml-100k comes with RecBole: there is nothing to fetch\n")
+    assert (code, out) == (0, "ml-100k comes with RecBole: nothing to fetch\n")
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
@@ -297,7 +297,7 @@ def test_training_says_what_to_do_when_the_network_fails(small, server, tmp_path
     server.plan = ["404"]
     code, _, error = run(*train_arguments(tmp_path, "--dataset=small"), capsys=capsys)
     assert code == 2
-    assert "404 Not Found; recbole-onebp fetch small --from DIR takes it from a folder" in error
+    assert "404 Not Found; recbole-onebp fetch small --from DIR reads it from a folder" in error
     assert list(Path.cwd().iterdir()) == []
 
 

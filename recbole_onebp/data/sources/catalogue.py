@@ -19,20 +19,20 @@ class RemoteFile:
     """A file of a repository at a fixed commit."""
 
     path: str
-    """Below the base URL."""
+    """Relative to the base URL."""
     pin: str
-    """Its git blob id; in a mirror's list it may also be a SHA-256."""
+    """Git blob id or SHA-256 of the content."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A data set with a published train and test part."""
+    """A data set with published train and test parts."""
 
     base: str
     files: Mapping[str, RemoteFile]
     """``train`` and ``test``."""
     counts: Mapping[str, int]
-    """Users, items, train pairs and test pairs, as published."""
+    """Published numbers of users, items, train and test interactions."""
 
 
 def _published(
@@ -80,11 +80,11 @@ CATALOGUE: Mapping[str, Published] = {
 
 
 def mirrored(published: Published, base: str, pins: Path | None) -> Published:
-    """The same data set below another URL.
+    """The same data set at another URL.
 
     Args:
         published: the data set.
-        base: a file lies at ``base/path``.
+        base: the URL of a file is ``base/path``.
         pins: a text file of ``path: id`` lines (empty lines and lines that begin with ``#`` are skipped), where a path
             is the published one or the end of it (``train.txt``, ``gowalla/train.txt``) and an id is a git blob id or a
             SHA-256; without it the published paths and ids are expected.

@@ -21,7 +21,8 @@ from pyarrow import feather, parquet
 
 from recbole_onebp.cli import main, parse_overrides
 from recbole_onebp.config import RunConfig
-from recbole_onebp.data.cache import DataCache, State
+from recbole_onebp.data.cache import State
+from recbole_onebp.data.interactions import InteractionFiles
 from recbole_onebp.data.sources.atomic_folder import is_complete
 from recbole_onebp.data.sources.catalogue import CATALOGUE, mirrored
 from recbole_onebp.data.sources.convert import Conversion, convert
@@ -573,7 +574,7 @@ def test_a_cache_of_data(tmp_path, monkeypatch, deep):
     folder.mkdir()
     (folder / "hostile.inter").write_bytes(text_of("\t", TITLES))
     keys = {"load_col": None, "data_path": str(tmp_path), "model": "OneBP", "dataset": "hostile"}
-    cache = DataCache(RunConfig(config_dict=keys))
+    cache = InteractionFiles(RunConfig(config_dict=keys)).cache
     assert cache.save(State({"a": 1}, {"b": np.arange(5), "c": np.array(["x", "yy"])}))
     sound = {path.name: path.read_bytes() for path in cache._folder.iterdir()}
 

@@ -1,14 +1,14 @@
-"""What a data set has become after reading, filtering and numbering, kept beside its files and memory-mapped.
+"""A cache of data sets after reading, filtering and numbering, beside their files and memory-mapped.
 
-An entry is a folder below ``<data set>/.cache`` for each set of RecBole's data keys.  It is used as long as the files
-and its own arrays are what they were, by :func:`fingerprint`, and made anew otherwise.
+An entry is a folder below ``<data set>/.cache``, one for each set of RecBole's data keys.  It is used while
+:func:`fingerprint` finds the files and its own arrays unchanged, and is replaced otherwise.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from logging import getLogger
@@ -19,103 +19,118 @@ import numpy as np
 import numpy.typing as npt
 from recbole.utils.argument_list import dataset_arguments
 
-from recbole_onebp.data.interactions import find
+from recbole_onebp.data.arrow_table import ArrowTable
+from recbole_onebp.data.text_table import SMALL_BYTES, TextTable
 from recbole_onebp.util.files import whole_folder
 
 __all__ = ["DataCache", "State", "fingerprint"]
 
 _FORMAT = 1
 _KEYS = (*dataset_arguments, "encoding", "numerical_features", "discretization")
-"""What changes a data set, before it is split."""
+"""Keys that change a data set before it is split."""
 WORTH_BYTES = 4 << 20
-"""Smaller files are read sooner than anybody would miss a cache of theirs."""
-_WHOLE_BYTES = 64 << 20
+"""Smaller data sets load fast enough without a cache."""
+_WHOLE_BYTES = SMALL_BYTES
 _BLOCK_BYTES, _BLOCKS = 1 << 16, 256
 
 
-def fingerprint(path: Path) -> str:
-    """What tells a file, or a folder of files, from another one, in a fraction of a second at any size.
+def fingerprint(path: Path, content: bytes | None = None) -> str:
+    """A hash that identifies a file, or a folder of files, in a fraction of a second at any size.
 
-    Up to 64 MiB it is a hash of the contents.  Of a larger file it is one of size, time of modification and 256 blocks
-    of 64 KiB, evenly spaced, the first and the last among them: whoever changes such a file elsewhere, in place, and
-    sets its time back, goes unnoticed.
+    Up to 64 MiB it covers the whole content.  For a larger file it covers the size, the time of modification and 256
+    evenly spaced blocks of 64 KiB, including the first and the last.  A change elsewhere in such a file is not noticed
+    if it keeps the size and the time of modification is set back.
+
+    Args:
+        path: a file or folder.
+        content: of a file that has been read already.
     """
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(content or b"", digest_size=16)
+    if content is not None:
+        return digest.hexdigest()
     if path.is_dir():
-        for file in sorted(file for file in path.rglob("*") if file.is_file()):
-            digest.update(f"{file.relative_to(path)}\0{fingerprint(file)}\0".encode())
+        for part in sorted(part for part in path.rglob("*") if part.is_file()):
+            digest.update(f"{part.relative_to(path)}\0{fingerprint(part)}\0".encode())
         return digest.hexdigest()
     stat = path.stat()
-    with open(path, "rb") as content:
+    with open(path, "rb") as file:
         if stat.st_size <= _WHOLE_BYTES:
-            digest.update(content.read())
+            digest.update(file.read())
         else:
             digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
             for offset in np.linspace(0, stat.st_size - _BLOCK_BYTES, _BLOCKS, dtype=np.int64).tolist():
-                content.seek(offset)
-                digest.update(content.read(_BLOCK_BYTES))
+                file.seek(offset)
+                digest.update(file.read(_BLOCK_BYTES))
     return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class State:
-    """A data set."""
+    """The state of a data set."""
 
     values: Mapping[str, Any]
-    """What JSON holds."""
+    """Plain values, stored as JSON."""
     arrays: Mapping[str, npt.NDArray[Any]]
-    """Columns and vocabularies, by names that are no paths."""
+    """Columns and vocabularies by name."""
 
 
 class DataCache:
-    """The entry for one data set under one configuration of RecBole's."""
+    """The cache entry of one data set under one configuration.
 
-    def __init__(self, config: Any) -> None:
-        folder, name = Path(config["data_path"]), config["dataset"]
-        parts = config["benchmark_filename"]
-        stems = [name] if parts is None else [f"{name}.{part}" for part in parts]
-        files = [find(folder, stem) for stem in stems] + [folder / f"{name}.{kind}" for kind in ("user", "item")]
-        self._files = [path for path in files if path.exists()]
-        settings = [_FORMAT, name, parts, {key: config[key] for key in _KEYS}]
+    Args:
+        config: RecBole's configuration.
+        tables: of interactions.
+        features: files of user and item features.
+    """
+
+    def __init__(self, config: Any, tables: Sequence[TextTable | ArrowTable], features: Sequence[Path]) -> None:
+        settings = [_FORMAT, config["dataset"], config["benchmark_filename"], {key: config[key] for key in _KEYS}]
         text = json.dumps(settings, sort_keys=True, default=str)
-        self._folder = folder / ".cache" / hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        self._folder = Path(config["data_path"]) / ".cache" / digest
         self._wanted = bool(config["data_cache"])
+        self._tables, self._features = tables, features
 
     @cached_property
-    def _of_files(self) -> dict[str, str]:
-        return {path.name: fingerprint(path) for path in self._files}
+    def _fingerprints(self) -> dict[str, str]:
+        """Of the files by name; computed before anything is parsed."""
+        tables = {table.path.name: fingerprint(table.path, table.content) for table in self._tables}
+        return tables | {path.name: fingerprint(path) for path in self._features}
 
     def load(self) -> State | None:
-        """The data set, its arrays mapped and not read; None where there is none, of these very files, unharmed."""
+        """The data set, with its arrays memory-mapped; None if there is no valid entry for these files."""
         if not self._wanted:
             return None
-        of_files = self._of_files  # taken before anything is read, also for save
+        fingerprints = self._fingerprints  # also needed by save, after the files have been parsed
         if not (self._folder / "state.json").is_file():
             return None
         try:
             kept = json.loads((self._folder / "state.json").read_text(encoding="utf-8"))
             if kept["checksum"] != _checksum(kept["content"]):
-                raise ValueError("its state.json is not what was written")
+                raise ValueError("state.json has changed since it was written")
             content = kept["content"]
-            if content["files"] != of_files:
+            if content["files"] != fingerprints:
                 return None
             return State(content["values"], dict(self._mapped(content["arrays"])))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError) as error:
-            getLogger().warning("%s is damaged, and made anew: %s", self._folder, error)
+            getLogger().warning("%s is damaged and will be rebuilt: %s", self._folder, error)
             return None
 
     def _mapped(self, arrays: Mapping[str, str]) -> Any:
         for number, (name, mark) in enumerate(arrays.items()):
             path = self._folder / f"{number}.npy"
             if fingerprint(path) != mark:
-                raise ValueError(f"{path.name} is not what was written")
-            # Copy on write: pages are the file's until somebody writes to them. Not as memmap, which pickles badly.
+                raise ValueError(f"{path.name} has changed since it was written")
+            # Copy on write: pages are shared with the file until they are written to. As a plain array, because a
+            # memmap pickles badly.
             yield name, np.load(path, mmap_mode="c", allow_pickle=False).view(np.ndarray)
 
     def save(self, state: State) -> bool:
-        """Keep a data set in place of what was there; whether it is there now: small ones are not kept.
+        """Write the entry, replacing an old one.
 
-        Where it cannot be written, the log says so, and that is all.
+        Returns:
+            Whether there is an entry now: small data sets are not cached, and an entry that cannot be written is only
+            logged.
         """
         if not self._wanted or sum(array.nbytes for array in state.arrays.values()) < WORTH_BYTES:
             return False
@@ -125,7 +140,7 @@ class DataCache:
                 for number, (name, array) in enumerate(state.arrays.items()):
                     np.save(folder / f"{number}.npy", array, allow_pickle=False)
                     marks[name] = fingerprint(folder / f"{number}.npy")
-                content = {"files": self._of_files, "values": state.values, "arrays": marks}
+                content = {"files": self._fingerprints, "values": state.values, "arrays": marks}
                 text = json.dumps({"checksum": _checksum(content), "content": content}, indent=1)
                 (folder / "state.json").write_text(text, encoding="utf-8")
         except OSError as error:

@@ -1,18 +1,11 @@
-"""RecBole's dataset without what makes it large: strings, lists and counters as long as the interactions."""
+"""RecBole's dataset with less memory: no Python strings, lists or counters as long as the interactions."""
 
 from __future__ import annotations
 
-import inspect
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property, partial
-from io import StringIO
-from pathlib import Path
-from types import FunctionType, SimpleNamespace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,13 +14,13 @@ import pandas as pd
 import torch
 from pandas.api.types import union_categoricals
 from recbole.data.dataset import Dataset
-from recbole.data.dataset import dataset as recbole_dataset
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
-from torch import Tensor
 
-from recbole_onebp.data import interactions
-from recbole_onebp.data.cache import DataCache, State
+from recbole_onebp.data.cache import State
+from recbole_onebp.data.categories import as_categorical, concat_frames, token_table
+from recbole_onebp.data.interactions import COLUMNAR, InteractionFiles, Table
+from recbole_onebp.data.rows import Groups, Rows
 
 __all__ = ["OneBPDataset"]
 
@@ -36,31 +29,31 @@ _PLAIN = (FeatureType.TOKEN, FeatureType.FLOAT)
 
 
 class OneBPDataset(Dataset):
-    """RecBole's dataset, built in a fraction of its memory: same ids, same features, same split under the same seed.
+    """RecBole's dataset in a fraction of its memory: same ids, same features, same split with the same seed.
 
-    Token columns of an interaction file are codes and a vocabulary from the start, rows are grouped, split and counted
-    by numpy.  A file that is not plain (quotes, sequences, missing tokens, ...) is read by RecBole, at RecBole's cost.
-    Beyond RecBole's files it reads columnar ones, see :mod:`~recbole_onebp.data.interactions`.  Interactions alone,
-    without features of users or items, are kept in a cache, see :mod:`~recbole_onebp.data.cache`.
+    Token columns of interactions are codes and a vocabulary from the start; numpy groups, splits and counts rows.
+    RecBole reads an atomic file that is not plain (quotes, sequences, missing tokens, ...), at its usual cost.
+    Columnar files are read too, see :mod:`~recbole_onebp.data.interactions`.  Interactions without features of users
+    or items are cached, see :mod:`~recbole_onebp.data.cache`.
 
-    Ids in ``inter_feat`` are int32 where no features share them; batches have RecBole's int64.
+    Ids in ``inter_feat`` are int32 where no features share them; in batches they are int64, as in RecBole.
     """
 
     def _from_scratch(self) -> None:
-        cache = DataCache(self.config)
-        kept = cache.load()
-        if kept is None:
+        self._files = InteractionFiles.take_from(self.config)
+        cache, cached = self._files.cache, self._files.cached
+        if cached is None:
             super()._from_scratch()
-            if not self._is_plain() or not cache.save(self._state()):
-                return
-            kept = cache.load()  # what was made lies in memory, this on the disk
-        if kept is not None:
+            if self._is_plain() and cache.save(self._state()):
+                cached = cache.load()  # frees the memory: these arrays are mapped from the disk
+        del self._files
+        if cached is not None:
             self._get_preset()
             self._get_field_from_config()
-            self._restore(kept)
+            self._restore(cached)
 
     def _is_plain(self) -> bool:
-        """Whether the interactions are all there is."""
+        """Whether there are only interactions, with columns of ids and numbers."""
         return (
             self.feat_name_list == ["inter_feat"]
             and not self._preloaded_weight
@@ -99,29 +92,42 @@ class OneBPDataset(Dataset):
         self.user_feat = self.item_feat = None
         self.feat_name_list = ["inter_feat"]
 
-    def _load_feat(self, filepath: str, source: Any) -> pd.DataFrame | None:
-        if source is not FeatureSource.INTERACTION:
-            return super()._load_feat(filepath, source)
-        path, show_progress = Path(filepath), bool(self.config["show_progress"])
-        if path.suffix not in interactions.COLUMNAR:
-            read = partial(_read, show_progress=show_progress)
-            return _given(Dataset._load_feat, pd=SimpleNamespace(read_csv=read))(self, filepath, source)
-        encoding = self.config["encoding"]
-        titles = interactions.header(path, [self.uid_field, self.iid_field], encoding)
-        lines = f"{self.config['field_separator'].join(titles)}\n"
-
-        def read_columns(_filepath: str, usecols: list[str], **_: Any) -> pd.DataFrame:
-            return interactions.read(path, {title: titles[title] for title in usecols}, encoding, show_progress)
-
-        names = {"open": lambda *_args, **_kwargs: StringIO(lines), "pd": SimpleNamespace(read_csv=read_columns)}
-        return _given(Dataset._load_feat, **names)(self, filepath, source)
-
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
-        def find(folder: str, name: str) -> str:
-            return str(interactions.find(Path(folder), name.removesuffix(".inter")))
+        frames: list[Any] = []
+        longest: dict[str, int] = {}
+        for table in self._files.tables:
+            if not table.path.exists():
+                raise ValueError(f"File {table.path} not exist.")
+            frames.append(self._load_table(table))
+            for field, length in self.field2seqlen.items():
+                longest[field] = max(length, longest.get(field, 0))
+        if self.benchmark_filename_list is None:
+            (self.inter_feat,) = frames
+        else:
+            self.inter_feat, self.file_size_list = concat_frames(frames), [*map(len, frames)]
+            self.field2seqlen: dict[str, int] = longest
 
-        found = SimpleNamespace(path=SimpleNamespace(join=find, exists=os.path.exists, isfile=os.path.exists))
-        _given(Dataset._load_inter_feat, os=found, pd=SimpleNamespace(concat=_concat))(self, token, dataset_path)
+    def _load_table(self, table: Table) -> pd.DataFrame | None:
+        """The columns of ``load_col`` without ``unload_col``; RecBole reads atomic files that are not plain."""
+        source = FeatureSource.INTERACTION
+        load_col, unload_col = self._get_load_and_unload_col(source)
+        titles = table.titles([self.uid_field, self.iid_field])
+        names = {title.rpartition(":")[0]: title for title in titles}
+        wanted = {
+            field: title
+            for field, title in names.items()
+            if (load_col is None or field in load_col) and field not in (unload_col or ())
+        }
+        columns = {title: titles[title] for title in wanted.values()}
+        frame = table.read(columns, bool(self.config["show_progress"])) if columns else None
+        if frame is None:  # a columnar file is read by us or not at all
+            return None if table.path.suffix in COLUMNAR else super()._load_feat(str(table.path), source)
+        for field, title in wanted.items():
+            kind = FeatureType(title.rpartition(":")[2])
+            self.field2source[field], self.field2type[field], self.field2seqlen[field] = source, kind, 1
+            if kind == FeatureType.FLOAT:
+                self.field2bucketnum[field] = 2
+        return frame.set_axis([*wanted], axis=1)
 
     def _remap(self, remap_list: list[tuple[Any, str, Any]]) -> None:
         if len(remap_list) != 1 or not isinstance(remap_list[0][0][remap_list[0][1]].array, pd.Categorical):
@@ -131,10 +137,10 @@ class OneBPDataset(Dataset):
         codes, tokens = feat[field].array.codes, feat[field].array.categories
         seen = pd.unique(codes)  # in order of first appearance
         seen = seen[seen >= 0]
-        ids = np.zeros(len(tokens) + 1, dtype=np.int32)  # the last is a missing token's, whose code is -1
+        ids = np.zeros(len(tokens) + 1, dtype=np.int32)  # the last entry is for missing tokens, whose code is -1
         ids[seen] = np.arange(1, 1 + len(seen), dtype=np.int32)
         feat[field] = ids[codes]
-        table = interactions.token_table(tokens[seen])
+        table = token_table(tokens[seen])
         self.field2id_token[field], self.field2token_id[field] = table, _TokenIds(table)
 
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
@@ -143,24 +149,45 @@ class OneBPDataset(Dataset):
         return self.join(rows) if join else rows
 
     def _filter_by_inter_num(self) -> None:
-        _given(Dataset._filter_by_inter_num, Counter=_count)(self)
+        """As RecBole's, but counted by pandas: RecBole's counters take a Python object for each row."""
+        feats = {self.uid_field: self.user_feat, self.iid_field: self.item_feat}
+        keys = {self.uid_field: "user_inter_num_interval", self.iid_field: "item_inter_num_interval"}
+        intervals = {field: self._parse_intervals_str(self.config[key]) for field, key in keys.items()}
+        while any(intervals.values()):
+            banned = {
+                field: self._get_illegal_ids_by_inter_num(
+                    field, feats[field], _count(self.inter_feat[field] if interval else ()), interval
+                )
+                for field, interval in intervals.items()
+            }
+            if not any(banned.values()):
+                break
+            dropped = np.zeros(len(self.inter_feat), bool)
+            for field, ids in banned.items():
+                feat = feats[field]
+                if feat is not None:
+                    feat.drop(feat.index[feat[field].isin(ids)], inplace=True)
+                dropped |= self.inter_feat[field].isin(ids).to_numpy()
+            self.inter_feat.drop(self.inter_feat.index[dropped], inplace=True)
 
     def _concat_remaped_tokens(self, remap_list: list[tuple[Any, str, Any]]) -> tuple[Any, npt.NDArray[np.int64]]:
         columns = [feat[field].array for feat, field, _ in remap_list]
         if any(kind != FeatureType.TOKEN for *_, kind in remap_list) or not isinstance(columns[0], pd.Categorical):
             return super()._concat_remaped_tokens(remap_list)
         # pandas factorizes these as it does RecBole's strings: by first appearance.
-        return union_categoricals([*map(_as_categorical, columns)]), np.cumsum([*map(len, columns)])[:-1]
+        return union_categoricals([*map(as_categorical, columns)]), np.cumsum([*map(len, columns)])[:-1]
 
     def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
-        with warnings.catch_warnings():  # pandas 3 hands columns out read-only; nobody writes to these tensors
+        with warnings.catch_warnings():  # pandas 3 returns read-only columns; nothing writes to these tensors
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             ids = {name: torch.from_numpy(data[name].to_numpy()) for name in data if data[name].dtype == np.int32}
         others = super()._dataframe_to_interaction(data.drop(columns=list(ids))).interaction
-        return _Rows({name: ids[name] if name in ids else others[name] for name in data})
+        return Rows({name: ids[name] if name in ids else others[name] for name in data})
 
     def counter(self, field: str) -> Counter[int]:
-        return _given(Dataset.counter, Counter=_count)(self, field)
+        if self.field2type.get(field) != FeatureType.TOKEN or field not in self.inter_feat:
+            return super().counter(field)  # raises RecBole's error
+        return _count(self.inter_feat[field])
 
     @property
     def avg_actions_of_users(self) -> float:
@@ -174,8 +201,8 @@ class OneBPDataset(Dataset):
         counts = np.bincount(self.inter_feat[field])
         return float(np.mean(counts[counts > 0]))
 
-    def _grouped_index(self, group_by_list: npt.NDArray[np.int64]) -> _Groups:
-        return _Groups.of(group_by_list)
+    def _grouped_index(self, group_by_list: npt.NDArray[np.int64]) -> Groups:
+        return Groups.of(group_by_list)
 
     def split_by_ratio(self, ratios: Sequence[float], group_by: str | None = None) -> list[Dataset]:
         if group_by is None:
@@ -191,57 +218,11 @@ class OneBPDataset(Dataset):
         self._drop_unused_col()
         return [self.copy(self.inter_feat[groups.rows[part == number]]) for number in range(len(ratios))]
 
-    def _split_index_by_leave_one_out(self, grouped_index: _Groups, leave_one_num: int) -> list[npt.NDArray[np.int64]]:
+    def _split_index_by_leave_one_out(self, grouped_index: Groups, leave_one_num: int) -> list[npt.NDArray[np.int64]]:
         left_out = np.minimum(leave_one_num, grouped_index.sizes - 1)
         from_end = grouped_index.spread(grouped_index.sizes) - grouped_index.position  # the last row of a group has 1
         part = np.where(from_end <= grouped_index.spread(left_out), leave_one_num + 1 - from_end, 0)
         return [grouped_index.rows[part == number] for number in range(leave_one_num + 1)]
-
-
-class _Rows(Interaction):
-    """An interaction that takes row numbers as they are: RecBole makes a list of them first."""
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, range):
-            index = slice(index.start, index.stop)  # a view
-        elif isinstance(index, np.ndarray) and index.dtype == np.int64:
-            index = torch.from_numpy(index)
-        if isinstance(index, slice) or (isinstance(index, Tensor) and index.dtype == torch.int64):
-            return _Rows({name: column[index] for name, column in self.interaction.items()})
-        return super().__getitem__(index)
-
-
-@dataclass(frozen=True)
-class _Groups:
-    """Row numbers group by group: groups in order of first appearance, rows in order within a group."""
-
-    rows: npt.NDArray[np.int64]
-    """All row numbers ``(n,)``."""
-    sizes: npt.NDArray[np.int64]
-    """Rows of each group ``(n groups,)``."""
-
-    @classmethod
-    def of(cls, keys: npt.NDArray[np.int64]) -> _Groups:
-        group, _ = pd.factorize(keys)
-        return cls(np.argsort(group, kind="stable"), np.bincount(group))
-
-    def __iter__(self) -> Iterator[npt.NDArray[np.int64]]:
-        return iter(np.split(self.rows, np.cumsum(self.sizes)[:-1]))
-
-    def spread(self, values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """A value of each group ``(n groups,)`` for each of its rows ``(n,)``."""
-        return np.repeat(values, self.sizes)
-
-    @property
-    def position(self) -> npt.NDArray[np.int64]:
-        """Where each row stands in its group, from 0 ``(n,)``."""
-        return np.arange(len(self.rows)) - self.spread(np.cumsum(self.sizes) - self.sizes)
-
-
-def _given(function: Callable[..., Any], **names: Any) -> Callable[..., Any]:
-    """A function of RecBole's that reads these names of its module as we say."""
-    function = inspect.unwrap(function)
-    return FunctionType(function.__code__, {**function.__globals__, **names}, argdefs=function.__defaults__)
 
 
 def _count(values: Any = ()) -> Counter[Any]:
@@ -251,12 +232,12 @@ def _count(values: Any = ()) -> Counter[Any]:
 
 
 def _value(value: Any) -> Any:
-    """What JSON holds of a type, a source or a number."""
+    """A type, a source or a number as a plain value for JSON."""
     return getattr(value, "value", value)
 
 
 class _TokenIds(Mapping[str, int]):
-    """Internal ids by token, as RecBole's dictionary, which is made when somebody asks."""
+    """Internal ids by token. RecBole's dictionary is made only when it is used."""
 
     def __init__(self, tokens: npt.NDArray[np.str_]) -> None:
         self._tokens = tokens
@@ -276,48 +257,3 @@ class _TokenIds(Mapping[str, int]):
 
     def __repr__(self) -> str:
         return repr(self._ids)
-
-
-def _as_categorical(column: Any) -> pd.Categorical:
-    """A column of interactions as it is, one of user or item features made alike."""
-    if isinstance(column, pd.Categorical):
-        return interactions.with_objects(column)
-    codes, tokens = pd.factorize(np.asarray(column, object))
-    return interactions.categorical(codes, pd.Index(tokens, dtype=object))
-
-
-def _concat(frames: list[pd.DataFrame], ignore_index: bool) -> pd.DataFrame:
-    """``pd.concat``, where categorical columns stay categorical though their categories differ."""
-    joined = {
-        name: interactions.concat([frame[name].array for frame in frames])
-        for name in frames[0]
-        if all(name in frame and isinstance(frame[name].dtype, pd.CategoricalDtype) for frame in frames)
-    }
-    whole = pd.concat([frame.drop(columns=list(joined)) for frame in frames], ignore_index=ignore_index)
-    order = dict.fromkeys(name for frame in frames for name in frame)
-    for name, column in joined.items():
-        whole[name] = column
-    return whole[list(order)]
-
-
-def _read(
-    filepath: str,
-    delimiter: str,
-    usecols: list[str],
-    dtype: dict[str, Any],
-    encoding: str | None,
-    engine: str,
-    show_progress: bool,
-) -> pd.DataFrame:
-    """``pd.read_csv`` as RecBole calls it, with categorical columns in place of strings."""
-    path = Path(filepath)
-    if interactions.is_plain(path, delimiter, encoding) and not any(title.endswith("_seq") for title in usecols):
-        # RecBole's reader has the last word on what is wrong.
-        with suppress(ValueError):
-            kinds = {title: dtype[title] for title in usecols}
-            frame = interactions.read_text(path, delimiter, kinds, encoding, show_progress)
-            if frame is not None:
-                return frame
-    return recbole_dataset.pd.read_csv(
-        filepath, delimiter=delimiter, usecols=usecols, dtype=dtype, encoding=encoding, engine=engine
-    )

@@ -1,4 +1,4 @@
-"""RecBole's samplers and loaders, with :class:`~recbole_onebp.sampling.NegativeSampler` inside."""
+"""RecBole's samplers and loaders on top of :class:`~recbole_onebp.sampling.NegativeSampler`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["FastSampler", "PairDataLoader", "sampler_class"]
 
 
 class FastSampler(Sampler):
-    """RecBole's sampler, a hundred times as fast and small: same distribution, same phases.
+    """RecBole's sampler with the same distribution and phases, about a hundred times faster and smaller.
 
-    Each call takes one number from numpy's global generator, which RecBole seeds, and everything else from that.
+    Each call draws one number from numpy's global generator, which RecBole seeds, and uses it as its seed.
     """
 
     def _build_alias_table(self) -> None:
-        """Leave RecBole's tables unmade: counts and alpha are all that is needed."""
+        """Do nothing: counts and alpha are enough, RecBole's alias tables are not needed."""
 
     def get_used_ids(self) -> dict[str, _UsedIds]:
-        """For each phase, what the users have taken until then."""
+        """For each phase, the items that each user has interacted with up to it."""
         return {phase: _UsedIds(self.datasets[: number + 1]) for number, phase in enumerate(self.phases, start=0)}
 
     def sample_by_key_ids(self, key_ids: Any, num: int) -> torch.Tensor:
@@ -50,23 +50,23 @@ class FastSampler(Sampler):
 
 
 class _OfTrain(Sampler):
-    """Popularity counts train interactions only: RecBole's counts those of validation and test too."""
+    """Popularity from train interactions only; RecBole also counts validation and test."""
 
     def _get_candidates_list(self) -> list[int]:
         return self.datasets[0].inter_feat[self.iid_field].tolist()
 
 
 class _FastOfTrain(_OfTrain, FastSampler):
-    """Both."""
+    """Fast, and popularity from train interactions only."""
 
 
 def sampler_class(fast: bool, of_train: bool) -> type[Sampler]:
-    """The class that stands in for RecBole's ``Sampler``."""
+    """The class to use in place of RecBole's ``Sampler``."""
     return {(False, True): _OfTrain, (True, False): FastSampler, (True, True): _FastOfTrain}[bool(fast), of_train]
 
 
 class _UsedIds:
-    """What RecBole keeps as one Python set a user: made when somebody asks."""
+    """Items of each user, as sets that are made on request; RecBole keeps one Python set per user."""
 
     def __init__(self, datasets: list[Dataset]) -> None:
         self.datasets = datasets
@@ -76,7 +76,7 @@ class _UsedIds:
         return csr(*_pairs(self.datasets), self.datasets[0].user_num, self.datasets[0].item_num)
 
     def __getitem__(self, user: int | None) -> set[int]:
-        if user is None:  # RecBole's full-sort loader asks for the user before the first
+        if user is None:  # RecBole's full-sort loader starts with user None
             return set()
         start, end = self._matrix.indptr[user : user + 2]
         return set(self._matrix.indices[start:end].tolist())
@@ -90,7 +90,7 @@ def _pairs(datasets: list[Dataset]) -> tuple[np.ndarray[Any, Any], np.ndarray[An
 
 
 class PairDataLoader(TrainDataLoader):
-    """Brings the pairs alone: with ``negatives: shared`` the trainer draws the negatives, once a step."""
+    """Loads positive pairs only: with ``negatives: shared`` the trainer draws the negatives, once per step."""
 
     def _set_neg_sample_args(self, config: Config, dataset: Dataset, dl_format: Any, neg_sample_args: Any) -> None:
         super()._set_neg_sample_args(config, dataset, dl_format, {**neg_sample_args, "distribution": "none"})

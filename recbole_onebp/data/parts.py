@@ -1,4 +1,4 @@
-"""The final run on the train and the validation part together."""
+"""The final run on the train and validation parts together (``refit: true``)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["add_validation_to_train"]
 
 
 def add_validation_to_train(dataset: Any) -> None:
-    """Let ``dataset.build()``, RecBole's, return its train and validation part as one and an empty validation part.
+    """Make RecBole's ``dataset.build()`` return train and validation as one part, and an empty validation part.
 
-    What a test user has already taken, and is not recommended again, stays what it was: both parts.
+    The history that is excluded from recommendations in the test does not change: it is both parts anyway.
     """
 
     def build() -> list[Any]:
-        del dataset.build  # the class's own again: the parts are copies of the data set
+        del dataset.build  # restores the method of the class: the parts are copies of the data set
         train, valid, test = dataset.build()
         if len(valid) == 0:
             raise UserError("refit: true: there is no validation part to add to the train part; leave refit out")

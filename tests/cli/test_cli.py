@@ -22,7 +22,6 @@ from safetensors.numpy import load_file
 import recbole_onebp
 from conftest import write_inter
 from recbole_onebp.cli import main, parse_overrides
-from recbole_onebp.data import checks as data_checks
 from recbole_onebp.run.build import build_from, load_config
 from recbole_onebp.util import logs
 from recbole_onebp.util.errors import UserError
@@ -276,7 +275,7 @@ def test_a_package_that_is_missing_is_named(train, monkeypatch, overrides, packa
         (b"\xff\xfe\x00", "not text in utf-8"),
         (b"\xef\xbb\xbfuser_id:token\titem_id:token\na\tx\n", "byte order mark; set encoding: utf-8-sig"),
         ("user_id:float\titem_id:token\n1\tx\n", "ids are tokens; write user_id:token"),
-        ("user_id:token item_id:token\na x\n", "taking '\\t' as field_separator"),
+        ("user_id:token item_id:token\na x\n", "with '\\t' as field_separator"),
         ("user_id:token\titem_id:token\na\tx\n\ty\n", "line 3: user_id is nan, expected an id"),
         ("user_id:token\titem_id:token\na\tx\nb\n", "line 3: item_id is nan, expected an id"),
     ],
@@ -303,7 +302,7 @@ def test_bad_files(train, tmp_path, content, said):
     ],
 )
 def test_bad_rows_further_down(train, tmp_path, monkeypatch, row, said):
-    monkeypatch.setattr(data_checks, "_CHUNK", 2)
+    monkeypatch.setattr("recbole_onebp.data.text_table._CHUNK", 2)
     path = write_inter(tmp_path / "data" / "bad", [("u", "x", 1)] * 5, "user_id:token\titem_id:token\trating:float")
     path.write_bytes(path.read_bytes() + row + b"\n")
     columns = "{'inter': ['user_id', 'item_id', 'rating']}"
@@ -325,7 +324,10 @@ def test_a_bad_number_in_an_item_file(train, tmp_path):
     ("rows", "said"),
     [
         ([(f"u{u}", "x") for u in range(9)], "1 item is left after filtering; a recommender needs at least 2"),
-        ([(f"u{u}", i) for u in range(3) for i in range(20 if u == 1 else 12)], "user u1 has taken all 20 items"),
+        (
+            [(f"u{u}", i) for u in range(3) for i in range(20 if u == 1 else 12)],
+            "user u1 has interacted with all 20 items",
+        ),
     ],
 )
 def test_data_without_anything_to_recommend(train, tmp_path, rows, said):

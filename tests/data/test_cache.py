@@ -5,20 +5,24 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import pickle
+import sys
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from recbole.config import Config
 from recbole.data.dataset import Dataset
 
 from conftest import write_inter
+from recbole_onebp import build
 from recbole_onebp.data import cache as data_cache
-from recbole_onebp.data import checks as data_checks
-from recbole_onebp.data import interactions
 from recbole_onebp.data.cache import fingerprint
+from recbole_onebp.data.checks import check_files
 from recbole_onebp.data.dataset import OneBPDataset
+from recbole_onebp.data.text_table import TextTable
 from support.same_data import BY_USER, RATED, SPLITS, assert_same, events
 
 
@@ -40,14 +44,14 @@ def config(tmp_path):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """Names of the text files that are read from now on."""
-    read, names = interactions.read_text, []
+    """Names of the text files that are parsed from now on."""
+    parse, names = TextTable._parse, []
 
-    def noted(path, *args, **kwargs):
-        names.append(path.name)
-        return read(path, *args, **kwargs)
+    def noted(table, *args, **kwargs):
+        names.append(table.path.name)
+        return parse(table, *args, **kwargs)
 
-    monkeypatch.setattr(interactions, "read_text", noted)
+    monkeypatch.setattr(TextTable, "_parse", noted)
     return names
 
 
@@ -152,7 +156,7 @@ def test_a_damaged_one_is_made_anew(config, reads, tmp_path, caplog, harm):
     harm(entries(tmp_path)[0])
     with caplog.at_level(logging.WARNING):
         assert_same(Dataset(config()), OneBPDataset(config()))
-    assert "is damaged, and made anew" in caplog.text
+    assert "is damaged and will be rebuilt" in caplog.text
     assert_same(Dataset(config()), OneBPDataset(config()))
     assert len(reads) == 2
 
@@ -196,13 +200,61 @@ def test_features_are_not_kept(config, tmp_path):
     assert entries(tmp_path) == []
 
 
-def test_what_was_kept_has_been_checked(config, monkeypatch):
+def test_what_is_cached_is_not_checked_again(config, reads, monkeypatch):
     checked = []
-    monkeypatch.setattr(data_checks, "_check_contents", lambda path, *_: checked.append(path.name))
-    data_checks.check_files(config())
+    monkeypatch.setattr(TextTable, "check", lambda table, *_: checked.append(table.path.name))
+    check_files(config())
     OneBPDataset(config())
-    data_checks.check_files(config())
+    check_files(config())
     assert checked == ["rated.inter"]
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Names of the files of the data set that are opened from now on, by whatever function of Python's."""
+    names, listening = [], [True]
+
+    def note(event, args):
+        if listening and event == "open" and str(args[0]).endswith((".inter", ".csv")):
+            names.append(os.path.basename(args[0]))
+
+    sys.addaudithook(note)  # for the life of the process: it is switched off below
+    yield names
+    listening.clear()
+
+
+@pytest.mark.parametrize("suffix", [".inter", ".inter.csv"])
+def test_a_small_file_is_read_once(config, opened, tmp_path, monkeypatch, suffix):
+    """Found, fingerprinted, checked and loaded: one open() in all."""
+    monkeypatch.setattr(data_cache, "WORTH_BYTES", 4 << 20)
+    path = write_inter(tmp_path / "rated", [(f"u{n}", f"i{n * step % 40}") for n in range(30) for step in (1, 7, 11)])
+    if suffix == ".inter.csv":
+        pd.read_csv(path, sep="\t").to_csv(f"{path}.csv", index=False)
+        path.unlink()
+    opened.clear()
+    given = {"data_path": str(tmp_path), "load_col": None, "show_progress": False}
+    run = build("OneBP", "rated", config_dict=given)
+    assert run.dataset.inter_num == 90
+    assert opened == [f"rated{suffix}"]
+
+
+def test_a_large_file_is_checked_and_read_in_chunks(config, opened, monkeypatch):
+    """It is not held in memory as a whole, and a number of a line is found in it too."""
+    expected = Dataset(config())
+    monkeypatch.setattr("recbole_onebp.data.text_table.SMALL_BYTES", 10)
+    monkeypatch.setattr("recbole_onebp.data.text_table._CHUNK", 7)
+    given = config()
+    check_files(given)
+    assert all(table.content is None for table in given.interaction_files.tables)
+    assert_same(expected, OneBPDataset(given))
+
+
+def test_what_was_checked_is_no_part_of_a_pickled_configuration(config):
+    given = config()
+    small = len(pickle.dumps(given))
+    check_files(given)
+    assert len(pickle.dumps(given)) < small + 3000
+    assert_same(Dataset(config()), OneBPDataset(pickle.loads(pickle.dumps(given))))
 
 
 def test_fingerprint(tmp_path, monkeypatch):

@@ -21,8 +21,8 @@ from recbole.data.dataset import Dataset
 
 from conftest import write_inter
 from recbole_onebp import build
-from recbole_onebp.data import interactions
 from recbole_onebp.data.dataset import OneBPDataset
+from recbole_onebp.data.interactions import find
 from recbole_onebp.util.errors import UserError
 from support.same_data import BY_USER, RATED, assert_same, events
 
@@ -195,9 +195,9 @@ def test_metrics_are_recboles(tmp_path, monkeypatch):
 
 def test_recboles_own_file_comes_first(tmp_path):
     csv_file(rated(events(9)), tmp_path / "x.inter")
-    assert interactions.find(tmp_path, "x").name == "x.inter.csv"
+    assert find(tmp_path, "x").name == "x.inter.csv"
     (tmp_path / "x.inter").touch()
-    assert interactions.find(tmp_path, "x").name == "x.inter"
+    assert find(tmp_path, "x").name == "x.inter"
 
 
 # --------------------------------------------------------------------------------------------------------------- errors
@@ -285,11 +285,13 @@ def test_no_such_format(tmp_path, wrong):
 
 def test_other_models_read_atomic_files(tmp_path, wrong):
     parquet_file(rated(events(20)), wrong)
-    with pytest.raises(UserError, match="BPR reads RecBole's atomic files alone; recbole-onebp convert makes them"):
+    with pytest.raises(UserError, match="BPR reads only RecBole's atomic files; recbole-onebp convert makes them"):
         build("BPR", "wrong", config_dict={"data_path": str(tmp_path)})
 
 
 def test_without_pyarrow(tmp_path, wrong, monkeypatch):
     parquet_file(rated(events(20)), wrong)
-    monkeypatch.setattr(interactions, "find_spec", lambda name: None if name == "pyarrow" else find_spec(name))
+    monkeypatch.setattr(
+        "recbole_onebp.data.arrow_table.find_spec", lambda name: None if name == "pyarrow" else find_spec(name)
+    )
     assert said(tmp_path) == ".parquet: reading parquet needs pyarrow: pip install 'recbole-onebp[parquet]'"

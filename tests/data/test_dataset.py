@@ -20,8 +20,8 @@ from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 
 from conftest import write_inter
-from recbole_onebp.data import interactions
 from recbole_onebp.data.dataset import OneBPDataset
+from recbole_onebp.data.text_table import TextTable
 from support.same_data import BY_USER, RATED, SPLITS, USERS, assert_same, assert_same_columns, events
 
 
@@ -127,14 +127,14 @@ def test_separator_and_encoding(both, tmp_path):
 def reads_by_itself(monkeypatch):
     """Whether the next files are read without RecBole's reader: a list of answers."""
     answers = []
-    read = interactions.read_text
+    read = TextTable.read
 
     def noted(*args):
         frame = read(*args)
         answers.append(frame is not None)
         return frame
 
-    monkeypatch.setattr(interactions, "read_text", noted)
+    monkeypatch.setattr(TextTable, "read", noted)
     return answers
 
 
@@ -176,7 +176,7 @@ def test_a_row_longer_than_the_header_is_left_to_recbole(both, tmp_path):
 
 
 def test_chunks_make_no_difference(both, tmp_path, monkeypatch):
-    monkeypatch.setattr(interactions, "_CHUNK", 7)
+    monkeypatch.setattr("recbole_onebp.data.text_table._CHUNK", 7)
     write_inter(tmp_path / "rated", events(150), RATED)
     assert_same(*both("rated"))
 

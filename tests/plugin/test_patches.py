@@ -23,6 +23,7 @@ from recbole.utils import ModelType
 import recbole_onebp
 from conftest import write_inter
 from recbole_onebp.plugin import patches
+from recbole_onebp.plugin.patches import torch_patches
 
 
 def needs(name):
@@ -154,7 +155,7 @@ def test_grad_scaler(recwarn, tiny):
     assert not [warning for warning in recwarn if "GradScaler" in str(warning.message)]
 
 
-@pytest.mark.skipif(not patches._load_refuses_objects(), reason="this torch loads anything")
+@pytest.mark.skipif(not torch_patches._load_refuses_objects(), reason="this torch loads anything")
 def test_checkpoints(tmp_path):
     path = tmp_path / "object.pth"
     torch.save(ModelType.GENERAL, path)
@@ -176,7 +177,7 @@ def test_a_failed_load_leaves_torch_load_as_it_was(tmp_path):
 def test_models_that_load_others_trust_them_too():
     import recbole.model.general_recommender.neumf as neumf
 
-    assert neumf.torch.load is patches._trusting_load
+    assert neumf.torch.load is torch_patches._trusting_load
     assert neumf.torch.nn is torch.nn
 
 

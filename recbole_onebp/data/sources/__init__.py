@@ -1,1 +1,1 @@
-"""Data sets: published splits by name, and interactions of one's own, as RecBole's atomic files with a manifest."""
+"""Data sets as RecBole's atomic files with a manifest: published splits by name, and the user's own files."""

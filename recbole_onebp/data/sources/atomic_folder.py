@@ -1,4 +1,4 @@
-"""A data set's folder: the atomic files and ``manifest.json``, which says where they come from."""
+"""A data set's folder: the atomic files and ``manifest.json``, which records their origin."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TYPES = {"user_id": "token", "item_id": "token", "rating": "float", "timestamp"
 
 
 def counts(parts: Mapping[str, pd.DataFrame]) -> dict[str, int]:
-    """Users and items over all parts, and the pairs of each."""
+    """Number of users and items over all parts, and of interactions in each part."""
     users, items = (pd.concat([frame[key] for frame in parts.values()]).nunique() for key in ("user_id", "item_id"))
     return {"users": users, "items": items, **{part: len(frame) for part, frame in parts.items()}}
 
@@ -27,9 +27,10 @@ def write_parts(folder: Path, name: str, parts: Mapping[str, pd.DataFrame]) -> N
     """Write each part as an atomic file, ``<name>.<part>.inter``, or ``<name>.inter`` for the part ``all``.
 
     Args:
-        folder: where to; it is there.
-        name: of the data set.
-        parts: (n, 2 to 4) columns ``user_id``, ``item_id`` and, where there are any, ``rating`` and ``timestamp``.
+        folder: an existing folder.
+        name: name of the data set.
+        parts: name -> frame (n, 2 to 4) with columns ``user_id``, ``item_id`` and optionally ``rating`` and
+            ``timestamp``.
     """
     for part, frame in parts.items():
         path = folder / (f"{name}.inter" if part == "all" else f"{name}.{part}.inter")
@@ -44,14 +45,14 @@ def write_parts(folder: Path, name: str, parts: Mapping[str, pd.DataFrame]) -> N
 
 
 def write_manifest(folder: Path, name: str, content: Mapping[str, Any]) -> None:
-    """Write ``manifest.json``: ``content``, the hash of every file in the folder, and our version."""
+    """Write ``manifest.json``: ``content``, the SHA-256 of every file in the folder, and our version."""
     files = {path.name: {"sha256": sha256(path)} for path in sorted(folder.iterdir()) if path.is_file()}
     manifest = {"name": name, **content, "files": files, "recbole_onebp": __version__}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether there is a manifest and every file that it lists."""
+    """Whether the folder has a manifest and all files listed in it."""
     try:
         files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
         return all((folder / file).is_file() for file in files)

@@ -1,4 +1,4 @@
-"""Published splits that can be fetched by name: where they lie, what they weigh, and how they are known."""
+"""Published splits that can be fetched by name: where they are, their ids and their sizes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from recbole_onebp.util import safe_yaml
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["CATALOGUE", "Published", "RemoteFile", "mirrored"]
+
+_PIN = re.compile("(.+): +([0-9a-f]{40}|[0-9a-f]{64})", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -18,20 +19,20 @@ class RemoteFile:
     """A file of a repository at a fixed commit."""
 
     path: str
-    """Below the base URL."""
+    """Relative to the base URL."""
     pin: str
-    """Its git blob id; in a mirror's list it may also be a SHA-256."""
+    """Git blob id or SHA-256 of the content."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A data set with a published train and test part."""
+    """A data set with published train and test parts."""
 
     base: str
     files: Mapping[str, RemoteFile]
     """``train`` and ``test``."""
     counts: Mapping[str, int]
-    """Users, items, train pairs and test pairs, as published."""
+    """Published numbers of users, items, train and test interactions."""
 
 
 def _published(
@@ -79,17 +80,17 @@ CATALOGUE: Mapping[str, Published] = {
 
 
 def mirrored(published: Published, base: str, pins: Path | None) -> Published:
-    """The same data set below another URL.
+    """The same data set at another URL.
 
     Args:
         published: the data set.
-        base: a file lies at ``base/path``.
-        pins: a YAML or JSON file of ``path: id``, or what ``sha256sum`` or ``git ls-tree -r`` print, where a path is
-            the published one or the end of it (``train.txt``, ``gowalla/train.txt``) and an id is a git blob id or a
-            SHA-256; without it the published paths and ids hold.
+        base: the URL of a file is ``base/path``.
+        pins: a text file of ``path: id`` lines (empty lines and lines that begin with ``#`` are skipped), where a path
+            is the published one or the end of it (``train.txt``, ``gowalla/train.txt``) and an id is a git blob id or a
+            SHA-256; without it the published paths and ids are expected.
 
     Raises:
-        UserError: if ``pins`` cannot be read, names a file of the data set not at all or twice, or holds no ids.
+        UserError: if ``pins`` cannot be read, has other lines, or has not exactly one entry for each file.
     """
     if not base.startswith(("http://", "https://")):
         raise UserError(f"--url {base}: expected http://... or https://...")
@@ -102,19 +103,23 @@ def mirrored(published: Published, base: str, pins: Path | None) -> Published:
 
 def _read_pins(path: Path) -> dict[str, str]:
     try:
-        text = path.read_text(encoding="utf-8")
-        content = safe_yaml.load(text, f"--pins {path}")
+        lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise UserError(f"--pins {path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        text = content = ""
-    except UserError:
-        content = None
-    if not isinstance(content, dict):
-        content = {file: pin for pin, file in re.findall(r"\b([0-9a-f]{40,64})\s+\*?(\S+)$", text, flags=re.MULTILINE)}
-    if not content:
-        raise UserError(f"--pins {path}: expected lines of 'path: id', with a git blob id or a SHA-256")
-    return {str(key).removeprefix("./").lstrip("/"): str(value).lower() for key, value in content.items()}
+        raise UserError(f"--pins {path}: not text in UTF-8") from None
+    pins = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = _PIN.fullmatch(line.strip())
+        if match is None:
+            raise UserError(
+                f"--pins {path}, line {number}: {line!r}: expected lines of 'path: id' with a git blob id (40 digits) "
+                "or a SHA-256 (64 digits)"
+            )
+        pins[match[1].removeprefix("./").lstrip("/")] = match[2].lower()
+    return pins
 
 
 def _pinned(file: RemoteFile, listed: Mapping[str, str], pins: Path) -> RemoteFile:
@@ -124,7 +129,4 @@ def _pinned(file: RemoteFile, listed: Mapping[str, str], pins: Path) -> RemoteFi
             f"--pins {pins}: {' and '.join(paths) or 'no entry'} for {file.path}; expected one, by its path or the end "
             "of its path"
         )
-    pin = listed[paths[0]]
-    if len(pin) not in (40, 64) or set(pin) - set("0123456789abcdef"):
-        raise UserError(f"--pins {pins}: {paths[0]}: {pin!r} is neither a git blob id nor a SHA-256")
-    return RemoteFile(paths[0], pin)
+    return RemoteFile(paths[0], listed[paths[0]])

@@ -1,4 +1,4 @@
-"""Interactions of one's own as atomic files: read, sifted, filtered, split, and every step counted."""
+"""Convert the user's own files to atomic files: read, filter and split, and count the rows at every step."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Conversion:
-    """What becomes of the rows, in this order."""
+    """How to convert: the steps in the order in which they are done."""
 
     form: TableFormat = field(default_factory=TableFormat)
     bad_rows: Literal["drop", "refuse"] = "drop"
-    """Rows without an id or value, or with one that cannot be read: leave them out, or stop."""
+    """Drop rows with a missing or unreadable id or value, or stop at the first."""
     min_rating: float | None = None
-    """Rows rated lower are left out."""
+    """Drop rows with a lower rating."""
     duplicates: Literal["first", "last", "keep"] = "first"
-    """Of the rows of one user and item, by time or else as they stand."""
+    """Which of several rows of one user and item to keep, by time if there is one, else in the order of the file."""
     k_core: int = 0
-    """Leave users and items out until each has at least so many rows."""
+    """Drop users and items until each has at least this many rows."""
     split: Literal["none", "ratio", "leave_one_out", "time"] = "none"
     """``none``: one file, which RecBole splits in each run; see :mod:`~recbole_onebp.data.sources.splits`."""
     ratios: Sequence[float] = (0.8, 0.1, 0.1)
-    """Of train, validation and test."""
+    """Shares of train, validation and test."""
     seed: int = 2020
-    """Of what is drawn in the split."""
+    """Seed of random splits."""
 
     def __post_init__(self) -> None:
         if len(self.ratios) != 3 or min(self.ratios) <= 0:
@@ -54,17 +54,17 @@ class Conversion:
 def convert(
     files: Sequence[Path], name: str, data_path: Path, conversion: Conversion | None = None, force: bool = False
 ) -> None:
-    """Write the interactions of ``files`` as the data set ``data_path/name``, whole or not at all.
+    """Write the interactions of ``files`` as the data set ``data_path/name``, completely or not at all.
 
     Args:
-        files: CSV, TSV, Parquet or GroupLens zip files, one after the other.
-        name: of the data set.
-        data_path: RecBole's key.
-        conversion: what becomes of the rows.
-        force: replace what is there.
+        files: CSV, TSV, Parquet or GroupLens zip files, which are concatenated.
+        name: name of the data set.
+        data_path: folder of data sets, RecBole's key ``data_path``.
+        conversion: how to filter and split.
+        force: replace an existing data set.
 
     Raises:
-        UserError: for a file or column that cannot be read, bad rows that are refused, or nothing left.
+        UserError: for a file or column that cannot be read, bad rows with ``bad_rows: refuse``, or an empty part.
     """
     conversion = conversion or Conversion()
     folder = data_path / name

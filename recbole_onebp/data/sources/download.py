@@ -1,7 +1,6 @@
-"""One file over HTTP: with time-outs, tried again where that may help, and taken up where it broke off.
+"""Download one file over HTTP, with time-outs, retries, and resuming after a broken connection.
 
-On the standard library: what is beside it here is the resuming, which the usual download libraries do not do, and
-which a library's own retries, made before the body is read, do not reach.
+It uses the standard library, because the usual libraries retry only until the body is read, and do not resume.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from recbole_onebp.util.errors import UserError, writing
 __all__ = ["SourceError", "download"]
 
 TIMEOUT = 20.0
-"""Seconds to wait for a connection, and each time for the next bytes."""
+"""Seconds to wait for a connection and for each read."""
 ATTEMPTS = 5
 BACKOFF = 1.0
-"""Seconds before the second attempt; doubled for each further one, and spread at random by half either way."""
+"""Seconds before the second attempt, doubled for each further attempt, times a random factor of 0.5 to 1.5."""
 
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})
 _CHUNK = 2**16
@@ -33,19 +32,20 @@ _CHANGED = "the file changed on the server while it was read"
 
 
 class SourceError(UserError):
-    """A source that does not answer, or not with the file."""
+    """The server does not answer, or does not send the file."""
 
 
-class _BrokenOff(Exception):  # noqa: N818  it says what happened
-    """The body ended early, or what came does not continue what is there."""
+class _BrokenOff(Exception):  # noqa: N818  named after what happened
+    """The body ended early, or does not continue the part that was received before."""
 
 
 def download(url: str, path: Path) -> None:
-    """Write what lies at ``url`` to ``path``, with a progress bar on stderr.
+    """Download ``url`` to ``path``, with a progress bar on stderr.
 
     Raises:
-        SourceError: for a refused or silent connection, an error status, a short file, or a web page in its place.
-        UserError: for a disk that cannot take it.  Either way nothing is left at ``path``.
+        SourceError: for a refused or silent connection, an error status, a short file, or a web page
+            instead of the file.
+        UserError: if ``path`` cannot be written.  In all cases nothing is left at ``path``.
     """
     try:
         with writing(path), open(path, "wb") as file, _bar(url) as bar:
@@ -79,7 +79,7 @@ class _Transfer:
         raise SourceError(f"{self.url}: {_in_words(reason)}; tried {ATTEMPTS} times") from None
 
     def _receive(self) -> None:
-        """One attempt: what is missing where the server goes on from there, else everything anew."""
+        """One attempt: request the missing rest if the server supports it, else start from the beginning."""
         start = self.file.tell() if self.size is not None else 0
         headers = {"Accept-Encoding": "identity", "User-Agent": f"recbole-onebp/{__version__}"}
         if start:
@@ -89,7 +89,7 @@ class _Transfer:
         try:
             response = urlopen(Request(self.url, headers=headers), timeout=TIMEOUT)
         except HTTPError as error:
-            if error.code == 416:  # it has become shorter than what is here
+            if error.code == 416:  # the file is now shorter than the received part
                 self._start_over(_CHANGED)
             raise
         with response:
@@ -106,7 +106,7 @@ class _Transfer:
         if self.size is not None and self.file.tell() < self.size:
             raise _BrokenOff(f"broke off after {self.file.tell():,} of {self.size:,} bytes")
 
-    # Errors of the disk become a UserError at once, lest they be taken for errors of the network.
+    # Errors of the disk become a UserError here, so that they are not retried as errors of the network.
 
     def _start_over(self, reason: str | None = None) -> None:
         with writing(Path(self.file.name)):
@@ -134,4 +134,4 @@ def _refuse_web_page(url: str, path: Path) -> None:
     with open(path, "rb") as file:
         head = file.read(512).lstrip().lower()
     if head.startswith((b"<!doctype", b"<html", b"<head")):
-        raise SourceError(f"{url}: a web page came in place of the file (a log-in page, or a proxy's?)")
+        raise SourceError(f"{url}: received a web page instead of the file (a log-in page, or from a proxy?)")

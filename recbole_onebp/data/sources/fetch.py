@@ -1,4 +1,4 @@
-"""Data sets by name: published splits, verified and given a validation part, and RecBole's own archives."""
+"""Fetch data sets by name: published splits, verified and with a validation part, and RecBole's archives."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from recbole_onebp.util.hashes import git_blob_id, matches
 __all__ = ["SEED", "fetch", "provide"]
 
 SEED = 2020
-"""Of the validation part: one for everybody, so that a name stands for the same split everywhere."""
+"""Seed of the validation part; fixed, so that a name means the same split on every machine."""
 _VALID_RULE = (
     "10 % of each user's train pairs, drawn from the pairs sorted by user and item: of n pairs floor(n / 10), but 1 of "
     "2 to 9 and none of 1"
@@ -42,41 +42,41 @@ def fetch(
     pins: Path | None = None,
     force: bool = False,
 ) -> None:
-    """Bring a data set to ``data_path/name``, as atomic files with a manifest, whole or not at all.
+    """Write a data set to ``data_path/name``, as atomic files with a manifest, completely or not at all.
 
     Args:
         name: one of :data:`~recbole_onebp.data.sources.catalogue.CATALOGUE`, or a name that RecBole downloads.
-        data_path: RecBole's key.
-        source: a folder to take it from instead, under the published paths or as ``train`` and ``test`` with the suffix
-            ``.txt`` or ``.csv``; a file other than the published one is mentioned.
-        url: a mirror to take it from instead.
-        pins: the mirror's files and their ids; see :func:`~recbole_onebp.data.sources.catalogue.mirrored`.
-        force: replace what is there; without it, a complete data set is left as it is.
+        data_path: folder of data sets, RecBole's key ``data_path``.
+        source: a folder to read it from instead of downloading, with the published paths or ``train`` and ``test`` with
+            the suffix ``.txt`` or ``.csv``; the log says if a file is not the published one.
+        url: a mirror to download from.
+        pins: list of the mirror's files and their ids; see :func:`~recbole_onebp.data.sources.catalogue.mirrored`.
+        force: replace an existing data set; without it, a complete one is kept.
 
     Raises:
-        UserError: for an unknown name, a source that does not answer or answers something else, files that are not
-            what they should be, or a folder that cannot be written.
+        UserError: for an unknown name, a server that does not answer or sends something else, files that are not
+            as expected, or a folder that cannot be written.
     """
     if pins is not None and url is None:
         raise UserError(f"--pins {pins}: needs --url, the mirror that it belongs to")
     if source is not None and url is not None:
-        raise UserError("--from and --url: give one of them")
+        raise UserError("--from and --url: give only one of them")
     folder, archives = data_path / name, _archives()
     if name not in {*CATALOGUE, *archives}:
         hint = (
             nearest(name, {*CATALOGUE, *archives}) or f"; known are {', '.join(CATALOGUE)} and what RecBole downloads"
         )
-        raise UserError(f"data set {name}: none known by this name{hint}")
+        raise UserError(f"data set {name}: unknown name{hint}")
     if name not in CATALOGUE and (source or url):
         raise UserError(f"--from and --url are for {', '.join(CATALOGUE)}; recbole-onebp convert takes your own files")
     if name == "ml-100k":
-        getLogger().info("ml-100k comes with RecBole: there is nothing to fetch")
+        getLogger().info("ml-100k comes with RecBole: nothing to fetch")
         return
     if is_complete(folder) and not force:
-        getLogger().info("%s is in %s already; --force fetches it anew", name, folder)
+        getLogger().info("%s is already in %s; --force fetches it again", name, folder)
         return
     if folder.exists() and not force:
-        raise UserError(f"{folder} exists and holds no data set that was fetched; --force replaces it")
+        raise UserError(f"{folder} exists and is not a complete data set of fetch; --force replaces it")
     with writing(folder), whole_folder(folder, replace=force) as temporary:
         if name in CATALOGUE:
             published = CATALOGUE[name] if url is None else mirrored(CATALOGUE[name], url, pins)
@@ -87,7 +87,7 @@ def fetch(
 
 
 def provide(name: str, data_path: Path) -> None:
-    """Fetch a data set that has a known name and no folder; leave everything else to whoever reads the folder."""
+    """Fetch a data set that has a known name and no folder; otherwise do nothing."""
     if not (data_path / name).exists() and name in {*CATALOGUE, *_archives()}:
         fetch(name, data_path)
 
@@ -97,7 +97,7 @@ def provide(name: str, data_path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Local:
-    """A part's file on this machine."""
+    """A local file of a part, and where it comes from."""
 
     path: Path
     origin: str
@@ -165,11 +165,11 @@ def _download(folder: Path, name: str, published: Published) -> dict[str, _Local
             download(url, path)
             if not matches(path, file.pin):
                 raise SourceError(
-                    f"{url}: not the file that is expected: git blob id {git_blob_id(path)} "
+                    f"{url}: not the expected file: git blob id {git_blob_id(path)} "
                     f"({path.stat().st_size:,} bytes), expected {file.pin}"
                 )
         except SourceError as error:
-            raise UserError(f"{error}; recbole-onebp fetch {name} --from DIR takes it from a folder") from None
+            raise UserError(f"{error}; recbole-onebp fetch {name} --from DIR reads it from a folder") from None
         files[part] = _Local(path, url)
     return files
 
@@ -193,7 +193,7 @@ def _found(source: Path, part: str, file: RemoteFile) -> _Local:
 
 
 def _archives() -> dict[str, str]:
-    """RecBole's names of data sets and the archives that it downloads for them; none where it is not installed."""
+    """RecBole's names of data sets -> URLs of their archives; empty if RecBole is not installed."""
     recbole = find_spec("recbole")
     if recbole is None or recbole.origin is None:
         return {}

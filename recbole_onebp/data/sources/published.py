@@ -1,4 +1,4 @@
-"""The forms that published splits come in, read into frames of pairs."""
+"""Read the formats of published splits into frames of interactions."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from recbole_onebp.util.errors import UserError
 __all__ = ["read_pairs"]
 
 _DIGITS = 18
-"""Of an id that surely fits 64 bits."""
+"""Longest id that always fits into 64 bits."""
 
 
 def read_pairs(path: Path) -> pd.DataFrame:
     """Read ``user item item ...`` lines (``.txt``), or a CSV file of ``user,item`` or ``user,item,rating`` rows.
 
     Returns:
-        (n, 2) or (n, 3): ``user_id`` and ``item_id`` (int64) and the rating, if there is one (float), a row a pair, in
-        the order of the file.
+        (n, 2) or (n, 3): ``user_id`` and ``item_id`` (int64) and the rating, if there is one (float), one row per
+        interaction, in the order of the file.
 
     Raises:
         UserError: names the file, the line and what is wrong there.
@@ -42,7 +42,9 @@ def _read_lines(path: Path) -> pd.DataFrame:
     for number, line in enumerate(lines, start=1):
         for token in line:
             if not token.isdecimal() or len(token) > _DIGITS:
-                raise UserError(f"{path}, line {number}: {token!r} is no id; expected lines of 'user item item ...'")
+                raise UserError(
+                    f"{path}, line {number}: {token!r} is not an id; expected lines of 'user item item ...'"
+                )
     counts = np.array([max(len(line) - 1, 0) for line in lines], dtype=np.int64)
     users = np.array([line[0] if line else 0 for line in lines], dtype=np.int64)
     items = np.array(list(chain.from_iterable(line[1:] for line in lines)), dtype=np.int64)

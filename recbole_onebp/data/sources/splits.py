@@ -1,4 +1,4 @@
-"""Which pairs go to train, validation and test; RecBole's rules, without a loop over users."""
+"""Split interactions into train, validation and test by RecBole's rules, without a loop over users."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _rank(user: npt.NDArray[np.int64], order: npt.NDArray[np.float64]) -> tuple[
 
 
 def by_ratio(user: pd.Series, ratios: Sequence[float], seed: int) -> _Parts:
-    """Draw each user's rows into parts by ``ratios``.
+    """Split each user's rows at random by ``ratios``.
 
     The counts are those of RecBole's ``RS`` split: of a user's n rows part k > 0 gets ``floor(n * ratio)``, but one
     where that share lies between 0 and 1, the last part first, as long as part 0 keeps one; part 0 gets the rest.
@@ -32,13 +32,13 @@ def by_ratio(user: pd.Series, ratios: Sequence[float], seed: int) -> _Parts:
     Args:
         user: (n,) user of each row.
         ratios: share of each part; need not sum to 1.
-        seed: of the draw; the same rows in the same order give the same parts, on any machine.
+        seed: random seed; the same rows in the same order give the same parts on every machine.
 
     Returns:
         (n,) number of the part of each row.
     """
     codes = pd.factorize(user)[0]
-    # RandomState's stream is frozen, which that of numpy's newer generators is not.
+    # numpy guarantees the stream of RandomState for all versions, but not that of its newer generators.
     place, n = _rank(codes, np.random.RandomState(seed).random_sample(len(codes)))
     shares = np.asarray(ratios, dtype=np.float64) / sum(ratios)
     sizes = [(n * share).astype(np.int64) for share in shares]
@@ -57,8 +57,8 @@ def leave_one_out(user: pd.Series, time: pd.Series | None, seed: int) -> _Parts:
 
     Args:
         user: (n,) user of each row.
-        time: (n,) orders the rows, ties as they stand; without it the order is drawn.
-        seed: of that draw.
+        time: (n,) orders the rows, ties in the order of rows; without it the order is random.
+        seed: random seed of that order.
 
     Returns:
         (n,) number of the part of each row.
@@ -72,7 +72,7 @@ def leave_one_out(user: pd.Series, time: pd.Series | None, seed: int) -> _Parts:
 
 
 def by_time(time: pd.Series, ratios: Sequence[float]) -> _Parts:
-    """The earliest rows to train, the next to validation, the latest to test, whoever's they are.
+    """The earliest rows to train, the next to validation, the latest to test, regardless of the user.
 
     Args:
         time: (n,) time of each row; rows of the same time stay together, in the earlier part.

@@ -1,4 +1,4 @@
-"""Files of interactions as they come, CSV, TSV, Parquet or a GroupLens archive, and what is wrong in them."""
+"""Read the user's own files of interactions (CSV, TSV, Parquet, GroupLens archives) and report bad rows."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _FLAGS = {"user_id": "--user", "item_id": "--item", "rating": "--rating", "times
 _POSITIONS = {"user_id": "1", "item_id": "2", "rating": "3", "timestamp": "4"}
 _GROUPLENS = {"u.data": "\t", "ratings.dat": "::", "ratings.csv": ","}
 _MOST_UNPACKED = 100
-"""How many times its own size a member of an archive may unpack to; interactions take some five."""
+"""Limit of the ratio of unpacked to packed size of an archive; interactions have about five."""
 _ONE_CHARACTER = "\x1f"
-"""Stands in for separators such as ``::``, which pandas' fast parser does not take."""
+"""Replaces separators such as ``::``, which pandas' fast parser does not support."""
 
 
 _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, struct.error, UnicodeDecodeError)
-"""What zipfile says of an archive that is damaged, encrypted (RuntimeError) or packed by who knows what (the same)."""
+"""Errors of zipfile for a damaged archive, an encrypted one or an unknown compression (both RuntimeError)."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,17 @@ class TableFormat:
 
     columns: Mapping[str, str] = field(default_factory=dict)
     """``user_id``, ``item_id``, ``rating``, ``timestamp`` -> the file's column, by its name, or by its number from 1
-    where there is no header; one that is not given is looked for under its usual names, and a rating or time given as
-    ``""`` is not read."""
+    if there is no header; a missing key is looked up by its usual names, and a rating or time given as ``""`` is not
+    read."""
     separator: str | None = None
-    """Of one character or more; None: as the suffix says."""
+    """One or more characters; None: by the suffix of the file."""
     header: bool = True
     encoding: str = "utf-8"
 
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot be taken."""
+    """A row that is left out, and why."""
 
     where: str
     reason: str
@@ -67,11 +67,11 @@ def read_table(path: Path, form: TableFormat) -> tuple[pd.DataFrame, list[BadRow
     """Read the interactions of a file.
 
     Returns:
-        (n, 2 to 4): ``user_id`` and ``item_id`` (str) and, where there are any, ``rating`` and ``timestamp`` (float;
-        dates as seconds since 1970), in the order of the file; and the rows that are left out, each with its reason.
+        (n, 2 to 4): ``user_id`` and ``item_id`` (str) and optionally ``rating`` and ``timestamp`` (float; dates as
+        seconds since 1970), in the order of the file; and the rows that are left out, each with its reason.
 
     Raises:
-        UserError: for a file that cannot be read at all, or a column that is not there.
+        UserError: for a file that cannot be read, or a missing column.
     """
     try:
         if path.suffix == ".zip":
@@ -97,7 +97,7 @@ def _read_grouplens(path: Path, form: TableFormat) -> tuple[pd.DataFrame, str]:
                     f"{path}: expected a GroupLens archive with one of {', '.join(_GROUPLENS)}; it has "
                     f"{', '.join(archive.namelist()[:5])}; unpack it and name the file"
                 )
-            # No more than this is unpacked, even where the archive lies about it.
+            # zipfile unpacks no more than this size, even if the archive declares a wrong one.
             if archive.getinfo(members[0]).file_size > _MOST_UNPACKED * path.stat().st_size:
                 raise UserError(f"{path}: {members[0]} unpacks to more than {_MOST_UNPACKED} times its size")
             content = archive.read(members[0])
@@ -122,7 +122,7 @@ def _read_parquet(path: Path, form: TableFormat) -> pd.DataFrame:
         raise UserError(f"{path}: not a Parquet file: {error}") from None
     frame = raw[list(chosen.values())].set_axis(list(chosen), axis=1).set_axis(range(1, len(raw) + 1))
     for key in ("user_id", "item_id"):
-        if pd.api.types.is_float_dtype(frame[key]):  # whole numbers beside which something is missing
+        if pd.api.types.is_float_dtype(frame[key]):  # whole numbers with missing values among them
             frame[key] = frame[key].astype("Int64")
         frame[key] = frame[key].astype("string").astype(object)
     return frame
@@ -137,7 +137,7 @@ def _read_text(content: bytes, where: str, suffix: str, form: TableFormat) -> pd
     except UnicodeError:
         raise UserError(f"{where}: not text in {form.encoding}; give its own by --encoding") from None
     except LookupError:
-        raise UserError(f"--encoding {form.encoding}: none that Python knows") from None
+        raise UserError(f"--encoding {form.encoding}: Python does not know it") from None
     if len(separator) > 1:
         text, separator = text.replace(separator, _ONE_CHARACTER), _ONE_CHARACTER
     settings: dict[str, Any] = {"sep": separator, "dtype": str, "keep_default_na": False, "na_values": [""]}
@@ -145,8 +145,8 @@ def _read_text(content: bytes, where: str, suffix: str, form: TableFormat) -> pd
         first = pd.read_csv(io.StringIO(text), header=None, nrows=1, **settings).iloc[0].fillna("")
         names = [str(name) for name in (first if form.header else range(1, len(first) + 1))]
         chosen = _choose(where, names, form)
-        # A row with more fields than names shows in one column more, which a first, empty row makes room for; the
-        # parser itself, given usecols, says nothing.
+        # An empty first row makes room for one more column, in which a row with too many fields shows: with usecols,
+        # the parser itself does not report such rows.
         raw = pd.read_csv(
             io.StringIO(separator * len(names) + "\n" + text),
             header=None,
@@ -155,7 +155,7 @@ def _read_text(content: bytes, where: str, suffix: str, form: TableFormat) -> pd
             skip_blank_lines=False,
             **settings,
         )
-    except (pd.errors.EmptyDataError, IndexError):  # IndexError: nothing but blank lines
+    except (pd.errors.EmptyDataError, IndexError):  # IndexError: only blank lines
         raise UserError(f"{where}: empty") from None
     except UserError:
         raise
@@ -167,7 +167,7 @@ def _read_text(content: bytes, where: str, suffix: str, form: TableFormat) -> pd
 
 
 def _choose(where: str, names: list[str], form: TableFormat) -> dict[str, str]:
-    """Which of the file's columns is which of ours."""
+    """Our name -> the file's column."""
     listed = f"its columns are {', '.join(names)}"
     chosen = {key: column for key, column in form.columns.items() if column}
     if unknown := [column for column in chosen.values() if column not in names]:
@@ -180,7 +180,9 @@ def _choose(where: str, names: list[str], form: TableFormat) -> dict[str, str]:
             hint = "" if form.header else ", by their numbers"
             raise UserError(f"{where}: which column is the {key[:4]}? name it by {_FLAGS[key]}{hint}; {listed}")
     if len(set(chosen.values())) < len(chosen):
-        raise UserError(f"{where}: one column cannot be two: {', '.join(f'{k}={v}' for k, v in chosen.items())}")
+        raise UserError(
+            f"{where}: one column cannot have two meanings: {', '.join(f'{k}={v}' for k, v in chosen.items())}"
+        )
     return {key: chosen[key] for key in _USUAL if key in chosen}
 
 
@@ -205,7 +207,7 @@ def _sift(raw: pd.DataFrame, where: str) -> tuple[pd.DataFrame, list[BadRow]]:
 
 
 def _faults(raw: pd.DataFrame, frame: pd.DataFrame) -> Iterator[tuple[pd.Series, str]]:
-    """What can be wrong with rows; makes the numbers of ``frame`` numbers on the way."""
+    """Masks of bad rows with their reason; converts the columns of numbers in ``frame``."""
     if "more" in raw:
         yield raw["more"].notna(), "more fields than columns"
     for key in frame:
@@ -229,11 +231,11 @@ def _seconds(values: pd.Series) -> pd.Series:
 
 
 def _misread(ids: Any) -> set[str]:
-    """Those of ``ids`` that do not survive an atomic file as RecBole reads it: NA, null and other words for nothing,
-    and what the parser takes apart."""
+    """The ids that RecBole would read differently from an atomic file: NA, null and other words for missing values,
+    and what its parser splits."""
     written = pd.DataFrame({"id": ids, "beside": "x"}).to_csv(sep="\t", index=False, lineterminator="\n")
     read = pd.read_csv(io.StringIO(written), delimiter="\t", dtype=str, engine="python")["id"]
-    if len(read) != len(ids):  # a line break inside an id moves all that follow: look at each alone
+    if len(read) != len(ids):  # a line break in an id shifts all that follow: check such ids separately
         return {value for value in ids if set(value) & set("\r\n")} | _misread(
             [value for value in ids if not set(value) & set("\r\n")]
         )

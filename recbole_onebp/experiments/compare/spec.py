@@ -40,7 +40,7 @@ class Entry(BaseModel):
     config_files: list[str] = []
     """YAML files for this model, such as the best configuration of a search; the entry's own keys replace theirs."""
     tuned: str | None = None
-    """A folder of ``recbole-onebp tune``: it gives the best settings of this label, which ``config_files`` may replace."""
+    """A folder of ``recbole-onebp tune``: its best settings for this label; ``config_files`` may replace them."""
     tuning_trials: Annotated[int, Field(ge=0)] = 0
     """Number of configurations that were tried on validation to choose this one."""
 

@@ -153,7 +153,7 @@ class SearchSpec:
         """Read a YAML file; ``overrides`` replace its keys.
 
         Raises:
-            UserError: for an unreadable file, a wrong key or value, or models with different data, evaluation or budget.
+            UserError: for an unreadable file, a wrong key or value, or models with different data or budgets.
         """
         given = {**RunConfig.read_files([str(path)]), **overrides}
         budget = validated(Budget, {key: given.pop(key) for key in Budget.model_fields if key in given})

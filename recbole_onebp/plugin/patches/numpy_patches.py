@@ -1,0 +1,41 @@
+"""numpy 1.24 and 2: names that were removed."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from recbole_onebp.plugin.patches.registry import patch
+
+__all__ = ["numpy_aliases"]
+
+_ALIASES: dict[str, Any] = {
+    "bool": np.bool_,
+    "int": np.int_,
+    "float": np.float64,
+    "complex": np.complex128,
+    "object": np.object_,
+    "str": np.str_,
+    "long": np.int_,
+    "unicode": np.str_,
+}
+
+
+def _aliases_are_gone() -> bool:
+    return "float" not in vars(np)  # hasattr would make numpy warn
+
+
+@patch("R#1604, R#2162, R#2216", _aliases_are_gone)
+def numpy_aliases() -> None:
+    """Data structures, metrics and layers use np.float, np.bool, ..., which numpy 1.24 removed. RecBole's Config
+    restores them, but from names that numpy 2 removed."""
+
+    def compatibility_settings(_self: Any = None) -> None:
+        for name, value in _ALIASES.items():
+            if name not in vars(np):
+                setattr(np, name, value)
+
+    import_module("recbole.config").Config.compatibility_settings = compatibility_settings
+    compatibility_settings()  # RecBole's data structures need them before there is a Config

@@ -1,0 +1,229 @@
+"""A user's own files as atomic files: every row counted, filtered, split and read back by RecBole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from recbole.config import Config
+from recbole.data import create_dataset
+
+from recbole_onebp.cli import main
+from recbole_onebp.data.sources.convert import Conversion, convert
+from recbole_onebp.data.sources.tables import TableFormat, read_table
+from support.sources import pair_set, parts_of, run
+
+RATINGS = """userId,movieId,rating,timestamp
+1,10,4.0,100
+1,11,2.5,101
+2,10,5,102
+
+2,10,1,99
+3,12,4.5,103
+,12,4,104
+3,,4,105
+3,13,good,106
+3,13,4,
+4,13,4,107,9
+4,NA,4,108
+5,14,4,109
+"""
+
+
+def test_convert_counts_every_row(tmp_path, capsys):
+    Path("ratings.csv").write_text(RATINGS)
+    code, out, _ = run("convert", "ratings.csv", "--min_rating=3", capsys=capsys)
+    assert code == 0
+    assert Path("dataset/ratings/ratings.inter").read_text() == (
+        "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+        "1\t10\t4.0\t100\n2\t10\t5.0\t102\n3\t12\t4.5\t103\n5\t14\t4.0\t109\n"
+    )
+    manifest = json.loads(Path("dataset/ratings/manifest.json").read_text())
+    assert manifest["steps"] == {
+        "rows read": 12,
+        "bad rows left out: RecBole would not read this item_id back": 1,
+        "bad rows left out: more fields than columns": 1,
+        "bad rows left out: no item_id": 1,
+        "bad rows left out: no timestamp": 1,
+        "bad rows left out: no user_id": 1,
+        "bad rows left out: rating is no number": 1,
+        "left out: rated below 3": 2,
+        "left out: the same user and item as another row, the first kept": 0,
+    }
+    assert manifest["counts"] == {"users": 4, "items": 3, "all": 4}
+    assert manifest["source"] == [
+        {"from": "ratings.csv", "bytes": len(RATINGS), "sha256": hashlib.sha256(RATINGS.encode()).hexdigest()}
+    ]
+    assert manifest["conversion"]["min_rating"] == 3
+    for line in ("line 8: no user_id:  | 12 | 4 | 104", "line 10: rating is no number: 3 | 13 | good | 106",
+                 "line 12: more fields than columns: 4 | 13 | 4 | 107 | 9", "... and 1 more"):  # fmt: skip
+        assert line in out
+    assert "4 users, 3 items, 4 all" in out
+    code, _, error = run("convert", "ratings.csv", "--bad_rows=refuse", "--force", capsys=capsys)
+    assert code == 2
+    assert "6 bad rows, the first: ratings.csv, line 8: no user_id" in error
+    assert json.loads(Path("dataset/ratings/manifest.json").read_text()) == manifest
+
+
+def converted(text, name="x.csv", **settings):
+    Path(name).write_text(text)
+    form = settings.pop("form", TableFormat())
+    convert([Path(name)], "x", Path("data"), Conversion(form, **settings), force=True)
+    return parts_of(Path("data/x"))
+
+
+def test_a_rating_that_is_not_wanted_is_not_missed(capsys):
+    Path("x.csv").write_text("user,item,rating\na,x,\nb,y,2\n")
+    assert run("convert", "x.csv", "--rating=", capsys=capsys)[0] == 0
+    assert Path("dataset/x/x.inter").read_text() == "user_id:token\titem_id:token\na\tx\nb\ty\n"
+
+
+def test_duplicates_go_by_time():
+    rows = "user,item,time,rating\na,x,3,1\na,x,1,2\na,x,2,3\nb,y,1,1\n"
+    for keep, rating in (("first", "2"), ("last", "1")):
+        converted(rows, duplicates=keep)
+        assert f"a\tx\t{rating}\t" in Path("data/x/x.inter").read_text()
+    assert converted(rows, duplicates="keep")["x"] == Counter({("a", "x"): 3, ("b", "y"): 1})
+
+
+def test_k_core_goes_on_until_nothing_changes():
+    pairs = [(u, i) for u in "abc" for i in "xyz"] + [("d", "x"), ("d", "w"), ("e", "w")]
+    text = "user,item\n" + "".join(f"{u},{i}\n" for u, i in pairs)
+    # w is taken by d and e, e only by w: without e, w has one row, and without w, d.
+    assert converted(text, k_core=2)["x"] == Counter((u, i) for u in "abc" for i in "xyz")
+
+
+@pytest.mark.parametrize("split", ["ratio", "leave_one_out", "time"])
+def test_splits_and_the_command_that_is_shown(split, tmp_path, capsys):
+    rows = "".join(f"u{u},i{(u * 3 + j) % 17},{u + 20 * j}\n" for u in range(12) for j in range(10))
+    Path("x.csv").write_text(f"user_id,item_id,timestamp\n{rows}")
+    code, out, _ = run("convert", "x.csv", "--name=mine", f"--split={split}", "--data_path=d", capsys=capsys)
+    assert code == 0
+    parts = parts_of(Path("d/mine"))
+    sizes = {"ratio": (96, 12, 12), "leave_one_out": (96, 12, 12), "time": (96, 12, 12)}[split]
+    assert tuple(sum(parts[part].values()) for part in ("train", "valid", "test")) == sizes
+    if split == "leave_one_out":
+        assert parts["test"] == Counter((f"u{u}", f"i{(u * 3 + 9) % 17}") for u in range(12))
+    if split == "ratio":
+        assert set(Counter(u for u, _ in parts["test"]).values()) == {1}
+    command = out.splitlines()[-1].partition("recbole-onebp ")[2].split()
+    assert main([*command, "--epochs=1", f"--output_dir={tmp_path / 'run'}", "--show_progress=false"]) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["n_users"], result["n_items"], result["n_train"]) == (12, 17, 96)
+
+
+@pytest.mark.parametrize(
+    ("member", "content"),
+    [
+        ("ml-100k/u.data", "1\t10\t5\t100\n2\t11\t3\t101\n"),
+        ("ml-1m/ratings.dat", "1::10::5::100\n2::11::3::101\n"),
+        ("ml-25m/ratings.csv", "userId,movieId,rating,timestamp\n1,10,5.0,100\n2,11,3.0,101\n"),
+    ],
+)
+def test_grouplens_archives(member, content, capsys):
+    with zipfile.ZipFile("ml-x.zip", "w") as archive:
+        archive.writestr(f"{member.partition('/')[0]}/README", "x")
+        archive.writestr(member, content + content.splitlines()[-1].replace("101", "soon") + "\n")
+    code, out, _ = run("convert", "ml-x.zip", capsys=capsys)
+    assert code == 0
+    assert Path("dataset/ml-x/ml-x.inter").read_text().splitlines()[1:] == ["1\t10\t5\t100", "2\t11\t3\t101"]
+    line = 4 if member.endswith("csv") else 3
+    assert f"ml-x.zip, line of {member.rpartition('/')[2]} {line}: timestamp is no number" in out
+
+
+def test_several_files_one_after_the_other():
+    Path("a.csv").write_text("user,item\na,x\n")
+    Path("b.tsv").write_text("item\tuser\ny\tb\n")
+    convert([Path("a.csv"), Path("b.tsv")], "both", Path("data"))
+    assert parts_of(Path("data/both"))["both"] == Counter([("a", "x"), ("b", "y")])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "arguments", "said"),
+    [
+        ("x.csv", b"who,what\na,x\n", [], "which column is the user? name it by --user; its columns are who, what"),
+        ("x.csv", b"user,what\na,x\n", ["--item=wat"], "x.csv: no column wat; its columns are user, what"),
+        ("x.csv", b"user,what\na,x\n", ["--item=user"], "one column cannot have two meanings"),
+        ("x.csv", b"a,x\n", ["--no_header"], "which column is the user? name it by --user, by their numbers"),
+        ("x.txt", b"user item\na x\n", [], "which character separates its columns? give it by --sep"),
+        ("x.csv", b"user,item\n\xff,x\n", [], "not text in utf-8; give its own by --encoding"),
+        ("x.csv", b"user,item\na,x\n", ["--encoding=utf-99"], "--encoding utf-99: Python does not know it"),
+        ("x.csv", b"", [], "x.csv: empty"),
+        ("x.csv", b"user,item\n", [], "x: no rows are left for all (0 rows read"),
+        ("x.csv", b"user,item\na,\n", [], "1 bad rows left out: no item_id"),
+        ("x.csv", b'user,item\na,"x\n', [], "x.csv: Error tokenizing data"),
+        ("x.csv", b"user,item\na,x\n", ["--min_rating=1"], "--min_rating: there is no column of ratings"),
+        ("x.csv", b"user,item\na,x\n", ["--split=time"], "--split=time: there is no column of times"),
+        ("x.csv", b"user,item\na,x\n", ["--split=leave_one_out"], "x: no rows are left for valid"),
+        ("x.csv", b"user,item\na,x\n", ["--k_core=2"], "x: no rows are left for all"),
+        ("x.csv", b"user,item\na,x\n", ["--ratios", "0.8", "0.2", "0"], "--ratios 0.8 0.2 0.0: expected three numbers"),
+        ("x.csv", b"user,item\na,x\n", ["--name=a/b"], "--name a/b: expected the name of a folder"),
+        ("x.csv", b"user,item\na,x\n", ["--name=gowalla"], "--name gowalla: stands for another data set"),
+        ("ml-100k.zip", b"", [], "--name ml-100k: stands for another data set, which --dataset=ml-100k would take"),
+        ("x.csv", b"user,item\na,x\n", ["--item="], "x.csv: which column is the item? name it by --item"),
+        ("x.csv", b"user,item\na,x\n", ["--split=half"], "invalid choice: 'half'"),
+        ("x.csv", b"user,item\na,x\n", ["--data_path=x.csv"], "x.csv/x: cannot be written: Not a directory"),
+        ("x.parquet", b"no", [], "x.parquet: not a Parquet file"),
+        ("x.zip", b"no", [], "x.zip: not a zip file"),
+        ("y.csv", b"", ["x.csv"], "y.csv: empty"),
+        ("y.csv", b"user,item,rating\na,x,1\n", ["z.csv"], "z.csv: cannot be read: No such file"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_converted(name, content, arguments, said, capsys):
+    Path(name).write_bytes(content)
+    code, _, error = run("convert", name, *arguments, capsys=capsys)
+    assert code == 2
+    assert said in error
+    assert [path.name for path in Path.cwd().iterdir()] == [name]
+
+
+def test_a_zip_of_something_else(capsys):
+    with zipfile.ZipFile("x.zip", "w") as archive:
+        archive.writestr("photo.png", "x")
+    code, _, error = run("convert", "x.zip", capsys=capsys)
+    assert code == 2
+    assert "expected a GroupLens archive with one of u.data, ratings.dat, ratings.csv; it has photo.png" in error
+
+
+def test_an_existing_data_set_is_not_overwritten(capsys):
+    Path("x.csv").write_text("user,item\na,x\nb,y\n")
+    assert run("convert", "x.csv", capsys=capsys)[0] == 0
+    code, _, error = run("convert", "x.csv", capsys=capsys)
+    assert code == 2
+    assert "dataset/x exists already; --force replaces it, or choose another --name" in error
+    assert run("convert", "x.csv", "--force", capsys=capsys)[0] == 0
+
+
+ids = st.one_of(
+    st.sampled_from(["NA", "null", "nan", "None", " ", "1.0", "01", "1e5", '"', '"a"', "a b", "[PAD]x", "#", "é"]),
+    st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF).filter(str.isprintable), min_size=1),
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.tuples(ids, ids), min_size=1, max_size=25), keep=st.sampled_from(["first", "keep"]))
+def test_recbole_reads_the_pairs_that_were_converted(rows, keep, tmp_path):
+    """What is converted reaches RecBole's data set pair by pair; what it would misread is counted as bad instead."""
+    pd.DataFrame(rows, columns=["user", "item"]).to_csv("x.csv", index=False, lineterminator="\n")
+    expected = [pair for pair in rows if not {"NA", "null", "nan", "None"} & set(pair)]
+    frame, bad = read_table(Path("x.csv"), TableFormat())
+    assert len(frame) + len(bad) == len(rows)
+    if not len(frame):
+        return
+    convert([Path("x.csv")], "x", tmp_path / "data", Conversion(duplicates=keep), force=True)
+    config = Config(model="BPR", dataset="x", config_dict={"data_path": str(tmp_path / "data")})
+    read = pair_set(create_dataset(config))
+    assert read <= Counter(expected)
+    assert (
+        read == Counter(map(tuple, frame.to_numpy()))
+        if keep == "keep"
+        else set(frame.itertuples(index=False, name=None))
+    )
+    assert sum((Counter(expected) - read).values()) <= len(bad) + len(expected) - len(set(expected))

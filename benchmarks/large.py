@@ -72,14 +72,14 @@ LEARNERS = ("adam", "sparse_adam")
 def power_law_pairs(n: int, n_users: int, n_items: int, seed: int) -> tuple[Ids, Ids]:
     """``n`` distinct pairs in random order, ids from 1.
 
-    The r-th most active user of U is drawn with weight (r + U / 100)^-0.8, items alike (Zipf-Mandelbrot), so that the
-    most popular item has about 8 % of the users at 300 pairs a user, as real data has.
+    The r-th most active of U users has weight (r + U / 100)^-0.8, and items likewise (Zipf-Mandelbrot). At 300 pairs a
+    user the most popular item has about 8 % of the users, as in real data.
     """
     if n > n_users * n_items // 4:
         raise UserError(f"{n:,} distinct pairs of {n_users:,} users and {n_items:,} items would not be a power law")
     rng = np.random.default_rng(seed)
     keys = np.empty(0, dtype=np.int64)
-    while len(keys) < n:  # pairs drawn twice are dropped, so a few rounds are needed
+    while len(keys) < n:  # pairs drawn twice are dropped
         missing = n - len(keys) + n // 50 + 100
         keys = np.concatenate([keys, _ranks(n_users, missing, rng) * n_items + _ranks(n_items, missing, rng)])
         keys.sort()
@@ -90,10 +90,10 @@ def power_law_pairs(n: int, n_users: int, n_items: int, seed: int) -> tuple[Ids,
 
 
 def _ranks(size: int, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """``n`` ranks from 0 below ``size``: the inverse of the power law's distribution function, at uniform places."""
+    """``n`` ranks below ``size``: the inverse of the power law's distribution function, of uniform numbers."""
     low, high = (size / 100) ** 0.2, (size + size / 100) ** 0.2
     ranks = ((low + (high - low) * rng.random(n)) ** 5 - size / 100).astype(np.int64)
-    return np.clip(ranks, 0, size - 1, out=ranks)  # rounding may leave the range by one
+    return np.clip(ranks, 0, size - 1, out=ranks)  # rounding may exceed the range by one
 
 
 def make_epoch(user: Ids, item: Ids, n_users: int, n_items: int, config: Mapping[str, Any]) -> Callable[[], float]:
@@ -102,12 +102,12 @@ def make_epoch(user: Ids, item: Ids, n_users: int, n_items: int, config: Mapping
     Args:
         user: internal user ids, shape ``(n,)``.
         item: internal item ids, shape ``(n,)``.
-        n_users: the padding row included, as everywhere in RecBole.
+        n_users: with the padding row, as in RecBole.
         n_items: likewise.
         config: OneBP's keys that differ from the paper's setting, with ``learning_rate`` and ``seed``.
 
     Returns:
-        A function that trains an epoch, or ``STEPS`` steps of it, and returns the seconds that all of it takes.
+        A function that trains an epoch, or ``STEPS`` steps of it, and returns the seconds of a whole epoch.
     """
     import torch
     import yaml
@@ -123,7 +123,7 @@ def make_epoch(user: Ids, item: Ids, n_users: int, n_items: int, config: Mapping
     settings = OneBPConfig(**{key: values[key] for key in OneBPConfig.model_fields})
     generator = torch.Generator().manual_seed(config["seed"])
     users, items = (0.01 * torch.randn(n, settings.embedding_size, generator=generator) for n in (n_users, n_items))
-    # What the engine reads of a model.
+    # The attributes that the engine reads.
     model: Any = SimpleNamespace(
         config=settings, user_table=users, item_table=torch.nn.Parameter(items), item_bias=None, item_weight=None
     )
@@ -140,7 +140,7 @@ def make_epoch(user: Ids, item: Ids, n_users: int, n_items: int, config: Mapping
         def first_steps(batches: Iterable[Any]) -> Iterator[Any]:
             nonlocal ordered
             batches = iter(batches)
-            first = next(batches)  # the epoch's order is made here
+            first = next(batches)  # makes the epoch's order
             ordered = perf_counter()
             yield first
             yield from islice(batches, steps - 1)
@@ -160,7 +160,7 @@ def fitted_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
 
 
 def epochs_of(size: Mapping[str, int], learners: Sequence[str], seed: int) -> list[Callable[[], float]]:
-    """An epoch to time, see :func:`make_epoch`, for each learner, on the same data."""
+    """For each learner an epoch to time, see :func:`make_epoch`, on the same data."""
     user, item = power_law_pairs(size["interactions"], size["users"], size["items"], seed)
     config = {
         "embedding_size": size["dimension"],
@@ -178,9 +178,9 @@ def epochs_of(size: Mapping[str, int], learners: Sequence[str], seed: int) -> li
 def sweep(
     quantity: str, sizes: Sequence[int], learners: Sequence[str], repeats: int, seed: int
 ) -> list[dict[str, Any]]:
-    """For each learner seconds an epoch at each size, and the exponent fitted to each round."""
+    """For each learner the seconds of an epoch at each size, and an exponent fitted to each round."""
     epochs = [epoch for size in sizes for epoch in epochs_of({**BASE, quantity: size}, learners, seed)]
-    for epoch in epochs:  # compiles, and makes the optimizer's state
+    for epoch in epochs:  # compiles and allocates
         epoch()
     seconds = alternate(repeats, *epochs)
     start = FITTED_FROM.get(quantity, sizes[0])
@@ -205,7 +205,7 @@ def sweep(
 
 
 def draw(sweeps: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """A panel a quantity on log-log axes: medians, their range, and the fitted line with its exponent."""
+    """A panel for each quantity: medians, their range, and the fitted line with its exponent."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     quantities = list(dict.fromkeys(entry["quantity"] for entry in sweeps))
@@ -235,7 +235,7 @@ def draw(sweeps: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
             axes.grid(alpha=0.25)
             axes.legend(fontsize=8, frameon=False, loc="upper left")
         for axes in panels[:, 0]:
-            axes.set_ylabel("seconds an epoch")
+            axes.set_ylabel("time of one epoch, in seconds")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
@@ -259,10 +259,10 @@ ROWS_A_GROUP = 1 << 22
 
 @dataclass(frozen=True)
 class Planted:
-    """The law that interactions are drawn from; users and items are numbered from 0."""
+    """The law of the interactions; users and items are numbered from 0."""
 
     group: Ids
-    """Of each item ``(n_items,)``; -1: of nothing."""
+    """Of each item ``(n_items,)``; -1: none."""
     weight: Floats
     """Popularity of each item ``(n_items,)``."""
     groups_of: Ids
@@ -277,7 +277,7 @@ class Planted:
         return cls(group, rng.permutation(_power_law(n_items)), np.stack([first, second], axis=1))
 
     def sampler(self, rng: np.random.Generator) -> Any:
-        """A function from users ``(n,)`` to an item for each ``(n,)``."""
+        """A function that draws an item for each user ``(n,)``."""
         by_group = np.argsort(self.group, kind="stable").astype(np.int32)
         until = np.cumsum(self.weight[by_group])
         ends = until[np.cumsum(np.bincount(self.group)) - 1]
@@ -295,7 +295,7 @@ class Planted:
         return draw
 
     def probability(self, user: int, item: Ids) -> Floats:
-        """Of each item being the user's next, up to a factor."""
+        """Probability of each item to be the user's next one, up to a factor."""
         share = np.full(len(item), (1 - sum(SHARES)) / self._totals.sum())
         for group, of_user in zip(self.groups_of[user], SHARES, strict=True):
             share += (self.group[item] == group) * of_user / self._totals[group + 1]
@@ -312,7 +312,7 @@ def _power_law(size: int) -> Floats:
 
 
 def _counts(n: int, n_users: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Interactions of each user, ``n`` in all."""
+    """Number of interactions of each user, ``n`` in all."""
     weight = rng.permutation(_power_law(n_users))
     wanted = (n - AT_LEAST * n_users) * weight / weight.sum()
     counts = AT_LEAST + np.floor(wanted + rng.random(n_users)).astype(np.int64)
@@ -334,7 +334,7 @@ def draw_pairs(n: int, planted: Planted, rng: np.random.Generator) -> tuple[Ids,
         rows = slice(int(ends[start] - counts[start]), int(ends[min(start + USERS_A_BLOCK, n_users) - 1]))
         of_block, block = user[rows] - start, np.empty(rows.stop - rows.start, dtype=np.int32)
         missing = open_rows = np.arange(len(block))
-        for rounds in count():  # an item drawn twice for one user is drawn anew; in the end from all
+        for rounds in count():  # a user's repeated items are drawn again, after ten rounds from all items
             block[missing] = draw(of_block[missing] + start, popular=rounds >= 10)
             keys = of_block[open_rows].astype(np.int64) * n_items + block[open_rows]
             _, first = np.unique(keys, return_index=True)
@@ -349,7 +349,7 @@ def draw_pairs(n: int, planted: Planted, rng: np.random.Generator) -> tuple[Ids,
 
 
 def make(folder: Path, n: int, n_users: int, n_items: int, n_tested: int, seed: int) -> dict[str, Any]:
-    """Write the data set and, beside it, what it was drawn from."""
+    """Write the data set and its law."""
     rng = np.random.default_rng(seed)
     planted = Planted.make(n_users, n_items, rng)
     user, item = draw_pairs(n, planted, rng)
@@ -423,7 +423,7 @@ def _config(folder: Path, n: int, dimension: int, seed: int) -> dict[str, Any]:
 
 
 def prepare(folder: Path, n: int, dimension: int, seed: int) -> dict[str, Any]:
-    """From the files to a data set and its loaders."""
+    """Make the data set and its loaders from the files."""
     from recbole_onebp.run.build import load_config, load_data
 
     start = perf_counter()
@@ -433,7 +433,7 @@ def prepare(folder: Path, n: int, dimension: int, seed: int) -> dict[str, Any]:
 
 
 def train(folder: Path, n: int, dimension: int, seed: int) -> dict[str, Any]:
-    """A whole run, on what :func:`prepare` has left in the cache, and its lists against the best possible ones."""
+    """A whole run on the cache that :func:`prepare` made, and its lists against the best possible ones."""
     from recbole_onebp import build
 
     run = build("OneBP", NAME, config_dict=_config(folder, n, dimension, seed))
@@ -442,9 +442,9 @@ def train(folder: Path, n: int, dimension: int, seed: int) -> dict[str, Any]:
 
 
 def against_truth(run: Any, truth: Path) -> dict[str, float]:
-    """Recall on the tested users' items by lists of the planted law and by popularity; where the run's lists lie.
+    """Recall of the lists of the planted law and of popularity on the tested users' items.
 
-    ``in their groups`` is the share of a list's first 20 items that are of one of the user's two groups.
+    ``in their groups`` is the share of the run's first 20 items that belong to one of the user's two groups.
     """
     planted, numbers = _in_internal_ids(run.dataset, truth)
     found, hidden = run.test_data.positives, run.test_data.history
@@ -453,14 +453,14 @@ def against_truth(run: Any, truth: Path) -> dict[str, float]:
     recalls: dict[str, list[float]] = {f"{name} recall@{k}": [] for name in ("law", "popularity") for k in CUTOFFS}
     inside: list[float] = []
     for user in run.test_data.uid_list.tolist():
-        taken, wanted = hidden[[user]].indices, found[[user]].indices
-        for name, ranked in (("law", by_law(user, max(CUTOFFS) + len(taken))), ("popularity", by_count)):
-            free = ranked[: max(CUTOFFS) + len(taken)]
-            free = free[~np.isin(free, taken)]
+        seen, wanted = hidden[[user]].indices, found[[user]].indices
+        for name, ranked in (("law", by_law(user, max(CUTOFFS) + len(seen))), ("popularity", by_count)):
+            free = ranked[: max(CUTOFFS) + len(seen)]
+            free = free[~np.isin(free, seen)]
             for k in CUTOFFS:
                 recalls[f"{name} recall@{k}"].append(np.isin(wanted, free[:k]).mean())
         if len(inside) < 1000:
-            best = _recommended(run, user, taken, 20)
+            best = _recommended(run, user, seen, 20)
             inside.append(np.isin(planted.group[best], planted.groups_of[user]).mean())
     return {
         **{name: float(np.mean(values)) for name, values in recalls.items()},
@@ -469,7 +469,7 @@ def against_truth(run: Any, truth: Path) -> dict[str, float]:
 
 
 def _in_internal_ids(dataset: Any, truth: Path) -> tuple[Planted, Ids]:
-    """The law by RecBole's ids, whose 0 is nobody and nothing; and each item's number in the law."""
+    """The law by RecBole's ids, whose 0 is padding, and each item's number in the law."""
     users, items = (
         np.fromiter((int(token[1:]) for token in tokens[1:]), np.int32, len(tokens) - 1)
         for tokens in (dataset.field2id_token[field] for field in ("user_id", "item_id"))
@@ -482,7 +482,7 @@ def _in_internal_ids(dataset: Any, truth: Path) -> tuple[Planted, Ids]:
 
 
 def _best_first(planted: Planted) -> Any:
-    """A function from a user and k to its k most probable items."""
+    """A function that returns a user's k most probable items."""
     order = np.lexsort((-planted.weight, planted.group))
     ends = np.cumsum(np.bincount(planted.group + 1))
     popular = np.argsort(-planted.weight)
@@ -495,14 +495,14 @@ def _best_first(planted: Planted) -> Any:
     return best
 
 
-def _recommended(run: Any, user: int, taken: Ids, k: int) -> Ids:
+def _recommended(run: Any, user: int, seen: Ids, k: int) -> Ids:
     import torch
     from recbole.data.interaction import Interaction
 
     with torch.no_grad():
         scores = run.model.full_sort_predict(Interaction({"user_id": torch.tensor([user])}))
     scores[0] = -torch.inf
-    scores[taken] = -torch.inf
+    scores[seen] = -torch.inf
     return np.asarray(scores.topk(k).indices)
 
 

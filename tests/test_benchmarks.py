@@ -425,19 +425,19 @@ def test_the_front_of_a_race_is_what_was_reached_by_a_budget(tmp_path):
         race._earlier(tmp_path / "race.json", {**about, "budget": 60})
 
 
-def test_a_contestant_races_in_its_own_process(tmp_path, monkeypatch):
-    race, settings = import_module("race"), {"model": "OneBP", "epochs": 2, "n_shared_negatives": 64}
-    done = race.race("ml-100k", tmp_path, settings, threads=1, budget=None)
+def test_a_contestant_races_in_its_own_process(tmp_path, tiny_path, in_camps, monkeypatch):
+    race, settings = import_module("race"), {"model": "OneBP", "epochs": 2, **in_camps}
+    done = race.race("tiny", tiny_path, settings, threads=1, budget=None)
     first, second = done["points"]
     assert done["ended"] == "schedule"
     assert 0 < first["train_seconds"] < second["train_seconds"] < second["seconds"] < done["seconds"]
     assert first["seconds"] < second["seconds"]
-    assert second["recall@20"] > 0.1
-    late = race.race("ml-100k", tmp_path, settings, threads=1, budget=0.1)
+    assert second["recall@20"] > 20 / 40  # chance
+    late = race.race("tiny", tiny_path, settings, threads=1, budget=0.1)
     assert (late["ended"], late["points"]) == ("budget", [])
     monkeypatch.setattr(race, "__file__", str(tmp_path / "no-such-file.py"))
     with pytest.raises(import_module("measure").CheckFailedError, match="exit code 2"):
-        race.race("ml-100k", tmp_path, {"model": "OneBP"}, threads=1, budget=None)
+        race.race("tiny", tiny_path, settings, threads=1, budget=None)
 
 
 def test_als_is_evaluated_as_the_others_are(tmp_path, capsys):

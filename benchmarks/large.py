@@ -1,78 +1,268 @@
-"""OneBP on data that RecBole's loader cannot take: made, prepared, trained for an epoch, and held against the truth.
+"""How OneBP's cost grows with the data, and a whole run on data that RecBole's loader cannot hold.
 
-    python benchmarks/large.py [--interactions 100000000 --users 10000000 --items 1000000] [--json OUT] [--folder DIR]
+    python benchmarks/large.py [--interactions 100000000 --users 10000000 --items 1000000] [--folder DIR] [--json OUT]
+    python benchmarks/large.py growth [--only interactions ...] [--largest 30000000] [--repeats 3] [--json OUT]
 
-Users and items follow power laws; every user has taken items of two groups planted in the items, and others by their
-popularity.  So the best possible lists are known.  Files are Parquet with text for ids, rows in random order; a part of
-some users' items is held out.  Each stage runs in a process of its own, whose peak of resident memory is its own.
+The first makes Parquet files, prepares them, trains one epoch and compares the lists with the best possible ones, which
+are known: interactions are drawn from a planted law. Each stage runs in a process of its own, so its peak of resident
+memory is its own. ``growth`` varies one quantity at a time around ``BASE``, on pairs drawn in memory. Of a longer epoch
+it times the order, which is made whole, and ``STEPS`` steps, which are all alike. It takes about six minutes.
+
+They write ``results/<machine>-large.json``, and ``results/<machine>-growth.json`` with a chart beside it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import re
+import math
 import resource
-import subprocess
+import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from time import perf_counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from measure import RESULTS, CheckFailedError, Machine, claim, use_threads, versions, write_json
+from measure import (
+    RESULTS,
+    alternate,
+    claim,
+    exit_code,
+    here,
+    in_a_process,
+    memory_mb,
+    new_parser,
+    picture,
+    run_task,
+    use_threads,
+    write_json,
+)
 from numpy.typing import NDArray
 
 from recbole_onebp.util.errors import UserError
 
-NAME = "large"
-SHARES = (0.65, 0.25)
-"""Of a user's interactions with its first and second group; the rest goes by popularity."""
-AT_LEAST = 3
-"""Interactions a user."""
-USERS_A_BLOCK = 200_000
-ROWS_A_GROUP = 1 << 22
-CUTOFFS = (20, 100)
-SETTINGS: dict[str, Any] = {
-    "benchmark_filename": ["train", "valid", "test"],
-    "load_col": {"inter": ["user_id", "item_id"]},
-    "learner": "sparse_adam",
-    "epochs": 1,
-    "metrics": ["Recall", "NDCG"],
-    "topk": list(CUTOFFS),
-    "valid_metric": "Recall@20",
-    "show_progress": False,
-    "score": "cosine",
-    "temperature": 0.1,
-    "item_bias": True,
-    "negatives": "per_pair",
-    "aggregation": "step",
-    "aggregation_alpha": 0.0,
-    "beta": 0.9,
-    "learning_rate": 0.01,
-    "train_neg_sample_args": {"distribution": "uniform", "sample_num": 5},
-}
-MOST_POSITIVES = 16_384
-"""Pairs a step; of small data a thousandth."""
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int32]
+
+# -------------------------------------------------------------------------------------------------------------- growth
+
+BASE = {"interactions": 3_000_000, "users": 100_000, "items": 50_000, "dimension": 64, "negatives": 5}
+SWEEPS: dict[str, tuple[int, ...]] = {
+    "interactions": (100_000, 300_000, 1_000_000, 3_000_000, 10_000_000, 30_000_000),
+    "users": (10_000, 30_000, 100_000, 300_000, 1_000_000),
+    "items": (10_000, 30_000, 100_000, 300_000, 1_000_000),
+    "dimension": (16, 32, 64, 128, 256),
+    "negatives": (1, 2, 5, 10, 20),
+}
+FITTED_FROM = {"interactions": 1_000_000}
+"""Epochs of fewer interactions are too short to show how the cost grows."""
+POSITIVES = 2048
+STEPS = 488
+"""As many as an epoch of a million interactions has."""
+LEARNERS = ("adam", "sparse_adam")
+
+
+def power_law_pairs(n: int, n_users: int, n_items: int, seed: int) -> tuple[Ids, Ids]:
+    """``n`` distinct pairs in random order, ids from 1.
+
+    The r-th most active of U users has weight (r + U / 100)^-0.8, and items likewise (Zipf-Mandelbrot). At 300 pairs a
+    user the most popular item has about 8 % of the users, as in real data.
+    """
+    if n > n_users * n_items // 4:
+        raise UserError(f"{n:,} distinct pairs of {n_users:,} users and {n_items:,} items would not be a power law")
+    rng = np.random.default_rng(seed)
+    keys = np.empty(0, dtype=np.int64)
+    while len(keys) < n:  # pairs drawn twice are dropped
+        missing = n - len(keys) + n // 50 + 100
+        keys = np.concatenate([keys, _ranks(n_users, missing, rng) * n_items + _ranks(n_items, missing, rng)])
+        keys.sort()
+        keys = keys[np.diff(keys, prepend=-1) > 0]
+    rng.shuffle(keys)
+    user, item = np.divmod(keys[:n], n_items)
+    return (user + 1).astype(np.int32), (item + 1).astype(np.int32)
+
+
+def _ranks(size: int, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """``n`` ranks below ``size``: the inverse of the power law's distribution function, of uniform numbers."""
+    low, high = (size / 100) ** 0.2, (size + size / 100) ** 0.2
+    ranks = ((low + (high - low) * rng.random(n)) ** 5 - size / 100).astype(np.int64)
+    return np.clip(ranks, 0, size - 1, out=ranks)  # rounding may exceed the range by one
+
+
+def make_epoch(user: Ids, item: Ids, n_users: int, n_items: int, config: Mapping[str, Any]) -> Callable[[], float]:
+    """The fast engine on plain arrays, without RecBole's data set, loaders and trainer.
+
+    Args:
+        user: internal user ids, shape ``(n,)``.
+        item: internal item ids, shape ``(n,)``.
+        n_users: with the padding row, as in RecBole.
+        n_items: likewise.
+        config: OneBP's keys that differ from the paper's setting, with ``learning_rate`` and ``seed``.
+
+    Returns:
+        A function that trains an epoch, or ``STEPS`` steps of it, and returns the seconds of a whole epoch.
+    """
+    import torch
+    import yaml
+
+    from recbole_onebp.config.properties import properties_dir
+    from recbole_onebp.config.schema import OneBPConfig
+    from recbole_onebp.engine import Schedule
+    from recbole_onebp.engine.cpu import FusedEngine
+
+    files = (properties_dir() / "model" / "OneBP.yaml", properties_dir() / "preset" / "paper.yaml")
+    defaults, paper = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in files)
+    values = {**defaults, **paper["all"], **config}
+    settings = OneBPConfig(**{key: values[key] for key in OneBPConfig.model_fields})
+    generator = torch.Generator().manual_seed(config["seed"])
+    users, items = (0.01 * torch.randn(n, settings.embedding_size, generator=generator) for n in (n_users, n_items))
+    # The attributes that the engine reads.
+    model: Any = SimpleNamespace(
+        config=settings, user_table=users, item_table=torch.nn.Parameter(items), item_bias=None, item_weight=None
+    )
+    learner = torch.optim.SparseAdam if settings.learner == "sparse_adam" else torch.optim.Adam
+    schedule = Schedule(user, item, n_users, n_items, settings, config["seed"])
+    engine = FusedEngine(model, learner([model.item_table], lr=config["learning_rate"]), schedule)
+    epochs, steps = count(), min(STEPS, len(schedule))
+    chance = math.log(1 + settings.repeats)
+
+    def epoch() -> float:
+        started = perf_counter()
+        ordered = started
+
+        def first_steps(batches: Iterable[Any]) -> Iterator[Any]:
+            nonlocal ordered
+            batches = iter(batches)
+            first = next(batches)  # makes the epoch's order
+            ordered = perf_counter()
+            yield first
+            yield from islice(batches, steps - 1)
+
+        loss = engine.train_epoch(next(epochs), first_steps) / steps
+        ended = perf_counter()
+        claim(math.isfinite(loss) and loss < chance + 1e-3, f"loss {loss}, chance is {chance}, of {len(user):,} pairs")
+        return ordered - started + (ended - ordered) * len(schedule) / steps
+
+    return epoch
+
+
+def fitted_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """The slope of a straight line through the points on log-log axes."""
+    slope, _ = np.polyfit(np.log(sizes), np.log(seconds), 1)
+    return float(slope)
+
+
+def epochs_of(size: Mapping[str, int], learners: Sequence[str], seed: int) -> list[Callable[[], float]]:
+    """For each learner an epoch to time, see :func:`make_epoch`, on the same data."""
+    user, item = power_law_pairs(size["interactions"], size["users"], size["items"], seed)
+    config = {
+        "embedding_size": size["dimension"],
+        "train_neg_sample_args": {"distribution": "uniform", "sample_num": size["negatives"]},
+        "train_batch_size": POSITIVES * size["negatives"],  # RecBole counts negatives
+        "learning_rate": 1e-3,
+        "weight_decay": 0.0,
+        "duplicates": "sequential",
+        "seed": seed,
+    }
+    counts = size["users"] + 1, size["items"] + 1
+    return [make_epoch(user, item, *counts, {**config, "learner": learner}) for learner in learners]
+
+
+def sweep(
+    quantity: str, sizes: Sequence[int], learners: Sequence[str], repeats: int, seed: int
+) -> list[dict[str, Any]]:
+    """For each learner the seconds of an epoch at each size, and an exponent fitted to each round."""
+    epochs = [epoch for size in sizes for epoch in epochs_of({**BASE, quantity: size}, learners, seed)]
+    for epoch in epochs:  # compiles and allocates
+        epoch()
+    seconds = alternate(repeats, *epochs)
+    start = FITTED_FROM.get(quantity, sizes[0])
+    fitted = [size for size in sizes if size >= start]
+    sweeps = []
+    for number, learner in enumerate(learners):
+        rounds = seconds[number :: len(learners)]
+        for size, values in zip(sizes, rounds, strict=True):
+            print(f"  {quantity} {size:>11,}, {learner}: {statistics.median(values):.4g} s an epoch", flush=True)
+        of_rounds = zip(*rounds[-len(fitted) :], strict=True)
+        sweeps.append(
+            {
+                "quantity": quantity,
+                "learner": learner,
+                "sizes": list(sizes),
+                "seconds": [[float(f"{value:.5g}") for value in values] for values in rounds],
+                "fitted_from": fitted[0],
+                "exponents": [round(fitted_exponent(fitted, values), 4) for values in of_rounds],
+            }
+        )
+    return sweeps
+
+
+def draw(sweeps: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """A panel for each quantity: medians, their range, and the fitted line with its exponent."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    quantities = list(dict.fromkeys(entry["quantity"] for entry in sweeps))
+    columns = min(3, len(quantities))
+    lines = math.ceil(len(quantities) / columns)
+    with picture(path, 3.6 * columns, 3.2 * lines + 0.4) as figure:
+        figure.suptitle(title, fontsize=10)
+        panels = figure.subplots(lines, columns, sharey=True, squeeze=False)
+        for axes in panels.flat[len(quantities) :]:
+            axes.set_visible(False)
+        for axes, quantity in zip(panels.flat, quantities, strict=False):
+            axes.set(xscale="log", yscale="log", xlabel=quantity)
+            for entry, color in zip((e for e in sweeps if e["quantity"] == quantity), ("C0", "C1"), strict=False):
+                sizes, medians = np.array(entry["sizes"]), np.array([np.median(s) for s in entry["seconds"]])
+                ranges = [[m - min(s), max(s) - m] for m, s in zip(medians, entry["seconds"], strict=True)]
+                axes.errorbar(sizes, medians, yerr=np.transpose(ranges), fmt="o", color=color, markersize=4, capsize=2)
+                inside = sizes >= entry["fitted_from"]
+                slope, offset = np.polyfit(np.log(sizes[inside]), np.log(medians[inside]), 1)
+                line = np.exp(offset) * sizes[inside] ** slope
+                label = f"{entry['learner']}, exponent {np.median(entry['exponents']):.2f}"
+                axes.plot(sizes[inside], line, color=color, linewidth=1.2, label=label)
+            ticks = entry["sizes"]
+            axes.xaxis.set_major_locator(FixedLocator(ticks))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter(FuncFormatter(_short))
+            axes.axvline(BASE[quantity], color="grey", linewidth=0.8, linestyle=":")
+            axes.grid(alpha=0.25)
+            axes.legend(fontsize=8, frameon=False, loc="upper left")
+        for axes in panels[:, 0]:
+            axes.set_ylabel("time of one epoch, in seconds")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _short(value: float, _position: object = None) -> str:
+    for unit, letter in ((1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:g} {letter}"
+    return f"{value:g}"
 
 
 # ----------------------------------------------------------------------------------------------------------------- data
 
+NAME = "large"
+SHARES = (0.65, 0.25)
+"""Of a user's interactions, with items of its first and second group; the rest follows popularity."""
+AT_LEAST = 3
+"""Interactions a user."""
+USERS_A_BLOCK = 200_000
+ROWS_A_GROUP = 1 << 22
+
 
 @dataclass(frozen=True)
 class Planted:
-    """The law that interactions are drawn from; users and items are numbered from 0."""
+    """The law of the interactions; users and items are numbered from 0."""
 
     group: Ids
-    """Of each item ``(n_items,)``; -1: of nothing."""
+    """Of each item ``(n_items,)``; -1: none."""
     weight: Floats
     """Popularity of each item ``(n_items,)``."""
     groups_of: Ids
@@ -87,7 +277,7 @@ class Planted:
         return cls(group, rng.permutation(_power_law(n_items)), np.stack([first, second], axis=1))
 
     def sampler(self, rng: np.random.Generator) -> Any:
-        """A function from users ``(n,)`` to an item for each ``(n,)``."""
+        """A function that draws an item for each user ``(n,)``."""
         by_group = np.argsort(self.group, kind="stable").astype(np.int32)
         until = np.cumsum(self.weight[by_group])
         ends = until[np.cumsum(np.bincount(self.group)) - 1]
@@ -105,7 +295,7 @@ class Planted:
         return draw
 
     def probability(self, user: int, item: Ids) -> Floats:
-        """Of each item being the user's next, up to a factor."""
+        """Probability of each item to be the user's next one, up to a factor."""
         share = np.full(len(item), (1 - sum(SHARES)) / self._totals.sum())
         for group, of_user in zip(self.groups_of[user], SHARES, strict=True):
             share += (self.group[item] == group) * of_user / self._totals[group + 1]
@@ -122,7 +312,7 @@ def _power_law(size: int) -> Floats:
 
 
 def _counts(n: int, n_users: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Interactions of each user, ``n`` in all."""
+    """Number of interactions of each user, ``n`` in all."""
     weight = rng.permutation(_power_law(n_users))
     wanted = (n - AT_LEAST * n_users) * weight / weight.sum()
     counts = AT_LEAST + np.floor(wanted + rng.random(n_users)).astype(np.int64)
@@ -144,7 +334,7 @@ def draw_pairs(n: int, planted: Planted, rng: np.random.Generator) -> tuple[Ids,
         rows = slice(int(ends[start] - counts[start]), int(ends[min(start + USERS_A_BLOCK, n_users) - 1]))
         of_block, block = user[rows] - start, np.empty(rows.stop - rows.start, dtype=np.int32)
         missing = open_rows = np.arange(len(block))
-        for rounds in count():  # an item drawn twice for one user is drawn anew; in the end from all
+        for rounds in count():  # a user's repeated items are drawn again, after ten rounds from all items
             block[missing] = draw(of_block[missing] + start, popular=rounds >= 10)
             keys = of_block[open_rows].astype(np.int64) * n_items + block[open_rows]
             _, first = np.unique(keys, return_index=True)
@@ -159,7 +349,7 @@ def draw_pairs(n: int, planted: Planted, rng: np.random.Generator) -> tuple[Ids,
 
 
 def make(folder: Path, n: int, n_users: int, n_items: int, n_tested: int, seed: int) -> dict[str, Any]:
-    """Write the data set and, beside it, what it was drawn from."""
+    """Write the data set and its law."""
     rng = np.random.default_rng(seed)
     planted = Planted.make(n_users, n_items, rng)
     user, item = draw_pairs(n, planted, rng)
@@ -196,6 +386,29 @@ def _write(path: Path, user: Ids, item: Ids) -> None:
 
 # --------------------------------------------------------------------------------------------------------------- stages
 
+CUTOFFS = (20, 100)
+SETTINGS: dict[str, Any] = {
+    "benchmark_filename": ["train", "valid", "test"],
+    "load_col": {"inter": ["user_id", "item_id"]},
+    "learner": "sparse_adam",
+    "epochs": 1,
+    "metrics": ["Recall", "NDCG"],
+    "topk": list(CUTOFFS),
+    "valid_metric": "Recall@20",
+    "show_progress": False,
+    "score": "cosine",
+    "temperature": 0.1,
+    "item_bias": True,
+    "negatives": "per_pair",
+    "aggregation": "step",
+    "aggregation_alpha": 0.0,
+    "beta": 0.9,
+    "learning_rate": 0.01,
+    "train_neg_sample_args": {"distribution": "uniform", "sample_num": 5},
+}
+MOST_POSITIVES = 16_384
+"""Pairs a step; for small data a thousandth of the interactions."""
+
 
 def settings_of(n: int, dimension: int, seed: int) -> dict[str, Any]:
     """The configuration of a run on ``n`` interactions."""
@@ -210,7 +423,7 @@ def _config(folder: Path, n: int, dimension: int, seed: int) -> dict[str, Any]:
 
 
 def prepare(folder: Path, n: int, dimension: int, seed: int) -> dict[str, Any]:
-    """From the files to a data set and its loaders."""
+    """Make the data set and its loaders from the files."""
     from recbole_onebp.run.build import load_config, load_data
 
     start = perf_counter()
@@ -220,7 +433,7 @@ def prepare(folder: Path, n: int, dimension: int, seed: int) -> dict[str, Any]:
 
 
 def train(folder: Path, n: int, dimension: int, seed: int) -> dict[str, Any]:
-    """A whole run, on what :func:`prepare` has left in the cache, and its lists against the best possible ones."""
+    """A whole run on the cache that :func:`prepare` made, and its lists against the best possible ones."""
     from recbole_onebp import build
 
     run = build("OneBP", NAME, config_dict=_config(folder, n, dimension, seed))
@@ -229,9 +442,9 @@ def train(folder: Path, n: int, dimension: int, seed: int) -> dict[str, Any]:
 
 
 def against_truth(run: Any, truth: Path) -> dict[str, float]:
-    """Recall on the tested users' items by lists of the planted law and by popularity; where the run's lists lie.
+    """Recall of the lists of the planted law and of popularity on the tested users' items.
 
-    ``in their groups`` is the share of a list's first 20 items that are of one of the user's two groups.
+    ``in their groups`` is the share of the run's first 20 items that belong to one of the user's two groups.
     """
     planted, numbers = _in_internal_ids(run.dataset, truth)
     found, hidden = run.test_data.positives, run.test_data.history
@@ -240,14 +453,14 @@ def against_truth(run: Any, truth: Path) -> dict[str, float]:
     recalls: dict[str, list[float]] = {f"{name} recall@{k}": [] for name in ("law", "popularity") for k in CUTOFFS}
     inside: list[float] = []
     for user in run.test_data.uid_list.tolist():
-        taken, wanted = hidden[[user]].indices, found[[user]].indices
-        for name, ranked in (("law", by_law(user, max(CUTOFFS) + len(taken))), ("popularity", by_count)):
-            free = ranked[: max(CUTOFFS) + len(taken)]
-            free = free[~np.isin(free, taken)]
+        seen, wanted = hidden[[user]].indices, found[[user]].indices
+        for name, ranked in (("law", by_law(user, max(CUTOFFS) + len(seen))), ("popularity", by_count)):
+            free = ranked[: max(CUTOFFS) + len(seen)]
+            free = free[~np.isin(free, seen)]
             for k in CUTOFFS:
                 recalls[f"{name} recall@{k}"].append(np.isin(wanted, free[:k]).mean())
         if len(inside) < 1000:
-            best = _recommended(run, user, taken, 20)
+            best = _recommended(run, user, seen, 20)
             inside.append(np.isin(planted.group[best], planted.groups_of[user]).mean())
     return {
         **{name: float(np.mean(values)) for name, values in recalls.items()},
@@ -256,7 +469,7 @@ def against_truth(run: Any, truth: Path) -> dict[str, float]:
 
 
 def _in_internal_ids(dataset: Any, truth: Path) -> tuple[Planted, Ids]:
-    """The law by RecBole's ids, whose 0 is nobody and nothing; and each item's number in the law."""
+    """The law by RecBole's ids, whose 0 is padding, and each item's number in the law."""
     users, items = (
         np.fromiter((int(token[1:]) for token in tokens[1:]), np.int32, len(tokens) - 1)
         for tokens in (dataset.field2id_token[field] for field in ("user_id", "item_id"))
@@ -269,7 +482,7 @@ def _in_internal_ids(dataset: Any, truth: Path) -> tuple[Planted, Ids]:
 
 
 def _best_first(planted: Planted) -> Any:
-    """A function from a user and k to its k most probable items."""
+    """A function that returns a user's k most probable items."""
     order = np.lexsort((-planted.weight, planted.group))
     ends = np.cumsum(np.bincount(planted.group + 1))
     popular = np.argsort(-planted.weight)
@@ -282,54 +495,33 @@ def _best_first(planted: Planted) -> Any:
     return best
 
 
-def _recommended(run: Any, user: int, taken: Ids, k: int) -> Ids:
+def _recommended(run: Any, user: int, seen: Ids, k: int) -> Ids:
     import torch
     from recbole.data.interaction import Interaction
 
     with torch.no_grad():
         scores = run.model.full_sort_predict(Interaction({"user_id": torch.tensor([user])}))
     scores[0] = -torch.inf
-    scores[taken] = -torch.inf
+    scores[seen] = -torch.inf
     return np.asarray(scores.topk(k).indices)
 
 
-STAGES: dict[str, Callable[..., dict[str, Any]]] = {"make": make, "prepare": prepare, "train": train}
-
-
-def _in_a_process(stage: str, **arguments: Any) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--stage", json.dumps([stage, arguments])]
-    start, before = perf_counter(), _swapped()
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    claim(done.returncode == 0, f"stage {stage} ended with exit code {done.returncode}, see above")
-    found = dict(json.loads(done.stdout.splitlines()[-1]))
-    return {"wall_seconds": perf_counter() - start, "pages_swapped": _swapped() - before, **found}
-
-
-def _run_stage(text: str) -> None:
-    """Run a stage in this process, and print what it returns and the most memory that it held at a time."""
-    stage, arguments = json.loads(text)
-    if stage != "make":  # what is imported is no interaction's
+def _stage(stage: str, folder: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Run a stage in this process; what it returns, its seconds and its peak of resident memory."""
+    if stage != "make":  # imports are counted apart
         import recbole_onebp.engine.cpu
         import recbole_onebp.evaluation.full_sort
         import recbole_onebp.run.build
         import recbole_onebp.trainer  # noqa: F401
     logging.disable(logging.INFO)
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    imports = memory_mb("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     start = perf_counter()
-    found = STAGES[stage](Path(arguments.pop("folder")), **arguments)
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    print(json.dumps({
-        "seconds": perf_counter() - start, "imports_mb": before, "peak_mb": _status("VmHWM"),
-        "major_faults": usage.ru_majflt, **found,
-    }))  # fmt: skip
-
-
-def _status(key: str) -> float:
-    """MiB, of ``/proc/self/status``."""
-    match = re.search(rf"{key}:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    assert match
-    return int(match[1]) / 1024
+    stages: dict[str, Callable[..., dict[str, Any]]] = {"make": make, "prepare": prepare, "train": train}
+    found = stages[stage](Path(folder), **arguments)
+    seconds, faults = perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+    memory = {"imports_mb": imports, "peak_mb": memory_mb("VmHWM")}
+    return {"seconds": seconds, **memory, "major_faults": faults, **found}
 
 
 def _swapped() -> int:
@@ -338,18 +530,21 @@ def _swapped() -> int:
     return int(counters["pswpin"]) + int(counters["pswpout"])
 
 
-def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def run_stages(args: argparse.Namespace, folder: str) -> dict[str, Any]:
     sizes = {"n": args.interactions, "n_users": args.users, "n_items": args.items, "n_tested": args.tested}
-    run = {"folder": str(folder), "n": args.interactions, "dimension": args.dimension, "seed": args.seed}
+    run = {"n": args.interactions, "dimension": args.dimension, "seed": args.seed}
     stages = {}
     for name, stage, arguments in (
-        ("make", "make", {"folder": str(folder), **sizes, "seed": args.seed}),
+        ("make", "make", {**sizes, "seed": args.seed}),
         ("first start", "prepare", run),
         ("second start", "prepare", run),
         ("train and test", "train", run),
     ):
-        stages[name] = found = _in_a_process(stage, **arguments)
+        start, before = perf_counter(), _swapped()
+        found = in_a_process(__file__, "stage", stage, folder, arguments)
+        found |= {"wall_seconds": perf_counter() - start, "pages_swapped": _swapped() - before}
         found["bytes_an_interaction"] = (found["peak_mb"] - found["imports_mb"]) * 2**20 / args.interactions
+        stages[name] = found
         print(
             f"{name}: {found['seconds']:.1f} s, peak {found['peak_mb']:,.0f} MiB, {found['bytes_an_interaction']:.0f} "
             f"bytes an interaction, {found['major_faults']} major page faults, {found['pages_swapped']} pages swapped",
@@ -358,52 +553,54 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return stages
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--interactions", type=int, default=100_000_000)
-    parser.add_argument("--users", type=int, default=10_000_000)
-    parser.add_argument("--items", type=int, default=1_000_000)
-    parser.add_argument("--dimension", type=int, default=32)
-    parser.add_argument("--tested", type=int, default=10_000, help="users whose items are held out (default 10,000)")
-    parser.add_argument("--threads", type=int, default=2, help="cores and threads (default 2)")
-    parser.add_argument("--seed", type=int, default=2024)
-    parser.add_argument("--folder", type=Path, help="for the data, 45 bytes an interaction (default: a temporary one)")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="where to write the results")
-    parser.add_argument("--stage", help=argparse.SUPPRESS)
-    return parser.parse_args()
+# ------------------------------------------------------------------------------------------------------------- commands
 
 
-def main() -> int:
-    args = parse_args()
-    try:
-        if args.stage:
-            _run_stage(args.stage)
-            return 0
-        use_threads(args.threads)
-        machine, free_mb = Machine.here(), _available_mb()
-        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-            stages = measure(args, Path(folder))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except CheckFailedError as error:
-        print(f"check failed: {error}", file=sys.stderr)
-        return 1
+def measure_whole(args: argparse.Namespace) -> None:
+    about, free_mb = here("numba", "pandas", "pyarrow"), int(memory_mb("MemAvailable", "/proc/meminfo"))
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        stages = run_stages(args, folder)
     result, truth = stages["train and test"]["result"], stages["train and test"]["truth"]
     print(f"epoch {result['epoch_seconds'][0]:.1f} s; test {result['test']}; {truth}")
     sizes = {key: getattr(args, key) for key in ("interactions", "users", "items", "dimension", "tested")}
     settings = {**settings_of(args.interactions, args.dimension, args.seed), "threads": args.threads, "repeats": 1}
-    found = {"machine": asdict(machine), "versions": versions("numba", "pandas", "pyarrow"), "settings": settings}
-    out = args.json or RESULTS / f"{machine.slug}-large.json"
-    write_json(out, {**found, "available_mb_before": free_mb, "sizes": sizes, "stages": stages})
-    return 0
+    found = {**about, "settings": settings, "available_mb_before": free_mb, "sizes": sizes, "stages": stages}
+    write_json(args.json or RESULTS / f"{about['machine']['slug']}-large.json", found)
 
 
-def _available_mb() -> int:
-    match = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
-    assert match
-    return int(match[1]) // 1024
+def measure_growth(args: argparse.Namespace) -> None:
+    if args.largest < 3_000_000:
+        raise UserError(f"--largest {args.largest:,}: the exponent needs sizes from 1 million to at least 3 million")
+    about, sweeps = here("numba"), []
+    for quantity in args.only:
+        sizes = [size for size in SWEEPS[quantity] if quantity != "interactions" or size <= args.largest]
+        sweeps += sweep(quantity, sizes, LEARNERS, args.repeats, args.seed)
+    out = args.json or RESULTS / f"{about['machine']['slug']}-growth.json"
+    settings = {"threads": args.threads, "seed": args.seed, "repeats": args.repeats, "base": BASE}
+    write_json(out, {**about, "settings": settings, "sweeps": sweeps})
+    base = ", ".join(f"{name} {_short(value)}" for name, value in BASE.items())
+    title = f"OneBP, time of one epoch, {about['machine']['cpu']}, {args.threads} cores\ndotted line: {base}"
+    draw(sweeps, out.with_suffix(".png"), title)
+
+
+def main() -> None:
+    parser = new_parser(__doc__, data=False, repeats=3, rows=list(SWEEPS))
+    parser.add_argument("what", choices=["whole", "growth"], nargs="?", default="whole")
+    parser.add_argument("--largest", type=int, default=SWEEPS["interactions"][-1], help="growth: most interactions")
+    parser.add_argument("--interactions", type=int, default=100_000_000)
+    parser.add_argument("--users", type=int, default=10_000_000)
+    parser.add_argument("--items", type=int, default=1_000_000)
+    parser.add_argument("--dimension", type=int, default=32)
+    parser.add_argument("--tested", type=int, default=10_000, help="users with held-out items (default 10,000)")
+    parser.add_argument("--folder", type=Path, help="for the data, 45 bytes an interaction (default: a temporary one)")
+    args = parser.parse_args()
+    use_threads(args.threads)
+    if args.what == "whole":
+        measure_whole(args)
+    else:
+        measure_growth(args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if not run_task({"stage": _stage}):
+        sys.exit(exit_code(main))

@@ -1,4 +1,4 @@
-"""What the benchmarks share: alternating timings, ratios with their spread, the machine, the result file."""
+"""Shared by the benchmarks: timings side by side, rows of results, the machine, flags, result files and exit codes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import os
 import platform
 import re
 import statistics
+import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -23,27 +24,40 @@ import recbole_onebp
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.files import write_atomically
 
+DATASETS = ("gowalla", "yelp2018", "onebp-ml-1m", "onebp-ml-100k")
 RESULTS = Path(__file__).parent / "results"
+VARYING = {"load_before", "run_seconds"}
+"""Entries of a result file that may differ between runs that belong together."""
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class CheckFailedError(Exception):
-    """What was going to be timed, or has been, is wrong: its time says nothing."""
+    """What is timed gave a wrong result, so its time is meaningless."""
 
 
 def claim(condition: bool, message: str) -> None:
-    """Raise :class:`CheckFailedError` unless the condition holds; unlike ``assert`` it also does so under ``-O``."""
+    """Raise :class:`CheckFailedError` unless the condition holds. Unlike ``assert`` this also works under ``-O``."""
     if not condition:
         raise CheckFailedError(message)
 
 
-def check_alike(path: Path, earlier: Mapping[str, Any], about: Mapping[str, Any], keys: Iterable[str]) -> None:
-    """Raise :class:`UserError` if a results file has rows that were not measured as they would be now."""
-    if different := [key for key in keys if earlier[key] != about[key]]:
-        raise UserError(f"{path}: its rows have another {', '.join(different)}; name another file")
+def exit_code(main: Callable[[], int | None]) -> int:
+    """Call ``main``; 1 if a check failed, 2 if the user can fix the error."""
+    try:
+        return main() or 0
+    except CheckFailedError as error:
+        print(f"check failed: {error}", file=sys.stderr)
+        return 1
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+# ------------------------------------------------------------------------------------------------- timings and rows
 
 
 def timed(function: Callable[[], object]) -> Callable[[], float]:
-    """``function`` as one that returns the seconds it took."""
+    """Wrap ``function`` so that it returns the seconds it took."""
 
     def run() -> float:
         gc.collect()
@@ -55,25 +69,30 @@ def timed(function: Callable[[], object]) -> Callable[[], float]:
 
 
 def alternate(repeats: int, *contestants: Callable[[], float]) -> list[list[float]]:
-    """Call them A B A B ..., so that what disturbs the machine disturbs all; what each returned, round by round."""
+    """Call them in turns (A B A B ...), so that a disturbance hits all of them; the values of each, round by round."""
     rounds = [[contestant() for contestant in contestants] for _ in range(repeats)]
     return [list(values) for values in zip(*rounds, strict=True)]
 
 
+def ratios(ours: Iterable[float], theirs: Iterable[float]) -> list[float]:
+    """Round by round."""
+    return [a / b for a, b in zip(ours, theirs, strict=True)]
+
+
 @dataclass(frozen=True)
 class Row:
-    """A line of a results table: a quantity measured ``repeats`` times, and what it should reach."""
+    """One line of a results table: a quantity, measured in several rounds, and its target."""
 
     title: str
     values: list[float]
-    """One a round: our time over theirs, or what the title says."""
+    """One a round: our time divided by theirs, or what the title says."""
     parts: dict[str, list[float]]
-    """What the values are made of, each with its unit."""
+    """The measurements behind the values, each with its unit."""
     checked: str
     """What was asserted before, during or after the timing."""
     target: float | None = None
     at_least: bool = False
-    """The target is a lower bound; otherwise an upper one."""
+    """The target is a lower bound; otherwise an upper bound."""
     note: str = ""
 
     @property
@@ -84,27 +103,40 @@ class Row:
         return "pass" if (median >= self.target if self.at_least else median <= self.target) else "miss"
 
     def as_json(self) -> dict[str, Any]:
-        return {
-            "title": self.title,
-            "target": self.target,
-            "at_least": self.at_least,
-            "verdict": self.verdict,
-            **_spread(self.values),
-            "parts": {name: _spread(values) for name, values in self.parts.items()},
-            "checked": self.checked,
-            "note": self.note,
-        }
+        about = {"title": self.title, "target": self.target, "at_least": self.at_least, "verdict": self.verdict}
+        parts = {name: _spread(values) for name, values in self.parts.items()}
+        return {**about, **_spread(self.values), "parts": parts, "checked": self.checked, "note": self.note}
 
 
-def ratios(ours: Iterable[float], theirs: Iterable[float]) -> list[float]:
-    """Round by round, for both were timed side by side."""
-    return [a / b for a, b in zip(ours, theirs, strict=True)]
+def _spread(values: list[float]) -> dict[str, Any]:
+    rounded = [float(f"{value:.5g}") for value in values]
+    return {"median": statistics.median(rounded), "min": min(rounded), "max": max(rounded), "values": rounded}
 
 
-def measure_all(rows: Mapping[str, Callable[[], list[Row]]]) -> tuple[dict[str, Any], bool]:
-    """Measure and print row after row; their JSON forms, and whether every check held.
+def shown(row: Mapping[str, Any]) -> str:
+    """A row for the terminal."""
+    if "median" not in row:
+        return f"{row['title']}: {row['verdict']}"
+    bound = "" if row["target"] is None else f", {'at least' if row['at_least'] else 'at most'} {row['target']:g}"
+    parts = "; ".join(f"{name} {part['median']:.4g}" for name, part in row["parts"].items())
+    spread = f"{row['median']:.3g} ({row['min']:.3g}..{row['max']:.3g}){bound}"
+    return f"{row['title']}: {spread}: {row['verdict']}\n    {parts}\n    checked: {row['checked']}"
 
-    A row that cannot be measured has no numbers, and a verdict that says why; the others are measured all the same.
+
+Rows = Mapping[str, Callable[[], list[Row]]]
+
+
+def measure_all(rows: Rows, keep: Callable[[dict[str, Any]], None] = lambda _: None) -> tuple[dict[str, Any], bool]:
+    """Measure and print one row after the other.
+
+    A row that cannot be measured has no numbers, and a verdict that says why; the others are still measured.
+
+    Args:
+        rows: functions that measure, by name.
+        keep: called after each row with all that is measured so far.
+
+    Returns:
+        The rows as JSON, and whether every check held.
     """
     done: dict[str, Any] = {}
     sound = True
@@ -123,12 +155,34 @@ def measure_all(rows: Mapping[str, Callable[[], list[Row]]]) -> tuple[dict[str, 
             done[name if len(found) == 1 else f"{name}-{number}"] = row
             print(shown(row), flush=True)
         print(f"    [{name}: {perf_counter() - start:.0f} s]", flush=True)
+        keep(done)
     return done, sound
 
 
-def _spread(values: list[float]) -> dict[str, Any]:
-    rounded = [float(f"{value:.5g}") for value in values]
-    return {"median": statistics.median(rounded), "min": min(rounded), "max": max(rounded), "values": rounded}
+def measure_to_file(rows: Rows, args: argparse.Namespace, name: str, about: dict[str, Any]) -> int:
+    """Measure ``args.only`` of the rows and write them; the exit code.
+
+    All rows together go to ``results/<name>.json``. A selection is written only where ``args.json`` says so, and the
+    file keeps its other rows if they were measured in the same way.
+    """
+    every = set(args.only) == set(rows)
+    out = args.json or (RESULTS / f"{name}.json" if every else None)
+    earlier = earlier_rows(out, about) if out and not every else {}
+    load, start = about["machine"]["load_before"], perf_counter()
+    if load > 0.5:
+        print(f"warning: load average {load}: other programs are running, the timings will be off")
+
+    def keep(done: dict[str, Any]) -> None:
+        if out:
+            about["settings"]["run_seconds"] = round(perf_counter() - start)
+            write_json(out, {**about, "rows": {**earlier, **done}})
+
+    _, sound = measure_all({row: rows[row] for row in args.only}, keep)
+    print(f"{perf_counter() - start:.0f} s in all")
+    return 0 if sound else 1
+
+
+# ------------------------------------------------------------------------------------------------ machine and processes
 
 
 @dataclass(frozen=True)
@@ -141,19 +195,18 @@ class Machine:
     memory_gb: int
     system: str
     load_before: float = field(default_factory=lambda: round(os.getloadavg()[0], 2))
-    """Processes that wanted a core in the minute before; above 0.5 the numbers are not to be trusted."""
+    """Load average of the minute before; above 0.5 the numbers are not to be trusted."""
 
     @classmethod
     def here(cls) -> Machine:
         info = dict(re.findall(r"^([\w ]+?)\s*: (.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE))
         name = re.sub(r"\(R\)|\(TM\)|\bCPU\b|@.*", "", info.get("model name", platform.machine()))
         cores = os.cpu_count() or 1
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return cls(
             cpu=f"{' '.join(name.split())} (family {info.get('cpu family', '?')}, model {info.get('model', '?')})",
             cores=cores,
             slug=f"{slug(name)}-{cores}-cores",
-            memory_gb=round(memory / 2**30),
+            memory_gb=round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
             system=f"{platform.system()} {platform.machine()}",
         )
 
@@ -162,69 +215,134 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
+def here(*packages: str) -> dict[str, Any]:
+    """The machine and the versions, as every result file begins."""
+    return {"machine": asdict(Machine.here()), "versions": versions(*packages)}
+
+
 def versions(*more: str) -> dict[str, str]:
     packages = ("recbole", "torch", "numpy", "scipy", *more)
-    return {
-        "recbole_onebp": recbole_onebp.__version__,
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
-    }
+    found = {"recbole_onebp": recbole_onebp.__version__, "python": platform.python_version()}
+    return {**found, **{package: version(package) for package in packages}}
 
 
 def use_threads(threads: int) -> None:
-    """Keep this process and its children on that many cores and threads; call it before torch or numba is imported."""
-    if {"torch", "numba"} & set(sys.modules):
-        raise RuntimeError("torch or numba is imported already: they have read the number of threads")
-    if threads > len(os.sched_getaffinity(0)):
-        raise UserError(f"--threads {threads}: {len(os.sched_getaffinity(0))} cores are free to use")
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[variable] = str(threads)
+    """Keep this process and its children on so many cores and threads.
+
+    Libraries read the number of threads when they are imported, so the program is started anew with the number in its
+    environment, unless it is there already. Call this first in ``main``.
+    """
+    free = sorted(os.sched_getaffinity(0))
+    if not 0 < threads <= len(free):
+        raise UserError(f"--threads {threads}: {len(free)} cores are free to use")
+    wanted = dict.fromkeys(THREAD_VARIABLES, str(threads))
+    os.sched_setaffinity(0, free[:threads])
+    if not wanted.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **wanted})
 
 
-def earlier_rows(path: Path, here: Mapping[str, Any]) -> dict[str, Any]:
-    """The rows of a results file, none if there is no file; refused if they were not measured as they would be here."""
+def in_a_process(script: str, task: str, *arguments: Any) -> dict[str, Any]:
+    """Have a new process of a script run one of its tasks, see :func:`run_task`; what the task returns."""
+    command = [sys.executable, script, "--task", json.dumps([task, *arguments])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    claim(done.returncode == 0, f"{Path(script).name}, task {task}: exit code {done.returncode}, see above")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def run_task(tasks: Mapping[str, Callable[..., dict[str, Any]]]) -> bool:
+    """Whether this process was started by :func:`in_a_process`; if so, run the task and print what it returns."""
+    if sys.argv[1:2] != ["--task"]:
+        return False
+    task, *arguments = json.loads(sys.argv[2])
+    print(json.dumps(tasks[task](*arguments)))
+    return True
+
+
+def memory_mb(key: str, file: str = "/proc/self/status") -> float:
+    """MiB of an entry such as ``VmHWM`` (peak) or ``VmRSS``. ``ru_maxrss`` would begin at the parent's peak."""
+    match = re.search(rf"{key}:\s*(\d+) kB", Path(file).read_text())
+    assert match
+    return int(match[1]) / 1024
+
+
+# --------------------------------------------------------------------------------------------------- flags and files
+
+
+def new_parser(
+    doc: str | None, *, data: bool = True, threads: bool = True, repeats: int = 0, rows: Sequence[str] = ()
+) -> argparse.ArgumentParser:
+    """A parser with ``--json`` and the usual flags.
+
+    Args:
+        doc: a module's docstring; its first paragraph is the description.
+        data: add ``--data_path``.
+        threads: add ``--threads``.
+        repeats: default of ``--repeats``; unless 0, it is added with ``--seed``.
+        rows: choices of ``--only``.
+    """
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n\n", 1)[0].replace("\n", " "))
+    add = parser.add_argument
+    add("--json", type=Path, metavar="OUT", help="where to write the results")
+    if data:
+        add("--data_path", type=Path, default=Path("dataset"), help="RecBole's data folder")
+    if threads:
+        add("--threads", type=int, default=2, help="cores and threads for everything timed (default 2)")
+    if repeats:
+        add("--repeats", type=int, default=repeats, help=f"rounds of every timing (default {repeats})")
+        add("--seed", type=int, default=2024)
+    if rows:
+        add("--only", nargs="+", choices=rows, default=list(rows), metavar="ROW", help=" ".join(rows))
+    return parser
+
+
+def check_data(data_path: Path, datasets: Iterable[str]) -> None:
+    """Raise :class:`UserError` for the first file that is missing."""
+    for dataset in datasets:
+        for part in ("train", "valid", "test"):
+            path = data_path / dataset / f"{dataset}.{part}.inter"
+            if not path.is_file():
+                raise UserError(f"{path} is missing; recbole-onebp fetch {dataset} --data_path {data_path} gets it")
+
+
+def check_same(path: Path, earlier: Mapping[str, Any], about: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Raise :class:`UserError` if a result file was measured under other conditions."""
+    for key in keys:
+        before, now = earlier[key], about[key]
+        if isinstance(now, Mapping):
+            names = [name for name in {**before, **now} if name not in VARYING and before.get(name) != now.get(name)]
+            different = f"{key} ({', '.join(names)})" if names else ""
+        else:
+            different = key if before != now else ""
+        if different:
+            raise UserError(f"{path}: its rows have another {different}; name another file")
+
+
+def earlier_rows(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows of a result file, none if there is no file; see :func:`check_same`."""
     if not path.is_file():
         return {}
     earlier = json.loads(path.read_text(encoding="utf-8"))
-    varying = {"load_before", "run_seconds"}
-    for part, expected in here.items():
-        different = [key for key in expected if key not in varying and earlier[part].get(key) != expected[key]]
-        if different:
-            raise UserError(f"{path}: its rows have another {part} ({', '.join(different)}); name another file")
+    check_same(path, earlier, about, about)
     return dict(earlier["rows"])
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
+def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(values, indent=2) + "\n"
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
-    print(f"wrote {path}")
+    print(f"wrote {path}", flush=True)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 @contextmanager
 def picture(path: Path, width: float, height: float) -> Iterator[Any]:
-    """A figure of so many inches to draw on, written as PNG at the end."""
+    """A figure of so many inches, written as PNG at the end."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     yield figure
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: figure.savefig(file, dpi=130, format="png"))
-    print(f"wrote {path}")
-
-
-def add_common_flags(parser: argparse.ArgumentParser, repeats: int) -> None:
-    parser.add_argument("--json", type=Path, metavar="OUT", help="where to write the results")
-    parser.add_argument("--repeats", type=int, default=repeats, help=f"rounds of every timing (default {repeats})")
-    parser.add_argument("--seed", type=int, default=2024)
-
-
-def shown(row: Mapping[str, Any]) -> str:
-    """A row in one line for the terminal."""
-    if "median" not in row:
-        return f"{row['title']}: {row['verdict']}"
-    bound = "" if row["target"] is None else f", {'at least' if row['at_least'] else 'at most'} {row['target']:g}"
-    parts = "; ".join(f"{name} {part['median']:.4g}" for name, part in row["parts"].items())
-    spread = f"{row['median']:.3g} ({row['min']:.3g}..{row['max']:.3g}){bound}"
-    return f"{row['title']}: {spread}: {row['verdict']}\n    {parts}\n    checked: {row['checked']}"
+    print(f"wrote {path}", flush=True)

@@ -1,16 +1,15 @@
-"""Accuracy on the validation part against wall-clock time: OneBP, `implicit`'s ALS and RecBole's baselines.
+"""Validation accuracy against wall-clock time: OneBP, `implicit`'s ALS and RecBole's baselines.
 
     python benchmarks/race.py --dataset gowalla [--budget 300] [--models OneBP ALS-64 ...] [--json OUT]
 
-Each trains on the train part in a process of its own, one after the other on the same threads, and is evaluated after
-every epoch or ALS iteration, all by the same evaluator; it ends with its schedule, or is ended at the budget.  The
-clock starts with the process: imports, reading and every evaluation count; the seconds of training alone stand beside.
-Writes ``results/race-<data set>.json`` and ``.png``; what is in that file is not run again.
+Each model trains in a process of its own, one after the other on the same threads. All are evaluated after every epoch
+or ALS iteration, by the same evaluator, until their schedule or the budget ends. The clock starts with the process:
+imports, reading and every evaluation count; the seconds of training alone are recorded too. Writes
+``results/race-<data set>.json`` and ``.png``; models in that file are not repeated.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import subprocess
@@ -18,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -26,88 +24,90 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from measure import RESULTS, CheckFailedError, Machine, check_alike, claim, picture, use_threads, versions, write_json
+import numpy as np
+from measure import (
+    RESULTS,
+    check_data,
+    check_same,
+    claim,
+    exit_code,
+    here,
+    new_parser,
+    picture,
+    use_threads,
+    write_json,
+)
 from quality import SETTINGS
-from speed import check_data
 
+import recbole_onebp
 from recbole_onebp.util.errors import UserError
 
 BUDGETS = (10, 30, 60, 120, 300)
 METRICS = ("recall@20", "ndcg@20")
 CLOCKS = ("seconds", "train_seconds")
 ALS_ITERATIONS, ALS_SEARCH_ITERATIONS = 40, 15
-"""More than the library's default in the race, which ends where it likes; the default in the search."""
+"""In the race, more than the library's default, and in the search for its settings, the default."""
 ALS_GRID = {"alpha": (2.0, 5.0, 10.0, 50.0), "regularization": (5.0, 20.0, 80.0)}
+RUN = {
+    "seed": 1, "data_cache": False, "fast_sampler": True, "fast_evaluator": True, "show_progress": False,
+    "metrics": ["Recall", "NDCG"], "topk": [20], "valid_metric": "NDCG@20", "eval_batch_size": 2_000_000,
+}  # fmt: skip
+"""The same for all models: files read as they were fetched, fast sampler and evaluator."""
 
 
-def _settings(dataset: str) -> dict[str, dict[str, Any]]:
-    """The contestants; all but ALS, 64 dimensions."""
+def contestants(dataset: str) -> dict[str, dict[str, Any]]:
+    """The settings of each model; all but ALS have 64 dimensions."""
 
     def simplex(positives: int, negatives: int, **more: Any) -> dict[str, Any]:
         drawn = {"distribution": "uniform", "sample_num": negatives}
         size = positives * negatives  # RecBole counts negatives into it
         return {"model": "SimpleX", "train_batch_size": size, "train_neg_sample_args": drawn, **more}
 
-    # Mao et al., SimpleX (CIKM 2021), as BARS has them for these data.
-    published = {"learning_rate": 1e-4, "margin": 0.9}
-    simplex_published = {
-        "gowalla": simplex(
-            256, 2000, negative_weight=250, gamma=0.8, reg_weight=1e-7, aggregator="user_attention", **published
-        ),
-        "yelp2018": simplex(512, 1000, negative_weight=150, gamma=1.0, **published),
+    # Mao et al., SimpleX (CIKM 2021), with BARS's settings for these data.
+    common = {"learning_rate": 1e-4, "margin": 0.9}
+    attention = {"negative_weight": 250, "gamma": 0.8, "reg_weight": 1e-7, "aggregator": "user_attention"}
+    published = {
+        "gowalla": simplex(256, 2000, **attention, **common),
+        "yelp2018": simplex(512, 1000, negative_weight=150, gamma=1.0, **common),
     }
-    contestants = {
+    # He et al., LightGCN (SIGIR 2020); its authors' code takes squared norms of the rows of a batch.
+    lightgcn = {"n_layers": 3, "learning_rate": 1e-3, "reg_weight": 1e-4, "require_pow": True}
+    found = {
         "OneBP": {"model": "OneBP", **SETTINGS, "epochs": 60},
-        "ALS-64": {"factors": 64},
-        "ALS-128": {"factors": 128},
-        "ALS-256": {"factors": 256},
+        **{f"ALS-{factors}": {"factors": factors} for factors in (64, 128, 256)},
         "BPR": {"model": "BPR", "learning_rate": 1e-3, "train_batch_size": 2048},
-        # He et al., LightGCN (SIGIR 2020); its authors' code takes squared norms of the rows of a batch.
-        "LightGCN": {
-            "model": "LightGCN", "n_layers": 3, "learning_rate": 1e-3, "reg_weight": 1e-4, "require_pow": True,
-            "train_batch_size": 2048,
-        },
+        "LightGCN": {"model": "LightGCN", **lightgcn, "train_batch_size": 2048},
         "SimpleX": simplex(2048, 5, learning_rate=1e-3, history_len=20),  # with RecBole's margin and weights
-    }  # fmt: skip
-    return contestants | ({"SimpleX, published": simplex_published[dataset]} if dataset in simplex_published else {})
+    }
+    return found | ({"SimpleX, published": published[dataset]} if dataset in published else {})
 
 
 def contest(started: float, dataset: str, paths: dict[str, str], setting: dict[str, Any], threads: int) -> None:
-    """Train in a process that ends with it, and print a line of JSON after each epoch.
+    """Train in this process, and print a line of JSON after each epoch.
 
     Args:
-        started: ``time.monotonic()`` when the process was started: all processes have that clock.
+        started: ``time.monotonic()`` when the process was started; all processes share that clock.
         dataset: name of the data set.
         paths: ``data_path`` and ``output_dir``.
-        setting: RecBole's; or of ALS ``factors``, ``iterations`` and ``trials``, of which several are a search.
-        threads: of ALS, which does not look at the environment.
+        setting: RecBole's; or ALS's ``factors``, ``iterations`` and ``trials``, several of which are a search.
+        threads: for ALS, which ignores the environment.
     """
-    import recbole_onebp
 
-    def build(**more: Any) -> Any:
-        # The files as they were fetched, and for all the fast sampler and evaluator.
-        run = {"seed": 1, "data_cache": False, "fast_sampler": True, "fast_evaluator": True, "show_progress": False}
-        evaluation = {
-            "metrics": ["Recall", "NDCG"],
-            "topk": [20],
-            "valid_metric": "NDCG@20",
-            "eval_batch_size": 2000000,
-        }
-        return recbole_onebp.build(more.pop("model"), dataset, config_dict={**run, **evaluation, **paths, **more})
+    def build(model: str, **more: Any) -> Any:
+        return recbole_onebp.build(model, dataset, config_dict={**RUN, **paths, **more})
 
     def point(train_seconds: float, valid: Mapping[str, float], **more: Any) -> None:
-        times = {"seconds": time.monotonic() - started, "train_seconds": train_seconds}
-        values = {name: round(value, 3) for name, value in times.items()} | {
-            name: float(valid[name]) for name in METRICS
-        }
-        print(json.dumps({**values, **more}), flush=True)
+        times = {"seconds": round(time.monotonic() - started, 3), "train_seconds": round(train_seconds, 3)}
+        print(json.dumps({**times, **{name: float(valid[name]) for name in METRICS}, **more}), flush=True)
 
     if "model" in setting:
         run = build(**{"epochs": 1000, **setting})
-        seen = run.trainer.record
-        run.train(saved=False, on_validation=lambda *_: point(seen.total("train_seconds"), seen.epochs[-1]["valid"]))
+        record = run.trainer.record
+        run.train(
+            saved=False, on_validation=lambda *_: point(record.total("train_seconds"), record.epochs[-1]["valid"])
+        )
     else:
-        run = build(model="BPR", embedding_size=setting["factors"])
+        run = build("BPR", embedding_size=setting["factors"])
         for trial in setting["trials"]:
             every = 1 if len(setting["trials"]) == 1 else setting["iterations"]
             _als(run, setting, trial, threads, every, partial(point, **trial))
@@ -116,8 +116,7 @@ def contest(started: float, dataset: str, paths: dict[str, str], setting: dict[s
 def _als(
     run: Any, setting: dict[str, Any], trial: dict[str, float], threads: int, every: int, point: Callable[..., None]
 ) -> None:
-    """BPR scores by the same product: its tables take the factors, and the rest is as for the other models."""
-    import numpy as np
+    """Train ALS and evaluate it as a BPR model, which has the same scores: its tables are set to the factors."""
     import scipy.sparse as sp
     import torch
     from implicit.als import AlternatingLeastSquares
@@ -135,14 +134,14 @@ def _als(
                 run.model.item_embedding.weight.copy_(torch.from_numpy(als.item_factors))
             point(sum(spent), run.trainer.evaluate(run.valid_data, load_best_model=False))
 
-    with threadpool_limits(1, user_api="blas"):  # as the library asks for, which has threads of its own
+    with threadpool_limits(1, user_api="blas"):  # the library has threads of its own, and asks for this
         size = {key: setting[key] for key in ("factors", "iterations")}
         als = AlternatingLeastSquares(**size, **trial, num_threads=threads, random_state=1)
         als.fit(matrix, show_progress=False, callback=after)
 
 
 def race(dataset: str, data_path: Path, setting: dict[str, Any], threads: int, budget: float | None) -> dict[str, Any]:
-    """The points that a contestant printed, how it ended (``schedule`` or ``budget``) and the seconds until then."""
+    """The points that a model reached, how it ended (``schedule`` or ``budget``), and its seconds."""
     with tempfile.TemporaryDirectory() as scratch:
         paths, started = {"data_path": str(data_path), "output_dir": scratch}, time.monotonic()
         command = [sys.executable, __file__, "contest", json.dumps([started, dataset, paths, setting, threads])]
@@ -159,7 +158,7 @@ def race(dataset: str, data_path: Path, setting: dict[str, Any], threads: int, b
 
 
 def front(models: Mapping[str, Any], within: float, clock: str, metric: str) -> dict[str, dict[str, float]]:
-    """For each budget that was raced the best value of each model that has one by then, the best model first."""
+    """For each budget, the best value of each model that has one by then, best model first."""
     table = {}
     for budget in (budget for budget in BUDGETS if budget <= within):
         reached = {name: [p[metric] for p in row["points"] if p[clock] <= budget] for name, row in models.items()}
@@ -169,7 +168,7 @@ def front(models: Mapping[str, Any], within: float, clock: str, metric: str) -> 
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
-    """Every evaluation against the seconds since the process was started, a panel a metric."""
+    """Every evaluation against time, a panel a metric."""
     with picture(path, 10, 4.8) as figure:
         panels = figure.subplots(1, len(METRICS))
         for axes, metric in zip(panels, METRICS, strict=True):
@@ -178,7 +177,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
                 label = name if row["points"] else f"{name}: no epoch in {result['budget']:g} s"
                 seconds, values = ([point[key] for point in row["points"]] for key in ("seconds", metric))
                 axes.plot(seconds, values, marker="o", markersize=3, label=label, **style)
-            axes.set(xscale="log", xlabel="seconds since the process was started", ylabel=f"{metric}, validation")
+            axes.set(xscale="log", xlabel="seconds since the start of the process", ylabel=f"{metric}, validation")
             axes.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
             axes.minorticks_off()
             axes.grid(alpha=0.3)
@@ -186,25 +185,14 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--data_path", type=Path, default=Path("dataset"), help="RecBole's data folder")
-    parser.add_argument("--budget", type=float, default=300, help="seconds of a contestant (default 300)")
-    parser.add_argument("--models", nargs="+", metavar="NAME", help="default: all")
-    parser.add_argument("--threads", type=int, default=2, help="cores and threads (default 2)")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="default: results/race-<data set>.json")
-    return parser.parse_args()
-
-
 def _earlier(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"als_search": {}, "models": {}}
-    check_alike(path, earlier, about, [key for key in about if key in earlier and key != "machine"])
+    check_same(path, earlier, about, [key for key in about if key in earlier and key != "machine"])
     return {**about, **{key: earlier[key] for key in ("als_search", "models")}}
 
 
 def _searched(result: dict[str, Any], data_path: Path, name: str, setting: dict[str, Any]) -> dict[str, Any]:
-    """The factors with what is best on validation, by NDCG; the search is kept, and its time is not raced."""
+    """ALS's settings with the best NDCG on validation. The search is recorded, its time is not raced."""
     if name not in result["als_search"]:
         grid = [dict(zip(ALS_GRID, values, strict=True)) for values in product(*ALS_GRID.values())]
         searched = {**setting, "trials": grid, "iterations": ALS_SEARCH_ITERATIONS}
@@ -214,49 +202,38 @@ def _searched(result: dict[str, Any], data_path: Path, name: str, setting: dict[
     return {**setting, **found, "library": f"implicit {version('implicit')}"}
 
 
-def main() -> int:
-    args = parse_args()
-    contestants = _settings(args.dataset)
+def main() -> None:
+    parser = new_parser(__doc__)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--budget", type=float, default=300, help="seconds of a model (default 300)")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="default: all")
+    args = parser.parse_args()
+    use_threads(args.threads)
+    settings = contestants(args.dataset)
     path, data_path = args.json or RESULTS / f"race-{args.dataset}.json", args.data_path.resolve()
     common = {"dataset": args.dataset, "budget": args.budget, "threads": args.threads, "als_grid": ALS_GRID}
-    about = json.loads(json.dumps({"machine": asdict(Machine.here()), "versions": versions("numba"), **common}))
-    try:
-        if unknown := set(args.models or ()) - set(contestants):
-            raise UserError(f"--models: there is no {', '.join(sorted(unknown))}; there are {', '.join(contestants)}")
-        check_data(args.data_path, [args.dataset])
-        result = _earlier(path, about)
-        names = [name for name in args.models or contestants if name not in result["models"]]
-        if any("factors" in contestants[name] for name in names) and not find_spec("implicit"):
-            raise UserError("ALS needs the package implicit: pip install implicit, or name --models without it")
-        use_threads(args.threads)
-        if names:  # not counted, and all find the compiled loops and the files in a cache
-            race(args.dataset, data_path, {**contestants["OneBP"], "epochs": 1}, args.threads, None)
-        for name in names:
-            setting = contestants[name]
-            if "factors" in setting:
-                setting = _searched(result, data_path, name, setting)
-            row = result["models"][name] = race(args.dataset, data_path, setting, args.threads, args.budget)
-            best = {metric: max((point[metric] for point in row["points"]), default=None) for metric in METRICS}
-            epochs = f"{len(row['points']) or 'no'} epochs in {row['seconds']:.0f} s, ended by its {row['ended']}"
-            print(f"{name}: {epochs}; best {best}", flush=True)
-            write_json(path, result)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except CheckFailedError as error:
-        print(f"check failed: {error}", file=sys.stderr)
-        return 1
-    tables = {
-        clock: {metric: front(result["models"], args.budget, clock, metric) for metric in METRICS} for clock in CLOCKS
-    }
-    for clock, metric in product(CLOCKS, METRICS):
-        print(f"{metric} by {clock}")
-        for budget, reached in tables[clock][metric].items():
-            shown = ", ".join(f"{name} {value:.4f}" for name, value in reached.items())
-            print(f"    {budget:>4} s: {shown or 'none'}")
+    if unknown := set(args.models or ()) - set(settings):
+        raise UserError(f"--models: there is no {', '.join(sorted(unknown))}; there are {', '.join(settings)}")
+    check_data(args.data_path, [args.dataset])
+    result = _earlier(path, json.loads(json.dumps({**here("numba"), **common})))
+    names = [name for name in args.models or settings if name not in result["models"]]
+    if any("factors" in settings[name] for name in names) and not find_spec("implicit"):
+        raise UserError("ALS needs the package implicit: pip install implicit, or name --models without it")
+    if names:  # fills the caches of compiled loops and files, untimed
+        race(args.dataset, data_path, {**settings["OneBP"], "epochs": 1}, args.threads, None)
+    for name in names:
+        setting = settings[name]
+        if "factors" in setting:
+            setting = _searched(result, data_path, name, setting)
+        row = result["models"][name] = race(args.dataset, data_path, setting, args.threads, args.budget)
+        best = {metric: max((point[metric] for point in row["points"]), default=None) for metric in METRICS}
+        epochs = f"{len(row['points']) or 'no'} epochs in {row['seconds']:.0f} s, ended by its {row['ended']}"
+        print(f"{name}: {epochs}; best {best}", flush=True)
+        write_json(path, result)
+    tables = {clock: {m: front(result["models"], args.budget, clock, m) for m in METRICS} for clock in CLOCKS}
+    print(json.dumps(tables, indent=1))
     write_json(path, {**result, "front": tables})
     draw(result, path.with_suffix(".png"))
-    return 0
 
 
 if __name__ == "__main__":
@@ -264,4 +241,4 @@ if __name__ == "__main__":
         logging.disable(logging.INFO)
         contest(*json.loads(sys.argv[2]))
     else:
-        sys.exit(main())
+        sys.exit(exit_code(main))

@@ -1,12 +1,11 @@
-"""An epoch of the authors' code (studentcej/OneBP), in a process of its own, whenever the caller asks for one.
+"""Epochs of the authors' code (studentcej/OneBP), in a process of its own that trains one whenever it is asked to.
 
-The code is used as it lies in the clone: its arguments, its data set and loader, its model, its epoch function. Only
-the pairs come from the caller, so that both sides train on the same ones.
+The code is used as it is in the clone: its arguments, data set, loader, model and epoch function. Only the pairs come
+from the caller, so that both sides train on the same ones.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
@@ -19,7 +18,6 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -32,7 +30,7 @@ MODULES = ("main", "model", "data", "parse", "evaluation", "cuda")
 
 
 class ReferenceCode:
-    """The process.  ``with ReferenceCode(...) as reference: seconds, loss = reference.epoch()``."""
+    """The process. ``with ReferenceCode(...) as reference: seconds, loss = reference.epoch()``."""
 
     def __init__(
         self,
@@ -43,7 +41,7 @@ class ReferenceCode:
         settings: Mapping[str, object],
         device: str = "cpu",
     ) -> None:
-        """Start it.
+        """Start the process.
 
         Args:
             clone: folder with the authors' code.
@@ -72,7 +70,7 @@ class ReferenceCode:
         )
 
     def epoch(self) -> tuple[float, float]:
-        """Train an epoch: its seconds and its mean loss."""
+        """Train an epoch; its seconds and its mean loss."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write("epoch\n")
@@ -85,9 +83,7 @@ class ReferenceCode:
     def __enter__(self) -> ReferenceCode:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         assert self._process.stdin
         self._process.stdin.close()
         self._process.wait()
@@ -106,23 +102,14 @@ def serve(clone: str, device: str, n_users: int, n_items: int, flags: list[str])
     sys.argv = ["main.py", *flags]
     warnings.simplefilter("ignore")  # pin_memory without a GPU
     main: Any = __import__("main")
-    os.environ.pop("CUDA_LAUNCH_BLOCKING")  # set by main.py: it would wait for every kernel, and no timing were fair
-
+    os.environ.pop("CUDA_LAUNCH_BLOCKING")  # set by main.py; it would wait for every kernel and slow their code down
     main.arg = main.parse_args()
     main.init_seed(2022)
     main.num_users, main.num_items = n_users, n_items
     data = main.Data(np.load("pairs.npy").tolist(), main.arg, n_users, n_items)
-    main.train_loader = main.DataLoader(
-        data,
-        batch_size=main.arg.batch_size,
-        shuffle=True,
-        collate_fn=data.collate_fn,
-        drop_last=True,
-        pin_memory=True,
-        num_workers=main.arg.num_workers,
-    )
+    loader = {"batch_size": main.arg.batch_size, "num_workers": main.arg.num_workers, "collate_fn": data.collate_fn}
+    main.train_loader = main.DataLoader(data, shuffle=True, drop_last=True, pin_memory=True, **loader)
     main.model, main.optimizer, main.scheduler, _ = main.model_init()
-
     for epoch, _ in enumerate(sys.stdin):
         main.f = io.StringIO()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -134,10 +121,5 @@ def serve(clone: str, device: str, n_users: int, n_items: int, flags: list[str])
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("clone")
-    parser.add_argument("device", choices=["cpu", "cuda"])
-    parser.add_argument("n_users", type=int)
-    parser.add_argument("n_items", type=int)
-    known, rest = parser.parse_known_args()
-    serve(known.clone, known.device, known.n_users, known.n_items, rest)
+    _clone, _device, _n_users, _n_items, *_flags = sys.argv[1:]
+    serve(_clone, _device, int(_n_users), int(_n_items), _flags)

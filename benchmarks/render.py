@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from quality import DATASETS
+from measure import DATASETS
 from scaling_model import tables as model_tables
 
 from recbole_onebp.util.files import write_atomically
@@ -27,158 +27,27 @@ ROOT = Path(__file__).resolve().parent.parent
 Result = Mapping[str, Any]
 
 
-def speed(results: Path) -> str:
-    """Every row with its target, its parts and what was checked."""
-    return _each(results, "speed", _full) or "Not run: `python benchmarks/speed.py`."
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
-def speed_short(results: Path) -> str:
-    """The rows that have a target."""
-    return _each(results, "speed", _short) or "Not run: `python benchmarks/speed.py`."
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    head = list(head)
+    titles = f"| {' | '.join(head)} |".replace("|  |", "| |")
+    return [titles, f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
-def gpu(results: Path) -> str:
-    return _each(results, "gpu", _full) or "Not run: no GPU was at hand; `python benchmarks/speed_gpu.py`."
+def _of_machines(kind: str, command: str, table: Callable[[Result, Path], str]) -> Callable[[Path], str]:
+    """A block with the tables of all ``<machine>-<kind>.json``."""
+
+    def block(results: Path) -> str:
+        tables = (table(_read(file), file) for file in sorted(results.glob(f"*-{kind}.json")))
+        return "\n\n".join(tables) or f"Not run: `python benchmarks/{command}`."
+
+    return block
 
 
-def growth(results: Path) -> str:
-    return _each(results, "growth", _growth) or "Not run: `python benchmarks/growth.py`."
-
-
-def large(results: Path) -> str:
-    return _each(results, "large", _large) or "Not run: `python benchmarks/large.py`."
-
-
-def scaling(results: Path) -> str:
-    """Every row of the runs in several processes."""
-    return _each(results, "scaling", _full) or "Not run: `python benchmarks/scaling.py`."
-
-
-def scaling_model(results: Path) -> str:
-    """What the measured constants say about a larger world."""
-    return (
-        _each(results, "scaling", lambda result, _: model_tables(result)) or "Not run: `python benchmarks/scaling.py`."
-    )
-
-
-def comparison(results: Path) -> str:
-    """A row a model, its accuracy and training time on each data set, and the picture with the most models."""
-    reports = {
-        file.parent.name: json.loads(file.read_text(encoding="utf-8"))
-        for file in sorted(results.glob("*-comparison/results.json"))
-    }
-    if not reports:
-        return "Not run: `python benchmarks/comparison.py ml-100k`."
-    shown, report = max(reports.items(), key=lambda named: len(named[1]["models"]))
-    metric, models = report["primary_metric"].upper(), [m for r in reports.values() for m in r["models"]]
-    names = [name for r in reports.values() for name in (f"{r['dataset']}, {metric}", "train s")]
-    lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
-    for label in dict.fromkeys(model["label"] for model in models):
-        lines.append(f"| {' | '.join([label, *(cell for r in reports.values() for cell in _compared(r, label))])} |")
-    trials = " or ".join(map(str, sorted({model["tuning_trials"] for model in models} - {0})))
-    pages = [f"[{r['dataset']}](benchmarks/results/{folder}/report.md)" for folder, r in reports.items()]
-    notes = [
-        f"Test, mean ± standard deviation over {len(report['seeds'])} seeds. {trials} trials a model on validation, "
-        f"none where marked *. ↑ ↓: significantly above or below {report['reference']}.",
-        *(f"Not run on {r['dataset']}: {', '.join(r['left_out'])}." for r in reports.values() if r["left_out"]),
-        f"Budgets, differences, diversity: {', '.join(pages)}.",
-    ]
-    picture = f"![{metric} and training time on {report['dataset']}](benchmarks/results/{shown}/cost.png)"
-    return "\n".join([*lines, "", *notes, "", picture])
-
-
-def study(results: Path) -> str:
-    """Every value of every factor, by its mean over seeds, and what it changes against the base's same seeds."""
-    parts = []
-    for file in sorted((results / "study").glob("*.json")):
-        result = json.loads(file.read_text(encoding="utf-8"))
-        by_label: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
-        where: dict[str, list[int]] = {}
-        for run in result["runs"]:
-            by_label.setdefault((run["factor"], run["label"]), {})[run["seed"]] = run["valid"]
-            packages = ", ".join(f"{package} {version}" for package, version in run["versions"].items())
-            where.setdefault(f"{run['machine']}; {packages}", []).append(run["seed"])
-        lines = [f"### {file.stem}", ""]
-        for machine, seeds in where.items():
-            lines.append(f"- {len(seeds)} trainings: {machine}; seeds {', '.join(map(str, sorted(set(seeds))))}.")
-        lines += ["", "| factor | | recall@20 | ndcg@20 | against base |", "|---|---|---|---|---|"]
-        bases = by_label["base", "base"]
-        for (factor, label), runs in by_label.items():
-            recall, ndcg = (statistics.mean(run[name] for run in runs.values()) for name in ("recall@20", "ndcg@20"))
-            change = ndcg / statistics.mean(bases[seed]["ndcg@20"] for seed in runs) - 1
-            lines.append(f"| {factor} | {label} | {recall:.4f} | {ndcg:.4f} | {change:+.1%} |")
-        if file.with_suffix(".png").exists():
-            lines += ["", f"![What each factor changes on {file.stem}](../benchmarks/results/study/{file.stem}.png)"]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) or "Not run: `python benchmarks/study.py --dataset gowalla`."
-
-
-def ease_rank(results: Path) -> str:
-    """The best regularisation of each number of directions."""
-    if not list(results.glob("ease-rank-*.json")):
-        return "Not run: `python benchmarks/ease_rank.py --dataset onebp-ml-1m`."
-    lines = ["| data set | directions | regularisation | Recall@20 | NDCG@20 |", "|---|---|---|---|---|"]
-    for file in sorted(results.glob("ease-rank-*.json")):
-        result = json.loads(file.read_text(encoding="utf-8"))
-        by_rank: dict[int, list[Result]] = {}
-        for row in result["rows"]:
-            by_rank.setdefault(row["rank"], []).append(row)
-        for rank, rows in sorted(by_rank.items()):
-            best = max(rows, key=lambda row: row["ndcg@20"])
-            directions = f"all {rank:,}" if rank == max(by_rank) else f"{rank:,}"
-            metrics = f"{best['recall@20']:.4f} | {best['ndcg@20']:.4f}"
-            lines.append(f"| {result['dataset']} | {directions} | {best['reg_weight']:g} | {metrics} |")
-    return "\n".join(lines)
-
-
-def quality(results: Path) -> str:
-    """The test part, touched once a seed."""
-    return _qualities(results.glob("quality-*.json"), "test") or "Not run: `python benchmarks/quality.py`."
-
-
-def quality_short(results: Path) -> str:
-    """The defaults, and 256 dimensions with the schedule that goes with them."""
-    lines = ["| data set | Recall@20 / NDCG@20, the defaults | `embedding_size: 256, learning_rate_decay: 0.87` |"]
-    lines.append("|---|---|---|")
-    for dataset in DATASETS:
-        found = []
-        for file in (results / f"quality-{dataset}.json", results / f"quality-{dataset}-256.json"):
-            mean = json.loads(file.read_text(encoding="utf-8"))["mean"]["test"] if file.exists() else {}
-            found.append(" / ".join(f"{value:.4f}" for value in mean.values()))
-        lines.append(f"| {dataset} | {' | '.join(found)} |")
-    return "\n".join(lines)
-
-
-def validation(results: Path) -> str:
-    """What ``quality.py --no_test`` has seen of settings."""
-    return _qualities((results / "validation").glob("*.json"), "valid") or "Not run: `quality.py --no_test`."
-
-
-def _qualities(files: Iterable[Path], part: str) -> str:
-    lines = ["| data set | beside the defaults | seeds | epochs | Recall@20 | NDCG@20 |", "|---|---|---|---|---|---|"]
-    for file in sorted(files):
-        result = json.loads(file.read_text(encoding="utf-8"))
-        runs, mean = result["runs"], result["mean"][part]
-        known = {"stopping_step", "eval_step", "threads", "epochs at most"}
-        chosen = ", ".join(f"{key}: {value}" for key, value in result["settings"].items() if key not in known)
-        epochs, seeds = (", ".join(str(run[key]) for run in runs) for key in ("epochs", "seed"))
-        values = " | ".join(f"{mean[name]:.4f}" for name in ("recall@20", "ndcg@20"))
-        lines.append(f"| {result['dataset']} | {chosen or '-'} | {seeds} | {epochs} | {values} |")
-    return "\n".join(lines) if len(lines) > 2 else ""
-
-
-BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
-    "docs/study.md": {"quality": quality, "validation": validation, "ease-rank": ease_rank, "study": study},
-    "README.md": {"quality": quality_short, "comparison": comparison, "speed": speed_short},
-    "docs/performance.md": {"speed": speed, "growth": growth, "large": large, "gpu": gpu},
-    "docs/distributed.md": {"scaling": scaling},
-    "docs/scaling.md": {"scaling-model": scaling_model},
-}
-
-
-def _each(results: Path, kind: str, table: Callable[[Result, Path], str]) -> str:
-    files = sorted(results.glob(f"*-{kind}.json"))
-    return "\n\n".join(table(json.loads(file.read_text(encoding="utf-8")), file) for file in files)
+# --------------------------------------------------------------------------------------------------- times and memory
 
 
 def _where(result: Result) -> str:
@@ -191,66 +60,112 @@ def _where(result: Result) -> str:
 
 
 def _full(result: Result, _file: Path) -> str:
-    lines = [_where(result), "", "| | median (least to most) | target | | made of (medians) |", "|---|---|---|---|---|"]
-    for row in result["rows"].values():
+    """Every row with its target, its parts and what was checked."""
+
+    def made_of(row: Result) -> str:
         parts = "; ".join(f"{name} {_number(part['median'])}" for name, part in row.get("parts", {}).items())
-        note = f"{parts}. {row['note']}" if row.get("note") else parts
-        lines.append(f"| {row['title']} | {_spread(row)} | {_target(row)} | {_verdict(row)} | {note} |")
-    lines += ["", "Checked:", ""]
-    lines += [f"- {row['title']}: {row['checked']}." for row in result["rows"].values() if "checked" in row]
-    return "\n".join(lines)
+        return f"{parts}. {row['note']}" if row.get("note") else parts
+
+    rows = result["rows"].values()
+    cells = ((row["title"], _spread(row), _target(row), _verdict(row), made_of(row)) for row in rows)
+    head = ("", "median (least to most)", "target", "", "made of (medians)")
+    checked = [f"- {row['title']}: {row['checked']}." for row in rows if "checked" in row]
+    return "\n".join([_where(result), "", *_table(head, cells), "", "Checked:", "", *checked])
 
 
 def _short(result: Result, _file: Path) -> str:
-    lines = [_where(result), "", "| | median (least to most) | target | |", "|---|---|---|---|"]
-    for row in result["rows"].values():
-        if row.get("target") is not None or "median" not in row:
-            lines.append(f"| {row['title']} | {_spread(row)} | {_target(row)} | {_verdict(row)} |")
-    return "\n".join(lines)
+    """The rows that have a target."""
+    rows = [row for row in result["rows"].values() if row.get("target") is not None or "median" not in row]
+    cells = ((row["title"], _spread(row), _target(row), _verdict(row)) for row in rows)
+    return "\n".join([_where(result), "", *_table(("", "median (least to most)", "target", ""), cells)])
 
 
 def _growth(result: Result, file: Path) -> str:
     base = ", ".join(f"{name} {value:,}" for name, value in result["settings"]["base"].items())
-    lines = [_where(result), f"Base: {base}.", "", "| grows | learner | from | to | exponent (least to most) |"]
-    lines.append("|---|---|---|---|---|")
-    for entry in result["sweeps"]:
+
+    def cells(entry: Result) -> list[str]:
         exponents = entry["exponents"]
         spread = {"median": statistics.median(exponents), "min": min(exponents), "max": max(exponents)}
-        sizes = f"{entry['fitted_from']:,} | {entry['sizes'][-1]:,}"
-        lines.append(f"| {entry['quantity']} | `{entry['learner']}` | {sizes} | {_spread(spread)} |")
-    picture = file.with_suffix(".png").name
-    lines += ["", f"![Seconds an epoch, on log-log axes](../benchmarks/results/{picture})"]
-    return "\n".join(lines)
+        sizes = (f"{size:,}" for size in (entry["fitted_from"], entry["sizes"][-1]))
+        return [entry["quantity"], f"`{entry['learner']}`", *sizes, _spread(spread)]
+
+    table = _table(("grows", "learner", "from", "to", "exponent (least to most)"), map(cells, result["sweeps"]))
+    picture = f"![Time of one epoch](../benchmarks/results/{file.with_suffix('.png').name})"
+    return "\n".join([_where(result), f"Base: {base}.", "", *table, "", picture])
 
 
 def _large(result: Result, _file: Path) -> str:
     sizes, stages = result["sizes"], result["stages"]
-    last = stages["train and test"]
-    run, law = last["result"], last["truth"]
-    lines = [
+    run, law = (stages["train and test"][key] for key in ("result", "truth"))
+    keys = ("seconds", "peak_mb", "imports_mb", "bytes_an_interaction", "major_faults")
+    head = ("stage", "seconds", "peak, MiB", "of that imports", "bytes an interaction", "major page faults")
+    measured = _table(head, ([name, *(_number(stage[key]) for key in keys)] for name, stage in stages.items()))
+    names = [f"recall@{k}" for k in sorted(int(name[7:]) for name in run["test"] if name.startswith("recall@"))]
+    lists = {
+        "the planted law": [law[f"law {name}"] for name in names],
+        "popularity": [law[f"popularity {name}"] for name in names],
+        "OneBP, one epoch": [run["test"][name] for name in names],
+    }
+    cells = ([title, *map(_number, values)] for title, values in lists.items())
+    return "\n".join([
         _where(result),
         f"{sizes['interactions']:,} interactions, {sizes['users']:,} users, {sizes['items']:,} items, "
         f"d = {sizes['dimension']}; {result['available_mb_before']:,} MiB free before.",
         "",
-        "| stage | seconds | peak, MiB | of that imports | bytes an interaction | major page faults |",
-        "|---|---|---|---|---|---|",
+        *measured,
+        "",
+        *_table((f"test users: {sizes['tested']:,}", *names), cells),
+        "",
+        f"The epoch took {_number(run['epoch_seconds'][0])} s. {law['in their groups']:.0%} of the first 20 items are "
+        "of one of the user's two groups.",
+    ])  # fmt: skip
+
+
+def _spread(row: Result) -> str:
+    return f"{_number(row['median'])} ({_number(row['min'])} to {_number(row['max'])})" if "median" in row else ""
+
+
+def _target(row: Result) -> str:
+    if row.get("target") is None:
+        return ""
+    return f"at {'least' if row['at_least'] else 'most'} {row['target']:g}"
+
+
+def _verdict(row: Result) -> str:
+    return "**miss**" if row["verdict"] == "miss" else str(row["verdict"])
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+# ------------------------------------------------------------------------------------------------------------- quality
+
+
+def comparison(results: Path) -> str:
+    """A row a model, its accuracy and training time on each data set, and the chart with the most models."""
+    reports = {file.parent.name: _read(file) for file in sorted(results.glob("*-comparison/results.json"))}
+    if not reports:
+        return "Not run: `python benchmarks/comparison.py ml-100k`."
+    shown, report = max(reports.items(), key=lambda named: len(named[1]["models"]))
+    metric, models = report["primary_metric"].upper(), [m for r in reports.values() for m in r["models"]]
+    names = [name for r in reports.values() for name in (f"{r['dataset']}, {metric}", "train s")]
+    labels = dict.fromkeys(model["label"] for model in models)
+    rows = ([label, *(cell for r in reports.values() for cell in _compared(r, label))] for label in labels)
+    trials = " or ".join(map(str, sorted({model["tuning_trials"] for model in models} - {0})))
+    pages = [f"[{r['dataset']}](benchmarks/results/{folder}/report.md)" for folder, r in reports.items()]
+    notes = [
+        f"Test, mean ± standard deviation over {len(report['seeds'])} seeds. {trials} trials a model on validation, "
+        f"none where marked *. ↑ ↓: significantly above or below {report['reference']}.",
+        *(f"Not run on {r['dataset']}: {', '.join(r['left_out'])}." for r in reports.values() if r["left_out"]),
+        f"Budgets, differences, diversity: {', '.join(pages)}.",
     ]
-    for name, stage in stages.items():
-        numbers = (stage[key] for key in ("seconds", "peak_mb", "imports_mb", "bytes_an_interaction", "major_faults"))
-        lines.append(f"| {name} | {' | '.join(map(_number, numbers))} |")
-    cutoffs = sorted(int(name.partition("@")[2]) for name in run["test"] if name.startswith("recall@"))
-    lines += ["", f"| test users: {sizes['tested']:,} | {' | '.join(f'recall@{k}' for k in cutoffs)} |"]
-    lines += [f"|---|{'---|' * len(cutoffs)}"]
-    for name in ("law", "popularity"):
-        title = {"law": "the planted law", "popularity": "popularity"}[name]
-        lines.append(f"| {title} | {' | '.join(_number(law[f'{name} recall@{k}']) for k in cutoffs)} |")
-    lines.append(f"| OneBP, one epoch | {' | '.join(_number(run['test'][f'recall@{k}']) for k in cutoffs)} |")
-    inside = f"{law['in their groups']:.0%} of the first 20 items are of one of the user's two groups"
-    return "\n".join([*lines, "", f"The epoch took {_number(run['epoch_seconds'][0])} s. {inside}."])
+    picture = f"![{metric} and training time on {report['dataset']}](benchmarks/results/{shown}/cost.png)"
+    return "\n".join([*_table(["", *names], rows), "", *notes, "", picture])
 
 
 def _compared(report: Result, label: str) -> tuple[str, str]:
-    """Accuracy, marked where it differs from the reference's, and training time of a model, if it has them."""
+    """A model's accuracy, marked where it differs from the reference's, and its training time."""
     metric = report["primary_metric"]
     model = next((model for model in report["models"] if model["label"] == label), None)
     if model is None or not model["test"]:
@@ -263,36 +178,115 @@ def _compared(report: Result, label: str) -> tuple[str, str]:
     return f"{value['mean']:.4f}{spread}{mark}{star}", _number(model["train_seconds"]["mean"])
 
 
-def _spread(row: Mapping[str, Any]) -> str:
-    return f"{_number(row['median'])} ({_number(row['min'])} to {_number(row['max'])})" if "median" in row else ""
+def study(results: Path) -> str:
+    """Every value of every factor: its mean over seeds, and its change against the base's same seeds."""
+    parts = [_studied(file) for file in sorted((results / "study").glob("*.json"))]
+    return "\n\n".join(parts) or "Not run: `python benchmarks/study.py --dataset gowalla`."
 
 
-def _target(row: Mapping[str, Any]) -> str:
-    if row.get("target") is None:
-        return ""
-    return f"at {'least' if row['at_least'] else 'most'} {row['target']:g}"
+def _studied(file: Path) -> str:
+    by_label: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
+    where: dict[str, list[int]] = {}
+    for run in _read(file)["runs"]:
+        by_label.setdefault((run["factor"], run["label"]), {})[run["seed"]] = run["valid"]
+        packages = ", ".join(f"{package} {version}" for package, version in run["versions"].items())
+        where.setdefault(f"{run['machine']}; {packages}", []).append(run["seed"])
+    bases, rows = by_label["base", "base"], []
+    for (factor, label), runs in by_label.items():
+        recall, ndcg = (statistics.mean(run[name] for run in runs.values()) for name in ("recall@20", "ndcg@20"))
+        change = ndcg / statistics.mean(bases[seed]["ndcg@20"] for seed in runs) - 1
+        rows.append((factor, label, f"{recall:.4f}", f"{ndcg:.4f}", f"{change:+.1%}"))
+    picture = f"![What each factor changes on {file.stem}](../benchmarks/results/study/{file.stem}.png)"
+    return "\n".join([
+        f"### {file.stem}",
+        "",
+        *(f"- {len(seeds)} trainings: {machine}; seeds {', '.join(map(str, sorted(set(seeds))))}."
+          for machine, seeds in where.items()),
+        "",
+        *_table(("factor", "", "recall@20", "ndcg@20", "against base"), rows),
+        *(["", picture] if file.with_suffix(".png").exists() else []),
+    ])  # fmt: skip
 
 
-def _verdict(row: Mapping[str, Any]) -> str:
-    verdict = row["verdict"]
-    return f"**{verdict}**" if verdict == "miss" else str(verdict)
+def ease_rank(results: Path) -> str:
+    """The best regularisation for each number of directions."""
+    rows = []
+    for file in sorted(results.glob("ease-rank-*.json")):
+        result = _read(file)
+        ranks = sorted({row["rank"] for row in result["rows"]})
+        for rank in ranks:
+            best = max((row for row in result["rows"] if row["rank"] == rank), key=lambda row: row["ndcg@20"])
+            directions = f"all {rank:,}" if rank == ranks[-1] else f"{rank:,}"
+            metrics = (f"{best[name]:.4f}" for name in ("recall@20", "ndcg@20"))
+            rows.append((result["dataset"], directions, f"{best['reg_weight']:g}", *metrics))
+    table = _table(("data set", "directions", "regularisation", "Recall@20", "NDCG@20"), rows)
+    return "\n".join(table) if rows else "Not run: `python benchmarks/ease_rank.py --dataset onebp-ml-1m`."
 
 
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+def quality(results: Path) -> str:
+    """The test part, used once a seed."""
+    return _qualities(results.glob("quality-*.json"), "test") or "Not run: `python benchmarks/quality.py`."
+
+
+def quality_short(results: Path) -> str:
+    """The defaults, and 256 dimensions with the schedule that fits them."""
+
+    def means(dataset: str, suffix: str) -> str:
+        file = results / f"quality-{dataset}{suffix}.json"
+        return " / ".join(f"{value:.4f}" for value in _read(file)["mean"]["test"].values()) if file.exists() else ""
+
+    head = ("data set", "Recall@20 / NDCG@20, the defaults", "`embedding_size: 256, learning_rate_decay: 0.87`")
+    return "\n".join(_table(head, ((name, means(name, ""), means(name, "-256")) for name in DATASETS)))
+
+
+def validation(results: Path) -> str:
+    """What ``quality.py --no_test`` measured."""
+    return _qualities((results / "validation").glob("*.json"), "valid") or "Not run: `quality.py --no_test`."
+
+
+def _qualities(files: Iterable[Path], part: str) -> str:
+    rows = []
+    for file in sorted(files):
+        result = _read(file)
+        known = {"stopping_step", "eval_step", "threads", "epochs at most"}
+        chosen = ", ".join(f"{key}: {value}" for key, value in result["settings"].items() if key not in known)
+        lists = (", ".join(str(run[key]) for run in result["runs"]) for key in ("seed", "epochs"))
+        metrics = (f"{result['mean'][part][name]:.4f}" for name in ("recall@20", "ndcg@20"))
+        rows.append((result["dataset"], chosen or "-", *lists, *metrics))
+    head = ("data set", "beside the defaults", "seeds", "epochs", "Recall@20", "NDCG@20")
+    return "\n".join(_table(head, rows)) if rows else ""
+
+
+# -------------------------------------------------------------------------------------------------------------- pages
+
+speed = _of_machines("speed", "speed.py", _full)
+speed_short = _of_machines("speed", "speed.py", _short)
+gpu = _of_machines("gpu", "speed.py --device cuda", _full)
+growth = _of_machines("growth", "large.py growth", _growth)
+large = _of_machines("large", "large.py", _large)
+scaling = _of_machines("scaling", "scaling.py", _full)
+scaling_model = _of_machines("scaling", "scaling.py", lambda result, _: model_tables(result))
+
+BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
+    "docs/study.md": {"quality": quality, "validation": validation, "ease-rank": ease_rank, "study": study},
+    "README.md": {"quality": quality_short, "comparison": comparison, "speed": speed_short},
+    "docs/performance.md": {"speed": speed, "growth": growth, "large": large, "gpu": gpu},
+    "docs/distributed.md": {"scaling": scaling},
+    "docs/scaling.md": {"scaling-model": scaling_model},
+}
 
 
 def rendered(text: str, blocks: Mapping[str, Callable[[Path], str]], results: Path) -> str:
     """``text`` with its blocks written anew.
 
     Raises:
-        ValueError: if one of them is not there exactly once.
+        ValueError: if a block does not occur exactly once.
     """
     for name, table in blocks.items():
         begin, end = f"<!-- {name}: by benchmarks/render.py -->", f"<!-- end of {name} -->"
         found = re.findall(f"(?s){re.escape(begin)}.*?{re.escape(end)}", text)
         if len(found) != 1:
-            raise ValueError(f"the block {name} is there {len(found)} times, not once")
+            raise ValueError(f"the block {name} occurs {len(found)} times, not once")
         text = text.replace(found[0], f"{begin}\n\n{table(results)}\n\n{end}")
     return text
 

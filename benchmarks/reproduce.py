@@ -1,10 +1,10 @@
-"""Train with the paper's settings on its authors' own ML-100k split and hold the last epoch against their code's.
+"""Train with the paper's settings on its authors' own ML-100k split and compare the last epoch with their code's.
 
     python benchmarks/reproduce.py --data DIR [--seeds 1 2 3] [--jobs 2] [--out FILE]
 
 DIR holds ``train.csv`` and ``test.csv``, the authors' ``data/100k_train.csv`` and ``data/100k_test.csv``
-(studentcej/OneBP, commit 8ad479b): 80,000 and 20,000 pairs, every rating a positive.  All train pairs are trained on,
-there is no validation part, and the last epoch is reported, never the best one on test.
+(studentcej/OneBP, commit 8ad479b): 80,000 and 20,000 pairs, every rating a positive. All train pairs are used for
+training, there is no validation part, and the last epoch is reported, never the best one on test.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ import argparse
 import os
 import platform
 import statistics
+import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
 
 import pandas as pd
+from measure import THREAD_VARIABLES, claim, exit_code, versions, write_text
 
 import recbole_onebp
+from recbole_onebp.util.errors import UserError
 
 NAME = "onebp-ml-100k"
-# The reference code (same commit), run on a CPU on the same split with its published settings: Recall@20 and NDCG@20 of
-# the epoch's model, not of the best one so far.
 REFERENCE = {
     100: (0.3102, 0.3733),
     200: (0.3227, 0.3902),
@@ -36,43 +37,43 @@ REFERENCE = {
     1600: (0.3721, 0.4472),
     2000: (0.3690, 0.4457),
 }
+"""Recall@20 and NDCG@20 of the authors' code on a CPU, same split, published settings: that epoch's model, not the best
+one so far."""
 TOLERANCE = 0.006
 
 
 def write_atomic_files(source: Path, data_path: Path) -> None:
-    """The authors' CSV files as RecBole's ``.inter`` files, pairs untouched."""
+    """The authors' CSV files as RecBole's ``.inter`` files, pairs unchanged."""
     folder = data_path / NAME
     folder.mkdir(parents=True)
     for part, expected in (("train", 80_000), ("test", 20_000)):
-        pairs = pd.read_csv(source / f"{part}.csv").iloc[:, :2]
+        file = source / f"{part}.csv"
+        if not file.is_file():
+            raise UserError(f"--data {source}: no {part}.csv there")
+        pairs = pd.read_csv(file).iloc[:, :2]
         if len(pairs) != expected:
-            raise SystemExit(f"error: {source / part}.csv: {len(pairs)} pairs, expected {expected}")
+            raise UserError(f"{file}: {len(pairs)} pairs, expected {expected}")
         pairs.columns = ["user_id:token", "item_id:token"]
         pairs.to_csv(folder / f"{NAME}.{part}.inter", sep="\t", index=False)
 
 
 def train(data_path: Path, duplicates: str, seed: int, epochs: int) -> dict[int, tuple[float, float]]:
     """Recall@20 and NDCG@20 on test after each of the reference's epochs."""
-    run = recbole_onebp.build(
-        "OneBP",
-        NAME,
-        config_dict={
-            "preset": "paper",
-            "duplicates": duplicates,
-            "seed": seed,
-            "data_path": str(data_path),
-            "load_col": {"inter": ["user_id", "item_id"]},
-            # RecBole wants three parts; the second, "validation", is never looked at.
-            "benchmark_filename": ["train", "test", "test"],
-            "output_dir": str(data_path / f"{duplicates}-{seed}"),
-            "metrics": ["Recall", "NDCG"],
-            "valid_metric": "NDCG@20",
-            "topk": 20,
-            "show_progress": False,
-        },
-    )
-    if len(run.train_data.dataset) != 80_000:
-        raise RuntimeError(f"{len(run.train_data.dataset)} train pairs, expected 80,000")
+    settings = {
+        "preset": "paper",
+        "duplicates": duplicates,
+        "seed": seed,
+        "data_path": str(data_path),
+        "load_col": {"inter": ["user_id", "item_id"]},
+        "benchmark_filename": ["train", "test", "test"],  # RecBole needs three parts; "validation" is never read
+        "output_dir": str(data_path / f"{duplicates}-{seed}"),
+        "metrics": ["Recall", "NDCG"],
+        "valid_metric": "NDCG@20",
+        "topk": 20,
+        "show_progress": False,
+    }
+    run = recbole_onebp.build("OneBP", NAME, config_dict=settings)
+    claim(len(run.train_data.dataset) == 80_000, f"{len(run.train_data.dataset)} train pairs, expected 80,000")
     curve = {}
     for epoch in (e for e in REFERENCE if e <= epochs):
         run.trainer.epochs = epoch
@@ -84,26 +85,50 @@ def train(data_path: Path, duplicates: str, seed: int, epochs: int) -> dict[int,
     return curve
 
 
-def table(curves: dict[tuple[str, int], dict[int, tuple[float, float]]], rules: list[str], seeds: list[int]) -> str:
-    """Mean and standard deviation over the seeds, beside the reference, as Markdown."""
+def page(
+    curves: dict[tuple[str, int], dict[int, tuple[float, float]]], rules: list[str], seeds: list[int], epochs: int
+) -> str:
+    """Mean and standard deviation over the seeds beside the reference, as Markdown."""
 
     def cell(rule: str, epoch: int) -> str:
         columns = zip(*(curves[rule, seed][epoch] for seed in seeds), strict=True)
         return " / ".join(f"{statistics.mean(c):.4f} ± {statistics.stdev(c) if len(c) > 1 else 0:.4f}" for c in columns)
 
-    epochs = list(next(iter(curves.values())))
-    lines = [
+    def distance(rule: str) -> str:
+        means = (
+            statistics.mean(column) for column in zip(*(curves[rule, seed][epochs] for seed in seeds), strict=True)
+        )
+        away = [mean - reference for mean, reference in zip(means, REFERENCE[epochs], strict=True)]
+        within = "within" if all(abs(value) <= TOLERANCE for value in away) else "not within"
+        return f"`{rule}`, last epoch: {away[0]:+.4f} / {away[1]:+.4f} from the reference code, {within} {TOLERANCE}."
+
+    found = versions()
+    rows = [
+        f"| {epoch} | {' / '.join(f'{value:.4f}' for value in values)} | {' | '.join(cell(r, epoch) for r in rules)} |"
+        for epoch, values in REFERENCE.items()
+        if epoch <= epochs
+    ]
+    return "\n".join([
+        "# OneBP on the authors' ML-100k split, the published settings",
+        "",
+        f"`python benchmarks/reproduce.py --data DIR --seeds {' '.join(map(str, seeds))} --epochs {epochs}`",
+        "",
+        "Recall@20 / NDCG@20 on the test part, mean ± standard deviation over seeds, over the users with a test item.",
+        "Reference code: studentcej/OneBP, commit 8ad479b, run on a CPU with the same settings; that epoch's model.",
+        f"recbole_onebp {found['recbole_onebp']}, torch {found['torch']}, Python {found['python']}, "
+        f"{platform.machine()} CPU, one thread a run.",
+        "",
         f"| epoch | reference code | {' | '.join(f'duplicates: {rule}' for rule in rules)} |",
         f"|---|---|{'---|' * len(rules)}",
-    ]
-    for epoch in epochs:
-        reference = " / ".join(f"{value:.4f}" for value in REFERENCE[epoch])
-        lines.append(f"| {epoch} | {reference} | {' | '.join(cell(rule, epoch) for rule in rules)} |")
-    return "\n".join(lines)
+        *rows,
+        "",
+        *map(distance, rules),
+        "",
+    ])  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with train.csv and test.csv")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--duplicates", nargs="+", default=["last", "sequential"])
@@ -111,47 +136,18 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
     parser.add_argument("--out", type=Path, help="write the table there as well")
     args = parser.parse_args()
-    for part in ("train", "test"):
-        if not (args.data / f"{part}.csv").is_file():
-            parser.error(f"--data {args.data}: no {part}.csv there")
-
-    os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts in the children
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # before torch starts in the children
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(args.jobs) as pool:
         write_atomic_files(args.data, Path(folder))
         jobs = {
             (rule, seed): pool.submit(train, Path(folder), rule, seed, args.epochs)
             for seed, rule in product(args.seeds, args.duplicates)
         }
-        curves = {key: job.result() for key, job in jobs.items()}
-
-    import torch
-
-    last = {rule: [curves[rule, seed][args.epochs] for seed in args.seeds] for rule in args.duplicates}
-    lines = [
-        "# OneBP on the authors' ML-100k split, the published settings",
-        "",
-        f"`python benchmarks/reproduce.py --data DIR --seeds {' '.join(map(str, args.seeds))} --epochs {args.epochs}`",
-        "",
-        "Recall@20 / NDCG@20 on the test part, mean ± standard deviation over seeds, over the users with a test item.",
-        "Reference code: studentcej/OneBP, commit 8ad479b, run on a CPU with the same settings; that epoch's model.",
-        f"recbole_onebp {recbole_onebp.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
-        f"{platform.machine()} CPU, one thread a run.",
-        "",
-        table(curves, args.duplicates, args.seeds),
-        "",
-    ]
-    for rule, values in last.items():
-        means = [statistics.mean(column) for column in zip(*values, strict=True)]
-        away = [mean - reference for mean, reference in zip(means, REFERENCE[args.epochs], strict=True)]
-        within = all(abs(value) <= TOLERANCE for value in away)
-        lines.append(
-            f"`{rule}`, last epoch: {away[0]:+.4f} / {away[1]:+.4f} from the reference code, "
-            f"{'within' if within else 'not within'} {TOLERANCE}."
-        )
-    print("\n".join(lines))
+        text = page({key: job.result() for key, job in jobs.items()}, args.duplicates, args.seeds, args.epochs)
+    print(text)
     if args.out:
-        args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_text(args.out, text)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

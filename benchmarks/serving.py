@@ -2,15 +2,14 @@
 
     python benchmarks/serving.py BUNDLE_DIR [--kills 50] [--seconds 20] [--only ROW ...] [--json OUT]
 
-The rows are explained in ``benchmarks/README.md``. A run of all of them writes ``results/<machine>-serving.json``; with
-``--only`` nothing is written unless ``--json`` says where.
+``benchmarks/README.md`` explains the rows. All rows together are written to ``results/<machine>-serving.json``, a
+selection only with ``--json``.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,27 +17,35 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
 
+import httpx
 import numpy as np
-from measure import RESULTS, Machine, Row, add_common_flags, claim, measure_all, use_threads, versions, write_json
+from measure import (
+    Row,
+    claim,
+    exit_code,
+    here,
+    measure_to_file,
+    new_parser,
+    use_threads,
+)
 
 from recbole_onebp.serving import Recommender
-from recbole_onebp.util.errors import UserError
 
 RATE = 50
 """Requests a second."""
 N_EVENTS = 1_000_000
+NAMES = ("loading", "everybody", "updating", "latency", "killing")
 
 
 class Bench:
     """The bundle and what is measured on it."""
 
-    def __init__(self, bundle: Path, args: argparse.Namespace, scratch: Path) -> None:
-        self._bundle, self._args, self._scratch = bundle, args, scratch
+    def __init__(self, args: argparse.Namespace, scratch: Path) -> None:
+        self._bundle, self._args, self._scratch = args.bundle.resolve(), args, scratch
         self._rng = np.random.default_rng(args.seed)
 
     def loading(self) -> list[Row]:
@@ -60,14 +67,13 @@ class Bench:
 
     def everybody(self) -> list[Row]:
         rec = Recommender.load(self._bundle)
-        values, answers = [], None
+        values: list[float] = []
         for _ in range(self._args.repeats):
             start = perf_counter()
             answers = rec.recommend(rec.user_ids, k=20)
             values.append(perf_counter() - start)
-        assert answers is not None
         for user in self._rng.choice(rec.n_users, 100, replace=False):
-            claim(rec.recommend([rec.user_ids[user]], k=20)[0] == answers[user], "a user alone has another list")
+            claim(rec.recommend([rec.user_ids[user]], k=20)[0] == answers[user], "a single user gets another list")
         title = f"exact top 20 of all {rec.n_users:,} users and {rec.n_items:,} items, seconds"
         return [Row(title, values, {}, "100 users alone have the same lists, to the last bit", target=6)]
 
@@ -84,40 +90,40 @@ class Bench:
         return [Row("update of 1 M events, seconds", values, {}, "all were applied", target=5)]
 
     def latency(self) -> list[Row]:
-        import httpx
-
         rec = Recommender.load(self._bundle)
         histories = [rec.history(user)[:50] for user in rec.user_ids[:1000]]
+        questions: dict[str, Callable[[int], dict[str, Any]]] = {
+            "/recommend": lambda number: {"users": [rec.user_ids[number % rec.n_users]], "k": 20},
+            "/recommend_history": lambda number: {"histories": [histories[number % len(histories)]], "k": 20},
+        }
         rows = []
         with self._served(self._scratch / "latency") as (url, _), httpx.Client(base_url=url) as client:
-            questions: dict[str, Callable[[int], dict[str, Any]]] = {
-                "/recommend": lambda number: {"users": [rec.user_ids[number % rec.n_users]], "k": 20},
-                "/recommend_history": lambda number: {"histories": [histories[number % 1000]], "k": 20},
-            }
             for path, question in questions.items():
                 client.post(path, json=question(0))
-                percentiles = []
-                for _ in range(self._args.repeats):
-                    taken = []
-                    start = perf_counter()
-                    for number in range(int(RATE * self._args.seconds)):
-                        due = start + number / RATE
-                        sleep(max(0.0, due - perf_counter()))
-                        answer = client.post(path, json=question(number))
-                        taken.append(perf_counter() - due)  # waiting for an earlier answer counts
-                        claim(answer.status_code == 200, answer.text)
-                        claim(len(answer.json()["lists"][0]["items"]) == 20, "a list is short")
-                    percentiles.append(1000 * np.percentile(taken, [50, 99]))
-                values = [float(p99) for _, p99 in percentiles]
-                parts = {"median, ms": [float(median) for median, _ in percentiles]}
+                found = [self._percentiles(client, path, question) for _ in range(self._args.repeats)]
                 title = f"{path} at {RATE} requests a second from another process, p99, ms"
-                rows.append(Row(title, values, parts, "every answer is a whole list", target=30))
+                parts = {"median, ms": [median for median, _ in found]}
+                rows.append(Row(title, [p99 for _, p99 in found], parts, "every answer is a whole list", target=30))
         return rows
 
-    def killing(self) -> list[Row]:
-        """SIGKILL in the middle of writes; after each, what was acknowledged must be there, in order."""
-        import httpx
+    def _percentiles(
+        self, client: httpx.Client, path: str, question: Callable[[int], dict[str, Any]]
+    ) -> tuple[float, float]:
+        """Median and 99th percentile of the latency, ms."""
+        latencies = []
+        start = perf_counter()
+        for number in range(int(RATE * self._args.seconds)):
+            due = start + number / RATE
+            sleep(max(0.0, due - perf_counter()))
+            answer = client.post(path, json=question(number))
+            latencies.append(perf_counter() - due)  # includes waiting for an earlier answer
+            claim(answer.status_code == 200, answer.text)
+            claim(len(answer.json()["lists"][0]["items"]) == 20, "a list is short")
+        median, p99 = 1000 * np.percentile(latencies, [50, 99])
+        return float(median), float(p99)
 
+    def killing(self) -> list[Row]:
+        """SIGKILL in the middle of writes. After each, all acknowledged events must still be there, in order."""
         folder = self._scratch / "kills"
         rng = random.Random(self._args.seed)
         acknowledged: dict[str, list[str]] = {f"bench-{number}": [] for number in range(4)}
@@ -125,15 +131,15 @@ class Bench:
         lost = 0
         for _ in range(self._args.kills + 1):
             with self._served(folder) as (url, process):
-                for user, taken in acknowledged.items():
+                for user, events in acknowledged.items():
                     answer = httpx.get(f"{url}/history", params={"user": user}).json()
                     found = [entry["item"] for entry in answer["items"]]
-                    lost += sum(item != place for item, place in zip(taken, found[: len(taken)], strict=False))
-                    lost += max(len(taken) - len(found), 0)
-                    taken[:] = found
+                    lost += sum(item != place for item, place in zip(events, found[: len(events)], strict=False))
+                    lost += max(len(events) - len(found), 0)
+                    events[:] = found
                 threads = [
-                    threading.Thread(target=_send, args=(url, user, taken, items))
-                    for user, taken in acknowledged.items()
+                    threading.Thread(target=_send, args=(url, user, events, items))
+                    for user, events in acknowledged.items()
                 ]
                 for thread in threads:
                     thread.start()
@@ -161,9 +167,7 @@ class Bench:
 
 
 def _send(url: str, user: str, acknowledged: list[str], items: list[str]) -> None:
-    """Send events until the service is gone; note those that were acknowledged."""
-    import httpx
-
+    """Send events until the service is gone; note those that it acknowledged."""
     with httpx.Client(base_url=url) as client:
         while True:
             chosen = [items[(len(acknowledged) + place) % len(items)] for place in range(3)]
@@ -175,50 +179,22 @@ def _send(url: str, user: str, acknowledged: list[str], items: list[str]) -> Non
                 acknowledged += chosen
 
 
-NAMES = ("loading", "everybody", "updating", "latency", "killing")
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    add_common_flags(parser, repeats=3)
+def main() -> int:
+    parser = new_parser(__doc__, data=False, repeats=3, rows=NAMES)
     parser.add_argument("bundle", type=Path, metavar="BUNDLE_DIR", help="what recbole-onebp export wrote")
-    parser.add_argument("--threads", type=int, default=2, help="cores, for everything timed (default 2)")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=20, help="of requests, for each latency (default 20)")
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="ROW", help=" ".join(NAMES))
-    return parser.parse_args()
-
-
-def main() -> int:
-    args = parse_args()
-    machine = Machine.here()
-    if machine.load_before > 0.5:
-        print(f"warning: load average {machine.load_before}: other work is running, times will be off")
-    scratch = Path(tempfile.mkdtemp())
-    try:
-        use_threads(args.threads)
-        bundle = Recommender.load(args.bundle).bundle
-        bench = Bench(args.bundle.resolve(), args, scratch)
-        rows, sound = measure_all({name: getattr(bench, name) for name in args.only})
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    out = args.json or (RESULTS / f"{machine.slug}-serving.json" if set(args.only) == set(NAMES) else None)
-    if out:
-        facts = {name: bundle.manifest[name] for name in ("n_users", "n_items", "embedding_size", "dtype", "score")}
-        settings = {"threads": args.threads, "seed": args.seed, "seconds": args.seconds}
-        result = {
-            "machine": asdict(machine),
-            "versions": versions(),
-            "settings": settings,
-            "bundle": facts,
-            "rows": rows,
-        }
-        write_json(out, result)
-    return 0 if sound else 1
+    args = parser.parse_args()
+    use_threads(args.threads)
+    manifest = Recommender.load(args.bundle).bundle.manifest
+    facts = {name: manifest[name] for name in ("n_users", "n_items", "embedding_size", "dtype", "score")}
+    settings = {"threads": args.threads, "seed": args.seed, "seconds": args.seconds}
+    about = {**here(), "settings": settings, "bundle": facts}
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(args, Path(scratch))
+        rows = {name: getattr(bench, name) for name in NAMES}
+        return measure_to_file(rows, args, f"{about['machine']['slug']}-serving", about)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -1,89 +1,599 @@
-"""How fast OneBP trains, samples and evaluates, against RecBole's baselines and the authors' code, side by side.
+"""How fast OneBP trains, samples and evaluates, and how much memory it needs, against RecBole's baselines, the authors'
+code and the least time that the machine allows.
 
     python benchmarks/speed.py [--data_path dataset] [--reference DIR] [--only ROW ...] [--repeats 5] [--json OUT]
+    python benchmarks/speed.py --device cuda [--reference DIR] [--only gowalla-reference gowalla-floor ...]
 
-The rows are explained in ``benchmarks/README.md``. A run of all of them writes ``results/<machine>-speed.json``; with
-``--only`` nothing is written unless ``--json`` says where, and other rows of the same machine, versions and
-settings that lie there stay.
+``benchmarks/README.md`` explains the rows. All rows together are written to ``results/<machine>-speed.json``, on a GPU
+to ``results/<gpu>-gpu.json``. A selection (``--only``) is written only with ``--json``, and keeps the other rows of
+that file if machine, versions and settings are the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import logging
+import math
+import statistics
 import sys
 import tempfile
-from collections.abc import Iterable
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
+import large
+import numpy as np
+import torch
 from measure import (
-    RESULTS,
-    Machine,
-    add_common_flags,
-    earlier_rows,
-    measure_all,
+    Row,
+    Rows,
+    alternate,
+    check_data,
+    claim,
+    exit_code,
+    here,
+    in_a_process,
+    measure_to_file,
+    memory_mb,
+    new_parser,
+    ratios,
+    run_task,
+    slug,
+    timed,
     use_threads,
-    versions,
-    write_json,
 )
+from numpy.typing import NDArray
+from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.sampler import Sampler
+from reference import ReferenceCode
 
+import recbole_onebp
+from recbole_onebp.sampling import NegativeSampler
 from recbole_onebp.util.errors import UserError
 
-NAMES = ("bpr", "lightgcn", "simplex", "reference", "evaluation", "sampler", "memory", "growth", "floor")
-NEEDS_DATA = {name: "gowalla" for name in NAMES if name not in ("reference", "growth")} | {"reference": "onebp-ml-100k"}
+GOWALLA, ML_100K = "gowalla", "onebp-ml-100k"
+POSITIVES = 2048
+SIZE = 64
+NEGATIVES = 5
+SHARED = 1024
+_STEPWISE: dict[str, Any] = {
+    "item_bias": False,
+    "aggregation": "step",
+    "aggregation_alpha": 0.0,
+    "learning_rate_decay": 1.0,
+    "learner": "adam",
+}
+"""The paper's aggregation; beta and leave_one_out follow from it."""
+PER_PAIR = {**_STEPWISE, "negatives": "per_pair", "score": "dot", "train_batch_size": POSITIVES * NEGATIVES}
+COSINE = {
+    **_STEPWISE,
+    "negatives": "shared",
+    "n_shared_negatives": SHARED,
+    "score": "cosine",
+    "temperature": 0.1,
+    "train_batch_size": POSITIVES,
+}
+PUBLISHED: dict[str, dict[str, Any]] = {
+    ML_100K: {"dim": 32, "lr": 5e-4, "l2": 1e-5, "beta": 0.99},
+    GOWALLA: {"dim": 1024, "lr": 5e-4, "l2": 0, "beta": 0.999},
+    "yelp2018": {"dim": 2048, "lr": 5e-5, "l2": 0, "beta": 0.999},
+}
+"""Flags of the authors' code, from its README; ``preset: paper`` is the same. All: 1,024 positives a step, N = 5."""
+PUBLISHED_POSITIVES = 1024
+EVAL_USERS = (4, 16, 64, 128, 256, 512)
+"""Users a batch that RecBole's evaluation is tried with."""
+FRACTION = 8
+"""LightGCN is timed on one batch in so many."""
+TOLERANCE = 0.005
+"""Relative tolerance of a loss where the draws differ: the mean over 70,000 to 700,000 pairs is stable to 0.1 %."""
+Ids = NDArray[np.int64]
 
 
-def check_data(data_path: Path, datasets: Iterable[str]) -> None:
-    """Raise :class:`UserError` for the first file that is missing."""
-    for dataset in datasets:
-        for part in ("train", "valid", "test"):
-            path = data_path / dataset / f"{dataset}.{part}.inter"
-            if not path.is_file():
-                raise UserError(f"{path} is missing; recbole-onebp fetch {dataset} --data_path {data_path} gets it")
+class Bench:
+    """What the rows share: configurations, and models that several rows train."""
+
+    def __init__(self, args: argparse.Namespace, scratch: Path) -> None:
+        self.data_path, self.repeats, self.seed = args.data_path.resolve(), args.repeats, args.seed
+        self.reference, self.device, self.scratch = args.reference, args.device, scratch
+
+    def config(self, **overrides: Any) -> dict[str, Any]:
+        return {
+            "data_path": str(self.data_path),
+            "embedding_size": SIZE,
+            "metrics": ["Recall", "NDCG", "MRR", "Hit", "Precision"],
+            "topk": [10, 20],
+            "seed": self.seed,
+            "use_gpu": self.device == "cuda",
+            "show_progress": False,
+            "output_dir": tempfile.mkdtemp(dir=self.scratch),
+            **overrides,
+        }
+
+    def build(self, model: str, dataset: str = GOWALLA, **overrides: Any) -> recbole_onebp.Run:
+        return recbole_onebp.build(model, dataset, config_dict=self.config(**overrides))
+
+    def stock(self, model: str, sample_num: int, **overrides: Any) -> Training:
+        """A baseline on RecBole's own code path, with ``sample_num`` negatives a positive."""
+        batch: dict[str, Any] = {
+            "train_neg_sample_args": drawn(sample_num), "train_batch_size": POSITIVES * sample_num
+        }  # fmt: skip
+        return Training(self.build(model, fast_sampler=False, fast_evaluator=False, **batch, **overrides))
+
+    @cached_property
+    def per_pair(self) -> Training:
+        return self._onebp(PER_PAIR)
+
+    @cached_property
+    def shared(self) -> Training:
+        return self._onebp(COSINE)
+
+    def _onebp(self, settings: dict[str, Any]) -> Training:
+        """OneBP on the fast engine, after two epochs whose losses agree with the reference engine's."""
+        slow, fast = (self._two_epochs(engine, settings) for engine in ("reference", "fast"))
+        claim(fast.losses[1] < fast.losses[0], f"the loss does not fall: {fast.losses}")
+        claim(
+            np.allclose(fast.losses, slow.losses, rtol=TOLERANCE, atol=0),
+            f"losses of the engines differ: reference {slow.losses}, fast {fast.losses}",
+        )
+        return fast
+
+    def _two_epochs(self, engine: str, settings: dict[str, Any]) -> Training:
+        training = Training(self.build("OneBP", engine=engine, **settings))  # seeds the generators
+        training.epoch()
+        training.epoch()
+        return training
+
+    def published(self, dataset: str) -> Training:
+        """OneBP with the published settings of a data set."""
+        size = PUBLISHED[dataset]["dim"]
+        return Training(self.build("OneBP", dataset, preset="paper", embedding_size=size), PUBLISHED_POSITIVES)
+
+
+def drawn(number: int) -> dict[str, Any]:
+    return {"distribution": "uniform", "sample_num": number, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
+
+
+class Training:
+    """A run that trains one epoch a call; every loss must be finite."""
+
+    def __init__(self, run: recbole_onebp.Run, positives: int = POSITIVES) -> None:
+        self.run = run
+        self.losses: list[float] = []
+        self.steps = math.ceil(len(run.train_data.dataset) / positives)
+        self.n_users, self.n_items = int(run.dataset.user_num), int(run.dataset.item_num)
+        claim(len(run.train_data) == self.steps, f"{len(run.train_data)} steps an epoch, expected {self.steps}")
+
+    def epoch(self, batches: Any = None) -> None:
+        """Train on all batches, or on the given ones."""
+        loss = self.run.trainer._train_epoch(batches or self.run.train_data, len(self.losses))
+        self.losses.append(float(sum(loss) if isinstance(loss, tuple) else loss))
+        claim(math.isfinite(self.losses[-1]), f"{self.run.config['model']}: losses {self.losses}")
+        _wait(self.run.config["device"].type)
+
+    def pairs(self) -> tuple[Ids, Ids]:
+        """Users and items of the train part, internal ids."""
+        features = self.run.train_data._dataset.inter_feat
+        return features["user_id"].numpy(), features["item_id"].numpy()
+
+
+class FirstBatches:
+    """The first ``n`` batches of an epoch. ``seconds``: loading and training of each, in the last pass."""
+
+    def __init__(self, loader: Any, n: int) -> None:
+        self.loader, self.n = loader, n
+        self.seconds: list[float] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        self.seconds = []
+        start = perf_counter()
+        for batch in islice(self.loader, self.n):
+            yield batch  # returns when the batch has been trained on
+            now = perf_counter()
+            self.seconds.append(now - start)
+            start = now
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+LOSSES = f"losses finite; fast and reference engine's losses of 2 epochs within {TOLERANCE:.1%}, and falling"
+
+
+def against(bench: Bench, what: str, ours: Training, name: str, theirs: Training, target: float) -> list[Row]:
+    """Epochs of ours and of a baseline on gowalla; ``what`` names both."""
+    theirs.epoch()
+    a, b = alternate(bench.repeats, timed(ours.epoch), timed(theirs.epoch))
+    parts = {"OneBP, s": a, f"{name}, s": b}
+    return [Row(f"{what}, train epoch, gowalla", ratios(a, b), parts, LOSSES, target=target)]
+
+
+def bpr(bench: Bench) -> list[Row]:
+    what = "OneBP (N = 5, per_pair) / RecBole BPR (N = 1)"
+    return against(bench, what, bench.per_pair, "BPR", bench.stock("BPR", 1), target=0.20)
+
+
+def simplex(bench: Bench) -> list[Row]:
+    what = "OneBP (1,024 shared negatives, cosine) / RecBole SimpleX (5 negatives)"
+    return against(bench, what, bench.shared, "SimpleX", bench.stock("SimpleX", NEGATIVES), target=0.25)
+
+
+def lightgcn(bench: Bench) -> list[Row]:
+    ours, theirs = bench.per_pair, bench.stock("LightGCN", 1, n_layers=3)
+    whole = FirstBatches(theirs.run.train_data, theirs.steps)
+    theirs.epoch(whole)
+    part = FirstBatches(theirs.run.train_data, math.ceil(theirs.steps / FRACTION))
+
+    def scaled() -> float:
+        return timed(lambda: theirs.epoch(part))() * theirs.steps / part.n
+
+    a, b = alternate(bench.repeats, timed(ours.epoch), scaled)
+    medians = [float(np.median(eighth)) for eighth in np.array_split(whole.seconds, FRACTION)]
+    claim(max(medians) < 1.5 * min(medians), f"LightGCN's batches differ: medians of an epoch's eighths {medians} s")
+    return [
+        Row(
+            "OneBP (N = 5, per_pair) / RecBole LightGCN (3 layers), train epoch, gowalla",
+            ratios(a, b),
+            {"OneBP, s": a, "LightGCN, s": b, "LightGCN, one whole epoch, s": [sum(whole.seconds)]},
+            f"{LOSSES}; the median batch of each eighth of one whole LightGCN epoch within 50 % of the others'",
+            target=0.02,
+            note=f"LightGCN timed on {part.n} of its {theirs.steps} batches, scaled up",
+        )
+    ]
+
+
+def authors_row(bench: Bench, ours: Training, dataset: str, what: str, target: float, note: str = "") -> Row:
+    """Epochs of ours and of the authors' code on the same pairs; their mean losses must agree."""
+    if bench.reference is None:
+        raise UserError("needs --reference, a clone of studentcej/OneBP")
+    pairs = np.stack(ours.pairs(), axis=1) - 1  # the authors' code has no padding row
+    flags = {"N": NEGATIVES, "temperature": 1, "batch_size": PUBLISHED_POSITIVES, **PUBLISHED[dataset]}
+    n_users, n_items = ours.n_users - 1, ours.n_items - 1
+    their_losses = []
+    with ReferenceCode(bench.reference, pairs, n_users, n_items, flags, bench.device) as theirs:
+
+        def epoch() -> float:
+            seconds, loss = theirs.epoch()
+            their_losses.append(loss)
+            return seconds
+
+        ours.epoch()
+        epoch()
+        a, b = alternate(bench.repeats, timed(ours.epoch), epoch)
+    our_losses = [loss / ours.steps for loss in ours.losses]
+    claim(
+        np.allclose(our_losses, their_losses, rtol=TOLERANCE, atol=0),
+        f"mean losses differ: {our_losses} and {their_losses}",
+    )
+    checked = f"mean loss of every epoch within {TOLERANCE:.1%} of the other's"
+    parts = {"OneBP, s": a, "the authors' code, s": b}
+    return Row(f"OneBP / the authors' code, train epoch, {what}", ratios(a, b), parts, checked, target, note=note)
+
+
+def reference(bench: Bench) -> list[Row]:
+    ours = bench.published(ML_100K)
+    n_pairs = len(ours.pairs()[0])
+    rest = n_pairs % PUBLISHED_POSITIVES
+    note = f"{n_pairs:,} pairs; the authors' code leaves the last {rest} of each epoch out"
+    return [authors_row(bench, ours, ML_100K, f"{ML_100K}, published settings", 0.067, note)]
+
+
+def growth(bench: Bench) -> list[Row]:
+    sizes = [size for size in large.SWEEPS["interactions"] if size >= large.FITTED_FROM["interactions"]]
+    (result,) = large.sweep("interactions", sizes, ("adam",), bench.repeats, bench.seed)
+    parts = {f"{size:,} interactions, s": seconds for size, seconds in zip(sizes, result["seconds"], strict=True)}
+    note = f"made power-law data, {large.STEPS} steps of an epoch and its order, see large.py"
+    title = "exponent of an OneBP epoch's cost against interactions, 1 M to 30 M"
+    return [Row(title, result["exponents"], parts, "losses finite and below chance", target=1.05, note=note)]
+
+
+# ----------------------------------------------------------------------------------------- evaluation, sampling, memory
+
+
+def evaluation(bench: Bench) -> list[Row]:
+    ours = Training(bench.build("OneBP", fast_evaluator=True, **PER_PAIR))
+    ours.epoch()
+    stock = bench.build("OneBP", fast_evaluator=False, fast_sampler=False, **PER_PAIR)
+    stock.model.load_state_dict(ours.run.model.state_dict())
+    results: dict[str, dict[str, float]] = {}
+
+    def evaluate(name: str, run: recbole_onebp.Run, loader: Any) -> Callable[[], float]:
+        def once() -> None:
+            results[name] = dict(run.trainer.evaluate(loader, load_best_model=False))
+
+        return timed(once)
+
+    def stock_with(users: int) -> Callable[[], float]:
+        stock.config["eval_batch_size"] = users * stock.dataset.item_num
+        test = stock.test_data
+        loader = FullSortEvalDataLoader(stock.config, test._dataset, test._sampler, shuffle=False)
+        claim(len(loader) == math.ceil(len(test.uid_list) / users), f"eval_batch_size does not give {users} users")
+        return evaluate("RecBole", stock, loader)
+
+    fast = evaluate("ours", ours.run, ours.run.test_data)
+    fast()
+    tried = {users: stock_with(users)() for users in EVAL_USERS}
+    best = min(tried, key=lambda users: tried[users])
+    claim(results["ours"]["recall@20"] > 0.001, f"the model learned nothing: {results['ours']}")
+    a, b = alternate(bench.repeats, fast, stock_with(best))
+    claim(results["ours"] == results["RecBole"], f"metrics differ: {results}")
+    parts = {"ours, s": a, f"RecBole, {best} users a batch, s": b}
+    parts |= {f"RecBole, {users} users a batch, once, s": [seconds] for users, seconds in tried.items()}
+    checked = f"{len(results['ours'])} metrics equal to the last printed digit"
+    title = "full-sort evaluation / RecBole's at its best eval_batch_size, gowalla"
+    return [Row(title, ratios(a, b), parts, checked, target=0.25)]
+
+
+def sampler(bench: Bench) -> list[Row]:
+    training = bench.stock("BPR", 1)
+    order = np.random.default_rng(bench.seed).permutation(len(training.pairs()[0]))
+    user, item = (ids[order] for ids in training.pairs())
+    n_items = training.n_items
+    ours = NegativeSampler(user, item, training.n_users, n_items, bench.seed)
+    theirs = Sampler(["train"], [training.run.train_data._dataset], "uniform").set_phase("train")
+    batches = [slice(start, start + POSITIVES) for start in range(0, len(user), POSITIVES)]
+    positives = np.unique(user * n_items + item)
+
+    def of_ours(batch: slice) -> Ids:
+        return np.asarray(ours.sample(user[batch], NEGATIVES))
+
+    def of_recbole(batch: slice) -> Ids:
+        return theirs.sample_by_user_ids(user[batch], item[batch], NEGATIVES).numpy()
+
+    def rate(sample: Callable[[slice], object]) -> Callable[[], float]:
+        """Million negatives a second."""
+        run_all = timed(lambda: [sample(batch) for batch in batches])
+        return lambda: len(user) * NEGATIVES / run_all() / 1e6
+
+    for name, found in (
+        ("ours", np.concatenate([of_ours(batch) for batch in batches])),
+        ("RecBole's", np.concatenate([of_recbole(batch).reshape(NEGATIVES, -1).T for batch in batches])),
+    ):
+        claim(found.shape == (len(user), NEGATIVES), f"{name}: shape {found.shape}")
+        claim(found.min() > 0 and found.max() < n_items, f"{name}: ids {found.min()} to {found.max()}")
+        claim(not np.isin(user[:, None] * n_items + found, positives).any(), f"{name}: a train positive was drawn")
+    a, b = alternate(bench.repeats, rate(of_ours), rate(of_recbole))
+    return [
+        Row(
+            "sampler / RecBole's, negatives a second, gowalla",
+            ratios(a, b),
+            {"ours, million a second": a, "RecBole's, million a second": b},
+            f"{len(user) * NEGATIVES:,} negatives of each: shape, range, none a train positive",
+            target=20,
+            at_least=True,
+            note=f"an epoch's shuffled pairs in batches of {POSITIVES}, {NEGATIVES} negatives each",
+        )
+    ]
+
+
+def memory(bench: Bench) -> list[Row]:
+    imports: dict[str, list[float]] = {"OneBP": [], "BPR": []}
+
+    def peak(model: str, **settings: Any) -> float:
+        # Ten users a batch: RecBole's evaluation then holds no more than a few MB of scores.
+        config = bench.config(epochs=2, eval_step=2, eval_batch_size=10 * 41_000, **settings)
+        run = in_a_process(__file__, "run", model, GOWALLA, config)
+        claim(run["test"]["recall@20"] > 0.001, f"{model} learned nothing: {run['test']}")
+        imports[model].append(in_a_process(__file__, "imports", run["modules"])["peak_mb"])
+        return run["peak_mb"] - imports[model][-1]
+
+    stock = {"train_neg_sample_args": drawn(1), "train_batch_size": POSITIVES}
+    off = {"fast_sampler": False, "fast_evaluator": False}
+    contestants = partial(peak, "OneBP", **PER_PAIR), partial(peak, "BPR", **stock, **off)
+    a, b = alternate(min(bench.repeats, 3), *contestants)
+    parts = {"OneBP, MiB": a, "BPR, MiB": b, **{f"imports of {name}, MiB": mb for name, mb in imports.items()}}
+    return [
+        Row(
+            "peak resident memory of a whole gowalla run above its imports, OneBP / RecBole BPR",
+            ratios(a, b),
+            parts,
+            "both runs train, validate, test and find more than chance",
+            target=0.6,
+            note="two epochs, validation, test; a process each",
+        )
+    ]
+
+
+def _run_once(model: str, dataset: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Peak memory and test metrics of a whole run, and the modules that it has loaded."""
+    logging.disable(logging.INFO)
+    result = recbole_onebp.build(model, dataset, config_dict=config).fit()
+    return {"peak_mb": memory_mb("VmHWM"), "test": result.test, "modules": list(sys.modules)}
+
+
+def _import_only(names: list[str]) -> dict[str, Any]:
+    for name in names:
+        with contextlib.suppress(Exception):  # some names in sys.modules cannot be imported
+            importlib.import_module(name)
+    return {"peak_mb": memory_mb("VmHWM")}
+
+
+# ------------------------------------------------------------------------------------------------------------ the floor
+
+FLOAT = ID = 4
+"""Bytes."""
+TABLES_OF_ADAM = 3
+"""Embeddings and two moments."""
+
+
+@dataclass(frozen=True)
+class Touched:
+    """Rows that the steps of an epoch touch, summed over the steps."""
+
+    steps: int
+    pairs: int
+    users: int
+    """Distinct users of each step."""
+    items: int
+    """Distinct items of each step, positives and negatives."""
+
+
+def touched_rows(user: Ids, item: Ids, n_items: int, positives: int, negatives: int, shared: bool) -> Touched:
+    """Count them for one shuffled epoch; ``negatives`` are uniform ones a pair or, if ``shared``, a step."""
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(user))
+    users = items = steps = 0
+    for start in range(0, len(order), positives):
+        batch = order[start : start + positives]
+        sampled = rng.integers(1, n_items, size=negatives if shared else negatives * len(batch))
+        users += len(np.unique(user[batch]))
+        items += len(np.unique(np.concatenate([item[batch], sampled])))
+        steps += 1
+    return Touched(steps, len(user), users, items)
+
+
+def bytes_of_epoch(touched: Touched, n_items: int, size: int, dense: bool) -> int:
+    """Bytes that must be read or written.
+
+    For an item row of a step its embedding and both of Adam's moments are read and written, for a user row the
+    embedding, for a pair its two ids are read. Dense Adam updates every item at every step, a lazy one only those of
+    the step.
+    """
+    rows = touched.steps * n_items if dense else touched.items
+    return rows * TABLES_OF_ADAM * 2 * size * FLOAT + touched.users * 2 * size * FLOAT + touched.pairs * 2 * ID
+
+
+def bandwidth(n_bytes: int, repeats: int, device: str = "cpu") -> float:
+    """Bytes a second, read and written in place, over an array of ``n_bytes``.
+
+    With the size of all tables together, a cache can keep as much of the array as it keeps of the tables in training.
+    """
+    array = torch.ones(n_bytes // FLOAT, device=device)
+    passes = max(1, 2**30 // n_bytes)
+
+    def sweep() -> None:
+        for _ in range(passes):
+            array.mul_(1.0001)
+        _wait(device)
+
+    sweep()
+    return statistics.median(2 * n_bytes * passes / timed(sweep)() for _ in range(repeats))
+
+
+def products_of_step(positives: int, shared: int, size: int, repeats: int) -> float:
+    """Seconds of the two matrix products of a step with shared negatives: scores, and the gradient of the negatives.
+
+    Ordinary training has a third product, the gradient of the users.
+    """
+    users, items = torch.randn(positives, size), torch.randn(shared, size)
+    weights, gradient = torch.empty(positives, shared), torch.empty(shared, size)
+    passes = 50
+
+    def multiply() -> None:
+        for _ in range(passes):
+            torch.mm(users, items.T, out=weights)
+            torch.mm(weights.T, users, out=gradient)
+
+    multiply()
+    return statistics.median(timed(multiply)() / passes for _ in range(repeats))
+
+
+def floor_rows(
+    bench: Bench, title: str, training: Training, size: int, positives: int, negatives: int, shared: bool = False
+) -> list[Row]:
+    """Epochs divided by their floor, for a lazy and for dense Adam; ``shared`` counts the matrix products too."""
+    n_items = training.n_items
+    rate = bandwidth((training.n_users + TABLES_OF_ADAM * n_items) * size * FLOAT, bench.repeats, bench.device)
+    touched = touched_rows(*training.pairs(), n_items, positives, negatives, shared)
+    products = products_of_step(positives, negatives, size, bench.repeats) * touched.steps if shared else 0
+    seconds = [timed(training.epoch)() for _ in range(bench.repeats)]
+    rows = []
+    for dense, what in ((False, "moving the rows that a step touches"), (True, "moving all rows, as dense Adam")):
+        moved = bytes_of_epoch(touched, n_items, size, dense)
+        least = max(moved / rate, products)
+        parts = {"epoch, s": seconds, "bytes, GB": [moved / 1e9], "bandwidth, GB/s": [rate / 1e9]}
+        parts |= {"matrix products, s": [products]} if products else {}
+        note = f"floor {least:.3g} s, of " + ("the products" if products == least else "the bytes")
+        values = [value / least for value in seconds]
+        rows.append(Row(f"OneBP train epoch / its floor, {title}, {what}", values, parts, "losses finite", note=note))
+    return rows
+
+
+def floors(bench: Bench) -> list[Row]:
+    return [
+        *floor_rows(bench, "gowalla, N = 5, per_pair", bench.per_pair, SIZE, POSITIVES, NEGATIVES),
+        *floor_rows(bench, "gowalla, 1,024 shared, cosine", bench.shared, SIZE, POSITIVES, SHARED, shared=True),
+    ]
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+# ------------------------------------------------------------------------------------------------------------- the rows
+
+ON_CPU: dict[str, Callable[[Bench], list[Row]]] = {
+    "bpr": bpr,
+    "lightgcn": lightgcn,
+    "simplex": simplex,
+    "reference": reference,
+    "evaluation": evaluation,
+    "sampler": sampler,
+    "memory": memory,
+    "growth": growth,
+    "floor": floors,
+}
+ON_GPU = [f"{dataset}-{what}" for dataset in (GOWALLA, "yelp2018") for what in ("reference", "floor")]
+NEEDS = dict.fromkeys(ON_CPU, GOWALLA) | {"reference": ML_100K} | {name: name.partition("-")[0] for name in ON_GPU}
+"""The data set of each row."""
+del NEEDS["growth"]
+
+
+def gpu_rows(bench: Bench) -> Rows:
+    """The paper's sizes. One model is held at a time; it is built when the first row asks for it."""
+    ours = lru_cache(maxsize=1)(bench.published)
+
+    def of_row(name: str) -> list[Row]:
+        dataset = NEEDS[name]
+        title = f"{dataset}, d = {PUBLISHED[dataset]['dim']:,}"
+        if name.endswith("reference"):
+            return [authors_row(bench, ours(dataset), dataset, title, 0.05)]
+        size = int(PUBLISHED[dataset]["dim"])
+        return floor_rows(bench, title, ours(dataset), size, PUBLISHED_POSITIVES, NEGATIVES)
+
+    return {name: partial(of_row, name) for name in ON_GPU}
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    add_common_flags(parser, repeats=5)
-    parser.add_argument("--threads", type=int, default=2, help="cores and threads, for everything timed (default 2)")
-    parser.add_argument("--data_path", type=Path, default=Path("dataset"), help="RecBole's data folder")
+    parser = new_parser(__doc__, repeats=5, rows=[*ON_CPU, *ON_GPU])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda has rows of its own")
     parser.add_argument("--reference", type=Path, metavar="DIR", help="a clone of studentcej/OneBP, commit 8ad479b")
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="ROW", help=" ".join(NAMES))
-    return parser.parse_args()
+    args = parser.parse_args()
+    possible = list(ON_CPU) if args.device == "cpu" else ON_GPU
+    args.only = possible if args.only == [*ON_CPU, *ON_GPU] else args.only
+    if other := set(args.only) - set(possible):
+        raise UserError(f"--only {' '.join(sorted(other))}: not with --device {args.device}")
+    return args
 
 
 def main() -> int:
     args = parse_args()
-    all_rows = set(args.only) == set(NAMES)
-    machine = Machine.here()
-    start = perf_counter()
-    out = args.json or (RESULTS / f"{machine.slug}-speed.json" if all_rows else None)
-    settings = {"threads": args.threads, "seed": args.seed, "repeats": args.repeats}
-    result = {"machine": asdict(machine), "versions": versions("numba"), "settings": settings}
-    try:
-        earlier = earlier_rows(out, result) if out and not all_rows else {}
-        check_data(args.data_path, sorted({NEEDS_DATA[name] for name in args.only if name in NEEDS_DATA}))
+    check_data(args.data_path, sorted({NEEDS[name] for name in args.only if name in NEEDS}))
+    settings = {"seed": args.seed, "repeats": args.repeats}
+    if args.device == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("--device cuda: there is no CUDA device")
+        gpu = torch.cuda.get_device_name()
+        about = {**here(), "settings": settings}
+        about["machine"] = {"gpu": gpu, "cuda": torch.version.cuda, **about["machine"]}
+        name = f"{slug(gpu)}-gpu"
+    else:
         use_threads(args.threads)
-        logging.disable(logging.INFO)
-        if machine.load_before > 0.5:
-            print(f"warning: load average {machine.load_before}: other work is running, ratios will be off")
-        from rows import ROWS, Bench
-
-        with tempfile.TemporaryDirectory() as scratch:
-            bench = Bench(args.data_path.resolve(), Path(scratch), args.repeats, args.seed, args.reference)
-            rows, sound = measure_all({name: partial(ROWS[name], bench) for name in args.only})
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if out:
-        settings["run_seconds"] = round(perf_counter() - start)
-        write_json(out, {**result, "rows": {**earlier, **rows}})
-    print(f"{perf_counter() - start:.0f} s in all")
-    return 0 if sound else 1
+        about = {**here("numba"), "settings": {"threads": args.threads, **settings}}
+        name = f"{about['machine']['slug']}-speed"
+    logging.disable(logging.INFO)
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(args, Path(scratch))
+        rows: Mapping[str, Callable[[], list[Row]]]
+        rows = gpu_rows(bench) if args.device == "cuda" else {row: partial(ON_CPU[row], bench) for row in ON_CPU}
+        return measure_to_file(rows, args, name, about)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if not run_task({"run": _run_once, "imports": _import_only}):
+        sys.exit(exit_code(main))

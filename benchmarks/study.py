@@ -2,14 +2,13 @@
 
     python benchmarks/study.py --dataset gowalla [--factors temperature ...] [--seeds 1] [--jobs 1] [--threads 2]
 
-Trains ``--jobs`` models at a time, each on cores of its own, and on a GPU where there is one.  Results go to
-``results/study/<data set>.json`` as they come; what is there is not run again.  A picture is drawn of all of them
-beside it; ``render.py`` makes the tables of ``docs/study.md``.
+Trains ``--jobs`` models at a time, each on its own cores, and on a GPU if there is one. Results are added to
+``results/study/<data set>.json`` as they arrive; what is there is not repeated. A chart of all of them is drawn beside
+it; ``render.py`` makes the tables of ``docs/study.md``.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -24,10 +23,22 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from measure import RESULTS, Machine, picture, use_threads, versions, write_json
-from quality import DATASETS, SETTINGS, shown
-from speed import check_data
+import torch
+from measure import (
+    DATASETS,
+    RESULTS,
+    THREAD_VARIABLES,
+    Machine,
+    check_data,
+    exit_code,
+    new_parser,
+    picture,
+    versions,
+    write_json,
+)
+from quality import SETTINGS, shown
 
+from recbole_onebp import build
 from recbole_onebp.util.errors import UserError
 
 Overrides = dict[str, Any]
@@ -38,7 +49,7 @@ SCHEDULES: dict[str, Overrides] = {
     "onebp-ml-1m": {"epochs": 12, "learning_rate_decay": 0.85},
     "onebp-ml-100k": {"epochs": 40, "learning_rate_decay": 0.92},
 }
-"""Short ones: the rate has fallen to a few per cent at the end.  A longer one gains most on the larger data."""
+"""Short ones: the learning rate falls to a few per cent. A longer schedule gains most on the larger data."""
 
 PAPER: Overrides = {
     "score": "dot",
@@ -58,7 +69,7 @@ WHOLE: Overrides = {"leave_one_out": False}
 
 
 def _each(number: int) -> Overrides:
-    """``number`` negatives of each pair's own, and as many pairs a step as without."""
+    """``number`` negatives for each pair, with the same number of pairs a step."""
     return {"train_batch_size": 256 * number, "train_neg_sample_args": _drawn("uniform", 1.0, number)}
 
 
@@ -109,7 +120,7 @@ FACTORS: dict[str, list[Overrides]] = {
 
 
 def label(overrides: Overrides) -> str:
-    """The overrides as a person would write them."""
+    """The overrides as text."""
     drawn = overrides.get("train_neg_sample_args", {})
     shown = {key: value for key, value in overrides.items() if key != "train_neg_sample_args"}
     if drawn.get("distribution") == "popularity":
@@ -129,19 +140,14 @@ def variations(factors: list[str]) -> Iterator[tuple[str, Overrides]]:
 
 
 def begin(threads: int, places: SimpleQueue[int]) -> None:
-    """Keep a process that trains on its own cores; ``places`` holds the number of each process, from 0."""
+    """Pin a training process to its own cores; ``places`` holds the number of each process, from 0."""
     first = places.get() * threads
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[first : first + threads])
-    use_threads(threads)
     logging.disable(logging.INFO)
 
 
 def run(dataset: str, data_path: Path, overrides: Overrides, seed: int) -> dict[str, Any]:
-    """Train once; the metrics of the validation's every epoch."""
-    import torch
-
-    from recbole_onebp import build
-
+    """Train once; the validation metrics of every epoch."""
     settings = {**SETTINGS, **SCHEDULES[dataset], **overrides, "seed": seed, "data_path": str(data_path)}
     start = perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
@@ -154,7 +160,7 @@ def run(dataset: str, data_path: Path, overrides: Overrides, seed: int) -> dict[
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
-    """What each value of each factor changes, a dot a seed; the bar is as wide as the base's seeds differ."""
+    """The change by each value of each factor, a dot a seed; the grey bar spans the base's seeds."""
     values: dict[tuple[str, str], dict[int, float]] = {}
     for entry in result["runs"]:
         values.setdefault((entry["factor"], entry["label"]), {})[entry["seed"]] = entry["valid"]["ndcg@20"]
@@ -171,46 +177,35 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
             axes.plot(changes, [row] * len(changes), "o", markersize=5, color=f"C{factors.index(factor) % 10}")
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_xlabel("change of NDCG@20 on validation against the base, %")
+        axes.set_xlabel("change of NDCG@20 on validation, in % of the base")
         axes.set_title(f"{result['dataset']}, one factor at a time", fontsize=10)
         axes.grid(axis="x", alpha=0.3)
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+def main() -> None:
+    parser = new_parser(__doc__)
     parser.add_argument("--dataset", choices=DATASETS, required=True)
     parser.add_argument("--factors", nargs="+", choices=FACTORS, default=list(FACTORS), metavar="FACTOR")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--data_path", type=Path, default=Path("dataset"), help="RecBole's data folder")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (default 1)")
-    parser.add_argument("--threads", type=int, default=2, help="cores and threads of each (default 2)")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="default: results/study/<data set>.json")
-    return parser.parse_args()
-
-
-def main() -> int:
-    args = parse_args()
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (default 1), --threads cores each")
+    args = parser.parse_args()
     path = args.json or RESULTS / "study" / f"{args.dataset}.json"
-    try:
-        check_data(args.data_path, [args.dataset])
-        free = len(os.sched_getaffinity(0))
-        if not 0 < args.jobs * args.threads <= free:
-            raise UserError(f"--jobs {args.jobs} --threads {args.threads}: {free} cores are free to use")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    check_data(args.data_path, [args.dataset])
+    free = len(os.sched_getaffinity(0))
+    if not 0 < args.jobs * args.threads <= free:
+        raise UserError(f"--jobs {args.jobs} --threads {args.threads}: {free} cores are free to use")
     about = {"dataset": args.dataset, "settings": {**SETTINGS, **SCHEDULES[args.dataset]}}
     runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
     done = {(entry["label"], entry["seed"]) for entry in runs}
     order = {(factor, label(overrides)): place for place, (factor, overrides) in enumerate(variations(list(FACTORS)))}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(args.threads)))  # read by the new processes
     context = get_context("spawn")
     places = context.SimpleQueue()
     for place in range(args.jobs):
         places.put(place)
     with ProcessPoolExecutor(args.jobs, context, begin, (args.threads, places)) as pool:
-        data_path = args.data_path.resolve()
         trained = {
-            pool.submit(run, args.dataset, data_path, overrides, seed): (factor, overrides, seed)
+            pool.submit(run, args.dataset, args.data_path.resolve(), overrides, seed): (factor, overrides, seed)
             for factor, overrides in variations(args.factors)
             for seed in args.seeds
             if (label(overrides), seed) not in done
@@ -218,19 +213,17 @@ def main() -> int:
         try:
             for training in as_completed(trained):
                 (factor, overrides, seed), found = trained[training], training.result()
-                runs.append(
-                    {"factor": factor, "label": label(overrides), "overrides": overrides, "seed": seed, **found}
-                )
+                name = label(overrides)
+                runs.append({"factor": factor, "label": name, "overrides": overrides, "seed": seed, **found})
                 runs.sort(key=lambda entry: (order.get((entry["factor"], entry["label"]), len(order)), entry["seed"]))
                 outcome = f"{shown(found['valid'])}; epoch {found['epoch']}, {found['seconds']:.0f} s"
-                print(f"{factor}: {label(overrides)}, seed {seed}: {outcome}", flush=True)
+                print(f"{factor}: {name}, seed {seed}: {outcome}", flush=True)
                 write_json(path, {**about, "runs": runs})
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # or the rest would be trained first, for nothing
+            pool.shutdown(wait=False, cancel_futures=True)  # otherwise all other trainings would still run
             raise
     draw({**about, "runs": runs}, path.with_suffix(".png"))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

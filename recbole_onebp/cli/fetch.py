@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
     fetch.add_argument("--from", dest="source", type=Path, metavar="DIR", help="a folder with the published files, or "
                        "with train.* and test.*")  # fmt: skip
     fetch.add_argument("--url", metavar="BASE", help="a mirror, with the files at BASE/path")
-    fetch.add_argument("--pins", type=Path, metavar="FILE", help="lines of 'path: git blob id or SHA-256'\")
+    fetch.add_argument("--pins", type=Path, metavar="FILE", help="lines of 'path: git blob id or SHA-256'")
     fetch.add_argument("--data_path", type=Path, default=Path("dataset"), metavar="DIR", help="default: dataset")
     fetch.add_argument("--force", action="store_true", help="replace an existing data set")
     fetch.set_defaults(run=run)

@@ -1,24 +1,49 @@
-# make demo | test | test-slow | lint | clean        another Python: make test PYTHON=python3.12
+# make demo | test | test-unit | test-slow | test-matrix | lint | clean
+# Another Python: make test PYTHON=python3.12 VENV=.venv-3.12
 
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(abspath $(VENV))/bin
-# Pins on the newest versions tried, torch's CPU build among them; make CONSTRAINTS= takes what pip finds.
-CONSTRAINTS ?= $(shell $(PYTHON) -c 'import sys; print("constraints/newest.txt" if sys.version_info[:2] == (3, 11) else "")')
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(addprefix --constraint ,$(CONSTRAINTS))
-SOURCES := setup.cfg pyproject.toml README.md $(shell find recbole_onebp properties -type f -not -name "*.pyc")
+WORKERS ?= 2
+# What test-matrix tries: names of interpreters on PATH; the oldest versions of everything go with one of them.
+PYTHONS ?= python3.10 python3.12 python3.13
+LOWEST ?= python3.10
 
-.PHONY: demo test test-slow lint clean
+BIN := $(abspath $(VENV))/bin
+# The pins of the newest versions tried hold for Python 3.11 and later; make CONSTRAINTS= installs what pip finds.
+CONSTRAINTS ?= $(shell $(PYTHON) -c 'import sys; print("constraints/newest.txt" if sys.version_info >= (3, 11) else "")')
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INSTALL := $(PIP) install $(addprefix --constraint ,$(CONSTRAINTS))
+SOURCES := setup.cfg pyproject.toml README.md $(shell find recbole_onebp properties -type f -not -name "*.pyc")
+# pytest, unlike python -m pytest, does not put this folder on the path: the tests use the installed wheel.
+PYTEST := cd tests && $(BIN)/pytest
+PARALLEL := -n $(WORKERS) --dist loadgroup
+
+.PHONY: demo test test-unit test-quick test-slow test-matrix lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
 
-# The tests run against the installed wheel: pytest, unlike python -m pytest, does not put this folder on the path.
 test: $(VENV)/installed-test
-	cd tests && $(BIN)/pytest $(ARGS)
+	$(PYTEST) $(PARALLEL) $(ARGS)
+
+test-unit: $(VENV)/installed-test
+	$(PYTEST) -m "unit and not slow" $(ARGS)
+
+# The unit tests, and one run from the command line.
+test-quick: test-unit
+	$(BIN)/recbole-onebp train --model=OneBP --dataset=ml-100k --epochs=1 --show_progress=False \
+		--output_dir=$(VENV)/quick-run > $(VENV)/quick-run.log
+	$(BIN)/python -c 'import json, sys; assert json.load(open(sys.argv[1]))["epochs_run"] == 1' $(VENV)/quick-run/result.json
 
 test-slow: $(VENV)/installed-test
-	cd tests && $(BIN)/pytest -m slow $(ARGS)
+	$(PYTEST) $(PARALLEL) -m slow $(ARGS)
+
+test-matrix:
+	set -e; for python in $(PYTHONS); do \
+		echo "== $$python"; $(MAKE) test-quick PYTHON=$$python VENV=.venv-$${python#python}; \
+	done
+	@echo "== $(LOWEST), lowest versions"
+	$(MAKE) test-quick PYTHON=$(LOWEST) VENV=.venv-lowest CONSTRAINTS=constraints/lowest.txt
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .
@@ -28,19 +53,25 @@ lint: $(VENV)/installed-lint
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# The wheel, and RecBole, which pip can resolve by name only before Python 3.12 (it wants ray <= 2.6.3).
-$(VENV)/installed: $(VENV)/bin/python $(SOURCES)
+dist/wheel: $(SOURCES) | $(VENV)/bin/python
 	rm -rf build dist
-	$(PIP) build
-	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
-	$(PIP) --force-reinstall --no-deps dist/*.whl
-	$(PIP) dist/*.whl
-	$(BIN)/python -c 'import recbole' 2> /dev/null || $(PIP) --no-deps recbole==1.2.1
+	$(PIP) wheel --no-deps --wheel-dir dist .
 	touch $@
 
-$(VENV)/installed-%: $(VENV)/installed
-	$(PIP) "$$(ls dist/*.whl)[$*]"
+# One call of pip installs the wheel with an extra. pip does not replace a version by the same version, so the old
+# one is removed first. RecBole wants ray <= 2.6.3, which pip cannot resolve from Python 3.12 on: RecBole comes alone.
+define install
+	$(PIP) uninstall --yes recbole-onebp 2> /dev/null
+	$(INSTALL) "$$(echo dist/*.whl)$(1)"
+	$(BIN)/python -c 'import recbole' 2> /dev/null || $(INSTALL) --no-deps recbole==1.2.1
 	touch $@
+endef
+
+$(VENV)/installed: $(VENV)/bin/python dist/wheel
+	$(call install)
+
+$(VENV)/installed-%: $(VENV)/bin/python dist/wheel
+	$(call install,[$*])
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf .venv .venv-* $(VENV) build dist *.egg-info

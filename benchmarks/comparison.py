@@ -22,7 +22,7 @@ from typing import Any
 
 from measure import exit_code, write_text
 
-from recbole_onebp.config.schema import RunConfig
+from recbole_onebp.config import RunConfig
 from recbole_onebp.experiments.compare import compare
 from recbole_onebp.experiments.tune.search import tune
 from recbole_onebp.util.files import write_atomically

@@ -1,24 +1,80 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+# One thread per process, because tests run side by side. The variables are read when numpy and torch are first
+# imported, and child processes inherit them. numba follows torch's number. Tests of threads set their own number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import pytest
 
 import recbole_onebp
+
+TESTS = Path(__file__).parent
+
+UNIT = {
+    "evaluation/test_topk.py",
+    "serving/test_journal.py",
+    "test_functional.py",
+    "test_layout.py",
+    "util/test_simd.py",
+}
+"""Files whose tests are all marked ``unit``."""
+
+PROCESS = {"distributed/test_distributed.py", "serving/test_page.py", "test_packaging.py"}
+"""Files whose tests are all marked ``process``.  Single tests elsewhere carry the mark themselves."""
+
+SHARED = {"compared", "pristine", "sources", "trained"}
+"""Costly fixtures of a module.  Tests that use one run in the same worker, so that it is made once."""
 
 
 def pytest_report_header() -> str:
     return f"recbole_onebp: {Path(recbole_onebp.__file__).parent}"
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With ``-m unit`` other test files are not even imported: most of them need RecBole."""
+    only_unit = config.getoption("markexpr").split(" and ")[0] == "unit"
+    is_test = collection_path.name.startswith("test_")
+    return True if only_unit and is_test and _name_of(collection_path) not in UNIT else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _name_of(item.path) in UNIT:
+            item.add_marker("unit")
+        if _name_of(item.path) in PROCESS:
+            item.add_marker("process")
+        for fixture in SHARED.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(fixture))
+
+
+def _name_of(path: Path) -> str:
+    return path.relative_to(TESTS).as_posix()
+
+
+@pytest.fixture(autouse=True)
+def _unit_tests_import_no_recbole(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In a process that has not imported RecBole, a test marked ``unit`` does not import it either."""
+    before = "recbole" in sys.modules
+    yield
+    if request.node.get_closest_marker("unit"):
+        assert before or "recbole" not in sys.modules
+
+
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Whatever a test leaves behind, it leaves in its own folder; the root logger stays as it was."""
+    """Each test runs in its own folder; afterwards the root logger is as before."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     root = logging.getLogger()
@@ -32,7 +88,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(autouse=True)
 def _argv(monkeypatch: pytest.MonkeyPatch) -> None:
-    """RecBole's own Config reads sys.argv: give it flags such as pytest's, which mean nothing to it."""
+    """RecBole's own Config reads sys.argv. The flags stand for any that RecBole does not know, such as pytest's."""
     monkeypatch.setattr("sys.argv", ["pytest", "-q", "--color=no", "tests"])
 
 
@@ -67,7 +123,7 @@ PLAIN: dict[str, Any] = {
     "leave_one_out": False,
     "learning_rate_decay": 1.0,
 }
-"""The paper's form of OneBP; what hangs on these keys follows."""
+"""The method as published; the defaults that depend on these keys follow them."""
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ import recbole_onebp
 from recbole_onebp.config.properties import properties_dir, property_file
 from recbole_onebp.run.folder import RunFolder
 from recbole_onebp.util.files import whole_folder, write_atomically
+from support import fresh
 
 PACKAGE = Path(recbole_onebp.__file__).parent
 
@@ -54,8 +53,7 @@ def test_imports_point_down():
 
 
 def test_functions_of_the_method_need_no_recbole():
-    code = "import sys; import recbole_onebp.functional; assert 'recbole' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    fresh.check("import sys; import recbole_onebp.functional; assert 'recbole' not in sys.modules")
 
 
 def test_properties_are_found():

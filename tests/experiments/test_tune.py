@@ -26,6 +26,7 @@ from recbole_onebp.experiments.tune import summary as report
 from recbole_onebp.experiments.tune import trials
 from recbole_onebp.experiments.tune.search_spec import Range, SearchSpec
 from recbole_onebp.util.errors import UserError
+from support import fresh
 
 LEARNING_RATE = {"low": 0.001, "high": 0.1, "log": True}
 
@@ -405,7 +406,7 @@ def test_bad_commands(file, capsys, tmp_path, monkeypatch):
 
 def test_the_command_line_works_without_optuna():
     code = "import sys; sys.modules['optuna'] = None; import recbole_onebp.cli, recbole_onebp.experiments.tune.search"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    fresh.check(code)
 
 
 def test_another_search_does_not_go_on_with_these_trials(search):

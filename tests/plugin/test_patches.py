@@ -24,6 +24,7 @@ import recbole_onebp
 from conftest import write_inter
 from recbole_onebp.plugin import patches
 from recbole_onebp.plugin.patches import torch_patches
+from support import fresh
 
 
 def needs(name):
@@ -77,9 +78,10 @@ def test_a_failing_patch_is_reported_and_not_fatal(monkeypatch):
 
 @needs("ray_stub")
 def test_ray_stub():
-    code = "import recbole_onebp, recbole.quick_start, sys; assert 'ray' not in sys.modules, 'a false ray was left'"
-    assert in_a_fresh_python(code).returncode == 0, in_a_fresh_python(code).stderr
-    assert in_a_fresh_python("import recbole.quick_start").returncode != 0
+    fresh.check(
+        "import recbole_onebp, recbole.quick_start, sys; assert 'ray' not in sys.modules, 'a false ray was left'"
+    )
+    assert fresh.python("import recbole.quick_start").returncode != 0
     tune = sys.modules["recbole.quick_start.quick_start"].tune
     assert tune.report(recall=0.1) is None
     with pytest.raises(ImportError, match=r"ray\.tune\.run needs ray"):
@@ -88,7 +90,7 @@ def test_ray_stub():
 
 @needs("numpy_aliases")
 def test_numpy_aliases():
-    original = in_a_fresh_python("from recbole.data.interaction import Interaction; Interaction({'a': [1.0]})")
+    original = fresh.python("from recbole.data.interaction import Interaction; Interaction({'a': [1.0]})")
     assert "AttributeError" in original.stderr
     assert np.float is np.float64
     assert np.zeros(2, dtype=np.bool).dtype == bool
@@ -100,7 +102,7 @@ def test_dok_matrix_update():
     matrix = sp.dok_matrix((2, 3), dtype=np.float32)
     matrix._update({(0, 1): 1.0, (1, 2): 2.0})
     assert matrix.tocsr().toarray().tolist() == [[0, 1, 0], [0, 0, 2]]
-    assert in_a_fresh_python("import scipy.sparse as sp; sp.dok_matrix((1, 1))._update({})").returncode != 0
+    assert fresh.python("import scipy.sparse as sp; sp.dok_matrix((1, 1))._update({})").returncode != 0
 
 
 def test_missing_values_are_filled(tmp_path):
@@ -304,9 +306,9 @@ def test_a_serving_machine_has_neither_torch_nor_recbole_and_hears_nothing():
 def test_distutils_version():
     """As on Python 3.12 without setuptools, whatever this one is."""
     hide = HIDE.format(hidden=("distutils", "setuptools", "_distutils_hack"))
-    bare = in_a_fresh_python(hide + "import thop.profile")
+    bare = fresh.python(hide + "import thop.profile")
     assert "No module named 'distutils" in bare.stderr
-    patched = in_a_fresh_python(
+    patched = fresh.python(
         hide + "import recbole_onebp, recbole, thop.profile\n"
         "assert recbole_onebp.plugin.patches.STATUS['distutils_version'] == 'applied'\n"
         "assert 'distutils' not in sys.modules"

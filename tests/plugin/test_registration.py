@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from recbole.utils.case_study import full_sort_scores, full_sort_topk
 import recbole_onebp
 from recbole_onebp.config.properties import properties_dir
 from recbole_onebp.util.errors import UserError
+from support import fresh
 
 QUIET = {"epochs": 1, "show_progress": False, "embedding_size": 8}
 
@@ -149,7 +148,7 @@ def test_it_does_not_matter_what_is_imported_first(first):
         "assert get_trainer(None, 'OneBP') is recbole_onebp.OneBPTrainer\n"
         "import recbole.data.interaction as i; i.Interaction({'a': [1.0, 2.0]})\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    fresh.check(code)
 
 
 def test_numpy_ids_are_taken_by_the_case_study(tiny):

@@ -12,6 +12,7 @@ import torch
 import torch.multiprocessing as mp
 
 from recbole_onebp.distributed.launch import free_port
+from support.fresh import START_METHOD
 
 
 def in_ranks(world: int, local_world: int, runs: dict[str, tuple[str, dict[str, Any]]]) -> None:
@@ -20,7 +21,7 @@ def in_ranks(world: int, local_world: int, runs: dict[str, tuple[str, dict[str, 
     Args:
         runs: for each name, the data set and the configuration.
     """
-    mp.spawn(_train, (world, local_world, free_port(), runs), nprocs=world)
+    mp.start_processes(_train, (world, local_world, free_port(), runs), nprocs=world, start_method=START_METHOD)
 
 
 def _train(rank: int, world: int, local_world: int, port: int, runs: dict[str, tuple[str, dict[str, Any]]]) -> None:

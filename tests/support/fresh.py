@@ -1,0 +1,49 @@
+"""Python processes without our package and RecBole, started by a fork of one that has loaded the heavy libraries.
+
+Importing torch, scikit-learn and pandas takes most of a new process's time. Tests that do not measure the import itself
+share one such process (multiprocessing's fork server).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from subprocess import CompletedProcess
+
+START_METHOD = "forkserver"
+# None of them imports RecBole, ray or distutils, whose absence tests check.
+multiprocessing.set_forkserver_preload(["torch", "pandas", "scipy.stats", "sklearn.metrics", "numba"])
+
+
+def python(code: str) -> CompletedProcess[str]:
+    """What ``subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)`` returns, but sooner."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "stdout"), Path(folder, "stderr")
+        process = multiprocessing.get_context(START_METHOD).Process(target=_execute, args=(code, out, err))
+        process.start()
+        process.join()
+        return CompletedProcess([code], process.exitcode or 0, out.read_text(), err.read_text())
+
+
+def check(code: str) -> None:
+    """Run code that must not fail."""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+
+
+def _execute(code: str, out: Path, err: Path) -> None:
+    for path, stream in ((out, sys.stdout), (err, sys.stderr)):
+        with path.open("w") as file:
+            os.dup2(file.fileno(), stream.fileno())
+    sys.argv = ["-c"]
+    try:
+        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+    except SystemExit:
+        raise
+    except BaseException:
+        traceback.print_exc()
+        sys.exit(1)

@@ -193,8 +193,14 @@ def test_other_models_are_not_exported(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda rows: [*rows, "u99\ti1", "u99\ti2", "u99\ti3"], r"30 users and 40 items, the data .* 31 and 40: the data have changed"),
-        (lambda rows: rows[::-1], r"the data at .* have changed since training: test: .* then, .* now; train: "),  # other ids
+        (
+            lambda rows: [*rows, "u99\ti1", "u99\ti2", "u99\ti3"],
+            r"30 users and 40 items, the data .* 31 and 40: the data have changed",
+        ),
+        (  # other internal ids
+            lambda rows: rows[::-1],
+            r"the data at .* have changed since training: test: .* then, .* now; train: ",
+        ),
     ],
     ids=["more", "in another order"],
 )

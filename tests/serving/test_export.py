@@ -197,10 +197,10 @@ def test_other_models_are_not_exported(tiny, tmp_path):
             lambda rows: [*rows, "u99\ti1", "u99\ti2", "u99\ti3"],
             r"30 users and 40 items, the data .* 31 and 40: the data have changed",
         ),
-        (
+        (  # other internal ids
             lambda rows: rows[::-1],
             r"the data at .* have changed since training: test: .* then, .* now; train: ",
-        ),  # other ids
+        ),
     ],
     ids=["more", "in another order"],
 )

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 from recbole.utils import ModelType
-from recbole.utils.argument_list import dataset_arguments, evaluation_arguments
 
 from recbole_onebp.config.keys import check_keys, nearest
 from recbole_onebp.config.schema import RunConfig, validated
+from recbole_onebp.experiments.entries import DATA_AND_EVALUATION, ModelEntry, check_distinct
 from recbole_onebp.run.build import parse_config, read_config
 from recbole_onebp.util.errors import UserError
 
@@ -22,7 +22,7 @@ __all__ = ["Budget", "Range", "Search", "SearchSpec"]
 
 _Positive = Annotated[int, Field(ge=1)]
 _Number = int | FiniteFloat
-_ONE_FOR_ALL = {*dataset_arguments, *evaluation_arguments} - {"eval_batch_size"} | {
+_ONE_FOR_ALL = DATA_AND_EVALUATION | {
     "dataset", "data_path", "seed", "epochs", "eval_step", "stopping_step", "refit"
 }  # fmt: skip
 """Keys of data, evaluation and budget: all models must have the same values, or they could not be compared."""
@@ -77,20 +77,9 @@ class Budget(BaseModel):
     """Epochs during which a trial is never pruned."""
 
 
-class _Entry(BaseModel):
-    """A model with a label and its space; every other key is a setting of this model."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
-
-    model: str
+class _Entry(ModelEntry):
     label: Annotated[str, Field(pattern=r"^\w[\w. +-]*$")]  # names a folder
-    space: dict[str, Any] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_alone(cls, given: Any) -> Any:
-        given = {"model": given} if isinstance(given, str) else given
-        return {"label": given.get("model"), **given} if isinstance(given, dict) else given
+    space: dict[str, Any] = Field(default_factory=dict)
 
 
 class _File(BaseModel):
@@ -106,10 +95,7 @@ class _File(BaseModel):
     @field_validator("models")
     @classmethod
     def _differ(cls, models: list[_Entry]) -> list[_Entry]:
-        labels = [entry.label for entry in models]
-        for label in labels:
-            if labels.count(label) > 1:
-                raise ValueError(f"{label} appears twice; give one of them another label")
+        check_distinct(entry.label for entry in models)
         return models
 
 
@@ -155,7 +141,7 @@ class SearchSpec:
         """Read a YAML file; ``overrides`` replace its keys.
 
         Raises:
-            UserError: for an unreadable file, a wrong key or value, or models with different data, evaluation or budget.
+            UserError: for an unreadable file, a wrong key or value, or models on unequal terms.
         """
         given = {**RunConfig.read_files([str(path)]), **overrides}
         budget = validated(Budget, {key: given.pop(key) for key in Budget.model_fields if key in given})

@@ -20,6 +20,7 @@ from recbole_onebp.config import RunConfig
 from recbole_onebp.config.keys import comparison_keys
 from recbole_onebp.config.schema import NO_RESULT, Seed, validated
 from recbole_onebp.experiments.compare.tuned import Tuning
+from recbole_onebp.experiments.entries import ModelEntry, check_distinct
 from recbole_onebp.run.build import read_config
 from recbole_onebp.util.errors import UserError
 
@@ -27,28 +28,18 @@ __all__ = ["ComparisonSpec", "Entry", "RunSpec"]
 
 _Positive = Annotated[int, Field(ge=1)]
 _ONE_FOR_ALL = comparison_keys() | {"eval_type"}
-"""Keys of data and evaluation."""
+"""Keys that all models must have the same values of."""
 
 
-class Entry(BaseModel):
+class Entry(ModelEntry):
     """One row of the comparison: a model with a label and its own settings."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
-
-    model: str
-    label: str
-    config_files: list[str] = []
+    config_files: list[str] = Field(default_factory=list)
     """YAML files for this model, such as the best configuration of a search; the entry's own keys replace theirs."""
     tuned: str | None = None
-    """A folder of ``recbole-onebp tune``: its best settings for this label; ``config_files`` may replace them."""
+    """A folder of ``recbole-onebp tune``: it gives the best settings of this label, below ``config_files``."""
     tuning_trials: Annotated[int, Field(ge=0)] = 0
     """Number of configurations that were tried on validation to choose this one."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_alone(cls, given: Any) -> Any:
-        given = {"model": given} if isinstance(given, str) else given
-        return {"label": given.get("model"), **given} if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _one_budget(self) -> Entry:
@@ -106,11 +97,7 @@ class ComparisonSpec(BaseModel):
     @field_validator("seeds", "models")
     @classmethod
     def _differ(cls, values: list[Any]) -> list[Any]:
-        names = [value.label if isinstance(value, Entry) else value for value in values]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"{name} appears twice; give one of them another label" if isinstance(name, str)
-                                 else f"{name} appears twice")  # fmt: skip
+        check_distinct(value.label if isinstance(value, Entry) else value for value in values)
         return values
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from recbole.utils import ModelType
 from recbole_onebp.config import RunConfig
 from recbole_onebp.config.keys import check_keys, comparison_keys, nearest
 from recbole_onebp.config.schema import validated
+from recbole_onebp.experiments.entries import ModelEntry, check_distinct
 from recbole_onebp.run.build import parse_config, read_config
 from recbole_onebp.util.errors import UserError
 
@@ -23,7 +24,7 @@ __all__ = ["Budget", "Range", "Search", "SearchSpec"]
 _Positive = Annotated[int, Field(ge=1)]
 _Number = int | FiniteFloat
 _ONE_FOR_ALL = comparison_keys() | {"dataset", "data_path", "seed", "epochs", "eval_step", "stopping_step"}
-"""Keys of data, evaluation and budget: models searched on other terms could not be compared."""
+"""Keys of data, evaluation and budget: all models must have the same values, or they could not be compared."""
 _NO_RESULT = {"data_path", "show_progress", "state", "gpu_id", "use_gpu"}
 """Keys that may change when a search is resumed."""
 
@@ -75,20 +76,9 @@ class Budget(BaseModel):
     """Epochs during which a trial is never pruned."""
 
 
-class _Entry(BaseModel):
-    """A model with a label and its space; every other key is a setting of this model."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
-
-    model: str
+class _Entry(ModelEntry):
     label: Annotated[str, Field(pattern=r"^\w[\w. +-]*$")]  # names a folder
-    space: dict[str, Any] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_alone(cls, given: Any) -> Any:
-        given = {"model": given} if isinstance(given, str) else given
-        return {"label": given.get("model"), **given} if isinstance(given, dict) else given
+    space: dict[str, Any] = Field(default_factory=dict)
 
 
 class _File(BaseModel):
@@ -104,10 +94,7 @@ class _File(BaseModel):
     @field_validator("models")
     @classmethod
     def _differ(cls, models: list[_Entry]) -> list[_Entry]:
-        labels = [entry.label for entry in models]
-        for label in labels:
-            if labels.count(label) > 1:
-                raise ValueError(f"{label} appears twice; give one of them another label")
+        check_distinct(entry.label for entry in models)
         return models
 
 
@@ -153,7 +140,7 @@ class SearchSpec:
         """Read a YAML file; ``overrides`` replace its keys.
 
         Raises:
-            UserError: for an unreadable file, a wrong key or value, or models with different data or budgets.
+            UserError: for an unreadable file, a wrong key or value, or models on unequal terms.
         """
         given = {**RunConfig.read_files([str(path)]), **overrides}
         budget = validated(Budget, {key: given.pop(key) for key in Budget.model_fields if key in given})

@@ -136,7 +136,7 @@ def test_a_loop_of_ones_own_can_promise_to_move_users(tiny):
 def test_recboles_negative_sampling_keeps_its_meaning(tiny, negatives):
     run = tiny(train_neg_sample_args=negatives, epochs=2)
     result = run.fit()
-    assert result.test["recall@10"] > 0.2
+    assert 0.2 < result.test["recall@10"] < 0.5  # near chance after two epochs: a list holds 10 of some 30 items
 
 
 def test_dynamic_negatives_score_higher(tiny):

@@ -196,7 +196,8 @@ def test_draws_follow_recboles_seed(tiny):
 
 
 def test_baselines_learn_with_the_fast_sampler(tiny):
-    assert tiny("BPR", fast_sampler=True, epochs=20, learning_rate=0.05).fit().test["recall@10"] > 0.25
+    result = tiny("BPR", fast_sampler=True, epochs=20, learning_rate=0.05).fit()
+    assert result.test["recall@10"] > 0.8  # by chance 0.3; who knows a user's camp has some 10 items left, so nearly 1
 
 
 def test_workers_draw_too(tiny):

@@ -162,14 +162,18 @@ def test_recboles_distributed_mode_is_refused(tiny):
         OneBPTrainer(run.config, run.model)
 
 
+BY_CHANCE = (0.2, 0.5)
+"""Recall@10 after three epochs on ``tiny`` is near chance: a list holds 10 of some 30 items that are left."""
+
+
 def test_amp_on_the_cpu(tiny):
     result = tiny(enable_amp=True).fit()
-    assert result.test["recall@10"] > 0.2
+    assert BY_CHANCE[0] < result.test["recall@10"] < BY_CHANCE[1]
 
 
 def test_gradient_clipping(tiny):
     result = tiny(clip_grad_norm={"max_norm": 1.0}).fit()
-    assert result.test["recall@10"] > 0.2
+    assert BY_CHANCE[0] < result.test["recall@10"] < BY_CHANCE[1]
 
 
 def test_build_needs_no_seed_of_the_caller(tiny):

@@ -211,7 +211,7 @@ class Saver:
         try:
             epoch, step = operator.index(values["epoch"]), operator.index(values["step"])
             restore_trainer(self.trainer, values["trainer"])
-            if not self._ranks.alone:
+            if self._ranks.is_distributed:
                 self.trainer.take_own_rows()
             self._generators = values["generators"]
             self.epochs[:] = values["epochs"]
@@ -274,7 +274,7 @@ class Saver:
             suffices_after: whether tables and optimizer are all that the epoch goes on from after a step, from 0.
             loss: the sum of the steps' losses so far.
         """
-        if not (self._running and self._ranks.alone):
+        if not (self._running and not self._ranks.is_distributed):
             yield from steps
             return
         self._loss = loss
@@ -332,12 +332,12 @@ class Saver:
     @contextmanager
     def _by_first(self) -> Iterator[bool]:
         """Whether to write: rank 0 does, whose model then has the users of all ranks."""
-        if self._ranks.alone:
+        if not self._ranks.is_distributed:
             yield True
             return
         with self.trainer.whole_users():
             yield self._ranks.rank == 0
-        self._ranks.wait()
+        self._ranks.barrier()
 
     @property
     def _chosen(self) -> bool:
@@ -370,7 +370,7 @@ class Saver:
             "epoch": str(epoch),
             "config": json.dumps(plain({key: given[key] for key in sorted(given) if key in kept})),
             "other_parameters": json.dumps(other),
-            "data": json.dumps(self._data if self._ranks.alone else None),
+            "data": json.dumps(self._data if not self._ranks.is_distributed else None),
         }
         with self._writing():
             write_atomically(self.folder.model, lambda file: write_tensors(file, tensors, metadata))
@@ -413,7 +413,7 @@ class Saver:
         if self._generators is not None:
             set_generator_states(self._generators, self._loaders.values())
         before = {}
-        if threading.current_thread() is threading.main_thread() and self._ranks.alone:
+        if threading.current_thread() is threading.main_thread() and not self._ranks.is_distributed:
             for number, usual in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
                 if signal.getsignal(number) == usual:
                     before[number] = signal.signal(number, self._hear)

@@ -23,7 +23,7 @@ DEFAULT_TIMEOUT = 300.0
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the processes of its run; the default is a run in one process.
+    """Position of this process among the processes of its run; the default is a run in one process.
 
     In a run of several processes, all ranks must call the same methods in the same order.  In a run of one process
     every method returns its argument.

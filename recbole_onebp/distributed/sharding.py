@@ -85,8 +85,8 @@ def share_users(dataset: Any, ranks: Ranks, summary_of: Callable[[Any], str]) ->
             )
             if len(part) and int(counts.min()) == 0:
                 raise UserError(
-                    f"nproc: of {ranks.world_size} processes, number {int(counts.argmin())} has no user in the {name} part; "
-                    "start fewer"
+                    f"nproc: of {ranks.world_size} processes, number {int(counts.argmin())} has no user in the {name} "
+                    "part; start fewer"
                 )
         own = [_own_part(part, ranks) for part in parts]
         for part, mine in zip(parts, own, strict=True):

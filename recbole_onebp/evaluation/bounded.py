@@ -183,8 +183,10 @@ def _scan_tile(
             at most ``user_scale[r] * (products[r, i] * scale[i] + user_length[r] * slack[i])``.
         first: the item of the tile's first column.
         table: all item vectors.
-        hidden, span: the items hidden from row r are ``hidden[span[r, 0] : span[r, 1]]``, ascending.
-        best, items: the best scores so far, descending, and their items, ``(B, k + 1)``.
+        hidden: all hidden items.
+        span: the items hidden from row r are ``hidden[span[r, 0] : span[r, 1]]``, ascending.
+        best: the best scores so far, descending, ``(B, k + 1)``.
+        items: their items.
     """
     products, scale, slack = bounds
     users, user_scale, user_length = of_users

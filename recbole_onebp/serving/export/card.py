@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from recbole_onebp.evaluation.metrics import recall_and_ndcg
 from recbole_onebp.serving.search import DEFAULT_MEMORY_MB, Encodings, Hidden, ItemTable, best_items, unit_rows
 
 __all__ = ["Groups", "Parts", "evaluate_groups", "model_card"]
@@ -102,10 +103,7 @@ def evaluate_groups(
     place = np.arange(len(row)) - ranked.start[row]
     test = np.repeat(np.arange(len(parts.test_start) - 1), np.diff(parts.test_start)) * parts.n_items + parts.test_item
     hit = np.isin(users[row] * parts.n_items + ranked.item, test, assume_unique=True)
-    gain = 1 / np.log2(np.arange(k) + 2)
-    ideal = np.cumsum(gain)[np.minimum(n_positives, k) - 1]
-    recall = np.bincount(row, weights=hit, minlength=len(users)) / n_positives
-    ndcg = np.bincount(row, weights=hit * gain[place], minlength=len(users)) / ideal
+    recall, ndcg = recall_and_ndcg(row, place, hit, n_positives, k)
 
     activity = np.diff(parts.start)[users]
     cuts = np.quantile(activity, [0, 0.25, 0.5, 0.75, 1])

@@ -247,10 +247,18 @@ class OneBP(GeneralRecommender):
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Scores of the users with all items, padding included, flattened to ``(B * n_items,)``."""
+        user_e, item_e = self.ranking_vectors(interaction)
+        return (user_e @ item_e.T).view(-1)
+
+    def ranking_vectors(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
+        """Vectors whose products are the scores: of the users ``(B, d)`` and of all items ``(n_items, d)``.
+
+        With ``item_bias`` they have d + 1 numbers.
+        """
         user_e = self._look_up(self.scored_users(), interaction[self.USER_ID])
         if self.item_bias is not None:
             user_e = F.pad(user_e, (0, 1), value=1.0)
-        return (user_e @ self._ranked_items().T).view(-1)
+        return user_e, self._ranked_items()
 
     def scored_users(self) -> Tensor:
         """The users that predictions are made for, ``(n_users, d)``: the table, or with ``user_encoding: fresh`` anew.
@@ -316,7 +324,7 @@ def _xavier_rows_of(shard: Shard, size: int) -> Tensor:
     while start < n_users:
         end = n_users if n_users - start < 2 * _ROWS_AT_ONCE else start + _ROWS_AT_ONCE
         drawn = torch.empty(end - start, size).normal_(0, deviation)
-        own = drawn[(shard.rank - start) % shard.world :: shard.world]
+        own = drawn[(shard.rank - start) % shard.world_size :: shard.world_size]
         table[filled : filled + len(own)] = own
         filled, start = filled + len(own), end
     return table

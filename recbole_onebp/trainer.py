@@ -102,7 +102,7 @@ class OneBPTrainer(Trainer):
         if model.config.engine == "fast" and obstacle:
             raise UserError(f"engine: fast does not go with {obstacle}; use engine: reference, or auto")
         self._ranks = current()
-        if not self._ranks.alone:
+        if self._ranks.is_distributed:
             _check_distributed(self.settings, model.config, obstacle)
             self.eval_collector.shard = model.shard
         self.engine = "reference" if model.config.engine == "reference" or obstacle else "fast"
@@ -208,7 +208,7 @@ class OneBPTrainer(Trainer):
         with self.whole_users():
             if self._ranks.rank == 0:
                 super()._save_checkpoint(epoch, *args, **kwargs)
-        self._ranks.wait()
+        self._ranks.barrier()
 
     def resume_checkpoint(self, resume_file: Any) -> None:
         """See RecBole. Each rank keeps the rows of its own users."""

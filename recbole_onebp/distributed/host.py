@@ -40,10 +40,10 @@ class Host:
     def __init__(self, ranks: Ranks) -> None:
         self._ranks, self._made, self._round = ranks, 0, 0
         self._token = ranks.broadcast_int(int.from_bytes(os.urandom(7), "big"))
-        self._arrivals = self.tensor((ranks.local_world, _LINE), torch.long).numpy()
+        self._arrivals = self.tensor((ranks.local_world_size, _LINE), torch.long).numpy()
         pids = torch.cat(ranks.gather(torch.tensor([os.getpid()])))
-        first = ranks.host * ranks.local_world
-        here = pids[first : first + ranks.local_world].tolist() if ranks.local_world > 1 else []
+        first = ranks.host * ranks.local_world_size
+        here = pids[first : first + ranks.local_world_size].tolist() if ranks.local_world_size > 1 else []
         self._others = [psutil.Process(pid) for pid in here if pid != os.getpid()]
 
     def tensor(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -55,7 +55,7 @@ class Host:
             UserError: if there is no room for it.
         """
         size = math.prod(shape)
-        if self._ranks.local_world == 1 or size == 0:
+        if self._ranks.local_world_size == 1 or size == 0:
             return torch.zeros(shape, dtype=dtype)
         self._made += 1
         path = _folder() / f"recbole-onebp-{self._token:x}-{self._ranks.host}-{self._made}"
@@ -63,9 +63,9 @@ class Host:
         try:
             if leader:
                 _make(path, size * dtype.itemsize)
-            self._ranks.wait()
+            self._ranks.barrier()
             flat = torch.from_file(str(path), shared=True, size=size, dtype=dtype)
-            self._ranks.wait()
+            self._ranks.barrier()
         finally:
             if leader:
                 path.unlink(missing_ok=True)
@@ -77,7 +77,7 @@ class Host:
         Raises:
             LostRankError: if one has ended, or does not come in time.
         """
-        if self._ranks.local_world == 1:
+        if self._ranks.local_world_size == 1:
             return
         self._round += 1
         if _arrive(self._arrivals, self._ranks.local_rank, self._round, _SPINS):
@@ -90,7 +90,9 @@ class Host:
                 checked = now
                 gone = [other.pid for other in self._others if not _runs(other)]
                 if gone or now - start > self._ranks.timeout:
-                    raise self._ranks.lost(f"process {gone[0]} of this host has ended" if gone else "timed out")
+                    raise self._ranks.lost_rank_error(
+                        f"process {gone[0]} of this host has ended" if gone else "timed out"
+                    )
 
 
 def _folder() -> Path:

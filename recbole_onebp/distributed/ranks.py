@@ -1,4 +1,4 @@
-"""The processes of a run: who they are, and what they do together, on torch.distributed."""
+"""The processes of a run and their collective operations, on torch.distributed."""
 
 from __future__ import annotations
 
@@ -24,103 +24,102 @@ DEFAULT_TIMEOUT: float = default_of("dist_timeout")
 
 @dataclass(frozen=True)
 class Ranks:
-    """A process among those of its run.
+    """Position of this process among the processes of its run; the default is a run in one process.
 
-    Every method but :meth:`mean` of a run in one process is called by all ranks, in the same order.
+    In a run of several processes, all ranks must call the same methods in the same order.  In a run of one process
+    every method returns its argument.
     """
 
     rank: int = 0
-    world: int = 1
-    """Processes in all."""
+    world_size: int = 1
+    """Number of processes."""
     local_rank: int = 0
-    local_world: int = 1
-    """Processes of this one's launcher: those of a host."""
+    local_world_size: int = 1
+    """Number of processes on each host."""
     timeout: float = DEFAULT_TIMEOUT
-    """Seconds until a process that does not answer counts as lost; one that has ended is noticed at once."""
-    peers: Any = None
-    """The group of the processes with this local rank, one a host; None for one host."""
+    """Seconds after which a process that does not answer counts as lost.  One that has ended is noticed at once."""
 
     @property
-    def alone(self) -> bool:
-        return self.world == 1
+    def is_distributed(self) -> bool:
+        return self.world_size > 1
 
     @property
     def host(self) -> int:
-        return self.rank // self.local_world
+        return self.rank // self.local_world_size
 
     @property
     def n_hosts(self) -> int:
-        return self.world // self.local_world
+        return self.world_size // self.local_world_size
 
-    def lost(self, reason: object) -> LostRankError:
-        """The error for a process that has gone."""
+    def lost_rank_error(self, reason: object) -> LostRankError:
+        """The error to raise when another process is lost."""
         detail = " ".join(str(reason).split())
         return LostRankError(
-            f"rank {self.rank} of {self.world}: another process has ended or has not answered for {self.timeout:g} s; "
-            f"the last checkpoint is intact ({detail[:200]})"
+            f"rank {self.rank} of {self.world_size}: another process has ended or has not answered for "
+            f"{self.timeout:g} s; the last checkpoint is intact ({detail[:200]})"
         )
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Tell a lost process from other errors of a collective operation."""
+    def collective(self) -> Iterator[None]:
+        """Raise :class:`LostRankError` when a collective operation of torch.distributed fails."""
         try:
             yield
         except RuntimeError as error:
-            raise self.lost(error) from error
+            raise self.lost_rank_error(error) from error
 
-    def wait(self) -> None:
-        """Until all ranks are here."""
-        self.total(torch.zeros(1))
+    def barrier(self) -> None:
+        """Wait until all ranks have called this."""
+        self.all_reduce(torch.zeros(1))
 
-    def total(self, value: Tensor) -> Tensor:
-        """The sum over all ranks, in place."""
-        if not self.alone:
-            with self.together():
+    def all_reduce(self, value: Tensor) -> Tensor:
+        """Sum over all ranks, in place."""
+        if self.is_distributed:
+            with self.collective():
                 dist.all_reduce(value)
         return value
 
     def mean(self, value: Tensor, weight: float) -> Tensor:
-        """The mean of the ranks' values, by weight."""
-        if self.alone:
+        """Weighted mean over all ranks."""
+        if not self.is_distributed:
             return value
-        sums = self.total(torch.cat([value.reshape(-1).double() * weight, torch.tensor([weight]).to(value).double()]))
+        sums = self.all_reduce(
+            torch.cat([value.reshape(-1).double() * weight, torch.tensor([weight]).to(value).double()])
+        )
         return (sums[:-1] / sums[-1]).reshape(value.shape).to(value.dtype)
 
     def broadcast_int(self, number: int) -> int:
         """Rank 0's number."""
-        said = torch.tensor([int(number)])
-        if not self.alone:
-            with self.together():
-                dist.broadcast(said, src=0)
-        return int(said)
+        return int(self._broadcast(torch.tensor([int(number)])))
 
     def broadcast_text(self, text: str) -> str:
         """Rank 0's text."""
-        encoded = text.encode()
-        said = torch.zeros(self.broadcast_int(len(encoded)), dtype=torch.uint8)
-        if self.rank == 0:
-            said = torch.tensor(list(encoded), dtype=torch.uint8)
-        if not self.alone:
-            with self.together():
-                dist.broadcast(said, src=0)
-        return bytes(said.tolist()).decode()
+        code = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        size = self.broadcast_int(len(code))
+        return bytes(self._broadcast(code if self.rank == 0 else code.new_zeros(size)).tolist()).decode()
+
+    def _broadcast(self, value: Tensor) -> Tensor:
+        if self.is_distributed:
+            with self.collective():
+                dist.broadcast(value, src=0)
+        return value
 
     def gather(self, rows: Tensor, everywhere: bool = True) -> list[Tensor]:
-        """The rows of every rank, in their order.
+        """The rows of every rank, in order of rank.
 
         Args:
-            rows: of this rank, ``(n, ...)``; n may differ from rank to rank, the rest and the type may not.
-            everywhere: on all ranks; or on rank 0, and nothing on the others.
+            rows: rows of this rank, ``(n, ...)``.  n may differ between ranks; the other dimensions and the type
+                must not.
+            everywhere: return the rows on all ranks; otherwise on rank 0 only, and an empty list on the others.
         """
-        if self.alone:
+        if not self.is_distributed:
             return [rows]
-        counts = [torch.zeros(1, dtype=torch.long) for _ in range(self.world)]
-        with self.together():
+        counts = [torch.zeros(1, dtype=torch.long) for _ in range(self.world_size)]
+        with self.collective():
             dist.all_gather(counts, torch.tensor([len(rows)]))
             most = int(torch.stack(counts).max())
             padded = rows.new_zeros((most, *rows.shape[1:]))
             padded[: len(rows)] = rows
-            parts = [torch.empty_like(padded) for _ in range(self.world if everywhere or self.rank == 0 else 0)]
+            parts = [torch.empty_like(padded) for _ in range(self.world_size if everywhere or self.rank == 0 else 0)]
             if everywhere:
                 dist.all_gather(parts, padded)
             else:
@@ -129,64 +128,70 @@ class Ranks:
             return []
         return [part[: int(count)] for part, count in zip(parts, counts, strict=True)]
 
-
-_current = Ranks()
+    def group_across_hosts(self) -> Any:
+        """A new process group of the ranks with this local rank, one on each host; None on a single host."""
+        if self.n_hosts == 1:
+            return None
+        if self.local_world_size == 1:
+            return dist.group.WORLD
+        firsts = range(self.local_world_size)
+        with self.collective():
+            return [dist.new_group(range(first, self.world_size, len(firsts))) for first in firsts][self.local_rank]
 
 
 def current() -> Ranks:
-    """The ranks that this process has joined; alone, if it has not."""
-    return _current
+    """The ranks of this process's run; those of a single process before :func:`join` and after :func:`leave`.
+
+    The state is torch.distributed's, and the environment that ``torchrun`` sets.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return Ranks()
+    timeout = dist.group.WORLD.get_group_store().timeout.total_seconds()
+    return _of_environment(dist.get_rank(), dist.get_world_size(), timeout)
+
+
+def _of_environment(rank: int, world_size: int, timeout: float) -> Ranks:
+    local_rank, local_world_size = (
+        int(os.environ.get(f"LOCAL_{name}", n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1))
+    )
+    return Ranks(rank, world_size, local_rank, local_world_size, timeout)
 
 
 def launched_rank() -> int | None:
     """The rank that ``torchrun`` or ``--nproc`` gave this process; None in a run of one process."""
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    return int(os.environ["RANK"]) if world > 1 and "RANK" in os.environ else None
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ["RANK"]) if world_size > 1 and "RANK" in os.environ else None
 
 
 def join(gpu: bool, timeout: float = DEFAULT_TIMEOUT) -> Ranks:
-    """Join the other processes, if this one was started as one of several.
+    """Join the other processes, if this one was started as one of several and has not joined yet.
 
     The environment is ``torchrun``'s: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
 
     Args:
-        gpu: whether tensors lie on CUDA devices, one a process; NCCL then carries them, and gloo all others.
+        gpu: tensors lie on CUDA devices, one per process.  NCCL then carries those tensors and gloo all others.
         timeout: see :class:`Ranks`.
 
     Raises:
-        UserError: for hosts with different numbers of processes.
-        LostRankError: if not all come.
+        UserError: if hosts have different numbers of processes.
+        LostRankError: if a process does not join in time.
     """
-    global _current
     rank = launched_rank()
-    if rank is None or not _current.alone:
-        return _current
-    world, here = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    ranks = Ranks(rank, world, int(os.environ.get("LOCAL_RANK", 0)), here, timeout)
-    with ranks.together():
-        if not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timedelta(seconds=timeout))
-        sizes = [torch.zeros(2, dtype=torch.long) for _ in range(world)]
-        dist.all_gather(sizes, torch.tensor([here, ranks.local_rank]))
-        expected = [[here, other % here] for other in range(world)]
-        if [size.tolist() for size in sizes] != expected:
-            raise UserError(
-                "nproc: every host needs the same number of processes, and ranks must count up host by host"
-            )
-        peers = None
-        if 1 < here < world:
-            columns = [dist.new_group(range(first, world, here)) for first in range(here)]
-            peers = columns[ranks.local_rank]
-        elif here == 1:
-            peers = dist.group.WORLD
-    _current = Ranks(rank, world, ranks.local_rank, here, timeout, peers)
-    return _current
+    if rank is None or current().is_distributed:
+        return current()
+    ranks = _of_environment(rank, int(os.environ["WORLD_SIZE"]), timeout)
+    size = ranks.local_world_size
+    with ranks.collective():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timedelta(seconds=timeout))
+        found = torch.stack(ranks.gather(torch.tensor([size, ranks.local_rank]))).tolist()
+    if found != [[size, other % size] for other in range(ranks.world_size)]:
+        raise UserError("nproc: every host needs the same number of processes, and ranks must count up host by host")
+    return ranks
 
 
 def leave() -> None:
-    """Part from the others, at the end of a run."""
-    global _current
-    if not _current.alone:
-        _current.wait()
+    """Leave the other processes at the end of a run."""
+    ranks = current()
+    if ranks.is_distributed:
+        ranks.barrier()
         dist.destroy_process_group()
-        _current = Ranks()

@@ -22,7 +22,7 @@ class Shard:
     """One rank's users, and its pairs in one part of the data."""
 
     rank: int
-    world: int
+    world_size: int
     n_users: int
     """Of all ranks, the padding row included."""
     number: npt.NDArray[np.int32]
@@ -35,19 +35,19 @@ class Shard:
     @property
     def rows(self) -> slice:
         """The own users among all, in their order."""
-        return slice(1 + self.rank, self.n_users, self.world)
+        return slice(1 + self.rank, self.n_users, self.world_size)
 
     def owned(self, user: Tensor) -> Tensor:
         """Which of these users are this rank's."""
-        return (user - 1) % self.world == self.rank
+        return (user - 1) % self.world_size == self.rank
 
     def local(self, user: Tensor) -> Tensor:
         """The own numbers of own users."""
-        return 1 + (user - 1) // self.world
+        return 1 + (user - 1) // self.world_size
 
     def everybodys(self, user: Tensor) -> Tensor:
         """Own numbers to the numbers in the whole data."""
-        return 1 + self.rank + (user - 1) * self.world
+        return 1 + self.rank + (user - 1) * self.world_size
 
     def own_rows(self, table: Tensor) -> Tensor:
         """The padding row and the own users' rows of a table of all users."""
@@ -61,7 +61,7 @@ class Shard:
         whole = own.new_zeros((self.n_users, *own.shape[1:]))
         whole[0] = own[0]
         for rank, rows in enumerate(parts):
-            whole[1 + rank :: self.world] = rows
+            whole[1 + rank :: self.world_size] = rows
         return whole
 
 
@@ -80,11 +80,13 @@ def share_users(dataset: Any, ranks: Ranks, summary_of: Callable[[Any], str]) ->
         for part in parts:
             part.__dict__.pop("build", None)  # a copy of the data set's
         for name, part in zip(("train", "validation", "test"), parts, strict=False):
-            counts = torch.bincount((part.inter_feat[part.uid_field] - 1) % ranks.world, minlength=ranks.world)
+            counts = torch.bincount(
+                (part.inter_feat[part.uid_field] - 1) % ranks.world_size, minlength=ranks.world_size
+            )
             if len(part) and int(counts.min()) == 0:
                 raise UserError(
-                    f"nproc: of {ranks.world} processes, number {int(counts.argmin())} has no user in the {name} part; "
-                    "start fewer"
+                    f"nproc: of {ranks.world_size} processes, number {int(counts.argmin())} has no user in the {name} "
+                    "part; start fewer"
                 )
         own = [_own_part(part, ranks) for part in parts]
         for part, mine in zip(parts, own, strict=True):
@@ -98,7 +100,7 @@ def _own_part(part: Any, ranks: Ranks) -> Any:
     uid, iid = part.uid_field, part.iid_field
     rows = part.inter_feat
     item_count = torch.bincount(rows[iid], minlength=part.item_num)
-    shard = Shard(ranks.rank, ranks.world, part.user_num, np.empty(0, dtype=np.int32), len(rows), item_count)
+    shard = Shard(ranks.rank, ranks.world_size, part.user_num, np.empty(0, dtype=np.int32), len(rows), item_count)
     own = torch.nonzero(shard.owned(rows[uid])).squeeze(1)
     mine = rows[own]
     mine.update(type(mine)({uid: shard.local(mine[uid])}))

@@ -64,7 +64,7 @@ def make_engine(model: OneBP, optimizer: torch.optim.Optimizer, schedule: Schedu
         from recbole_onebp.engine.cuda import DeviceEngine
 
         return DeviceEngine(model, optimizer, schedule, current())
-    if not current().alone:
+    if current().is_distributed:
         from recbole_onebp.engine.cpu_sharded import ShardedEngine
 
         return ShardedEngine(model, optimizer, schedule, current())

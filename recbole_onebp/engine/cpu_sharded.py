@@ -81,8 +81,9 @@ class ShardedEngine(FusedEngine):
 
     def __init__(self, model: OneBP, optimizer: torch.optim.Optimizer, schedule: Schedule, ranks: Ranks) -> None:
         self._ranks, self._host = ranks, Host(ranks)
+        self._peers = ranks.group_across_hosts()
         super().__init__(model, optimizer, schedule)
-        self._part = ranks.local_rank, ranks.local_world
+        self._part = ranks.local_rank, ranks.local_world_size
         self.words_a_pair = _Share.words(1, model.config.embedding_size, self._group, 0)
         self._shared_tensors: dict[str, Tensor] = {}
 
@@ -94,10 +95,10 @@ class ShardedEngine(FusedEngine):
         self._share_items()
         self._step_number = done
         total = super().train_epoch(epoch, progress, done, loss)
-        return float(self._ranks.total(torch.tensor([total], dtype=torch.float64)))
+        return float(self._ranks.all_reduce(torch.tensor([total], dtype=torch.float64)))
 
     def _batches(self, epoch: int, done: int) -> Iterator[Batch]:
-        ordered, order = self.schedule.own_order(epoch), even_first(self._ranks.world)
+        ordered, order = self.schedule.own_order(epoch), even_first(self._ranks.world_size)
         self._counts = torch.stack(self._ranks.gather(torch.from_numpy(np.diff(ordered[1])))).numpy()  # (world, steps)
         self._firsts = np.empty_like(self._counts)  # where the pairs of each rank begin in a step
         self._firsts[order] = np.cumsum(self._counts[order], axis=0) - self._counts[order]
@@ -130,7 +131,7 @@ class ShardedEngine(FusedEngine):
         return loss
 
     def _train_items(self, batch: Batch) -> Ids:
-        if self._ranks.peers is not None:
+        if self._peers is not None:
             self._exchange()
         self._host.wait()  # all that gradients are made of is there, and nobody reads items any more
         touched = super()._train_items(batch)
@@ -153,15 +154,15 @@ class ShardedEngine(FusedEngine):
     def _exchange(self) -> None:
         """Put what the ranks of other hosts bring: each rank hears from those with its local rank."""
         ranks = self._ranks
-        peers = range(ranks.local_rank, ranks.world, ranks.local_world)
+        peers = range(ranks.local_rank, ranks.world_size, ranks.local_world_size)
         most = int(self._counts[peers, self._step_number].max())
         sizes = most, self.config.embedding_size, self._group, self._n_shared
         sent, *received = torch.empty(1 + ranks.n_hosts, _Share.words(*sizes))
         packed = _Share.over(sent, *sizes)
         for name, values in vars(self._share_of(ranks.rank)).items():
             getattr(packed, name)[: len(values)] = values
-        with ranks.together():
-            dist.all_gather(received, sent, group=ranks.peers)
+        with ranks.collective():
+            dist.all_gather(received, sent, group=self._peers)
         for peer, words in zip(peers, received, strict=True):
             if peer != ranks.rank:
                 brought = _Share.over(words, *sizes)

@@ -68,7 +68,7 @@ class DeviceEngine:
         self._sparse = isinstance(optimizer, torch.optim.SparseAdam)
         self.loss = torch.zeros((), dtype=torch.float64)
         # The lazy step counts on the host, and other ranks' gradients come when they come: neither can be recorded.
-        self._records = self._device.type == "cuda" and not self._sparse and self._ranks.alone
+        self._records = self._device.type == "cuda" and not self._sparse and not self._ranks.is_distributed
         if self._device.type == "cuda" and not self._sparse:
             for group in optimizer.param_groups:
                 group["fused"], group["foreach"] = True, False
@@ -98,7 +98,7 @@ class DeviceEngine:
                 recorded(parts)
             if self.schedule.aggregates_after(step):
                 self.model.move_all_users()
-        return float(self._ranks.total(self.loss))
+        return float(self._ranks.all_reduce(self.loss))
 
     def _step(self, user: Tensor, item: Tensor, negative: Tensor) -> None:
         self.loss += (self._shared if self.config.negatives == "shared" else self._pairs)(user, item, negative)
@@ -206,7 +206,7 @@ class DeviceEngine:
                     parameter.grad = torch.zeros_like(parameter)
                 parameter.grad.zero_().index_add_(0, rows, values)
                 if parameter is not model.user_table:
-                    self._ranks.total(parameter.grad)
+                    self._ranks.all_reduce(parameter.grad)
         if not self._sparse:
             self.optimizer.step()
 

@@ -84,7 +84,7 @@ class Schedule:
             self.user, self.item, n_users, n_items, seed, args.distribution, args.alpha, counts
         )
         self.shard, self.n_pairs = shard, len(self.user) if shard is None else shard.n_pairs
-        self._rank, self._world = (0, 1) if shard is None else (shard.rank, shard.world)
+        self._rank, self._world = (0, 1) if shard is None else (shard.rank, shard.world_size)
         self._n_groups = _GROUPS if _GROUPS % self._world == 0 else self._world
         self._groups = [group for group in even_first(self._n_groups) if group % self._world == self._rank]
         self.n_parts = max(2, self._world)

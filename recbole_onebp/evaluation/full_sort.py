@@ -8,7 +8,8 @@ block of scores to what the metrics need (one scan a user instead of a selection
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from logging import getLogger
 from typing import Any
@@ -32,10 +33,11 @@ from torch import Tensor
 from recbole_onebp.config.schema import default_of
 from recbole_onebp.distributed.ranks import current
 from recbole_onebp.distributed.sharding import Shard
-from recbole_onebp.evaluation.topk import top_items_later
+from recbole_onebp.evaluation.bounded import MIN_ITEMS, ItemTable, Product, multiplies_int8, ranking_threads
+from recbole_onebp.evaluation.topk import top_items
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["FastCollector", "FastFullSortEvalDataLoader", "per_user_metrics"]
+__all__ = ["FastCollector", "FastFullSortEvalDataLoader", "bounded_ranking", "per_user_metrics"]
 
 DEFAULT_MEMORY_MB = default_of("eval_memory_mb")
 """In reach of the last-level cache, and below 32 MB, from where on glibc has the system give every block anew."""
@@ -191,21 +193,28 @@ class FastCollector(Collector):
         self.data_struct = _Parts()
         self._needed = {name for name in self._OURS if self.register.need(name)}
         self.shard: Shard | None = None
-        self._started: tuple[Callable[[], Tensor], Tensor, int] | None = None
+        self._needs_scores = any(self.register.need(name) for name in ("rec.meanrank", "rec.score", "data.label"))
         for name in self._OURS:  # RecBole's part of the work is what the register still asks for
             setattr(self.register, name, False)
 
     def eval_batch_collect(
-        self, scores_tensor: Tensor, interaction: Interaction, positive_u: Tensor, positive_i: Tensor
+        self, scores_tensor: Tensor | Product, interaction: Interaction, positive_u: Tensor, positive_i: Tensor
     ) -> None:
         """Collect from a block of scores ``(B, n_items)``; the positives are pairs of a row and an item."""
         if self._needed:
-            later = top_items_later(scores_tensor, max(self.topk))
-            self._finish()  # what other threads have started on while the trainer made this block
-            self._started = later, positive_u * scores_tensor.shape[1] + positive_i, scores_tensor.shape[1]
+            k, n_items = max(self.topk), scores_tensor.shape[1]
+            items = scores_tensor.top_items(k) if isinstance(scores_tensor, Product) else top_items(scores_tensor, k)
+            if "rec.items" in self._needed:
+                self.data_struct.update_tensor("rec.items", items)
+            if "rec.topk" in self._needed:
+                self.data_struct.update_tensor("rec.topk", _hits(items, positive_u * n_items + positive_i, n_items))
         if self.shard is not None:
             users = interaction[self.config["USER_ID_FIELD"]].cpu()
             self.data_struct.update_tensor("users", self.shard.everybodys(users))
+        if isinstance(scores_tensor, Product):
+            if not self._needs_scores:
+                return
+            scores_tensor = scores_tensor.scores()
         super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
 
     def _gather(self) -> None:
@@ -218,16 +227,6 @@ class FastCollector(Collector):
                 small = values.cpu() if values.is_floating_point() else values.cpu().int()
                 collected[name] = torch.cat(ranks.gather(small))[order].to(values.dtype)
 
-    def _finish(self) -> None:
-        """Collect from the block before."""
-        if self._started:
-            (later, positives, n_items), self._started = self._started, None
-            items = later()
-            if "rec.items" in self._needed:
-                self.data_struct.update_tensor("rec.items", items)
-            if "rec.topk" in self._needed:
-                self.data_struct.update_tensor("rec.topk", _hits(items, positives, n_items))
-
     def data_collect(self, train_data: Any) -> None:
         """From the train data, of all ranks."""
         super().data_collect(train_data)
@@ -237,11 +236,43 @@ class FastCollector(Collector):
             self.data_struct.set("data.count_items", Counter(dict(counts)))
 
     def get_data_struct(self) -> DataStruct:
-        self._finish()
         self.data_struct.join()
         if self.shard is not None:
             self._gather()
         return super().get_data_struct()
+
+
+@contextmanager
+def bounded_ranking(trainer: Any) -> Iterator[None]:
+    """While active, the trainer's full-sort evaluation does not compute the scores that cannot matter.
+
+    This is for models with ``ranking_vectors(interaction)``, which returns vectors of the users ``(B, d)`` and of all
+    items ``(n, d)`` whose products are the scores.  Other models, few items, GPUs and processors without 8-bit products
+    are evaluated as usual.
+    """
+    model = trainer.model
+    if (
+        not hasattr(model, "ranking_vectors")
+        or model.n_items < MIN_ITEMS
+        or trainer.device.type != "cpu"
+        or not multiplies_int8()
+    ):
+        yield
+        return
+    with ranking_threads() as pool:
+        tables: list[ItemTable] = []  # made at the first block: the trainer loads the best model before
+
+        def score_block(batch: Any) -> tuple[Interaction, Product, Tensor, Tensor]:
+            interaction, hidden, positive_u, positive_i = batch
+            users, items = model.ranking_vectors(interaction)
+            tables[:] = tables or [ItemTable(items)]
+            return interaction, Product(users, tables[0], hidden, pool), positive_u, positive_i
+
+        trainer._full_sort_batch_eval = score_block  # instead of RecBole's method
+        try:
+            yield
+        finally:
+            del trainer._full_sort_batch_eval
 
 
 def _hits(items: Tensor, positives: Tensor, n_items: int) -> Tensor:
@@ -296,7 +327,7 @@ def per_user_metrics(trainer: Any, eval_data: Any) -> pd.DataFrame:
     Raises:
         UserError: for an evaluation that is not by user.
     """
-    if not current().alone:
+    if current().is_distributed:
         raise UserError("per-user metrics: not of a run in several processes; export it, and evaluate it in one")
     users = getattr(eval_data, "uid_list", None)
     if users is None:

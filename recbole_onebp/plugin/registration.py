@@ -142,5 +142,5 @@ def _choose_scoring(wrapped: Callable[..., Any], trainer: Any, args: Any, kwargs
     """Compute only the scores that can enter a top-k list where the configuration asks for it."""
     if not _evaluates_fast(trainer.config, "valid", "test"):
         return wrapped(*args, **kwargs)
-    with import_module("recbole_onebp.evaluation.topk").BoundedProducts():
+    with import_module("recbole_onebp.evaluation.full_sort").bounded_ranking(trainer):
         return wrapped(*args, **kwargs)

@@ -88,9 +88,9 @@ def _join(config: RunConfig) -> Ranks:
     gpu = config["device"].type == "cuda"
     ranks = join(gpu, config["dist_timeout"] or DEFAULT_TIMEOUT)
     if gpu:
-        if torch.cuda.device_count() < ranks.local_world:
+        if torch.cuda.device_count() < ranks.local_world_size:
             raise UserError(
-                f"gpu_id: {config['gpu_id']} names {torch.cuda.device_count()} devices for {ranks.local_world} "
+                f"gpu_id: {config['gpu_id']} names {torch.cuda.device_count()} devices for {ranks.local_world_size} "
                 "processes per host; name as many, such as --gpu_id=0,1"
             )
         torch.cuda.set_device(ranks.local_rank)
@@ -141,7 +141,7 @@ def load_data(config: RunConfig) -> tuple[Any, Any, Any, Any]:
         check_dataset(config, dataset)
         if config["refit"]:
             add_validation_to_train(dataset)
-        if not current().alone:
+        if current().is_distributed:
             share_users(dataset, current(), summary_of)
         return dataset, *data_preparation(config, dataset)
 
@@ -193,7 +193,7 @@ def _build(config: RunConfig, folder: RunFolder) -> Run:
 def _folder_of_rank_0(folder: RunFolder) -> RunFolder:
     """Rank 0's run folder, which only rank 0 writes and all ranks read."""
     ranks = current()
-    if ranks.alone:
+    if not ranks.is_distributed:
         return folder
     path = Path(ranks.broadcast_text(str(folder.path.resolve())))
     if not path.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import sys
 from collections.abc import Callable
@@ -16,10 +17,10 @@ from recbole.utils.case_study import full_sort_scores, full_sort_topk
 
 import recbole_onebp
 from conftest import write_inter
+from recbole_onebp.evaluation import bounded
 from recbole_onebp.evaluation import full_sort as evaluation
-from recbole_onebp.evaluation import topk as ranking
+from recbole_onebp.evaluation.bounded import Product
 from recbole_onebp.evaluation.full_sort import FastCollector, FastFullSortEvalDataLoader
-from recbole_onebp.evaluation.topk import BoundedProducts, ProductScores, top_items_later
 from recbole_onebp.util.errors import UserError
 
 RANKING = ["Recall", "NDCG", "MRR", "MAP", "Hit", "Precision"]
@@ -89,30 +90,44 @@ def test_metrics_of_popularity_are_recboles_too(both):
 
 
 @pytest.mark.parametrize(
-    ("model", "settings"),
-    [
-        ("OneBP", {}),
-        ("OneBP", {"score": "cosine", "item_bias": True}),
-        ("BPR", {"metrics": [*RANKING, "GAUC"]}),
-        ("LightGCN", {}),
-    ],
+    "overrides",
+    [{}, {"score": "cosine", "item_bias": True}, {"metrics": [*RANKING, "GAUC"]}, {"user_encoding": "fresh"}],
 )
-def test_metrics_are_recboles_when_scores_are_bounded_first(model, settings, both, ml100k, monkeypatch):
-    monkeypatch.setattr(BoundedProducts, "_WIDE", 0)  # more than ml-100k has
-    monkeypatch.setattr(ranking, "_multiplies_int8", lambda: True)
-    pending = []
-
-    def top(scores: torch.Tensor, k: int) -> Callable[[], torch.Tensor]:
-        pending.append(isinstance(scores, ProductScores) and scores.pending is not None)
-        return top_items_later(scores, k)
-
-    monkeypatch.setattr(evaluation, "top_items_later", top)
-    settings = {"metrics": RANKING, "metric_decimal_place": 12, "eval_memory_mb": 1} | settings
-    fast, stock = both(model, ml100k, **settings)
-    expected, pending[:] = evaluate(stock), []
+def test_metrics_are_recboles_when_scores_are_bounded_first(overrides, both, ml100k, monkeypatch):
+    for module in (evaluation, bounded):
+        monkeypatch.setattr(module, "MIN_ITEMS", 0)  # more than ml-100k has
+        monkeypatch.setattr(module, "multiplies_int8", lambda: True)
+    products = []
+    top_items = Product.top_items
+    monkeypatch.setattr(Product, "top_items", lambda own, k: products.append(own.table.pays) or top_items(own, k))
+    settings = {"metrics": RANKING, "metric_decimal_place": 12, "eval_memory_mb": 1} | overrides
+    fast, stock = both("OneBP", ml100k, **settings)
+    expected, products[:] = evaluate(stock), []
     assert evaluate(fast) == expected
-    assert pending[0] is False  # a table is rounded when it comes again
-    assert pending[1] is True
+    assert products[0] is True
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_process_can_evaluate(both, ml100k, monkeypatch):
+    for module in (evaluation, bounded):
+        monkeypatch.setattr(module, "MIN_ITEMS", 0)
+        monkeypatch.setattr(module, "multiplies_int8", lambda: True)
+    run, _ = both("OneBP", ml100k, metrics=RANKING)
+    expected = evaluate(run)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def evaluate_in_one_thread() -> None:
+        torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+        sender.send(evaluate(run))
+
+    child = context.Process(target=evaluate_in_one_thread)
+    child.start()
+    answered = receiver.poll(60)
+    child.kill()
+    assert answered
+    assert receiver.recv() == expected
 
 
 def test_a_diverged_model_is_not_evaluated(tiny):

@@ -28,7 +28,7 @@ import recbole_onebp
 from conftest import write_inter
 from recbole_onebp.cli import main
 from recbole_onebp.config.properties import property_file
-from recbole_onebp.evaluation.list_metrics import coverage, diversity, gini, hits, novelty
+from recbole_onebp.evaluation.metrics import coverage, diversity, gini, hits, novelty
 from recbole_onebp.experiments.charts import ACCENT
 from recbole_onebp.experiments.compare import compare
 from recbole_onebp.experiments.compare.figures import looks_of

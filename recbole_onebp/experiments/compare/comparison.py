@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from recbole_onebp.evaluation.list_metrics import hits
+from recbole_onebp.evaluation.metrics import hits
 from recbole_onebp.experiments.compare.outcome import outcome_of
 from recbole_onebp.experiments.compare.results import FinishedRun, Model, metric_title
 from recbole_onebp.experiments.compare.spec import ComparisonSpec, RunSpec

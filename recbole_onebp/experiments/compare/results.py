@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from recbole_onebp.evaluation.list_metrics import coverage, diversity, gini, novelty
+from recbole_onebp.evaluation.metrics import coverage, diversity, gini, novelty
 from recbole_onebp.experiments.compare.outcome import outcome_of
 from recbole_onebp.experiments.compare.split import Split
 from recbole_onebp.experiments.compare.tuned import Tuning

@@ -86,7 +86,7 @@ class Saver(Checkpointing):
         try:
             epoch, step = operator.index(values["epoch"]), operator.index(values["step"])
             restore_trainer(trainer, values["trainer"])
-            if not self._ranks.alone:
+            if self._ranks.is_distributed:
                 trainer.take_own_rows()
             self._generators = values["generators"]
             self.epochs[:] = values["epochs"]
@@ -134,7 +134,7 @@ class Saver(Checkpointing):
         self._clock.restart()
         if self._generators is not None:
             set_generator_states(self._generators, self._loaders.values())
-        with self._signals if self._ranks.alone else nullcontext():
+        with nullcontext() if self._ranks.is_distributed else self._signals:
             try:
                 yield
                 self._finish()
@@ -181,7 +181,7 @@ class Saver(Checkpointing):
         loss: Callable[[], float],
     ) -> Iterable[Any]:
         """See :meth:`Checkpointing.watch`."""
-        if not (self._running and self._ranks.alone):
+        if not self._running or self._ranks.is_distributed:
             yield from steps
             return
         for step, batch in enumerate(steps, start=done):
@@ -246,7 +246,7 @@ class Saver(Checkpointing):
     def _write_best(self, epoch: int) -> None:
         with self._on_rank_0() as write:
             if write:
-                data = self._data if self._ranks.alone else None
+                data = None if self._ranks.is_distributed else self._data
                 with self._writing():
                     write_model(self.folder.model, self.trainer, epoch, data)
 
@@ -269,12 +269,12 @@ class Saver(Checkpointing):
     @contextmanager
     def _on_rank_0(self) -> Iterator[bool]:
         """True in the process that writes: rank 0, whose model has the users of all ranks inside this context."""
-        if self._ranks.alone:
+        if not self._ranks.is_distributed:
             yield True
             return
         with self.trainer.whole_users():
             yield self._ranks.rank == 0
-        self._ranks.wait()
+        self._ranks.barrier()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from recbole_onebp.evaluation.metrics import recall_and_ndcg
 from recbole_onebp.serving.search import DEFAULT_MEMORY_MB, Excluded, best_items
 from recbole_onebp.serving.tables import Embeddings, Float64Array, IntArray, ItemTable, unit_rows
 from recbole_onebp.util.ids import BundleRows, InternalIds
@@ -109,10 +110,7 @@ def evaluate_groups(
     place = np.arange(len(row)) - ranked.start[row]
     test = np.repeat(np.arange(len(parts.test_start) - 1), np.diff(parts.test_start)) * parts.n_items + parts.test_item
     hit = np.isin(users[row] * parts.n_items + ranked.item, test, assume_unique=True)
-    gain = 1 / np.log2(np.arange(k) + 2)
-    ideal = np.cumsum(gain)[np.minimum(n_positives, k) - 1]
-    recall = np.bincount(row, weights=hit, minlength=len(users)) / n_positives
-    ndcg = np.bincount(row, weights=hit * gain[place], minlength=len(users)) / ideal
+    recall, ndcg = recall_and_ndcg(row, place, hit, n_positives, k)
     overall = {"recall": float(recall.mean()), "ndcg": float(ndcg.mean())}
     by_activity = _by_activity(np.diff(parts.start)[users], recall, ndcg)
     return Groups(k, overall, by_activity, _by_popularity(parts, ranked.item, hit))

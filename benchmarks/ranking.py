@@ -55,7 +55,7 @@ def time(run: recbole_onebp.Run, rounds: int) -> tuple[dict[str, list[float]], d
     try:
         for _ in range(rounds + 1):
             for name, ranking in (("bounded", bounded), ("plain", plain)):
-                full_sort.bounded_ranking = ranking
+                full_sort.bounded_ranking = ranking  # type: ignore[assignment]
                 start = perf_counter()
                 metrics[name] = dict(run.trainer.evaluate(run.test_data, load_best_model=False))
                 seconds[name].append(perf_counter() - start)

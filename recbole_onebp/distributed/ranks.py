@@ -146,7 +146,8 @@ def current() -> Ranks:
     """
     if not (dist.is_available() and dist.is_initialized()):
         return Ranks()
-    timeout = dist.group.WORLD.get_group_store().timeout.total_seconds()
+    group: Any = dist.group.WORLD
+    timeout = group.get_group_store().timeout.total_seconds()
     return _of_environment(dist.get_rank(), dist.get_world_size(), timeout)
 
 

@@ -6,12 +6,8 @@ applies :mod:`recbole_onebp.plugin.patches` and registers OneBP.  Only RecBole's
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -54,20 +50,5 @@ def _on_recbole(_recbole: ModuleType) -> None:
     # Imported here, because these modules load torch and most of RecBole.
     from recbole_onebp.plugin import patches, registration
 
-    with _sigterm_handler_kept():
-        patches.apply_all()
+    patches.apply_all()
     registration.register()
-
-
-@contextmanager
-def _sigterm_handler_kept() -> Iterator[None]:
-    """RecBole imports ray, which installs its own SIGTERM handler; with it a run could not be saved on SIGTERM."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread can install handlers
-        yield
-        return
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if handler is not None and signal.getsignal(signal.SIGTERM) is not handler:
-            signal.signal(signal.SIGTERM, handler)

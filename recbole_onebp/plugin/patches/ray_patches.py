@@ -1,4 +1,4 @@
-"""ray: RecBole imports it at the top, and old versions do not import on today's numpy and Python."""
+"""ray: RecBole imports it at the top, where it is slow, or missing, or does not work with today's numpy and Python."""
 
 from __future__ import annotations
 
@@ -14,38 +14,32 @@ from recbole_onebp.plugin.patches.registry import patch
 __all__ = ["importable_ray", "ray_stub"]
 
 
-class _NoRay(types.ModuleType):
-    """Replaces ``ray.tune`` where ray is missing or broken."""
+class _LateTune(types.ModuleType):
+    """``ray.tune`` as RecBole sees it: ray is imported when something of it is used."""
 
-    def report(self, *_args: Any, **_metrics: Any) -> None:
-        """Do nothing: RecBole's ``objective_function`` reports to ray even when ray is not searching."""
+    def report(self, *args: Any, **metrics: Any) -> None:
+        """Report to ray if somebody searches with it: RecBole's ``objective_function`` reports in any case."""
+        if "ray.tune" in sys.modules:
+            sys.modules["ray.tune"].report(*args, **metrics)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise ImportError(f"ray.{self.__name__.split('.')[-1]}.{name} needs ray, which is missing or broken here")
-
-
-def _ray_is_broken() -> bool:
-    before = set(sys.modules)
-    try:
-        import_module("ray.tune")
-    except Exception:  # ray 2.6.3 raises AttributeError on numpy 2, and other errors elsewhere
-        for name in set(sys.modules) - before:  # remove what the failed import has left
-            if name.split(".")[0] == "ray":
-                del sys.modules[name]
-        return True
-    return False
+        try:
+            tune = import_module("ray.tune")
+        except Exception as error:  # ray 2.6.3 raises AttributeError on numpy 2, and other errors elsewhere
+            raise ImportError(f"ray.tune.{name} needs ray, which is missing or broken here: {error}") from error
+        return getattr(tune, name)
 
 
 @contextmanager
 def importable_ray() -> Iterator[None]:
-    """Make RecBole's ``from ray import tune`` succeed, and remove the stub afterwards."""
-    if "recbole.quick_start.quick_start" in sys.modules or not _ray_is_broken():
+    """Make RecBole's ``from ray import tune`` succeed without ray, and remove the stub afterwards."""
+    if "recbole.quick_start.quick_start" in sys.modules or "ray" in sys.modules:
         yield
         return
     ray = types.ModuleType("ray")
-    tune = _NoRay("ray.tune")
+    tune = _LateTune("ray.tune")
     ray.tune = tune  # type: ignore[attr-defined]
     sys.modules.update({"ray": ray, "ray.tune": tune})
     try:
@@ -56,11 +50,11 @@ def importable_ray() -> Iterator[None]:
 
 
 def _ray_was_replaced() -> bool:
-    return isinstance(import_module("recbole.quick_start.quick_start").tune, _NoRay)
+    return isinstance(import_module("recbole.quick_start.quick_start").tune, _LateTune)
 
 
 @patch("R#1518, R#1820", _ray_was_replaced)
 def ray_stub() -> None:
     """RecBole imports ray at the top of quick_start, but only its own hyper-parameter search uses it. ray <= 2.6.3
-    does not import on numpy 2 and has no release for Python 3.12."""
+    does not import on numpy 2, has no release for Python 3.12, and takes seconds to import."""
     # The work is done by importable_ray, while quick_start is imported.

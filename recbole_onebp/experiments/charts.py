@@ -156,6 +156,8 @@ def _draw(chart: Chart, axes: Any) -> None:
     axes.set(xlabel=chart.x, ylabel=chart.y)
     if chart.log_x:
         axes.set_xscale("log")
+    elif all(isinstance(x, int) for series in chart.series for x in series.x):
+        axes.locator_params(axis="x", integer=True)
     if chart.kind == "intervals":
         axes.axvline(0, color=ACCENT, linewidth=1, linestyle=":")
     if chart.is_horizontal:

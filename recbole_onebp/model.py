@@ -274,10 +274,7 @@ class OneBP(GeneralRecommender):
         return self._fresh_users[1]
 
     def _ranked_items(self) -> Tensor:
-        """What users are multiplied by, ``(n_items, d)``, with ``item_bias`` ``(n_items, d + 1)``.
-
-        Made once for an evaluation: also because a product with a table that comes again is quicker, see ``ranking``.
-        """
+        """Item vectors of :meth:`ranking_vectors`, computed once per evaluation."""
         parts = [self.item_table] if self.item_bias is None else [self.item_table, self.item_bias]
         versions = [part._version for part in parts]
         if self._ranked is None or self._ranked[0] != versions:

@@ -146,8 +146,8 @@ def current() -> Ranks:
     """
     if not (dist.is_available() and dist.is_initialized()):
         return Ranks()
-    group: Any = dist.group.WORLD
-    timeout = group.get_group_store().timeout.total_seconds()
+    store: Any = dist.distributed_c10d._get_default_store()  # older versions of torch have no public accessor
+    timeout = store.timeout.total_seconds()
     return _of_environment(dist.get_rank(), dist.get_world_size(), timeout)
 
 

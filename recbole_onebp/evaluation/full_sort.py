@@ -40,7 +40,7 @@ from recbole_onebp.util.errors import UserError
 __all__ = ["FastCollector", "FastFullSortEvalDataLoader", "bounded_ranking", "per_user_metrics"]
 
 DEFAULT_MEMORY_MB = default_of("eval_memory_mb")
-"""In reach of the last-level cache, and below 32 MB, from where on glibc has the system give every block anew."""
+"""Fits the last-level cache.  Above 32 MB, glibc allocates each block with mmap."""
 
 _SCORE_BYTES = 4
 _RANK_BYTES = 100

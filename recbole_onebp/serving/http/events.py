@@ -281,7 +281,7 @@ class EventStore:
             UserError: if the store is damaged.
         """
         up_to = self.end if up_to is None else up_to
-        keys = dict(self._fetch("SELECT number, key FROM bundles", ()))
+        keys = {row[0]: str(row[1]) for row in self._fetch("SELECT number, key FROM bundles", ())}
         if after == 0:
             for rows in self._chunks("SELECT number, bundle, user, items FROM histories WHERE number > ? "
                                      "ORDER BY number LIMIT ?", 0, None):  # fmt: skip

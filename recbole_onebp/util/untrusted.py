@@ -94,9 +94,9 @@ def _refuse_constant(name: str) -> Any:
 
 def json_depth(value: Any) -> int:
     """How deeply lists and objects are nested; ValueError if more than 64 deep."""
-    depth, level = 0, [value]
-    while level := [inner for item in level for inner in _inner(item)]:
-        depth += 1
+    depth, level = 0, _inner([value])
+    while level:
+        depth, level = depth + 1, [inner for item in level for inner in _inner(item)]
         if depth > _MAX_JSON_DEPTH:
             raise ValueError(f"nested more than {_MAX_JSON_DEPTH} deep")
     return depth
@@ -124,7 +124,7 @@ def map_array(path: Path, shape: tuple[int, ...], *dtypes: type[np.generic], fin
             version = np.lib.format.read_magic(file)
             read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
             found, fortran, dtype = read(file)
-        except (ValueError, KeyError, EOFError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        except Exception as error:  # numpy parses the header as Python's literals: any parser's error may come
             raise UserError(f"{path}: damaged: {error}") from None
         fits = len(found) == len(shape) and all(
             want in (-1, have) and have >= 0 for want, have in zip(shape, found, strict=True)

@@ -1,0 +1,420 @@
+"""Events in SQLite: an event is on the disk before it is acknowledged, and counts once however often it is sent.
+
+A folder holds ``events.sqlite3``. Tables:
+
+    bundles (number, key)                         the bundles that were served
+    events (number, bundle, user, item)           interactions in the order in which they came in
+    histories (number, bundle, user, items)       the same, compacted: the items of one user in order, as a JSON list
+    ids (id, received)                            ids of recent events, so that a retry counts once
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from recbole_onebp.serving.http import legacy_journal
+from recbole_onebp.util.errors import UserError, writing
+
+__all__ = ["Event", "EventStore", "StoreError", "Stored", "event_id", "repair"]
+
+FILE = "events.sqlite3"
+ID_SECONDS = 7 * 24 * 3600.0
+"""A retry within this time counts once; older ids are forgotten when the store is compacted."""
+_APPLICATION_ID = 0x0EBB0001
+_FORMAT = 1
+_AT_A_TIME = 1 << 16
+_SCHEMA = """
+CREATE TABLE bundles (number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE) STRICT;
+CREATE TABLE events (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, bundle INTEGER NOT NULL REFERENCES bundles, user TEXT NOT NULL,
+    item TEXT NOT NULL
+) STRICT;
+CREATE TABLE histories (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, bundle INTEGER NOT NULL REFERENCES bundles, user TEXT NOT NULL,
+    items TEXT NOT NULL
+) STRICT;
+CREATE INDEX histories_by_user ON histories (user, number);
+CREATE TABLE ids (id BLOB PRIMARY KEY, received REAL NOT NULL) STRICT, WITHOUT ROWID;
+CREATE INDEX ids_by_time ON ids (received);
+"""
+
+
+class StoreError(Exception):
+    """Events could not be written: none of them counts."""
+
+
+class Event(NamedTuple):
+    """A user interacted with an item."""
+
+    user: str
+    item: str
+    id: str | None = None
+    """Given by the client. An event with an id that is known is a retry and does not count again."""
+    time: float | None = None
+    """When it happened, in seconds. Without an id, user, item and time identify the event."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What became of a list of events."""
+
+    new: list[bool]
+    """For each event, whether it is new; the others are retries."""
+    end: int
+    """The number of the last event, see :meth:`EventStore.read`."""
+
+
+def event_id(event: Event) -> bytes | None:
+    """16 bytes that identify an event; None if it has neither an id nor a time, and therefore always counts."""
+    if event.id is not None:
+        content: list[object] = ["id", event.id]
+    elif event.time is not None:
+        content = ["content", event.user, event.item, event.time]
+    else:
+        return None
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).digest()
+
+
+class EventStore:
+    """The events of one service. One process opens it at a time; all methods may be called from any thread.
+
+    Example:
+        >>> store = EventStore(Path("bundle.events"))
+        >>> store.append("bundle key", [Event("196", "50", id="a")]).new
+        [True]
+        >>> store.append("bundle key", [Event("196", "50", id="a")]).new
+        [False]
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open or create the store. A journal of an earlier version in the same folder is imported first.
+
+        Args:
+            folder: created if it does not exist, for its owner alone.
+
+        Raises:
+            UserError: if another process uses it, it cannot be written, or it is damaged.
+        """
+        self.folder = folder
+        self.path = folder / FILE
+        self._lock = threading.RLock()
+        with writing(folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
+                raise UserError(f"{self.path}: is not a plain file; choose another folder for the events")
+            if not self.path.exists():
+                # SQLite gives the files beside it the same mode.
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        self._database = _connect(self.path)
+        try:
+            with _explained(self.path):
+                self._prepare()
+            self._import_journal()
+        except BaseException:
+            self._database.close()
+            raise
+
+    def _prepare(self) -> None:
+        database = self._database
+        tables = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+        if tables == 0:  # new, or a process was killed before it had written the tables
+            header = f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {_FORMAT};"
+            database.executescript(f"BEGIN; {_SCHEMA} {header} COMMIT;")
+            return
+        application, version = (database.execute(f"PRAGMA {name}").fetchone()[0] for name in
+                                ("application_id", "user_version"))  # fmt: skip
+        if application != _APPLICATION_ID:
+            raise UserError(f"{self.path}: is not a store of events; choose another folder with --events")
+        if version != _FORMAT:
+            raise UserError(f"{self.path}: has format {version}; this version of recbole_onebp reads {_FORMAT}")
+        found = database.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if found != "ok":
+            raise sqlite3.DatabaseError(found)
+
+    def _import_journal(self) -> None:
+        if not legacy_journal.is_there(self.folder) or self.end:
+            return
+        with self._transaction() as database:
+            for bundle, events in legacy_journal.read(self.folder):
+                self._insert(database, bundle, events)
+        legacy_journal.set_aside(self.folder)
+
+    def close(self) -> None:
+        """Close the store; another process may open it then."""
+        with self._lock:
+            self._database.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+                self._database.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    self._database.execute("ROLLBACK")
+                raise
+
+    # --------------------------------------------------------------------------------------------------------- writing
+
+    def append(self, bundle: str, events: Sequence[Event]) -> Stored:
+        """Write the events that are new; they are on the disk when this returns.
+
+        Args:
+            bundle: key of the bundle that is served.
+            events: in the order in which they happened.
+
+        Raises:
+            StoreError: if they could not be written; then none of them counts.
+        """
+        now = time.time()
+        new = []
+        try:
+            with self._transaction() as database:
+                for event in events:
+                    key = event_id(event)
+                    is_new = key is None or database.execute(
+                        "INSERT OR IGNORE INTO ids VALUES (?, ?)", (key, now)
+                    ).rowcount == 1  # fmt: skip
+                    new.append(is_new)
+                self._insert(database, bundle, [e[:2] for e, is_new in zip(events, new, strict=True) if is_new])
+                end = self.end
+        except sqlite3.Error as error:
+            raise StoreError(str(error)) from error
+        return Stored(new, end)
+
+    def _insert(self, database: sqlite3.Connection, bundle: str, events: Iterable[tuple[str, str]]) -> None:
+        database.execute("INSERT OR IGNORE INTO bundles (key) VALUES (?)", (bundle,))
+        (number,) = database.execute("SELECT number FROM bundles WHERE key = ?", (bundle,)).fetchone()
+        rows = ((number, user, item) for user, item in events)
+        database.executemany("INSERT INTO events (bundle, user, item) VALUES (?, ?, ?)", rows)
+
+    def compact(self, up_to: int | None = None) -> None:
+        """Merge events into one row per user and bundle, and forget ids that are older than :data:`ID_SECONDS`.
+
+        Every step is one transaction: a process that is killed in between loses nothing, and nothing counts twice.
+
+        Args:
+            up_to: the number of the last event to merge; all if None.
+        """
+        end = self.end if up_to is None else up_to
+        merged = True
+        while merged:
+            with self._transaction() as database:
+                merged = self._merge(database, end)
+        with self._transaction() as database:
+            database.execute("DELETE FROM ids WHERE received < ?", (time.time() - ID_SECONDS,))
+
+    def _merge(self, database: sqlite3.Connection, end: int) -> bool:
+        """Merge the next events; whether there were any."""
+        rows = database.execute(
+            "SELECT number, bundle, user, item FROM events WHERE number <= ? ORDER BY number LIMIT ?", (end, _AT_A_TIME)
+        ).fetchall()
+        if not rows:
+            return False
+        latest: dict[str, tuple[int | None, int, list[str]]] = {}  # of each user: row, bundle, items
+        for _, bundle, user, item in rows:
+            if user not in latest:
+                found = database.execute(
+                    "SELECT number, bundle, items FROM histories WHERE user = ? ORDER BY number DESC LIMIT 1", (user,)
+                ).fetchone()
+                if found and found[1] == bundle:
+                    latest[user] = (found[0], bundle, json.loads(found[2]))
+            if user in latest and latest[user][1] != bundle:
+                _write_history(database, user, *latest.pop(user))
+            latest.setdefault(user, (None, bundle, []))[2].append(item)
+        for user, history in latest.items():
+            _write_history(database, user, *history)
+        database.execute("DELETE FROM events WHERE number <= ?", (rows[-1][0],))
+        return True
+
+    # --------------------------------------------------------------------------------------------------------- reading
+
+    @property
+    def end(self) -> int:
+        """The number of the last event; 0 if there was none."""
+        with self._lock:
+            row = self._database.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
+        return int(row[0]) if row else 0
+
+    @property
+    def n_waiting(self) -> int:
+        """Events that have not been merged by :meth:`compact`."""
+        with self._lock:
+            first = self._database.execute("SELECT min(number) FROM events").fetchone()[0]
+            return 0 if first is None else self.end - int(first) + 1
+
+    @property
+    def bytes(self) -> int:
+        """Size of the files on the disk."""
+        return sum(path.stat().st_size for path in self.folder.glob(f"{FILE}*"))
+
+    def check_writable(self) -> None:
+        """Raise :class:`StoreError` if events cannot be written now."""
+        try:
+            with self._transaction() as database:
+                database.execute(f"PRAGMA user_version = {_FORMAT}")
+        except sqlite3.Error as error:
+            raise StoreError(str(error)) from error
+
+    def read(self, after: int = 0, up_to: int | None = None) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+        """Bundle keys and (user, item) events, each user's in order; merged events first, if ``after`` is 0.
+
+        Must not run beside :meth:`compact`.
+
+        Args:
+            after: only events with higher numbers.
+            up_to: only events up to this number.
+
+        Raises:
+            UserError: if the store is damaged.
+        """
+        up_to = self.end if up_to is None else up_to
+        keys = {row[0]: str(row[1]) for row in self._fetch("SELECT number, key FROM bundles", ())}
+        if after == 0:
+            for rows in self._chunks("SELECT number, bundle, user, items FROM histories WHERE number > ? "
+                                     "ORDER BY number LIMIT ?", 0, None):  # fmt: skip
+                for _, bundle, user, items in rows:
+                    yield keys[bundle], [(user, item) for item in json.loads(items)]
+        for rows in self._chunks("SELECT number, bundle, user, item FROM events WHERE number > ? "
+                                 "ORDER BY number LIMIT ?", after, up_to):  # fmt: skip
+            run: list[tuple[str, str]] = []
+            current = rows[0][1]
+            for _, bundle, user, item in rows:
+                if bundle != current:
+                    yield keys[current], run
+                    run, current = [], bundle
+                run.append((user, item))
+            yield keys[current], run
+
+    def _chunks(self, query: str, after: int, up_to: int | None) -> Iterator[list[tuple[int, int, str, str]]]:
+        while rows := self._fetch(query, (after, _AT_A_TIME)):
+            after = rows[-1][0]
+            rows = [row for row in rows if up_to is None or row[0] <= up_to]
+            if not rows:
+                return
+            yield rows
+
+    def _fetch(self, query: str, values: tuple[object, ...]) -> list[tuple[int, int, str, str]]:
+        with self._lock, _explained(self.path):
+            return self._database.execute(query, values).fetchall()
+
+
+def _write_history(database: sqlite3.Connection, user: str, number: int | None, bundle: int, items: list[str]) -> None:
+    text = json.dumps(items, ensure_ascii=False, separators=(",", ":"))
+    if number is None:
+        database.execute("INSERT INTO histories (bundle, user, items) VALUES (?, ?, ?)", (bundle, user, text))
+    else:
+        database.execute("UPDATE histories SET items = ? WHERE number = ?", (text, number))
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """A connection that keeps other processes out, in WAL mode, with every commit on the disk."""
+    if sqlite3.sqlite_version_info < (3, 37):
+        raise UserError(f"events need SQLite 3.37 or newer; this Python has {sqlite3.sqlite_version}")
+    database = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
+    try:
+        with _explained(path):
+            database.execute("PRAGMA locking_mode = EXCLUSIVE")
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = FULL")
+            database.execute("PRAGMA trusted_schema = OFF")
+            database.execute("PRAGMA cell_size_check = ON")
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("COMMIT")
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into one line that says what to do."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error) or "busy" in str(error):
+            raise UserError(f"{path}: another service uses these events; choose another folder with --events") from None
+        raise UserError(f"{path}: cannot be used: {error}") from None
+    except sqlite3.DatabaseError as error:
+        raise UserError(
+            f"{path}: is damaged: {error}; restore a backup, or keep what can be read: "
+            f"recbole-onebp repair-events {path.parent}"
+        ) from None
+
+
+def repair(folder: Path) -> tuple[int, Path]:
+    """Copy what can be read of a damaged store into a new one; the damaged file is kept beside it.
+
+    Returns:
+        The number of events in the new store, and the path of the damaged file.
+
+    Raises:
+        UserError: if there is no store, or another process uses it.
+    """
+    path = folder / FILE
+    if not path.is_file() or path.is_symlink():
+        raise UserError(f"{path}: there is no such file; expected the folder of a service's events")
+    _refuse_if_used(path)
+    runs: list[tuple[str, list[tuple[str, str]]]] = []
+    for key, user, value, is_history in (*_salvage(path, "histories", "items"), *_salvage(path, "events", "item")):
+        if not runs or runs[-1][0] != key:
+            runs.append((key, []))
+        runs[-1][1].extend((user, item) for item in (json.loads(value) if is_history else [value]))
+    kept, number = path.with_name(f"{FILE}.damaged"), 2
+    while kept.exists():
+        kept, number = path.with_name(f"{FILE}.damaged-{number}"), number + 1
+    with writing(folder):
+        for suffix in ("-wal", "-shm", ""):
+            part = path.with_name(path.name + suffix)
+            if part.exists():
+                part.rename(kept.with_name(kept.name + suffix))
+    with closing(EventStore(folder)) as store, store._transaction() as database:
+        for key, events in runs:
+            store._insert(database, key, events)
+    return sum(len(events) for _, events in runs), kept
+
+
+def _refuse_if_used(path: Path) -> None:
+    with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as database:
+        try:
+            database.execute("PRAGMA locking_mode = EXCLUSIVE")
+            database.execute("BEGIN EXCLUSIVE")
+            database.execute("ROLLBACK")
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error) or "busy" in str(error):
+                raise UserError(f"{path}: a service uses it; stop the service first") from None
+        except sqlite3.DatabaseError:
+            pass  # damaged, which is why we are here
+
+
+def _salvage(path: Path, table: str, column: str) -> Iterator[tuple[str, str, str, bool]]:
+    """Bundle key, user and the last column of every row that can be read, and whether that is a history."""
+    with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as database:
+        keys: dict[int, str] = {}
+        with suppress(sqlite3.Error):
+            keys = dict(database.execute("SELECT number, key FROM bundles"))
+        last = 0
+        for query in (f"SELECT max(number) FROM {table}", f"SELECT seq FROM sqlite_sequence WHERE name = '{table}'"):
+            with suppress(sqlite3.Error, TypeError):
+                last = max(last, int(database.execute(query).fetchone()[0]))
+        query = f"SELECT bundle, user, {column} FROM {table} WHERE number = ?"
+        for number in range(1, last + 1):
+            with suppress(sqlite3.Error, ValueError, TypeError):
+                for bundle, user, value in database.execute(query, (number,)).fetchall():
+                    is_history = column == "items"
+                    good = not is_history or all(isinstance(item, str) for item in json.loads(value))
+                    if good and isinstance(user, str) and isinstance(value, str):
+                        yield keys.get(bundle, "unknown"), user, value, is_history

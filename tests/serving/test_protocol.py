@@ -1,0 +1,100 @@
+"""Connections that are slow, idle, many, or chunked keep nobody else out."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from contextlib import ExitStack, suppress
+
+import httpx
+import pytest
+import uvicorn
+
+from recbole_onebp.serving.http.protocol import ConnectionLimits, limited_protocol
+
+
+@pytest.fixture
+def serve():
+    """``serve(limits)`` returns host and port of an echo service."""
+    with ExitStack() as stack:
+
+        def start(limits):
+            async def app(scope, receive, send):
+                body, more = b"", True
+                chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
+                while more and not chunked:
+                    message = await receive()
+                    body += message.get("body", b"")
+                    more = message.get("more_body", False)
+                await send({"type": "http.response.start", "status": 411 if chunked else 200, "headers": []})
+                await send({"type": "http.response.body", "body": b"%d" % len(body)})
+
+            listener = socket.create_server(("127.0.0.1", 0))
+            config = uvicorn.Config(app, log_level="critical", lifespan="off", http=limited_protocol(limits))
+            server = uvicorn.Server(config)
+            thread = threading.Thread(target=server.run, args=([listener],))
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(setattr, server, "should_exit", True)
+            while not server.started:
+                time.sleep(0.01)
+            return listener.getsockname()
+
+        yield start
+
+
+def is_closed(connection, seconds):
+    connection.settimeout(seconds)
+    try:
+        while connection.recv(1000):
+            pass
+        return True
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
+
+
+def test_headers_must_arrive_in_time(serve):
+    place = serve(ConnectionLimits(header_seconds=0.5))
+    silent, slow, kept = (socket.create_connection(place) for _ in range(3))
+    slow.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n")
+    kept.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert kept.recv(1000).startswith(b"HTTP/1.1 200")
+    time.sleep(0.7)
+    kept.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")  # a whole request in time is no reason to close
+    assert kept.recv(1000).startswith(b"HTTP/1.1 200")
+    kept.sendall(b"GET / HTTP/1.1\r\n")  # the second of a connection too
+    assert all(is_closed(connection, 2) for connection in (silent, slow, kept))
+
+
+def test_half_open_connections_keep_nobody_out(serve):
+    host, port = serve(ConnectionLimits(open=50, header_seconds=60))
+    half_open = []
+    for _ in range(205):
+        half_open.append(socket.create_connection((host, port)))
+        half_open[-1].sendall(b"GET / HTTP/1.1\r\nHost: x\r\n")
+    start = time.perf_counter()
+    assert httpx.get(f"http://{host}:{port}/").status_code == 200
+    assert time.perf_counter() - start < 0.5
+    assert is_closed(half_open[0], 1)
+    assert not is_closed(half_open[-1], 0.1)
+
+
+def test_chunks_are_refused_at_the_headers(serve):
+    host, port = serve(ConnectionLimits())
+    connection = socket.create_connection((host, port))
+    start = time.perf_counter()
+    body = 900_000 * b"1\r\nx\r\n"
+    with suppress(OSError):  # it hangs up meanwhile
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
+    assert httpx.get(f"http://{host}:{port}/").status_code == 200
+    assert time.perf_counter() - start < 1
+
+
+def test_a_body_of_known_length_is_read_whole(serve):
+    host, port = serve(ConnectionLimits())
+    with httpx.Client() as client:
+        for size in (0, 1, 5000, 1_000_000):
+            assert client.post(f"http://{host}:{port}/", content=b"x" * size).text == str(size)

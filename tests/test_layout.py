@@ -52,6 +52,13 @@ def test_imports_point_down():
     assert seen - {"__init__", "__main__"} == set(rank)
 
 
+def test_files_named_in_the_architecture_exist():
+    named = re.findall(r"`([a-z_]+(?:/[a-z_]+)*(?:/|\.py))`", ARCHITECTURE.read_text())
+    assert len(named) > 20
+    top = ARCHITECTURE.parents[1]
+    assert [path for path in named if not ((PACKAGE / path).exists() or (top / path).exists())] == []
+
+
 def test_functions_of_the_method_need_no_recbole():
     fresh.check("import sys; import recbole_onebp.functional; assert 'recbole' not in sys.modules")
 

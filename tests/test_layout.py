@@ -53,7 +53,7 @@ def test_imports_point_down():
 
 
 def test_files_named_in_the_architecture_exist():
-    named = re.findall(r"`([a-z_]+(?:/[a-z_]+)*(?:/|\.py))`", ARCHITECTURE.read_text())
+    named = re.findall(r"`([a-z_]+(?:/[a-z_]+)*\.py)`", ARCHITECTURE.read_text())
     assert len(named) > 20
     top = ARCHITECTURE.parents[1]
     assert [path for path in named if not ((PACKAGE / path).exists() or (top / path).exists())] == []

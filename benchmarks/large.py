@@ -1,7 +1,7 @@
 """How OneBP's cost grows with the data, and a whole run on data that RecBole's loader cannot hold.
 
     python benchmarks/large.py [--interactions 100000000 --users 10000000 --items 1000000] [--folder DIR] [--json OUT]
-    python benchmarks/large.py growth [--only interactions ...] [--largest 30000000] [--repeats 3] [--json OUT]
+    python benchmarks/large.py growth [--only interactions ...] [--repeats 3] [--json OUT]
 
 The first makes Parquet files, prepares them, trains one epoch and compares the lists with the best possible ones, which
 are known: interactions are drawn from a planted law. Each stage runs in a process of its own, so its peak of resident
@@ -29,29 +29,15 @@ from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
+import measure
 import numpy as np
-from measure import (
-    RESULTS,
-    alternate,
-    claim,
-    exit_code,
-    here,
-    in_a_process,
-    memory_mb,
-    new_parser,
-    picture,
-    run_task,
-    use_threads,
-    write_json,
-)
+from measure import claim, memory_mb
 from numpy.typing import NDArray
 
 from recbole_onebp.util.errors import UserError
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int32]
-
-# -------------------------------------------------------------------------------------------------------------- growth
 
 BASE = {"interactions": 3_000_000, "users": 100_000, "items": 50_000, "dimension": 64, "negatives": 5}
 SWEEPS: dict[str, tuple[int, ...]] = {
@@ -97,7 +83,9 @@ def _ranks(size: int, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
 
 
 def make_epoch(user: Ids, item: Ids, n_users: int, n_items: int, config: Mapping[str, Any]) -> Callable[[], float]:
-    """The fast engine on plain arrays, without RecBole's data set, loaders and trainer.
+    """A function that trains an epoch, or ``STEPS`` steps of it, and returns the seconds of a whole epoch.
+
+    It is the fast engine on plain arrays, without RecBole's data set, loaders and trainer.
 
     Args:
         user: internal user ids, shape ``(n,)``.
@@ -105,9 +93,6 @@ def make_epoch(user: Ids, item: Ids, n_users: int, n_items: int, config: Mapping
         n_users: with the padding row, as in RecBole.
         n_items: likewise.
         config: OneBP's keys that differ from the paper's setting, with ``learning_rate`` and ``seed``.
-
-    Returns:
-        A function that trains an epoch, or ``STEPS`` steps of it, and returns the seconds of a whole epoch.
     """
     import torch
     import yaml
@@ -182,71 +167,51 @@ def sweep(
     epochs = [epoch for size in sizes for epoch in epochs_of({**BASE, quantity: size}, learners, seed)]
     for epoch in epochs:  # compiles and allocates
         epoch()
-    seconds = alternate(repeats, *epochs)
-    start = FITTED_FROM.get(quantity, sizes[0])
-    fitted = [size for size in sizes if size >= start]
+    seconds = measure.alternate(repeats, *epochs)
+    fitted = [size for size in sizes if size >= FITTED_FROM.get(quantity, sizes[0])]
     sweeps = []
     for number, learner in enumerate(learners):
         rounds = seconds[number :: len(learners)]
         for size, values in zip(sizes, rounds, strict=True):
             print(f"  {quantity} {size:>11,}, {learner}: {statistics.median(values):.4g} s an epoch", flush=True)
-        of_rounds = zip(*rounds[-len(fitted) :], strict=True)
-        sweeps.append(
-            {
-                "quantity": quantity,
-                "learner": learner,
-                "sizes": list(sizes),
-                "seconds": [[float(f"{value:.5g}") for value in values] for values in rounds],
-                "fitted_from": fitted[0],
-                "exponents": [round(fitted_exponent(fitted, values), 4) for values in of_rounds],
-            }
-        )
+        exponents = [fitted_exponent(fitted, values) for values in zip(*rounds[-len(fitted) :], strict=True)]
+        about = {"quantity": quantity, "learner": learner, "sizes": list(sizes), "fitted_from": fitted[0]}
+        rounded = [[float(f"{value:.5g}") for value in values] for values in rounds]
+        sweeps.append({**about, "seconds": rounded, "exponents": [round(value, 4) for value in exponents]})
     return sweeps
 
 
 def draw(sweeps: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     """A panel for each quantity: medians, their range, and the fitted line with its exponent."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
     quantities = list(dict.fromkeys(entry["quantity"] for entry in sweeps))
     columns = min(3, len(quantities))
     lines = math.ceil(len(quantities) / columns)
-    with picture(path, 3.6 * columns, 3.2 * lines + 0.4) as figure:
+    with measure.picture(path, 3.6 * columns, 3.2 * lines + 0.4) as figure:
         figure.suptitle(title, fontsize=10)
-        panels = figure.subplots(lines, columns, sharey=True, squeeze=False)
-        for axes in panels.flat[len(quantities) :]:
-            axes.set_visible(False)
-        for axes, quantity in zip(panels.flat, quantities, strict=False):
-            axes.set(xscale="log", yscale="log", xlabel=quantity)
+        for number, quantity in enumerate(quantities, start=1):
+            axes = figure.add_subplot(lines, columns, number, xscale="log", yscale="log", xlabel=quantity)
+            axes.set(ylabel="time of one epoch, in seconds")
             for entry, color in zip((e for e in sweeps if e["quantity"] == quantity), ("C0", "C1"), strict=False):
-                sizes, medians = np.array(entry["sizes"]), np.array([np.median(s) for s in entry["seconds"]])
-                ranges = [[m - min(s), max(s) - m] for m, s in zip(medians, entry["seconds"], strict=True)]
-                axes.errorbar(sizes, medians, yerr=np.transpose(ranges), fmt="o", color=color, markersize=4, capsize=2)
-                inside = sizes >= entry["fitted_from"]
-                slope, offset = np.polyfit(np.log(sizes[inside]), np.log(medians[inside]), 1)
-                line = np.exp(offset) * sizes[inside] ** slope
+                sizes, seconds = np.array(entry["sizes"]), np.array(entry["seconds"])
+                median, inside = np.median(seconds, axis=1), sizes >= entry["fitted_from"]
+                ranges = median - seconds.min(axis=1), seconds.max(axis=1) - median
+                axes.errorbar(sizes, median, yerr=ranges, fmt="o", color=color, markersize=4, capsize=2)
+                slope, offset = np.polyfit(np.log(sizes[inside]), np.log(median[inside]), 1)
                 label = f"{entry['learner']}, exponent {np.median(entry['exponents']):.2f}"
-                axes.plot(sizes[inside], line, color=color, linewidth=1.2, label=label)
-            ticks = entry["sizes"]
-            axes.xaxis.set_major_locator(FixedLocator(ticks))
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.xaxis.set_major_formatter(FuncFormatter(_short))
+                axes.plot(sizes[inside], np.exp(offset) * sizes[inside] ** slope, color=color, label=label)
+            axes.set_xticks(entry["sizes"], [_short(size) for size in entry["sizes"]])
+            axes.minorticks_off()
             axes.axvline(BASE[quantity], color="grey", linewidth=0.8, linestyle=":")
             axes.grid(alpha=0.25)
             axes.legend(fontsize=8, frameon=False, loc="upper left")
-        for axes in panels[:, 0]:
-            axes.set_ylabel("time of one epoch, in seconds")
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _short(value: float, _position: object = None) -> str:
+def _short(value: float) -> str:
     for unit, letter in ((1e6, "M"), (1e3, "k")):
         if value >= unit:
             return f"{value / unit:g} {letter}"
     return f"{value:g}"
 
-
-# ----------------------------------------------------------------------------------------------------------------- data
 
 NAME = "large"
 SHARES = (0.65, 0.25)
@@ -384,28 +349,14 @@ def _write(path: Path, user: Ids, item: Ids) -> None:
             writer.write_table(pa.table([text("u", user[rows]), text("i", item[rows])], schema=schema))
 
 
-# --------------------------------------------------------------------------------------------------------------- stages
-
 CUTOFFS = (20, 100)
 SETTINGS: dict[str, Any] = {
-    "benchmark_filename": ["train", "valid", "test"],
-    "load_col": {"inter": ["user_id", "item_id"]},
-    "learner": "sparse_adam",
-    "epochs": 1,
-    "metrics": ["Recall", "NDCG"],
-    "topk": list(CUTOFFS),
-    "valid_metric": "Recall@20",
-    "show_progress": False,
-    "score": "cosine",
-    "temperature": 0.1,
-    "item_bias": True,
-    "negatives": "per_pair",
-    "aggregation": "step",
-    "aggregation_alpha": 0.0,
-    "beta": 0.9,
-    "learning_rate": 0.01,
-    "train_neg_sample_args": {"distribution": "uniform", "sample_num": 5},
-}
+    "model": "OneBP", "dataset": NAME, "benchmark_filename": ["train", "valid", "test"],
+    "load_col": {"inter": ["user_id", "item_id"]}, "metrics": ["Recall", "NDCG"], "topk": list(CUTOFFS),
+    "valid_metric": "Recall@20", "show_progress": False, "epochs": 1, "learner": "sparse_adam", "learning_rate": 0.01,
+    "score": "cosine", "temperature": 0.1, "item_bias": True, "aggregation": "step", "aggregation_alpha": 0.0,
+    "beta": 0.9, "negatives": "per_pair", "train_neg_sample_args": {"distribution": "uniform", "sample_num": 5},
+}  # fmt: skip
 MOST_POSITIVES = 16_384
 """Pairs a step; for small data a thousandth of the interactions."""
 
@@ -414,71 +365,65 @@ def settings_of(n: int, dimension: int, seed: int) -> dict[str, Any]:
     """The configuration of a run on ``n`` interactions."""
     positives = min(MOST_POSITIVES, max(256, n // 1000))
     batch = positives * SETTINGS["train_neg_sample_args"]["sample_num"]  # RecBole counts negatives
-    own = {"model": "OneBP", "dataset": NAME, "embedding_size": dimension, "train_batch_size": batch, "seed": seed}
-    return {**SETTINGS, **own}
+    return {**SETTINGS, "embedding_size": dimension, "train_batch_size": batch, "seed": seed}
 
 
-def _config(folder: Path, n: int, dimension: int, seed: int) -> dict[str, Any]:
-    return {**settings_of(n, dimension, seed), "data_path": str(folder), "output_dir": str(folder / "run")}
+def _config(folder: Path, **sizes: int) -> dict[str, Any]:
+    return {**settings_of(**sizes), "data_path": str(folder), "output_dir": str(folder / "run")}
 
 
-def prepare(folder: Path, n: int, dimension: int, seed: int) -> dict[str, Any]:
+def prepare(folder: Path, **sizes: int) -> dict[str, Any]:
     """Make the data set and its loaders from the files."""
     from recbole_onebp.run.build import load_config, load_data
 
     start = perf_counter()
-    config, _ = load_config(None, _config(folder, n, dimension, seed))
-    data = load_data(config)
+    data = load_data(load_config(None, _config(folder, **sizes))[0])
     return {"seconds": perf_counter() - start, "n_train": len(data[1].dataset)}
 
 
-def train(folder: Path, n: int, dimension: int, seed: int) -> dict[str, Any]:
+def train(folder: Path, **sizes: int) -> dict[str, Any]:
     """A whole run on the cache that :func:`prepare` made, and its lists against the best possible ones."""
     from recbole_onebp import build
 
-    run = build("OneBP", NAME, config_dict=_config(folder, n, dimension, seed))
-    result = asdict(run.fit())
-    return {"result": result, "truth": against_truth(run, folder / "truth.npz")}
+    run = build("OneBP", NAME, config_dict=_config(folder, **sizes))
+    return {"result": asdict(run.fit()), "truth": against_truth(run, folder / "truth.npz")}
 
 
 def against_truth(run: Any, truth: Path) -> dict[str, float]:
     """Recall of the lists of the planted law and of popularity on the tested users' items.
 
-    ``in their groups`` is the share of the run's first 20 items that belong to one of the user's two groups.
+    ``in their groups`` is the share of the run's first 20 items that belong to one of the user's two groups, for a
+    thousand users.
     """
-    planted, numbers = _in_internal_ids(run.dataset, truth)
+    planted = _in_internal_ids(run.dataset, truth)
     found, hidden = run.test_data.positives, run.test_data.history
-    by_law = _best_first(planted)
-    by_count = np.argsort(-np.bincount(run.train_data.dataset.inter_feat["item_id"].numpy(), minlength=len(numbers)))
+    by_law, most = _best_first(planted), max(CUTOFFS)
+    counts = np.bincount(run.train_data.dataset.inter_feat["item_id"].numpy(), minlength=len(planted.group))
+    by_count = np.argsort(-counts)
     recalls: dict[str, list[float]] = {f"{name} recall@{k}": [] for name in ("law", "popularity") for k in CUTOFFS}
-    inside: list[float] = []
-    for user in run.test_data.uid_list.tolist():
+    recalls["in their groups"] = []
+    for number, user in enumerate(run.test_data.uid_list.tolist()):
         seen, wanted = hidden[[user]].indices, found[[user]].indices
-        for name, ranked in (("law", by_law(user, max(CUTOFFS) + len(seen))), ("popularity", by_count)):
-            free = ranked[: max(CUTOFFS) + len(seen)]
-            free = free[~np.isin(free, seen)]
+        for name, ranked in (("law", by_law(user, most + len(seen))), ("popularity", by_count[: most + len(seen)])):
+            free = ranked[~np.isin(ranked, seen)]
             for k in CUTOFFS:
                 recalls[f"{name} recall@{k}"].append(np.isin(wanted, free[:k]).mean())
-        if len(inside) < 1000:
+        if number < 1000:
             best = _recommended(run, user, seen, 20)
-            inside.append(np.isin(planted.group[best], planted.groups_of[user]).mean())
-    return {
-        **{name: float(np.mean(values)) for name, values in recalls.items()},
-        "in their groups": float(np.mean(inside)),
-    }
+            recalls["in their groups"].append(np.isin(planted.group[best], planted.groups_of[user]).mean())
+    return {name: float(np.mean(values)) for name, values in recalls.items()}
 
 
-def _in_internal_ids(dataset: Any, truth: Path) -> tuple[Planted, Ids]:
-    """The law by RecBole's ids, whose 0 is padding, and each item's number in the law."""
+def _in_internal_ids(dataset: Any, truth: Path) -> Planted:
+    """The law by RecBole's ids, whose 0 is padding."""
     users, items = (
-        np.fromiter((int(token[1:]) for token in tokens[1:]), np.int32, len(tokens) - 1)
-        for tokens in (dataset.field2id_token[field] for field in ("user_id", "item_id"))
+        np.array([0, *(int(token[1:]) for token in dataset.field2id_token[field][1:])])
+        for field in ("user_id", "item_id")
     )
     with np.load(truth) as law:
-        group, weight, groups_of = law["group"][items], law["weight"][items], law["groups_of"][users]
-    return Planted(
-        np.concatenate([[-1], group]), np.concatenate([[0.0], weight]), np.concatenate([[[-1, -1]], groups_of])
-    ), np.concatenate([[-1], items])
+        planted = Planted(law["group"][items], law["weight"][items], law["groups_of"][users])
+    planted.group[0], planted.weight[0], planted.groups_of[0] = -1, 0, -1
+    return planted
 
 
 def _best_first(planted: Planted) -> Any:
@@ -524,12 +469,6 @@ def _stage(stage: str, folder: str, arguments: dict[str, Any]) -> dict[str, Any]
     return {"seconds": seconds, **memory, "major_faults": faults, **found}
 
 
-def _swapped() -> int:
-    """Pages that the machine has swapped in or out."""
-    counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
-    return int(counters["pswpin"]) + int(counters["pswpout"])
-
-
 def run_stages(args: argparse.Namespace, folder: str) -> dict[str, Any]:
     sizes = {"n": args.interactions, "n_users": args.users, "n_items": args.items, "n_tested": args.tested}
     run = {"n": args.interactions, "dimension": args.dimension, "seed": args.seed}
@@ -540,24 +479,15 @@ def run_stages(args: argparse.Namespace, folder: str) -> dict[str, Any]:
         ("second start", "prepare", run),
         ("train and test", "train", run),
     ):
-        start, before = perf_counter(), _swapped()
-        found = in_a_process(__file__, "stage", stage, folder, arguments)
-        found |= {"wall_seconds": perf_counter() - start, "pages_swapped": _swapped() - before}
+        found = stages[name] = measure.in_a_process(__file__, "stage", stage, folder, arguments)
         found["bytes_an_interaction"] = (found["peak_mb"] - found["imports_mb"]) * 2**20 / args.interactions
-        stages[name] = found
-        print(
-            f"{name}: {found['seconds']:.1f} s, peak {found['peak_mb']:,.0f} MiB, {found['bytes_an_interaction']:.0f} "
-            f"bytes an interaction, {found['major_faults']} major page faults, {found['pages_swapped']} pages swapped",
-            flush=True,
-        )
+        shown = f"{found['bytes_an_interaction']:.0f} bytes an interaction, {found['major_faults']} major page faults"
+        print(f"{name}: {found['seconds']:.1f} s, peak {found['peak_mb']:,.0f} MiB, {shown}", flush=True)
     return stages
 
 
-# ------------------------------------------------------------------------------------------------------------- commands
-
-
 def measure_whole(args: argparse.Namespace) -> None:
-    about, free_mb = here("numba", "pandas", "pyarrow"), int(memory_mb("MemAvailable", "/proc/meminfo"))
+    about, free_mb = measure.here("numba", "pandas", "pyarrow"), int(memory_mb("MemAvailable", "/proc/meminfo"))
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         stages = run_stages(args, folder)
     result, truth = stages["train and test"]["result"], stages["train and test"]["truth"]
@@ -565,28 +495,24 @@ def measure_whole(args: argparse.Namespace) -> None:
     sizes = {key: getattr(args, key) for key in ("interactions", "users", "items", "dimension", "tested")}
     settings = {**settings_of(args.interactions, args.dimension, args.seed), "threads": args.threads, "repeats": 1}
     found = {**about, "settings": settings, "available_mb_before": free_mb, "sizes": sizes, "stages": stages}
-    write_json(args.json or RESULTS / f"{about['machine']['slug']}-large.json", found)
+    measure.write_json(args.json or measure.RESULTS / f"{about['machine']['slug']}-large.json", found)
 
 
 def measure_growth(args: argparse.Namespace) -> None:
-    if args.largest < 3_000_000:
-        raise UserError(f"--largest {args.largest:,}: the exponent needs sizes from 1 million to at least 3 million")
-    about, sweeps = here("numba"), []
+    about, sweeps = measure.here("numba"), []
     for quantity in args.only:
-        sizes = [size for size in SWEEPS[quantity] if quantity != "interactions" or size <= args.largest]
-        sweeps += sweep(quantity, sizes, LEARNERS, args.repeats, args.seed)
-    out = args.json or RESULTS / f"{about['machine']['slug']}-growth.json"
+        sweeps += sweep(quantity, SWEEPS[quantity], LEARNERS, args.repeats, args.seed)
+    out = args.json or measure.RESULTS / f"{about['machine']['slug']}-growth.json"
     settings = {"threads": args.threads, "seed": args.seed, "repeats": args.repeats, "base": BASE}
-    write_json(out, {**about, "settings": settings, "sweeps": sweeps})
+    measure.write_json(out, {**about, "settings": settings, "sweeps": sweeps})
     base = ", ".join(f"{name} {_short(value)}" for name, value in BASE.items())
     title = f"OneBP, time of one epoch, {about['machine']['cpu']}, {args.threads} cores\ndotted line: {base}"
     draw(sweeps, out.with_suffix(".png"), title)
 
 
 def main() -> None:
-    parser = new_parser(__doc__, data=False, repeats=3, rows=list(SWEEPS))
+    parser = measure.new_parser(__doc__, data=False, repeats=3, rows=list(SWEEPS))
     parser.add_argument("what", choices=["whole", "growth"], nargs="?", default="whole")
-    parser.add_argument("--largest", type=int, default=SWEEPS["interactions"][-1], help="growth: most interactions")
     parser.add_argument("--interactions", type=int, default=100_000_000)
     parser.add_argument("--users", type=int, default=10_000_000)
     parser.add_argument("--items", type=int, default=1_000_000)
@@ -594,13 +520,9 @@ def main() -> None:
     parser.add_argument("--tested", type=int, default=10_000, help="users with held-out items (default 10,000)")
     parser.add_argument("--folder", type=Path, help="for the data, 45 bytes an interaction (default: a temporary one)")
     args = parser.parse_args()
-    use_threads(args.threads)
-    if args.what == "whole":
-        measure_whole(args)
-    else:
-        measure_growth(args)
+    measure.use_threads(args.threads)
+    (measure_whole if args.what == "whole" else measure_growth)(args)
 
 
 if __name__ == "__main__":
-    if not run_task({"stage": _stage}):
-        sys.exit(exit_code(main))
+    sys.exit(measure.exit_code(main, {"stage": _stage}))

@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -41,8 +41,12 @@ def claim(condition: bool, message: str) -> None:
         raise CheckFailedError(message)
 
 
-def exit_code(main: Callable[[], int | None]) -> int:
-    """Call ``main``; 1 if a check failed, 2 if the user can fix the error."""
+def exit_code(main: Callable[[], int | None], tasks: Mapping[str, Callable[..., dict[str, Any]]] | None = None) -> int:
+    """Call ``main``, or the task that :func:`in_a_process` asks for; 1 if a check failed, 2 if the user can fix it."""
+    if tasks and sys.argv[1:2] == ["--task"]:
+        task, *arguments = json.loads(sys.argv[2])
+        print(json.dumps(tasks[task](*arguments)))
+        return 0
     try:
         return main() or 0
     except CheckFailedError as error:
@@ -51,9 +55,6 @@ def exit_code(main: Callable[[], int | None]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-# ------------------------------------------------------------------------------------------------- timings and rows
 
 
 def timed(function: Callable[[], object]) -> Callable[[], float]:
@@ -127,16 +128,9 @@ Rows = Mapping[str, Callable[[], list[Row]]]
 
 
 def measure_all(rows: Rows, keep: Callable[[dict[str, Any]], None] = lambda _: None) -> tuple[dict[str, Any], bool]:
-    """Measure and print one row after the other.
+    """Measure and print one row after the other: the rows as JSON, and whether every check held.
 
-    A row that cannot be measured has no numbers, and a verdict that says why; the others are still measured.
-
-    Args:
-        rows: functions that measure, by name.
-        keep: called after each row with all that is measured so far.
-
-    Returns:
-        The rows as JSON, and whether every check held.
+    A row that cannot be measured has no numbers, and a verdict that says why. ``keep`` is called after each row.
     """
     done: dict[str, Any] = {}
     sound = True
@@ -146,11 +140,10 @@ def measure_all(rows: Rows, keep: Callable[[dict[str, Any]], None] = lambda _: N
             found = [row.as_json() for row in function()]
         except UserError as error:
             found = [{"title": name, "verdict": f"not run: {error}"}]
-        except CheckFailedError as error:
-            found, sound = [{"title": name, "verdict": f"check failed: {error}"}], False
         except Exception as error:
             traceback.print_exc()
-            found, sound = [{"title": name, "verdict": f"failed: {error!r}"}], False
+            wrong = f"check failed: {error}" if isinstance(error, CheckFailedError) else f"failed: {error!r}"
+            found, sound = [{"title": name, "verdict": wrong}], False
         for number, row in enumerate(found, start=1):
             done[name if len(found) == 1 else f"{name}-{number}"] = row
             print(shown(row), flush=True)
@@ -182,33 +175,19 @@ def measure_to_file(rows: Rows, args: argparse.Namespace, name: str, about: dict
     return 0 if sound else 1
 
 
-# ------------------------------------------------------------------------------------------------ machine and processes
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where the numbers come from."""
-
-    cpu: str
-    cores: int
-    slug: str
-    memory_gb: int
-    system: str
-    load_before: float = field(default_factory=lambda: round(os.getloadavg()[0], 2))
-    """Load average of the minute before; above 0.5 the numbers are not to be trusted."""
-
-    @classmethod
-    def here(cls) -> Machine:
-        info = dict(re.findall(r"^([\w ]+?)\s*: (.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE))
-        name = re.sub(r"\(R\)|\(TM\)|\bCPU\b|@.*", "", info.get("model name", platform.machine()))
-        cores = os.cpu_count() or 1
-        return cls(
-            cpu=f"{' '.join(name.split())} (family {info.get('cpu family', '?')}, model {info.get('model', '?')})",
-            cores=cores,
-            slug=f"{slug(name)}-{cores}-cores",
-            memory_gb=round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
-            system=f"{platform.system()} {platform.machine()}",
-        )
+def machine() -> dict[str, Any]:
+    """Where the numbers come from. Above a load average of 0.5 (of the minute before) they are not to be trusted."""
+    info = dict(re.findall(r"^([\w ]+?)\s*: (.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE))
+    name = re.sub(r"\(R\)|\(TM\)|\bCPU\b|@.*", "", info.get("model name", platform.machine()))
+    cores = os.cpu_count() or 1
+    return {
+        "cpu": f"{' '.join(name.split())} (family {info.get('cpu family', '?')}, model {info.get('model', '?')})",
+        "cores": cores,
+        "slug": f"{slug(name)}-{cores}-cores",
+        "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
+        "system": f"{platform.system()} {platform.machine()}",
+        "load_before": round(os.getloadavg()[0], 2),
+    }
 
 
 def slug(name: str) -> str:
@@ -217,7 +196,7 @@ def slug(name: str) -> str:
 
 def here(*packages: str) -> dict[str, Any]:
     """The machine and the versions, as every result file begins."""
-    return {"machine": asdict(Machine.here()), "versions": versions(*packages)}
+    return {"machine": machine(), "versions": versions(*packages)}
 
 
 def versions(*more: str) -> dict[str, str]:
@@ -242,20 +221,11 @@ def use_threads(threads: int) -> None:
 
 
 def in_a_process(script: str, task: str, *arguments: Any) -> dict[str, Any]:
-    """Have a new process of a script run one of its tasks, see :func:`run_task`; what the task returns."""
+    """Have a new process of a script run one of its tasks, see :func:`exit_code`; what the task returns."""
     command = [sys.executable, script, "--task", json.dumps([task, *arguments])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     claim(done.returncode == 0, f"{Path(script).name}, task {task}: exit code {done.returncode}, see above")
     return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
-def run_task(tasks: Mapping[str, Callable[..., dict[str, Any]]]) -> bool:
-    """Whether this process was started by :func:`in_a_process`; if so, run the task and print what it returns."""
-    if sys.argv[1:2] != ["--task"]:
-        return False
-    task, *arguments = json.loads(sys.argv[2])
-    print(json.dumps(tasks[task](*arguments)))
-    return True
 
 
 def memory_mb(key: str, file: str = "/proc/self/status") -> float:
@@ -265,20 +235,13 @@ def memory_mb(key: str, file: str = "/proc/self/status") -> float:
     return int(match[1]) / 1024
 
 
-# --------------------------------------------------------------------------------------------------- flags and files
-
-
 def new_parser(
     doc: str | None, *, data: bool = True, threads: bool = True, repeats: int = 0, rows: Sequence[str] = ()
 ) -> argparse.ArgumentParser:
-    """A parser with ``--json`` and the usual flags.
+    """A parser with ``--json`` and those of the usual flags that a script needs.
 
-    Args:
-        doc: a module's docstring; its first paragraph is the description.
-        data: add ``--data_path``.
-        threads: add ``--threads``.
-        repeats: default of ``--repeats``; unless 0, it is added with ``--seed``.
-        rows: choices of ``--only``.
+    ``doc`` is its docstring, whose first paragraph describes it, ``repeats`` the default of ``--repeats``, added unless
+    it is 0, and ``rows`` the choices of ``--only``.
     """
     parser = argparse.ArgumentParser(description=(doc or "").split("\n\n", 1)[0].replace("\n", " "))
     add = parser.add_argument
@@ -307,14 +270,12 @@ def check_data(data_path: Path, datasets: Iterable[str]) -> None:
 def check_same(path: Path, earlier: Mapping[str, Any], about: Mapping[str, Any], keys: Iterable[str]) -> None:
     """Raise :class:`UserError` if a result file was measured under other conditions."""
     for key in keys:
-        before, now = earlier[key], about[key]
+        before, now, names = earlier[key], about[key], ""
         if isinstance(now, Mapping):
-            names = [name for name in {**before, **now} if name not in VARYING and before.get(name) != now.get(name)]
-            different = f"{key} ({', '.join(names)})" if names else ""
-        else:
-            different = key if before != now else ""
-        if different:
-            raise UserError(f"{path}: its rows have another {different}; name another file")
+            different = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+            names = ", ".join(name for name in different if name not in VARYING)
+        if names or (before != now and not isinstance(now, Mapping)):
+            raise UserError(f"{path}: its rows have another {key}{names and f' ({names})'}; name another file")
 
 
 def earlier_rows(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -334,6 +295,13 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    """A table in Markdown."""
+    head = list(head)
+    titles = f"| {' | '.join(map(str, head))} |".replace("|  |", "| |")
+    return "\n".join([titles, f"|{'---|' * len(head)}", *(f"| {' | '.join(map(str, row))} |" for row in rows)])
 
 
 @contextmanager

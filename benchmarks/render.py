@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measure import DATASETS
+from measure import DATASETS, table
 from scaling_model import tables as model_tables
 
 from recbole_onebp.util.files import write_atomically
@@ -31,23 +31,14 @@ def _read(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    head = list(head)
-    titles = f"| {' | '.join(head)} |".replace("|  |", "| |")
-    return [titles, f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in rows)]
-
-
-def _of_machines(kind: str, command: str, table: Callable[[Result, Path], str]) -> Callable[[Path], str]:
+def _of_machines(kind: str, command: str, page: Callable[[Result, Path], str]) -> Callable[[Path], str]:
     """A block with the tables of all ``<machine>-<kind>.json``."""
 
     def block(results: Path) -> str:
-        tables = (table(_read(file), file) for file in sorted(results.glob(f"*-{kind}.json")))
-        return "\n\n".join(tables) or f"Not run: `python benchmarks/{command}`."
+        pages = (page(_read(file), file) for file in sorted(results.glob(f"*-{kind}.json")))
+        return "\n\n".join(pages) or f"Not run: `python benchmarks/{command}`."
 
     return block
-
-
-# --------------------------------------------------------------------------------------------------- times and memory
 
 
 def _where(result: Result) -> str:
@@ -61,23 +52,36 @@ def _where(result: Result) -> str:
 
 def _full(result: Result, _file: Path) -> str:
     """Every row with its target, its parts and what was checked."""
-
-    def made_of(row: Result) -> str:
-        parts = "; ".join(f"{name} {_number(part['median'])}" for name, part in row.get("parts", {}).items())
-        return f"{parts}. {row['note']}" if row.get("note") else parts
-
     rows = result["rows"].values()
-    cells = ((row["title"], _spread(row), _target(row), _verdict(row), made_of(row)) for row in rows)
-    head = ("", "median (least to most)", "target", "", "made of (medians)")
+    cells = []
+    for row in rows:
+        parts = "; ".join(f"{name} {_number(part['median'])}" for name, part in row.get("parts", {}).items())
+        cells.append([*_cells(row), f"{parts}. {row['note']}" if row.get("note") else parts])
     checked = [f"- {row['title']}: {row['checked']}." for row in rows if "checked" in row]
-    return "\n".join([_where(result), "", *_table(head, cells), "", "Checked:", "", *checked])
+    return "\n".join([_where(result), "", table([*HEAD, "made of (medians)"], cells), "", "Checked:", "", *checked])
 
 
 def _short(result: Result, _file: Path) -> str:
     """The rows that have a target."""
     rows = [row for row in result["rows"].values() if row.get("target") is not None or "median" not in row]
-    cells = ((row["title"], _spread(row), _target(row), _verdict(row)) for row in rows)
-    return "\n".join([_where(result), "", *_table(("", "median (least to most)", "target", ""), cells)])
+    return f"{_where(result)}\n\n{table(HEAD, map(_cells, rows))}"
+
+
+HEAD = ("", "median (least to most)", "target", "")
+
+
+def _cells(row: Result) -> list[str]:
+    target = "" if row.get("target") is None else f"at {'least' if row['at_least'] else 'most'} {row['target']:g}"
+    verdict = "**miss**" if row["verdict"] == "miss" else row["verdict"]
+    return [row["title"], _spread(row) if "median" in row else "", target, verdict]
+
+
+def _spread(row: Result) -> str:
+    return f"{_number(row['median'])} ({_number(row['min'])} to {_number(row['max'])})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _growth(result: Result, file: Path) -> str:
@@ -89,9 +93,9 @@ def _growth(result: Result, file: Path) -> str:
         sizes = (f"{size:,}" for size in (entry["fitted_from"], entry["sizes"][-1]))
         return [entry["quantity"], f"`{entry['learner']}`", *sizes, _spread(spread)]
 
-    table = _table(("grows", "learner", "from", "to", "exponent (least to most)"), map(cells, result["sweeps"]))
-    picture = f"![Time of one epoch](../benchmarks/results/{file.with_suffix('.png').name})"
-    return "\n".join([_where(result), f"Base: {base}.", "", *table, "", picture])
+    head = ("grows", "learner", "from", "to", "exponent (least to most)")
+    picture = f"![Time of one epoch](../benchmarks/results/{file.stem}.png)"
+    return f"{_where(result)}\nBase: {base}.\n\n{table(head, map(cells, result['sweeps']))}\n\n{picture}"
 
 
 def _large(result: Result, _file: Path) -> str:
@@ -99,47 +103,24 @@ def _large(result: Result, _file: Path) -> str:
     run, law = (stages["train and test"][key] for key in ("result", "truth"))
     keys = ("seconds", "peak_mb", "imports_mb", "bytes_an_interaction", "major_faults")
     head = ("stage", "seconds", "peak, MiB", "of that imports", "bytes an interaction", "major page faults")
-    measured = _table(head, ([name, *(_number(stage[key]) for key in keys)] for name, stage in stages.items()))
-    names = [f"recall@{k}" for k in sorted(int(name[7:]) for name in run["test"] if name.startswith("recall@"))]
-    lists = {
-        "the planted law": [law[f"law {name}"] for name in names],
-        "popularity": [law[f"popularity {name}"] for name in names],
-        "OneBP, one epoch": [run["test"][name] for name in names],
-    }
-    cells = ([title, *map(_number, values)] for title, values in lists.items())
+    names = [name for name in run["test"] if name.startswith("recall@")]
+    lists = [
+        ["the planted law", *(_number(law[f"law {name}"]) for name in names)],
+        ["popularity", *(_number(law[f"popularity {name}"]) for name in names)],
+        ["OneBP, one epoch", *(_number(run["test"][name]) for name in names)],
+    ]
     return "\n".join([
         _where(result),
         f"{sizes['interactions']:,} interactions, {sizes['users']:,} users, {sizes['items']:,} items, "
         f"d = {sizes['dimension']}; {result['available_mb_before']:,} MiB free before.",
         "",
-        *measured,
+        table(head, ([name, *(_number(stage[key]) for key in keys)] for name, stage in stages.items())),
         "",
-        *_table((f"test users: {sizes['tested']:,}", *names), cells),
+        table((f"test users: {sizes['tested']:,}", *names), lists),
         "",
         f"The epoch took {_number(run['epoch_seconds'][0])} s. {law['in their groups']:.0%} of the first 20 items are "
         "of one of the user's two groups.",
     ])  # fmt: skip
-
-
-def _spread(row: Result) -> str:
-    return f"{_number(row['median'])} ({_number(row['min'])} to {_number(row['max'])})" if "median" in row else ""
-
-
-def _target(row: Result) -> str:
-    if row.get("target") is None:
-        return ""
-    return f"at {'least' if row['at_least'] else 'most'} {row['target']:g}"
-
-
-def _verdict(row: Result) -> str:
-    return "**miss**" if row["verdict"] == "miss" else str(row["verdict"])
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-# ------------------------------------------------------------------------------------------------------------- quality
 
 
 def comparison(results: Path) -> str:
@@ -153,15 +134,15 @@ def comparison(results: Path) -> str:
     labels = dict.fromkeys(model["label"] for model in models)
     rows = ([label, *(cell for r in reports.values() for cell in _compared(r, label))] for label in labels)
     trials = " or ".join(map(str, sorted({model["tuning_trials"] for model in models} - {0})))
-    pages = [f"[{r['dataset']}](benchmarks/results/{folder}/report.md)" for folder, r in reports.items()]
+    pages = [f"[{r['dataset']}](../benchmarks/results/{folder}/report.md)" for folder, r in reports.items()]
     notes = [
         f"Test, mean ± standard deviation over {len(report['seeds'])} seeds. {trials} trials a model on validation, "
         f"none where marked *. ↑ ↓: significantly above or below {report['reference']}.",
         *(f"Not run on {r['dataset']}: {', '.join(r['left_out'])}." for r in reports.values() if r["left_out"]),
         f"Budgets, differences, diversity: {', '.join(pages)}.",
     ]
-    picture = f"![{metric} and training time on {report['dataset']}](benchmarks/results/{shown}/cost.png)"
-    return "\n".join([*_table(["", *names], rows), "", *notes, "", picture])
+    picture = f"![{metric} and training time on {report['dataset']}](../benchmarks/results/{shown}/cost.png)"
+    return "\n".join([table(["", *names], rows), "", *notes, "", picture])
 
 
 def _compared(report: Result, label: str) -> tuple[str, str]:
@@ -203,7 +184,7 @@ def _studied(file: Path) -> str:
         *(f"- {len(seeds)} trainings: {machine}; seeds {', '.join(map(str, sorted(set(seeds))))}."
           for machine, seeds in where.items()),
         "",
-        *_table(("factor", "", "recall@20", "ndcg@20", "against base"), rows),
+        table(("factor", "", "recall@20", "ndcg@20", "against base"), rows),
         *(["", picture] if file.with_suffix(".png").exists() else []),
     ])  # fmt: skip
 
@@ -219,8 +200,8 @@ def ease_rank(results: Path) -> str:
             directions = f"all {rank:,}" if rank == ranks[-1] else f"{rank:,}"
             metrics = (f"{best[name]:.4f}" for name in ("recall@20", "ndcg@20"))
             rows.append((result["dataset"], directions, f"{best['reg_weight']:g}", *metrics))
-    table = _table(("data set", "directions", "regularisation", "Recall@20", "NDCG@20"), rows)
-    return "\n".join(table) if rows else "Not run: `python benchmarks/ease_rank.py --dataset onebp-ml-1m`."
+    head = ("data set", "directions", "regularisation", "Recall@20", "NDCG@20")
+    return table(head, rows) if rows else "Not run: `python benchmarks/ease_rank.py --dataset onebp-ml-1m`."
 
 
 def quality(results: Path) -> str:
@@ -236,7 +217,7 @@ def quality_short(results: Path) -> str:
         return " / ".join(f"{value:.4f}" for value in _read(file)["mean"]["test"].values()) if file.exists() else ""
 
     head = ("data set", "Recall@20 / NDCG@20, the defaults", "`embedding_size: 256, learning_rate_decay: 0.87`")
-    return "\n".join(_table(head, ((name, means(name, ""), means(name, "-256")) for name in DATASETS)))
+    return table(head, ((name, means(name, ""), means(name, "-256")) for name in DATASETS))
 
 
 def validation(results: Path) -> str:
@@ -254,10 +235,8 @@ def _qualities(files: Iterable[Path], part: str) -> str:
         metrics = (f"{result['mean'][part][name]:.4f}" for name in ("recall@20", "ndcg@20"))
         rows.append((result["dataset"], chosen or "-", *lists, *metrics))
     head = ("data set", "beside the defaults", "seeds", "epochs", "Recall@20", "NDCG@20")
-    return "\n".join(_table(head, rows)) if rows else ""
+    return table(head, rows) if rows else ""
 
-
-# -------------------------------------------------------------------------------------------------------------- pages
 
 speed = _of_machines("speed", "speed.py", _full)
 speed_short = _of_machines("speed", "speed.py", _short)
@@ -269,7 +248,8 @@ scaling_model = _of_machines("scaling", "scaling.py", lambda result, _: model_ta
 
 BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
     "docs/study.md": {"quality": quality, "validation": validation, "ease-rank": ease_rank, "study": study},
-    "README.md": {"quality": quality_short, "comparison": comparison, "speed": speed_short},
+    "README.md": {"quality": quality_short},
+    "docs/results.md": {"quality": quality_short, "comparison": comparison, "speed": speed_short},
     "docs/performance.md": {"speed": speed, "growth": growth, "large": large, "gpu": gpu},
     "docs/distributed.md": {"scaling": scaling},
     "docs/scaling.md": {"scaling-model": scaling_model},
@@ -282,12 +262,12 @@ def rendered(text: str, blocks: Mapping[str, Callable[[Path], str]], results: Pa
     Raises:
         ValueError: if a block does not occur exactly once.
     """
-    for name, table in blocks.items():
+    for name, block in blocks.items():
         begin, end = f"<!-- {name}: by benchmarks/render.py -->", f"<!-- end of {name} -->"
         found = re.findall(f"(?s){re.escape(begin)}.*?{re.escape(end)}", text)
         if len(found) != 1:
             raise ValueError(f"the block {name} occurs {len(found)} times, not once")
-        text = text.replace(found[0], f"{begin}\n\n{table(results)}\n\n{end}")
+        text = text.replace(found[0], f"{begin}\n\n{block(results)}\n\n{end}")
     return text
 
 

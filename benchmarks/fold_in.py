@@ -11,8 +11,9 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import reduce
+from importlib.util import find_spec
 from operator import getitem
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,6 @@ WAYS = {
 
 _Index = npt.NDArray[np.int64]
 _Scores = npt.NDArray[Any]
-_Histories = list[_Index]
-_Scorer = Callable[[_Histories], _Scores]
 
 
 class Split:
@@ -87,12 +86,6 @@ class Split:
     def known(self) -> pd.DataFrame:
         """The known items of the held-out users, as pairs."""
         return pd.DataFrame({"user": np.repeat(self.held_out, self.length), "item": np.concatenate(self.histories)})
-
-    def rows(self, histories: _Histories) -> sp.csr_matrix:
-        """Histories as rows ``(n, n_items)``."""
-        user = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
-        ones = np.ones(len(user), np.float32)
-        return sp.csr_matrix((ones, (user, np.concatenate(histories))), shape=(len(histories), self.n_items))
 
 
 def read_pairs(data_path: str, name: str, seed: int) -> pd.DataFrame:
@@ -142,17 +135,13 @@ class OneBP:
     def score(self, users: _Scores) -> _Scores:
         return (unit_rows(users) if self.cosine else users) @ self.items.T + self.bias
 
-    def folding(self, keep: float, power: float) -> _Scorer:
+    def folding(self, split: Split, keep: float, power: float) -> _Scores:
         """Scores by means of items, each times its weight ** power; the latest counts 1, the one before keep, ..."""
-
-        def scorer(histories: _Histories) -> _Scores:
-            users = []
-            for history in histories:
-                age = keep ** np.arange(len(history))[::-1]
-                users.append(age / age.sum() * self.weight[history] ** power @ self.items[history])
-            return self.score(np.stack(users).astype(np.float32))
-
-        return scorer
+        users = []
+        for history in split.histories:
+            age = keep ** np.arange(len(history))[::-1]
+            users.append(age / age.sum() * self.weight[history] ** power @ self.items[history])
+        return self.score(np.stack(users).astype(np.float32))
 
 
 def measured(scores: _Scores, split: Split) -> dict[str, _Scores]:
@@ -169,45 +158,38 @@ def measured(scores: _Scores, split: Split) -> dict[str, _Scores]:
     return {"recall": recall, "ndcg": ndcg}
 
 
-def others(split: Split) -> dict[str, _Scorer]:
+def others(split: Split) -> dict[str, _Scores]:
     """The alternatives: popularity, ItemKNN, EASE where the items are few enough, ALS where it is installed."""
     ones = np.ones(len(split.rest), np.float32)
     matrix = sp.csr_matrix((ones, (split.rest["user"], split.rest["item"])), shape=(split.n_users, split.n_items))
+    known = split.known()
+    rows = np.repeat(np.arange(len(split.length)), split.length)
+    histories = sp.csr_matrix(
+        (np.ones(len(known), np.float32), (rows, known["item"])), (len(split.length), split.n_items)
+    )
     popularity = np.asarray(matrix.sum(axis=0)).ravel()
+    found = {"Pop": np.tile(popularity, (len(split.length), 1))}
+    # ItemKNN: cosines to the 100 nearest items of each.
     scaled = (matrix @ sp.diags(1 / np.sqrt(np.maximum(popularity, 1)))).tocsc()
-
-    def knn(histories: _Histories) -> _Scores:
-        """Cosines to the 100 nearest items of each (ItemKNN)."""
-        wanted = np.unique(np.concatenate(histories))
-        near = []
-        for start in range(0, len(wanted), 256):
-            part = (scaled[:, wanted[start : start + 256]].T @ scaled).toarray()
-            part[np.arange(len(part)), wanted[start : start + 256]] = 0
-            cut = np.partition(part, -100, axis=1)[:, -100, None]
-            near.append(sp.csr_matrix(np.where(part >= cut, part, 0)))
-        return (split.rows(histories)[:, wanted] @ sp.vstack(near)).toarray()
-
-    found: dict[str, _Scorer] = {
-        "Pop": lambda histories: np.tile(popularity, (len(histories), 1)),
-        "ItemKNN, 100 neighbours": knn,
-    }
-    if split.n_items > EASE_ITEMS:
-        print(f"EASE: left out: more than {EASE_ITEMS:,} items")
-    else:  # it inverts a matrix of items x items
+    wanted, near = np.unique(known["item"]), []
+    for part in np.array_split(wanted, -(-len(wanted) // 256)):
+        cosine = (scaled[:, part].T @ scaled).toarray()
+        cosine[np.arange(len(part)), part] = 0
+        least = np.partition(cosine, -100, axis=1)[:, -100, None]
+        near.append(sp.csr_matrix(np.where(cosine >= least, cosine, 0)))
+    found["ItemKNN, 100 neighbours"] = (histories[:, wanted] @ sp.vstack(near)).toarray()
+    if split.n_items <= EASE_ITEMS:  # it inverts a matrix of items x items
         inverse = np.linalg.inv((matrix.T @ matrix).toarray() + 500 * np.eye(split.n_items, dtype=np.float32))
         weights = -inverse / np.diag(inverse)
         np.fill_diagonal(weights, 0)
-        found["EASE, lambda 500"] = lambda histories: split.rows(histories) @ weights
-    try:
+        found["EASE, lambda 500"] = histories @ weights
+    if find_spec("implicit"):
         from implicit.als import AlternatingLeastSquares
-    except ModuleNotFoundError:
-        print("ALS: left out: pip install implicit")
-        return found
-    als = AlternatingLeastSquares(factors=64, regularization=0.05, alpha=2.0, iterations=15, random_state=0)
-    als.fit(matrix, show_progress=False)
-    found["implicit's ALS, recalculate_user"] = lambda histories: (
-        als.recalculate_user(np.arange(len(histories)), split.rows(histories)) @ als.item_factors.T
-    )
+
+        als = AlternatingLeastSquares(factors=64, regularization=0.05, alpha=2.0, iterations=15, random_state=0)
+        als.fit(matrix, show_progress=False)
+        users = als.recalculate_user(np.arange(len(split.length)), histories)
+        found["implicit's ALS, recalculate_user"] = users @ als.item_factors.T
     return found
 
 
@@ -215,9 +197,9 @@ def run(split: Split, setting: dict[str, Any], seed: int) -> dict[str, Any]:
     """The table of one seed, and differences between users' Recall by length: mean, and variance of the mean."""
     model = OneBP(split, split.rest, setting, seed)
     trained = OneBP(split, pd.concat([split.rest, split.known()]), setting, seed)
-    scorers = {**{name: model.folding(*way) for name, way in WAYS.items()}, **others(split)}
-    found = {TRAINED_IN: measured(trained.score(trained.users), split)}
-    found |= {name: measured(np.asarray(scorer(split.histories)), split) for name, scorer in scorers.items()}
+    scores = {TRAINED_IN: trained.score(trained.users)}
+    scores |= {name: model.folding(split, *way) for name, way in WAYS.items()} | others(split)
+    found = {name: measured(np.asarray(values), split) for name, values in scores.items()}
     groups = {str(length): split.length == length for length in LENGTHS}
     table = {
         name: {
@@ -286,12 +268,8 @@ def draw(runs: Sequence[dict[str, Any]], path: Path, title: str) -> None:
 
 
 def main() -> None:
-    parser = measure.new_parser(__doc__, threads=False)
-    parser.add_argument("--dataset", default="ml-100k")
-    parser.add_argument("--users", type=int, default=300, help="held out (default 300)")
-    parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    args = parser.parse_args()
+    options = {"dataset": "ml-100k", "users": 300, "epochs": 15, "seeds": [1, 2, 3]}
+    args = measure.arguments(__doc__, data_path=measure.DATA, **options)
     logging.disable(logging.INFO)
     defaults = safe_yaml.read(properties_dir() / "model" / "OneBP.yaml", "OneBP.yaml")
     setting = {**{key: defaults[key] for key in KEYS}, "epochs": args.epochs}

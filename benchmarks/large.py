@@ -511,15 +511,10 @@ def measure_growth(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = measure.new_parser(__doc__, data=False, repeats=3, rows=list(SWEEPS))
-    parser.add_argument("what", choices=["whole", "growth"], nargs="?", default="whole")
-    parser.add_argument("--interactions", type=int, default=100_000_000)
-    parser.add_argument("--users", type=int, default=10_000_000)
-    parser.add_argument("--items", type=int, default=1_000_000)
-    parser.add_argument("--dimension", type=int, default=32)
-    parser.add_argument("--tested", type=int, default=10_000, help="users with held-out items (default 10,000)")
-    parser.add_argument("--folder", type=Path, help="for the data, 45 bytes an interaction (default: a temporary one)")
-    args = parser.parse_args()
+    args = measure.arguments(
+        __doc__, "what", what=("whole", "growth"), only=list(SWEEPS), repeats=3, seed=2024, threads=2, folder=Path,
+        interactions=100_000_000, users=10_000_000, items=1_000_000, dimension=32, tested=10_000,
+    )  # fmt: skip
     measure.use_threads(args.threads)
     (measure_whole if args.what == "whole" else measure_growth)(args)
 

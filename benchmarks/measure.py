@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,11 +20,15 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import yaml
+
 import recbole_onebp
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.files import write_atomically
 
 DATASETS = ("gowalla", "yelp2018", "onebp-ml-1m", "onebp-ml-100k")
+DATA = Path("dataset")
+"""RecBole's data folder."""
 RESULTS = Path(__file__).parent / "results"
 VARYING = {"load_before", "run_seconds"}
 """Entries of a result file that may differ between runs that belong together."""
@@ -160,7 +164,7 @@ def measure_to_file(rows: Rows, args: argparse.Namespace, name: str, about: dict
     """
     every = set(args.only) == set(rows)
     out = args.json or (RESULTS / f"{name}.json" if every else None)
-    earlier = earlier_rows(out, about) if out and not every else {}
+    before = {} if every else earlier(out, about, "rows", about) or {}
     load, start = about["machine"]["load_before"], perf_counter()
     if load > 0.5:
         print(f"warning: load average {load}: other programs are running, the timings will be off")
@@ -168,7 +172,7 @@ def measure_to_file(rows: Rows, args: argparse.Namespace, name: str, about: dict
     def keep(done: dict[str, Any]) -> None:
         if out:
             about["settings"]["run_seconds"] = round(perf_counter() - start)
-            write_json(out, {**about, "rows": {**earlier, **done}})
+            write_json(out, {**about, "rows": {**before, **done}})
 
     _, sound = measure_all({row: rows[row] for row in args.only}, keep)
     print(f"{perf_counter() - start:.0f} s in all")
@@ -235,27 +239,31 @@ def memory_mb(key: str, file: str = "/proc/self/status") -> float:
     return int(match[1]) / 1024
 
 
-def new_parser(
-    doc: str | None, *, data: bool = True, threads: bool = True, repeats: int = 0, rows: Sequence[str] = ()
-) -> argparse.ArgumentParser:
-    """A parser with ``--json`` and those of the usual flags that a script needs.
+def arguments(doc: str | None, place: str = "", **options: Any) -> argparse.Namespace:
+    """The command line of a script.
 
-    ``doc`` is its docstring, whose first paragraph describes it, ``repeats`` the default of ``--repeats``, added unless
-    it is 0, and ``rows`` the choices of ``--only``.
+    Args:
+        doc: its docstring, which ``--help`` prints.
+        place: the option that is given without its name.
+        options: name and default. A type has no default; of a tuple one value can be chosen, by default the first; of a
+            list of names several, by default all; other lists take several values, and a dictionary is given as YAML.
     """
-    parser = argparse.ArgumentParser(description=(doc or "").split("\n\n", 1)[0].replace("\n", " "))
-    add = parser.add_argument
-    add("--json", type=Path, metavar="OUT", help="where to write the results")
-    if data:
-        add("--data_path", type=Path, default=Path("dataset"), help="RecBole's data folder")
-    if threads:
-        add("--threads", type=int, default=2, help="cores and threads for everything timed (default 2)")
-    if repeats:
-        add("--repeats", type=int, default=repeats, help=f"rounds of every timing (default {repeats})")
-        add("--seed", type=int, default=2024)
-    if rows:
-        add("--only", nargs="+", choices=rows, default=list(rows), metavar="ROW", help=" ".join(rows))
-    return parser
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in {"json": Path, **options}.items():
+        how: dict[str, Any] = {"type": type(default), "default": default, "help": f"default: {default}"}
+        if isinstance(default, type):
+            how = {"type": default}
+        elif default is False:
+            how = {"action": "store_true"}
+        elif isinstance(default, dict):
+            how["type"] = yaml.safe_load
+        elif isinstance(default, tuple):
+            how = {"choices": default, "default": default[0], **({"nargs": "?"} if name == place else {})}
+        elif isinstance(default, list):
+            kind = type(default[0]) if default else str
+            how |= {"nargs": "+", "type": kind, "choices": default if default and kind is str else None}
+        parser.add_argument(name if name == place else f"--{name}", **how)
+    return parser.parse_args()
 
 
 def check_data(data_path: Path, datasets: Iterable[str]) -> None:
@@ -278,13 +286,13 @@ def check_same(path: Path, earlier: Mapping[str, Any], about: Mapping[str, Any],
             raise UserError(f"{path}: its rows have another {key}{names and f' ({names})'}; name another file")
 
 
-def earlier_rows(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    """The rows of a result file, none if there is no file; see :func:`check_same`."""
-    if not path.is_file():
-        return {}
-    earlier = json.loads(path.read_text(encoding="utf-8"))
-    check_same(path, earlier, about, about)
-    return dict(earlier["rows"])
+def earlier(path: Path | None, about: Mapping[str, Any], entry: str, keys: Iterable[str]) -> Any:
+    """An entry of a result file that was measured under the same conditions, None without a file."""
+    if path is None or not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    check_same(path, found, about, keys)
+    return found[entry]
 
 
 def write_text(path: Path, text: str) -> None:

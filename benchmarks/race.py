@@ -24,19 +24,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import measure
 import numpy as np
-from measure import (
-    RESULTS,
-    check_data,
-    check_same,
-    claim,
-    exit_code,
-    here,
-    new_parser,
-    picture,
-    use_threads,
-    write_json,
-)
 from quality import SETTINGS
 
 import recbole_onebp
@@ -150,7 +139,7 @@ def race(dataset: str, data_path: Path, setting: dict[str, Any], threads: int, b
         except subprocess.TimeoutExpired as error:
             ended, printed = "budget", error.stdout or b""
         else:
-            claim(done.returncode == 0, f"{setting} ended with exit code {done.returncode}, see above")
+            measure.claim(done.returncode == 0, f"{setting} ended with exit code {done.returncode}, see above")
             ended, printed = "schedule", done.stdout
         seconds = round(time.monotonic() - started, 3)
     points = [json.loads(line) for line in printed.decode().splitlines() if line.startswith('{"seconds"')]
@@ -169,7 +158,7 @@ def front(models: Mapping[str, Any], within: float, clock: str, metric: str) -> 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """Every evaluation against time, a panel a metric."""
-    with picture(path, 10, 4.8) as figure:
+    with measure.picture(path, 10, 4.8) as figure:
         panels = figure.subplots(1, len(METRICS))
         for axes, metric in zip(panels, METRICS, strict=True):
             for name, row in result["models"].items():
@@ -186,9 +175,9 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 
 
 def _earlier(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"als_search": {}, "models": {}}
-    check_same(path, earlier, about, [key for key in about if key in earlier and key != "machine"])
-    return {**about, **{key: earlier[key] for key in ("als_search", "models")}}
+    keys = [key for key in about if key != "machine"]
+    entries = {key: measure.earlier(path, about, key, keys) or {} for key in ("als_search", "models")}
+    return {**about, **entries}
 
 
 def _searched(result: dict[str, Any], data_path: Path, name: str, setting: dict[str, Any]) -> dict[str, Any]:
@@ -203,19 +192,16 @@ def _searched(result: dict[str, Any], data_path: Path, name: str, setting: dict[
 
 
 def main() -> None:
-    parser = new_parser(__doc__)
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--budget", type=float, default=300, help="seconds of a model (default 300)")
-    parser.add_argument("--models", nargs="+", metavar="NAME", help="default: all")
-    args = parser.parse_args()
-    use_threads(args.threads)
+    options: dict[str, Any] = {"budget": 300.0, "models": list[str](), "threads": 2}
+    args = measure.arguments(__doc__, dataset="gowalla", data_path=measure.DATA, **options)
+    measure.use_threads(args.threads)
     settings = contestants(args.dataset)
-    path, data_path = args.json or RESULTS / f"race-{args.dataset}.json", args.data_path.resolve()
+    path, data_path = args.json or measure.RESULTS / f"race-{args.dataset}.json", args.data_path.resolve()
     common = {"dataset": args.dataset, "budget": args.budget, "threads": args.threads, "als_grid": ALS_GRID}
-    if unknown := set(args.models or ()) - set(settings):
+    if unknown := set(args.models) - set(settings):
         raise UserError(f"--models: there is no {', '.join(sorted(unknown))}; there are {', '.join(settings)}")
-    check_data(args.data_path, [args.dataset])
-    result = _earlier(path, json.loads(json.dumps({**here("numba"), **common})))
+    measure.check_data(args.data_path, [args.dataset])
+    result = _earlier(path, json.loads(json.dumps({**measure.here("numba"), **common})))
     names = [name for name in args.models or settings if name not in result["models"]]
     if any("factors" in settings[name] for name in names) and not find_spec("implicit"):
         raise UserError("ALS needs the package implicit: pip install implicit, or name --models without it")
@@ -229,10 +215,10 @@ def main() -> None:
         best = {metric: max((point[metric] for point in row["points"]), default=None) for metric in METRICS}
         epochs = f"{len(row['points']) or 'no'} epochs in {row['seconds']:.0f} s, ended by its {row['ended']}"
         print(f"{name}: {epochs}; best {best}", flush=True)
-        write_json(path, result)
+        measure.write_json(path, result)
     tables = {clock: {m: front(result["models"], args.budget, clock, m) for m in METRICS} for clock in CLOCKS}
     print(json.dumps(tables, indent=1))
-    write_json(path, {**result, "front": tables})
+    measure.write_json(path, {**result, "front": tables})
     draw(result, path.with_suffix(".png"))
 
 
@@ -241,4 +227,4 @@ if __name__ == "__main__":
         logging.disable(logging.INFO)
         contest(*json.loads(sys.argv[2]))
     else:
-        sys.exit(exit_code(main))
+        sys.exit(measure.exit_code(main))

@@ -22,16 +22,9 @@ from time import perf_counter, sleep
 from typing import Any
 
 import httpx
+import measure
 import numpy as np
-from measure import (
-    Row,
-    claim,
-    exit_code,
-    here,
-    measure_to_file,
-    new_parser,
-    use_threads,
-)
+from measure import Row, claim
 
 from recbole_onebp.serving import Recommender
 
@@ -180,21 +173,18 @@ def _send(url: str, user: str, acknowledged: list[str], items: list[str]) -> Non
 
 
 def main() -> int:
-    parser = new_parser(__doc__, data=False, repeats=3, rows=NAMES)
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE_DIR", help="what recbole-onebp export wrote")
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seconds", type=float, default=20, help="of requests, for each latency (default 20)")
-    args = parser.parse_args()
-    use_threads(args.threads)
+    options: dict[str, Any] = {"only": list(NAMES), "repeats": 3, "seed": 2024, "threads": 2}
+    args = measure.arguments(__doc__, "bundle", bundle=Path, kills=50, seconds=20.0, **options)
+    measure.use_threads(args.threads)
     manifest = Recommender.load(args.bundle).bundle.manifest
     facts = {name: manifest[name] for name in ("n_users", "n_items", "embedding_size", "dtype", "score")}
     settings = {"threads": args.threads, "seed": args.seed, "seconds": args.seconds}
-    about = {**here(), "settings": settings, "bundle": facts}
+    about = {**measure.here(), "settings": settings, "bundle": facts}
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(args, Path(scratch))
         rows = {name: getattr(bench, name) for name in NAMES}
-        return measure_to_file(rows, args, f"{about['machine']['slug']}-serving", about)
+        return measure.measure_to_file(rows, args, f"{about['machine']['slug']}-serving", about)
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(measure.exit_code(main))

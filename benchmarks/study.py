@@ -1,45 +1,29 @@
 """What drives the quality of OneBP: one factor at a time around one setting, on validation, never on test.
 
-    python benchmarks/study.py --dataset gowalla [--factors temperature ...] [--seeds 1] [--jobs 1] [--threads 2]
+    python benchmarks/study.py --dataset gowalla [--factors temperature ...] [--seeds 1] [--threads 2]
 
-Trains ``--jobs`` models at a time, each on its own cores, and on a GPU if there is one. Results are added to
-``results/study/<data set>.json`` as they arrive; what is there is not repeated. A chart of all of them is drawn beside
-it; ``render.py`` makes the tables of ``docs/study.md``.
+Trains on a GPU if there is one. Results are added to ``results/study/<data set>.json`` as they arrive; what is there is
+not repeated. A chart of all of them is drawn beside it; ``render.py`` makes the tables of ``docs/study.md``.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
-from multiprocessing.queues import SimpleQueue
+from itertools import product
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import measure
 import torch
-from measure import (
-    DATASETS,
-    RESULTS,
-    THREAD_VARIABLES,
-    Machine,
-    check_data,
-    exit_code,
-    new_parser,
-    picture,
-    versions,
-    write_json,
-)
 from quality import SETTINGS, shown
 
 from recbole_onebp import build
-from recbole_onebp.util.errors import UserError
 
 Overrides = dict[str, Any]
 
@@ -52,18 +36,9 @@ SCHEDULES: dict[str, Overrides] = {
 """Short ones: the learning rate falls to a few per cent. A longer schedule gains most on the larger data."""
 
 PAPER: Overrides = {
-    "score": "dot",
-    "temperature": 1.0,
-    "item_bias": False,
-    "negatives": "per_pair",
-    "train_batch_size": 5120,
-    "aggregation": "step",
-    "aggregation_alpha": 0.0,
-    "beta": 0.99,
-    "leave_one_out": False,
-    "learning_rate_decay": 1.0,
-}
-
+    "score": "dot", "temperature": 1.0, "item_bias": False, "negatives": "per_pair", "train_batch_size": 5120,
+    "aggregation": "step", "aggregation_alpha": 0.0, "beta": 0.99, "leave_one_out": False, "learning_rate_decay": 1.0,
+}  # fmt: skip
 MOVING: Overrides = {"aggregation": "step", "leave_one_out": False}
 WHOLE: Overrides = {"leave_one_out": False}
 
@@ -139,13 +114,6 @@ def variations(factors: list[str]) -> Iterator[tuple[str, Overrides]]:
             yield factor, overrides
 
 
-def begin(threads: int, places: SimpleQueue[int]) -> None:
-    """Pin a training process to its own cores; ``places`` holds the number of each process, from 0."""
-    first = places.get() * threads
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[first : first + threads])
-    logging.disable(logging.INFO)
-
-
 def run(dataset: str, data_path: Path, overrides: Overrides, seed: int) -> dict[str, Any]:
     """Train once; the validation metrics of every epoch."""
     settings = {**SETTINGS, **SCHEDULES[dataset], **overrides, "seed": seed, "data_path": str(data_path)}
@@ -154,9 +122,9 @@ def run(dataset: str, data_path: Path, overrides: Overrides, seed: int) -> dict[
         built = build("OneBP", dataset, config_dict={**settings, "show_progress": False, "output_dir": scratch})
         epoch, valid = built.train(saved=False)
     curve = [{**each["valid"], "seconds": each["train_seconds"]} for each in built.trainer.record.epochs]
-    machine = torch.cuda.get_device_name() if built.config["device"].type == "cuda" else Machine.here().cpu
+    machine = torch.cuda.get_device_name() if built.config["device"].type == "cuda" else measure.machine()["cpu"]
     found = {"valid": valid, "epoch": epoch + 1, "seconds": perf_counter() - start, "curve": curve}
-    return {**found, "machine": machine, "versions": versions("numba")}
+    return {**found, "machine": machine, "versions": measure.versions("numba")}
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
@@ -168,7 +136,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     base = statistics.mean(bases.values())
     factors = list(dict.fromkeys(factor for factor, _ in values))
     names = [name if len(name) < 100 else factor for factor, name in values]
-    with picture(path, 9, 1 + 0.21 * len(values)) as figure:
+    with measure.picture(path, 9, 1 + 0.21 * len(values)) as figure:
         axes = figure.subplots()
         axes.axvspan(*(100 * (extreme(bases.values()) / base - 1) for extreme in (min, max)), color="0.85")
         axes.axvline(0, color="0.5", linewidth=1)
@@ -183,47 +151,28 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = new_parser(__doc__)
-    parser.add_argument("--dataset", choices=DATASETS, required=True)
-    parser.add_argument("--factors", nargs="+", choices=FACTORS, default=list(FACTORS), metavar="FACTOR")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (default 1), --threads cores each")
-    args = parser.parse_args()
-    path = args.json or RESULTS / "study" / f"{args.dataset}.json"
-    check_data(args.data_path, [args.dataset])
-    free = len(os.sched_getaffinity(0))
-    if not 0 < args.jobs * args.threads <= free:
-        raise UserError(f"--jobs {args.jobs} --threads {args.threads}: {free} cores are free to use")
+    options: dict[str, Any] = {"factors": list(FACTORS), "seeds": [1], "threads": 2}
+    args = measure.arguments(__doc__, dataset=measure.DATASETS, data_path=measure.DATA, **options)
+    measure.use_threads(args.threads)
+    path = args.json or measure.RESULTS / "study" / f"{args.dataset}.json"
+    measure.check_data(args.data_path, [args.dataset])
+    logging.disable(logging.INFO)
     about = {"dataset": args.dataset, "settings": {**SETTINGS, **SCHEDULES[args.dataset]}}
     runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
     done = {(entry["label"], entry["seed"]) for entry in runs}
     order = {(factor, label(overrides)): place for place, (factor, overrides) in enumerate(variations(list(FACTORS)))}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(args.threads)))  # read by the new processes
-    context = get_context("spawn")
-    places = context.SimpleQueue()
-    for place in range(args.jobs):
-        places.put(place)
-    with ProcessPoolExecutor(args.jobs, context, begin, (args.threads, places)) as pool:
-        trained = {
-            pool.submit(run, args.dataset, args.data_path.resolve(), overrides, seed): (factor, overrides, seed)
-            for factor, overrides in variations(args.factors)
-            for seed in args.seeds
-            if (label(overrides), seed) not in done
-        }
-        try:
-            for training in as_completed(trained):
-                (factor, overrides, seed), found = trained[training], training.result()
-                name = label(overrides)
-                runs.append({"factor": factor, "label": name, "overrides": overrides, "seed": seed, **found})
-                runs.sort(key=lambda entry: (order.get((entry["factor"], entry["label"]), len(order)), entry["seed"]))
-                outcome = f"{shown(found['valid'])}; epoch {found['epoch']}, {found['seconds']:.0f} s"
-                print(f"{factor}: {name}, seed {seed}: {outcome}", flush=True)
-                write_json(path, {**about, "runs": runs})
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # otherwise all other trainings would still run
-            raise
+    for (factor, overrides), seed in product(variations(args.factors), args.seeds):
+        name = label(overrides)
+        if (name, seed) in done:
+            continue
+        found = run(args.dataset, args.data_path.resolve(), overrides, seed)
+        runs.append({"factor": factor, "label": name, "overrides": overrides, "seed": seed, **found})
+        runs.sort(key=lambda entry: (order.get((entry["factor"], entry["label"]), len(order)), entry["seed"]))
+        outcome = f"{shown(found['valid'])}; epoch {found['epoch']}, {found['seconds']:.0f} s"
+        print(f"{factor}: {name}, seed {seed}: {outcome}", flush=True)
+        measure.write_json(path, {**about, "runs": runs})
     draw({**about, "runs": runs}, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(measure.exit_code(main))

@@ -6,7 +6,7 @@
 The first makes Parquet files, prepares them, trains one epoch and compares the lists with the best possible ones, which
 are known: interactions are drawn from a planted law. Each stage runs in a process of its own, so its peak of resident
 memory is its own. ``growth`` varies one quantity at a time around ``BASE``, on pairs drawn in memory. Of a longer epoch
-it times the order, which is made whole, and ``STEPS`` steps, which are all alike. It takes about six minutes.
+it times the order, which is made whole, and ``STEPS`` steps, which are all alike.
 
 They write ``results/<machine>-large.json``, and ``results/<machine>-growth.json`` with a chart beside it.
 """
@@ -82,39 +82,37 @@ def _ranks(size: int, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
     return np.clip(ranks, 0, size - 1, out=ranks)  # rounding may exceed the range by one
 
 
-def make_epoch(user: Ids, item: Ids, n_users: int, n_items: int, config: Mapping[str, Any]) -> Callable[[], float]:
+def make_epoch(user: Ids, item: Ids, size: Mapping[str, int], seed: int, **overrides: Any) -> Callable[[], float]:
     """A function that trains an epoch, or ``STEPS`` steps of it, and returns the seconds of a whole epoch.
 
-    It is the fast engine on plain arrays, without RecBole's data set, loaders and trainer.
-
-    Args:
-        user: internal user ids, shape ``(n,)``.
-        item: internal item ids, shape ``(n,)``.
-        n_users: with the padding row, as in RecBole.
-        n_items: likewise.
-        config: OneBP's keys that differ from the paper's setting, with ``learning_rate`` and ``seed``.
+    It runs the fast engine in the paper's setting on plain arrays, without RecBole's data set, loaders and trainer.
     """
     import torch
-    import yaml
 
     from recbole_onebp.config.properties import properties_dir
     from recbole_onebp.config.schema import OneBPConfig
     from recbole_onebp.engine import Schedule
     from recbole_onebp.engine.cpu import FusedEngine
+    from recbole_onebp.util import safe_yaml
 
-    files = (properties_dir() / "model" / "OneBP.yaml", properties_dir() / "preset" / "paper.yaml")
-    defaults, paper = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in files)
-    values = {**defaults, **paper["all"], **config}
+    defaults = safe_yaml.read(properties_dir() / "model" / "OneBP.yaml", "OneBP.yaml")
+    paper = safe_yaml.read(properties_dir() / "preset" / "paper.yaml", "paper.yaml")["all"]
+    own = {
+        "embedding_size": size["dimension"], "weight_decay": 0.0, "duplicates": "sequential",
+        "train_neg_sample_args": {"distribution": "uniform", "sample_num": size["negatives"]},
+        "train_batch_size": POSITIVES * size["negatives"],  # RecBole counts negatives
+    }  # fmt: skip
+    values = {**defaults, **paper, **own, **overrides}
     settings = OneBPConfig(**{key: values[key] for key in OneBPConfig.model_fields})
-    generator = torch.Generator().manual_seed(config["seed"])
-    users, items = (0.01 * torch.randn(n, settings.embedding_size, generator=generator) for n in (n_users, n_items))
+    counts = size["users"] + 1, size["items"] + 1  # with the padding row, as in RecBole
+    generator = torch.Generator().manual_seed(seed)
+    users, items = (0.01 * torch.randn(n, settings.embedding_size, generator=generator) for n in counts)
+    table = torch.nn.Parameter(items)
     # The attributes that the engine reads.
-    model: Any = SimpleNamespace(
-        config=settings, user_table=users, item_table=torch.nn.Parameter(items), item_bias=None, item_weight=None
-    )
+    model: Any = SimpleNamespace(config=settings, user_table=users, item_table=table, item_bias=None, item_weight=None)
     learner = torch.optim.SparseAdam if settings.learner == "sparse_adam" else torch.optim.Adam
-    schedule = Schedule(user, item, n_users, n_items, settings, config["seed"])
-    engine = FusedEngine(model, learner([model.item_table], lr=config["learning_rate"]), schedule)
+    schedule = Schedule(user, item, *counts, settings, seed)
+    engine = FusedEngine(model, learner([table], lr=1e-3), schedule)
     epochs, steps = count(), min(STEPS, len(schedule))
     chance = math.log(1 + settings.repeats)
 
@@ -140,31 +138,18 @@ def make_epoch(user: Ids, item: Ids, n_users: int, n_items: int, config: Mapping
 
 def fitted_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
     """The slope of a straight line through the points on log-log axes."""
-    slope, _ = np.polyfit(np.log(sizes), np.log(seconds), 1)
-    return float(slope)
-
-
-def epochs_of(size: Mapping[str, int], learners: Sequence[str], seed: int) -> list[Callable[[], float]]:
-    """For each learner an epoch to time, see :func:`make_epoch`, on the same data."""
-    user, item = power_law_pairs(size["interactions"], size["users"], size["items"], seed)
-    config = {
-        "embedding_size": size["dimension"],
-        "train_neg_sample_args": {"distribution": "uniform", "sample_num": size["negatives"]},
-        "train_batch_size": POSITIVES * size["negatives"],  # RecBole counts negatives
-        "learning_rate": 1e-3,
-        "weight_decay": 0.0,
-        "duplicates": "sequential",
-        "seed": seed,
-    }
-    counts = size["users"] + 1, size["items"] + 1
-    return [make_epoch(user, item, *counts, {**config, "learner": learner}) for learner in learners]
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
 def sweep(
     quantity: str, sizes: Sequence[int], learners: Sequence[str], repeats: int, seed: int
 ) -> list[dict[str, Any]]:
     """For each learner the seconds of an epoch at each size, and an exponent fitted to each round."""
-    epochs = [epoch for size in sizes for epoch in epochs_of({**BASE, quantity: size}, learners, seed)]
+    epochs = []
+    for value in sizes:
+        size = {**BASE, quantity: value}
+        pairs = power_law_pairs(size["interactions"], size["users"], size["items"], seed)
+        epochs += [make_epoch(*pairs, size, seed, learner=learner) for learner in learners]
     for epoch in epochs:  # compiles and allocates
         epoch()
     seconds = measure.alternate(repeats, *epochs)
@@ -207,10 +192,7 @@ def draw(sweeps: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
 
 
 def _short(value: float) -> str:
-    for unit, letter in ((1e6, "M"), (1e3, "k")):
-        if value >= unit:
-            return f"{value / unit:g} {letter}"
-    return f"{value:g}"
+    return f"{value / 1e6:g} M" if value >= 1e6 else f"{value / 1e3:g} k" if value >= 1e3 else f"{value:g}"
 
 
 NAME = "large"
@@ -469,32 +451,24 @@ def _stage(stage: str, folder: str, arguments: dict[str, Any]) -> dict[str, Any]
     return {"seconds": seconds, **memory, "major_faults": faults, **found}
 
 
-def run_stages(args: argparse.Namespace, folder: str) -> dict[str, Any]:
-    sizes = {"n": args.interactions, "n_users": args.users, "n_items": args.items, "n_tested": args.tested}
-    run = {"n": args.interactions, "dimension": args.dimension, "seed": args.seed}
-    stages = {}
-    for name, stage, arguments in (
-        ("make", "make", {**sizes, "seed": args.seed}),
-        ("first start", "prepare", run),
-        ("second start", "prepare", run),
-        ("train and test", "train", run),
-    ):
-        found = stages[name] = measure.in_a_process(__file__, "stage", stage, folder, arguments)
-        found["bytes_an_interaction"] = (found["peak_mb"] - found["imports_mb"]) * 2**20 / args.interactions
-        shown = f"{found['bytes_an_interaction']:.0f} bytes an interaction, {found['major_faults']} major page faults"
-        print(f"{name}: {found['seconds']:.1f} s, peak {found['peak_mb']:,.0f} MiB, {shown}", flush=True)
-    return stages
-
-
 def measure_whole(args: argparse.Namespace) -> None:
     about, free_mb = measure.here("numba", "pandas", "pyarrow"), int(memory_mb("MemAvailable", "/proc/meminfo"))
+    sizes = {"n": args.interactions, "n_users": args.users, "n_items": args.items, "n_tested": args.tested}
+    run = {"n": args.interactions, "dimension": args.dimension, "seed": args.seed}
+    plan = {"make": ("make", {**sizes, "seed": args.seed}), "first start": ("prepare", run)}
+    plan |= {"second start": ("prepare", run), "train and test": ("train", run)}
+    stages = {}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        stages = run_stages(args, folder)
+        for name, (stage, arguments) in plan.items():
+            found = stages[name] = measure.in_a_process(__file__, "stage", stage, folder, arguments)
+            found["bytes_an_interaction"] = (found["peak_mb"] - found["imports_mb"]) * 2**20 / args.interactions
+            numbers = {key: value for key, value in found.items() if key not in ("result", "truth")}
+            print(f"{name}: {numbers}", flush=True)
     result, truth = stages["train and test"]["result"], stages["train and test"]["truth"]
     print(f"epoch {result['epoch_seconds'][0]:.1f} s; test {result['test']}; {truth}")
-    sizes = {key: getattr(args, key) for key in ("interactions", "users", "items", "dimension", "tested")}
-    settings = {**settings_of(args.interactions, args.dimension, args.seed), "threads": args.threads, "repeats": 1}
-    found = {**about, "settings": settings, "available_mb_before": free_mb, "sizes": sizes, "stages": stages}
+    settings = {**settings_of(**run), "threads": args.threads, "repeats": 1}
+    shown = {key: getattr(args, key) for key in ("interactions", "users", "items", "dimension", "tested")}
+    found = {**about, "settings": settings, "available_mb_before": free_mb, "sizes": shown, "stages": stages}
     measure.write_json(args.json or measure.RESULTS / f"{about['machine']['slug']}-large.json", found)
 
 

@@ -470,15 +470,10 @@ def gpu_rows(bench: Bench) -> Rows:
 
 def main() -> int:
     rows = [*ON_CPU, *ON_GPU]
-    given: dict[str, Any] = {
-        "only": rows,
-        "repeats": 5,
-        "seed": 2024,
-        "threads": 2,
-        "device": ("cpu", "cuda"),
-        "reference": Path,
-    }
-    args = measure.arguments(__doc__, data_path=measure.DATA, **given)
+    args = measure.arguments(
+        __doc__, only=rows, repeats=5, seed=2024, threads=2, data_path=measure.DATA, device=("cpu", "cuda"),
+        reference=Path,
+    )  # fmt: skip
     possible = list(ON_CPU) if args.device == "cpu" else ON_GPU
     args.only = possible if args.only == rows else args.only
     if other := set(args.only) - set(possible):

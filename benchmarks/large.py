@@ -147,9 +147,9 @@ def sweep(
     """For each learner the seconds of an epoch at each size, and an exponent fitted to each round."""
     epochs = []
     for value in sizes:
-        size = {**BASE, quantity: value}
-        pairs = power_law_pairs(size["interactions"], size["users"], size["items"], seed)
-        epochs += [make_epoch(*pairs, size, seed, learner=learner) for learner in learners]
+        base = {**BASE, quantity: value}
+        pairs = power_law_pairs(base["interactions"], base["users"], base["items"], seed)
+        epochs += [make_epoch(*pairs, base, seed, learner=learner) for learner in learners]
     for epoch in epochs:  # compiles and allocates
         epoch()
     seconds = measure.alternate(repeats, *epochs)

@@ -86,18 +86,18 @@ def ratios(ours: Iterable[float], theirs: Iterable[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a results table: a quantity, measured in several rounds, and its target."""
+    """One line of a results table: a quantity, measured in several rounds, and its target.
+
+    ``values`` are our time divided by theirs in each round, or what the title says, and ``parts`` the measurements
+    behind them. ``checked`` says what was asserted. The target is an upper bound unless ``at_least``.
+    """
 
     title: str
     values: list[float]
-    """One a round: our time divided by theirs, or what the title says."""
     parts: dict[str, list[float]]
-    """The measurements behind the values, each with its unit."""
     checked: str
-    """What was asserted before, during or after the timing."""
     target: float | None = None
     at_least: bool = False
-    """The target is a lower bound; otherwise an upper bound."""
     note: str = ""
 
     @property
@@ -275,23 +275,18 @@ def check_data(data_path: Path, datasets: Iterable[str]) -> None:
                 raise UserError(f"{path} is missing; recbole-onebp fetch {dataset} --data_path {data_path} gets it")
 
 
-def check_same(path: Path, earlier: Mapping[str, Any], about: Mapping[str, Any], keys: Iterable[str]) -> None:
-    """Raise :class:`UserError` if a result file was measured under other conditions."""
+def earlier(path: Path | None, about: Mapping[str, Any], entry: str, keys: Iterable[str]) -> Any:
+    """An entry of a result file, None without a file; refuses a file that was measured under other conditions."""
+    if path is None or not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
     for key in keys:
-        before, now, names = earlier[key], about[key], ""
+        before, now, names = found[key], about[key], ""
         if isinstance(now, Mapping):
             different = [name for name in {**before, **now} if before.get(name) != now.get(name)]
             names = ", ".join(name for name in different if name not in VARYING)
         if names or (before != now and not isinstance(now, Mapping)):
             raise UserError(f"{path}: its rows have another {key}{names and f' ({names})'}; name another file")
-
-
-def earlier(path: Path | None, about: Mapping[str, Any], entry: str, keys: Iterable[str]) -> Any:
-    """An entry of a result file that was measured under the same conditions, None without a file."""
-    if path is None or not path.is_file():
-        return None
-    found = json.loads(path.read_text(encoding="utf-8"))
-    check_same(path, found, about, keys)
     return found[entry]
 
 

@@ -346,6 +346,11 @@ def test_rows_measured_alike_stay_and_others_are_refused(tmp_path):
     assert measure.earlier(path, busier, "rows", here) == earlier["rows"]
     with pytest.raises(UserError, match=r"another settings \(seed\)"):
         measure.earlier(path, {**here, "settings": {"seed": 2}}, "rows", here)
+    about = {"dataset": "gowalla", "settings": {"threads": 1}}
+    path.write_text(json.dumps({**about, "runs": [{"seed": 1}]}))
+    assert measure.earlier(path, about, "runs", about) == [{"seed": 1}]
+    with pytest.raises(UserError, match="another dataset"):
+        measure.earlier(path, {**about, "dataset": "yelp2018"}, "runs", about)
 
 
 @pytest.fixture(scope="module")

@@ -122,10 +122,9 @@ def shown(row: Mapping[str, Any]) -> str:
     """A row for the terminal."""
     if "median" not in row:
         return f"{row['title']}: {row['verdict']}"
-    bound = "" if row["target"] is None else f", {'at least' if row['at_least'] else 'at most'} {row['target']:g}"
     parts = "; ".join(f"{name} {part['median']:.4g}" for name, part in row["parts"].items())
-    spread = f"{row['median']:.3g} ({row['min']:.3g}..{row['max']:.3g}){bound}"
-    return f"{row['title']}: {spread}: {row['verdict']}\n    {parts}\n    checked: {row['checked']}"
+    bound = "" if row["target"] is None else f", target {row['target']:g}: {row['verdict']}"
+    return f"{row['title']}: {row['median']:.3g} ({row['min']:.3g} to {row['max']:.3g}){bound}\n    {parts}"
 
 
 Rows = Mapping[str, Callable[[], list[Row]]]
@@ -159,14 +158,12 @@ def measure_all(rows: Rows, keep: Callable[[dict[str, Any]], None] = lambda _: N
 def measure_to_file(rows: Rows, args: argparse.Namespace, name: str, about: dict[str, Any]) -> int:
     """Measure ``args.only`` of the rows and write them; the exit code.
 
-    All rows together go to ``results/<name>.json``. A selection is written only where ``args.json`` says so, and the
-    file keeps its other rows if they were measured in the same way.
+    All rows together go to ``results/<name>.json``, a selection only to ``args.json``, beside that file's other rows.
     """
-    every = set(args.only) == set(rows)
+    every, start = set(args.only) == set(rows), perf_counter()
     out = args.json or (RESULTS / f"{name}.json" if every else None)
     before = {} if every else earlier(out, about, "rows", about) or {}
-    load, start = about["machine"]["load_before"], perf_counter()
-    if load > 0.5:
+    if (load := about["machine"]["load_before"]) > 0.5:
         print(f"warning: load average {load}: other programs are running, the timings will be off")
 
     def keep(done: dict[str, Any]) -> None:
@@ -175,7 +172,6 @@ def measure_to_file(rows: Rows, args: argparse.Namespace, name: str, about: dict
             write_json(out, {**about, "rows": {**before, **done}})
 
     _, sound = measure_all({row: rows[row] for row in args.only}, keep)
-    print(f"{perf_counter() - start:.0f} s in all")
     return 0 if sound else 1
 
 

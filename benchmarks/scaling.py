@@ -2,11 +2,10 @@
 
     python benchmarks/scaling.py [--data_path dataset] [--dataset gowalla] [--only ROW ...] [--repeats 5] [--json OUT]
 
-Each process is pinned to a core; groups of processes take turns: one on one core, two on two, four on two. A turn is an
-epoch, or its first 1,000 steps, with the epoch's order and the users' first aggregation. ``link`` has two processes
-without shared memory, as on two hosts, over the loopback device; a slower link is simulated by stretching each exchange
-to the time its bytes would take. All rows together are written to ``results/<machine>-scaling.json``, a selection only
-with ``--json``.
+Each process is pinned to a core; groups of processes take turns. A turn is an epoch, or its first 1,000 steps, with the
+epoch's order and the users' first aggregation. ``link`` has two processes without shared memory, as on two hosts, over
+the loopback device; a slower link is simulated by stretching each exchange to the time its bytes would take. All rows
+together are written to ``results/<machine>-scaling.json``, a selection only with ``--json``.
 """
 
 from __future__ import annotations
@@ -221,55 +220,50 @@ def _collectives(run: Any, repeats: int) -> dict[str, list[float]]:
 class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.repeats = args.repeats
-        self.config: dict[str, Any] = {
-            "data_path": str(args.data_path.resolve()), "dataset": args.dataset, "seed": args.seed,
-            "show_progress": False, "epochs": 1,
-        }  # fmt: skip
+        self.config: dict[str, Any] = {"data_path": str(args.data_path.resolve()), "dataset": args.dataset}
+        self.config |= {"seed": args.seed, "show_progress": False, "epochs": 1}
 
     def throughput(self) -> list[Row]:
-        return [row for name in SETTINGS for row in self._throughput(name)]
-
-    def _throughput(self, name: str) -> list[Row]:
-        n_steps, settings = SETTINGS[name]
-        config = {**self.config, **settings}
-        with ExitStack() as stack:
-            groups = {world: stack.enter_context(ranks(world, world, config)) for world in (1, 2, 4)}
-            apart = stack.enter_context(ranks(2, 1, config, apart=True))
-            for _ in range(2):  # compiles, and allocates the tables
-                losses = [ask(_turn, n_steps)[0][1] for ask in (*groups.values(), apart)]
-                claim(np.allclose(losses, losses[0], rtol=1e-5), f"losses of 1, 2 and 4 processes: {losses}")
-            turns = [partial(_seconds, ask, n_steps) for ask in (*groups.values(), apart)]
-            *seconds, apart_seconds = measure.alternate(self.repeats, *turns)
-            held = {world: ask(_rows) for world, ask in groups.items()}
-        checked = f"losses of 1, 2 and 4 processes within 1e-5 of one another, the first of {losses[0]:.6g}"
-        parts = {f"{world} processes, s": values for world, values in zip(groups, seconds, strict=True)}
-        title = f"throughput, {{}}, {self.config['dataset']}, {name}"
-        note = f"{n_steps} steps" if n_steps else "an epoch"
-        rows = [
-            Row(title.format("2 processes on 2 cores / 1 on 1"), ratios(seconds[0], seconds[1]), parts,
-                checked, TARGET, at_least=True, note=note),
-            Row(title.format("4 processes on 2 cores / 1 on 1"), ratios(seconds[0], seconds[2]), parts, checked),
-            Row(title.format("2 runs at once / 1"), [2 * each for each in ratios(seconds[0], apart_seconds)],
-                {"2 runs, s": apart_seconds}, checked, note="nothing shared: what two cores give at most"),
-        ]  # fmt: skip
-        return [*rows, *(_memory_rows(held) if name == "defaults" else [])]
+        rows = []
+        for name, (n_steps, settings) in SETTINGS.items():
+            config = {**self.config, **settings}
+            with ExitStack() as stack:
+                groups = {world: stack.enter_context(ranks(world, world, config)) for world in (1, 2, 4)}
+                apart = stack.enter_context(ranks(2, 1, config, apart=True))
+                for _ in range(2):  # compiles, and allocates the tables
+                    losses = [ask(_turn, n_steps)[0][1] for ask in (*groups.values(), apart)]
+                    claim(np.allclose(losses, losses[0], rtol=1e-5), f"losses of 1, 2 and 4 processes: {losses}")
+                turns = [partial(_seconds, ask, n_steps) for ask in (*groups.values(), apart)]
+                one, two, four, at_once = measure.alternate(self.repeats, *turns)
+                held = {world: ask(_rows) for world, ask in groups.items()}
+            checked = f"losses of 1, 2 and 4 processes within 1e-5 of one another, the first of {losses[0]:.6g}"
+            parts = {"1 processes, s": one, "2 processes, s": two, "4 processes, s": four}
+            title = f"throughput, {{}}, {self.config['dataset']}, {name}"
+            note = f"{n_steps} steps" if n_steps else "an epoch"
+            rows += [
+                Row(title.format("2 processes on 2 cores / 1 on 1"), ratios(one, two), parts, checked, TARGET,
+                    at_least=True, note=note),
+                Row(title.format("4 processes on 2 cores / 1 on 1"), ratios(one, four), parts, checked),
+                Row(title.format("2 runs at once / 1"), [2 * each for each in ratios(one, at_once)],
+                    {"2 runs, s": at_once}, checked, note="nothing shared: what two cores give at most"),
+                *(_memory_rows(held) if name == "defaults" else []),
+            ]  # fmt: skip
+        return rows
 
     def link(self) -> list[Row]:
-        return [row for name in LINKED for row in self._link(name)]
-
-    def _link(self, name: str) -> list[Row]:
-        n_steps, settings = SETTINGS[name]
-        config, rows = {**self.config, **settings}, []
-        with ranks(1, 1, config) as alone, ranks(2, 1, config) as two:
-            for ask in (alone, two):
-                ask(_turn, n_steps)
-            for wire, link in {"loopback": None, **LINKS}.items():
-                two(_simulate, link)
-                turns = (partial(_seconds, ask, n_steps) for ask in (alone, two))
-                seconds = measure.alternate(max(2, self.repeats // 2), *turns)
-                parts = {"1 process, s": seconds[0], "2 hosts, s": seconds[1]}
-                title = f"throughput, 2 hosts of 1 process / 1, {name}, {wire}"
-                rows.append(Row(title, ratios(*seconds), parts, "losses finite"))
+        rows = []
+        for name in LINKED:
+            n_steps, settings = SETTINGS[name]
+            config = {**self.config, **settings}
+            with ranks(1, 1, config) as alone, ranks(2, 1, config) as two:
+                turns = [partial(_seconds, ask, n_steps) for ask in (alone, two)]
+                measure.alternate(1, *turns)
+                for wire, link in {"loopback": None, **LINKS}.items():
+                    two(_simulate, link)
+                    seconds = measure.alternate(max(2, self.repeats // 2), *turns)
+                    parts = {"1 process, s": seconds[0], "2 hosts, s": seconds[1]}
+                    title = f"throughput, 2 hosts of 1 process / 1, {name}, {wire}"
+                    rows.append(Row(title, ratios(*seconds), parts, "losses finite"))
         return rows
 
     def collectives(self) -> list[Row]:

@@ -24,74 +24,13 @@ import torch
 from quality import SETTINGS, shown
 
 from recbole_onebp import build
+from recbole_onebp.util import safe_yaml
 
 Overrides = dict[str, Any]
 
-SCHEDULES: dict[str, Overrides] = {
-    "gowalla": {"epochs": 8, "learning_rate_decay": 0.8},
-    "yelp2018": {"epochs": 8, "learning_rate_decay": 0.8},
-    "onebp-ml-1m": {"epochs": 12, "learning_rate_decay": 0.85},
-    "onebp-ml-100k": {"epochs": 40, "learning_rate_decay": 0.92},
-}
-"""Short ones: the learning rate falls to a few per cent. A longer schedule gains most on the larger data."""
-
-PAPER: Overrides = {
-    "score": "dot", "temperature": 1.0, "item_bias": False, "negatives": "per_pair", "train_batch_size": 5120,
-    "aggregation": "step", "aggregation_alpha": 0.0, "beta": 0.99, "leave_one_out": False, "learning_rate_decay": 1.0,
-}  # fmt: skip
-MOVING: Overrides = {"aggregation": "step", "leave_one_out": False}
-WHOLE: Overrides = {"leave_one_out": False}
-
-
-def _each(number: int) -> Overrides:
-    """``number`` negatives for each pair, with the same number of pairs a step."""
-    return {"train_batch_size": 256 * number, "train_neg_sample_args": _drawn("uniform", 1.0, number)}
-
-
-def _drawn(distribution: str, alpha: float, number: int = 5, candidates: int = 0) -> Overrides:
-    arguments = {"distribution": distribution, "sample_num": number, "alpha": alpha}
-    return {**arguments, "dynamic": candidates > 0, "candidate_num": candidates}
-
-
-FACTORS: dict[str, list[Overrides]] = {
-    "the paper's form": [PAPER],
-    "temperature": [{"temperature": value} for value in (0.05, 0.07, 0.15, 0.2, 0.3)],
-    "score": [{"score": "dot", "temperature": value} for value in (0.2, 0.5, 1.0)],
-    "item bias": [{"item_bias": False}],
-    "own share": [WHOLE],
-    "item weights": [{"aggregation_alpha": value} for value in (0.0, 0.1, 0.5, 0.75)],
-    "aggregation, every R steps": [{"aggregation_interval": value} for value in (1, 10, 200)],
-    "aggregation, once an epoch": [{"aggregation": "epoch"}],
-    "aggregation, beta": [{**WHOLE, "beta": value} for value in (0.5, 0.9)],
-    "aggregation, every step": [
-        *({**MOVING, "beta": value} for value in (0.9, 0.97, 0.99)),
-        {**MOVING, "beta": 0.97, "user_encoding": "fresh"},
-        {**MOVING, "beta": 0.97, "duplicates": "mean"},
-    ],
-    "negatives": [
-        *({"n_shared_negatives": value} for value in (128, 512, 2048)),
-        *({"negatives": "per_pair", **_each(value)} for value in (5, 20)),
-    ],
-    "negatives, by popularity": [
-        {"logq_correction": corrected, "train_neg_sample_args": _drawn("popularity", alpha)}
-        for corrected in (False, True)
-        for alpha in (0.5, 1.0)
-    ],
-    "negatives, by popularity, as many as pairs": [
-        {"logq_correction": corrected, **same, "train_neg_sample_args": _drawn("popularity", 1.0)}
-        for corrected in (False, True)
-        for same in ({"n_shared_negatives": 256}, {"n_shared_negatives": 2048, "train_batch_size": 2048})
-    ],
-    "negatives, the hardest of so many": [
-        {"negatives": "per_pair", **_each(5), "train_neg_sample_args": _drawn("uniform", 1.0, 5, value)}
-        for value in (2, 8)
-    ],
-    "learning rate": [{"learning_rate": value} for value in (0.0025, 0.01)],
-    "batch size": [{"train_batch_size": value} for value in (64, 128, 512, 2048)],
-    "weight decay": [{"weight_decay": value} for value in (1e-6, 1e-5)],
-    "dimension": [{"embedding_size": value} for value in (16, 32, 128, 256)],
-    "backpropagations": [{"backprop": "two", **MOVING, "aggregation_alpha": 0.0}],
-}
+PLAN = safe_yaml.read(Path(__file__).with_name("study.yaml"), "study.yaml")
+SCHEDULES: dict[str, Overrides] = PLAN["schedules"]
+FACTORS: dict[str, list[Overrides]] = PLAN["factors"]
 
 
 def label(overrides: Overrides) -> str:

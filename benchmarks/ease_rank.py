@@ -65,7 +65,7 @@ def validate(dataset: str, data_path: Path, reg_weights: list[float], ranks: lis
 def main() -> None:
     dense = tuple(name for name in measure.DATASETS if name.startswith("onebp-ml"))  # makes matrices of items x items
     args = measure.arguments(
-        __doc__, dataset=dense, data_path=measure.DATA, reg_weight=[200.0, 500.0, 1000.0, 2000.0, 5000.0],
+        __doc__, json=Path, dataset=dense, data_path=measure.DATA, reg_weight=[200.0, 500.0, 1000.0, 2000.0, 5000.0],
         ranks=[64, 128, 256, 512, 1024], threads=2,
     )  # fmt: skip
     measure.use_threads(args.threads)

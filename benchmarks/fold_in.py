@@ -268,7 +268,9 @@ def draw(runs: Sequence[dict[str, Any]], path: Path, title: str) -> None:
 
 
 def main() -> None:
-    args = measure.arguments(__doc__, dataset="ml-100k", data_path=measure.DATA, users=300, epochs=15, seeds=[1, 2, 3])
+    args = measure.arguments(
+        __doc__, json=Path, dataset="ml-100k", data_path=measure.DATA, users=300, epochs=15, seeds=[1, 2, 3]
+    )
     logging.disable(logging.INFO)
     defaults = safe_yaml.read(properties_dir() / "model" / "OneBP.yaml", "OneBP.yaml")
     setting = {**{key: defaults[key] for key in KEYS}, "epochs": args.epochs}

@@ -245,7 +245,7 @@ def arguments(doc: str | None, place: str = "", **options: Any) -> argparse.Name
             list of names several, by default all; other lists take several values, and a dictionary is given as YAML.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"json": Path, **options}.items():
+    for name, default in options.items():
         how: dict[str, Any] = {"type": type(default), "default": default, "help": f"default: {default}"}
         if isinstance(default, type):
             how = {"type": default}

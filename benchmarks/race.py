@@ -162,7 +162,7 @@ def _searched(result: dict[str, Any], data_path: Path, name: str, setting: dict[
 
 def main() -> None:
     options: dict[str, Any] = {"budget": 300.0, "models": list[str](), "threads": 2}
-    args = measure.arguments(__doc__, dataset="gowalla", data_path=measure.DATA, **options)
+    args = measure.arguments(__doc__, json=Path, dataset="gowalla", data_path=measure.DATA, **options)
     measure.use_threads(args.threads)
     settings = contestants(args.dataset)
     path, data_path = args.json or measure.RESULTS / f"race-{args.dataset}.json", args.data_path.resolve()

@@ -45,16 +45,8 @@ class ReferenceCode:
     ) -> None:
         """Start the process.
 
-        Args:
-            clone: folder with the authors' code.
-            pairs: users and items from 0, shape ``(n, 2)``.
-            n_users: size of the user table.
-            n_items: size of the item table.
-            settings: the authors' flags without dashes, ``{"lr": 5e-4, ...}``.
-            device: ``cpu`` or ``cuda``.
-
-        Raises:
-            UserError: if the folder does not hold the code.
+        ``clone`` is the folder with the authors' code, ``pairs`` are users and items from 0, shape ``(n, 2)``, and
+        ``settings`` the authors' flags without dashes, ``{"lr": 5e-4, ...}``. Refuses a folder without the code.
         """
         missing = [name for name in MODULES if not (clone / f"{name}.py").is_file()]
         if missing:

@@ -8,20 +8,17 @@ writes nothing and exits with 1 if a file is not up to date.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import measure
 from measure import DATASETS, table
 from scaling_model import tables as model_tables
-
-from recbole_onebp.util.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 Result = Mapping[str, Any]
@@ -44,10 +41,9 @@ def _of_machines(kind: str, command: str, page: Callable[[Result, Path], str]) -
 def _where(result: Result) -> str:
     machine, settings = result["machine"], result["settings"]
     name = machine.get("gpu") or f"{machine['cpu']}, {settings['threads']} of {machine['cores']} cores"
-    packages = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
     rounds = "1 round" if settings["repeats"] == 1 else f"{settings['repeats']} rounds"
     busy = f", load average before the run {machine['load_before']}" if machine["load_before"] > 0.5 else ""
-    return f"{name}, {machine['system']}; {packages}; {rounds}, seed {settings['seed']}{busy}."
+    return f"{name}, {machine['system']}; {_packages(result)}; {rounds}, seed {settings['seed']}{busy}."
 
 
 def _full(result: Result, _file: Path) -> str:
@@ -109,18 +105,16 @@ def _large(result: Result, _file: Path) -> str:
         ["popularity", *(_number(law[f"popularity {name}"]) for name in names)],
         ["OneBP, one epoch", *(_number(run["test"][name]) for name in names)],
     ]
-    return "\n".join([
-        _where(result),
-        f"{sizes['interactions']:,} interactions, {sizes['users']:,} users, {sizes['items']:,} items, "
-        f"d = {sizes['dimension']}; {result['available_mb_before']:,} MiB free before.",
-        "",
-        table(head, ([name, *(_number(stage[key]) for key in keys)] for name, stage in stages.items())),
-        "",
-        table((f"test users: {sizes['tested']:,}", *names), lists),
-        "",
-        f"The epoch took {_number(run['epoch_seconds'][0])} s. {law['in their groups']:.0%} of the first 20 items are "
-        "of one of the user's two groups.",
-    ])  # fmt: skip
+    return f"""{_where(result)}
+{sizes["interactions"]:,} interactions, {sizes["users"]:,} users, {sizes["items"]:,} items, d = {sizes["dimension"]}; \
+{result["available_mb_before"]:,} MiB free before.
+
+{table(head, ([name, *(_number(stage[key]) for key in keys)] for name, stage in stages.items()))}
+
+{table((f"test users: {sizes['tested']:,}", *names), lists)}
+
+The epoch took {_number(run["epoch_seconds"][0])} s. {law["in their groups"]:.0%} of the first 20 items are \
+of one of the user's two groups."""
 
 
 def comparison(results: Path) -> str:
@@ -134,28 +128,30 @@ def comparison(results: Path) -> str:
     labels = dict.fromkeys(model["label"] for model in models)
     rows = ([label, *(cell for r in reports.values() for cell in _compared(r, label))] for label in labels)
     trials = " or ".join(map(str, sorted({model["tuning_trials"] for model in models} - {0})))
-    pages = [f"[{r['dataset']}](../benchmarks/results/{folder}/report.md)" for folder, r in reports.items()]
-    notes = [
-        f"Test, mean ± standard deviation over {len(report['seeds'])} seeds. {trials} trials a model on validation, "
-        f"none where marked *. ↑ ↓: significantly above or below {report['reference']}.",
-        *(f"Not run on {r['dataset']}: {', '.join(r['left_out'])}." for r in reports.values() if r["left_out"]),
-        f"Budgets, differences, diversity: {', '.join(pages)}.",
-    ]
-    picture = f"![{metric} and training time on {report['dataset']}](../benchmarks/results/{shown}/cost.png)"
-    return "\n".join([table(["", *names], rows), "", *notes, "", picture])
+    pages = (f"[{r['dataset']}](../benchmarks/results/{folder}/report.md)" for folder, r in reports.items())
+    without = {r["dataset"]: ", ".join(r["left_out"]) for r in reports.values() if r["left_out"]}
+    left_out = "".join(f"Not run on {dataset}: {labels}.\n" for dataset, labels in without.items())
+    return f"""{table(["", *names], rows)}
+
+Test, mean ± standard deviation over {len(report["seeds"])} seeds. {trials} trials a model on validation, \
+none where marked *. ↑ ↓: significantly above or below {report["reference"]}.
+{left_out}Budgets, differences, diversity: {", ".join(pages)}.
+
+![{metric} and training time on {report["dataset"]}](../benchmarks/results/{shown}/cost.png)"""
 
 
 def _compared(report: Result, label: str) -> tuple[str, str]:
     """A model's accuracy, marked where it differs from the reference's, and its training time."""
     metric = report["primary_metric"]
-    model = next((model for model in report["models"] if model["label"] == label), None)
-    if model is None or not model["test"]:
+    model = next((model for model in report["models"] if model["label"] == label and model["test"]), None)
+    if model is None:
         return "", ""
-    value = model["test"][metric]
-    difference = next((d for d in report["differences"] if (d["label"], d["metric"]) == (label, metric)), None)
-    mark = "" if difference is None or difference["p_holm"] >= 0.05 else " ↑" if difference["mean"] > 0 else " ↓"
-    star = "" if model["tuning_trials"] else " *"
+    value, mark = model["test"][metric], ""
+    for difference in report["differences"]:
+        if (difference["label"], difference["metric"]) == (label, metric) and difference["p_holm"] < 0.05:
+            mark = " ↑" if difference["mean"] > 0 else " ↓"
     spread = "" if value["std"] is None else f" ± {value['std']:.4f}"
+    star = "" if model["tuning_trials"] else " *"
     return f"{value['mean']:.4f}{spread}{mark}{star}", _number(model["train_seconds"]["mean"])
 
 
@@ -170,23 +166,22 @@ def _studied(file: Path) -> str:
     where: dict[str, list[int]] = {}
     for run in _read(file)["runs"]:
         by_label.setdefault((run["factor"], run["label"]), {})[run["seed"]] = run["valid"]
-        packages = ", ".join(f"{package} {version}" for package, version in run["versions"].items())
-        where.setdefault(f"{run['machine']}; {packages}", []).append(run["seed"])
+        where.setdefault(f"{run['machine']}; {_packages(run)}", []).append(run["seed"])
     bases, rows = by_label["base", "base"], []
-    for (factor, label), runs in by_label.items():
+    for names, runs in by_label.items():
         recall, ndcg = (statistics.mean(run[name] for run in runs.values()) for name in ("recall@20", "ndcg@20"))
         change = ndcg / statistics.mean(bases[seed]["ndcg@20"] for seed in runs) - 1
-        rows.append((factor, label, f"{recall:.4f}", f"{ndcg:.4f}", f"{change:+.1%}"))
+        rows.append([*names, f"{recall:.4f}", f"{ndcg:.4f}", f"{change:+.1%}"])
+    head = [f"### {file.stem}", ""]
+    for machine, seeds in where.items():
+        head.append(f"- {len(seeds)} trainings: {machine}; seeds {', '.join(map(str, sorted(set(seeds))))}.")
+    body = table(("factor", "", "recall@20", "ndcg@20", "against base"), rows)
     picture = f"![What each factor changes on {file.stem}](../benchmarks/results/study/{file.stem}.png)"
-    return "\n".join([
-        f"### {file.stem}",
-        "",
-        *(f"- {len(seeds)} trainings: {machine}; seeds {', '.join(map(str, sorted(set(seeds))))}."
-          for machine, seeds in where.items()),
-        "",
-        table(("factor", "", "recall@20", "ndcg@20", "against base"), rows),
-        *(["", picture] if file.with_suffix(".png").exists() else []),
-    ])  # fmt: skip
+    return "\n".join([*head, "", body, *(["", picture] if file.with_suffix(".png").exists() else [])])
+
+
+def _packages(result: Result) -> str:
+    return ", ".join(f"{package} {version}" for package, version in result["versions"].items())
 
 
 def ease_rank(results: Path) -> str:
@@ -272,18 +267,14 @@ def rendered(text: str, blocks: Mapping[str, Callable[[Path], str]], results: Pa
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, exit with 1 if a file is not up to date")
-    check = parser.parse_args().check
-    stale = []
+    check, stale = measure.arguments(__doc__, check=False).check, []
     for name, blocks in BLOCKS.items():
-        path = ROOT / name
-        old = path.read_text(encoding="utf-8")
-        new = rendered(old, blocks, ROOT / "benchmarks" / "results")
+        old = (ROOT / name).read_text(encoding="utf-8")
+        new = rendered(old, blocks, measure.RESULTS)
         if new != old:
             stale.append(name)
             if not check:
-                write_atomically(path, partial(Path.write_text, data=new, encoding="utf-8"))
+                measure.write_text(ROOT / name, new)
     print(f"{'not up to date' if check else 'written'}: {', '.join(stale)}" if stale else "all up to date")
     return 1 if check and stale else 0
 

@@ -319,7 +319,9 @@ def _memory_rows(held: Mapping[int, list[Any]]) -> list[Row]:
 
 def main() -> int:
     names = ["throughput", "link", "collectives", "constants"]
-    args = measure.arguments(__doc__, only=names, repeats=5, seed=2024, data_path=measure.DATA, dataset="gowalla")
+    args = measure.arguments(
+        __doc__, json=Path, only=names, repeats=5, seed=2024, data_path=measure.DATA, dataset="gowalla"
+    )
     if len(os.sched_getaffinity(0)) < 2:
         raise UserError("one core is free to use; two are needed")
     settings = {"dataset": args.dataset, "seed": args.seed, "repeats": args.repeats, "threads": 2}

@@ -471,7 +471,7 @@ def gpu_rows(bench: Bench) -> Rows:
 def main() -> int:
     rows = [*ON_CPU, *ON_GPU]
     args = measure.arguments(
-        __doc__, only=rows, repeats=5, seed=2024, threads=2, data_path=measure.DATA, device=("cpu", "cuda"),
+        __doc__, json=Path, only=rows, repeats=5, seed=2024, threads=2, data_path=measure.DATA, device=("cpu", "cuda"),
         reference=Path,
     )  # fmt: skip
     possible = list(ON_CPU) if args.device == "cpu" else ON_GPU

@@ -91,7 +91,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 
 def main() -> None:
     options: dict[str, Any] = {"factors": list(FACTORS), "seeds": [1], "threads": 2}
-    args = measure.arguments(__doc__, dataset=measure.DATASETS, data_path=measure.DATA, **options)
+    args = measure.arguments(__doc__, json=Path, dataset=measure.DATASETS, data_path=measure.DATA, **options)
     measure.use_threads(args.threads)
     path = args.json or measure.RESULTS / "study" / f"{args.dataset}.json"
     measure.check_data(args.data_path, [args.dataset])

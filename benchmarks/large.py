@@ -486,8 +486,8 @@ def measure_growth(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = measure.arguments(
-        __doc__, "what", json=Path, what=("whole", "growth"), only=list(SWEEPS), repeats=3, seed=2024, threads=2, folder=Path,
-        interactions=100_000_000, users=10_000_000, items=1_000_000, dimension=32, tested=10_000,
+        __doc__, "what", what=("whole", "growth"), json=Path, only=list(SWEEPS), repeats=3, seed=2024, threads=2,
+        folder=Path, interactions=100_000_000, users=10_000_000, items=1_000_000, dimension=32, tested=10_000,
     )  # fmt: skip
     measure.use_threads(args.threads)
     (measure_whole if args.what == "whole" else measure_growth)(args)

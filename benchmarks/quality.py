@@ -62,8 +62,8 @@ def means(results: list[dict[str, Any]], part: str) -> dict[str, float]:
 
 def main() -> None:
     args = measure.arguments(
-        __doc__, json=Path, dataset=measure.DATASETS, data_path=measure.DATA, seeds=[1], epochs=60, settings={}, no_test=False,
-        threads=2,
+        __doc__, json=Path, dataset=measure.DATASETS, data_path=measure.DATA, seeds=[1], epochs=60, settings={},
+        no_test=False, threads=2,
     )  # fmt: skip
     measure.use_threads(args.threads)
     part, settings = "valid" if args.no_test else "test", {**SETTINGS, **args.settings}

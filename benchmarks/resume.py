@@ -31,7 +31,6 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -105,28 +104,23 @@ def timeless(value: Any) -> Any:
     return [timeless(item) for item in value] if isinstance(value, list) else value
 
 
-@dataclass
-class Straight:
-    """An uninterrupted run: its results, and the seconds of its training."""
-
-    contents: dict[str, Any]
-    seconds: float
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any], folder: Path) -> Straight:
-        finish(start({**settings, "epochs": 1}, folder.with_name("warm")))  # compiles
-        process = start(settings, folder)
-        wait_for_training(process, folder)
-        begun = monotonic()
-        finish(process)
-        return cls(contents(folder), monotonic() - begun)
+def straight(settings: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], float]:
+    """The results of an uninterrupted run, and the seconds of its training."""
+    finish(start({**settings, "epochs": 1}, folder.with_name("warm")))  # compiles
+    process = start(settings, folder)
+    wait_for_training(process, folder)
+    begun = monotonic()
+    finish(process)
+    return contents(folder), monotonic() - begun
 
 
-def trial(settings: Mapping[str, Any], straight: Straight, number: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Stop a run, resume it and compare its results."""
+def trial(
+    settings: Mapping[str, Any], expected: Mapping[str, Any], seconds: float, number: int, seed: int, folder: Path
+) -> dict[str, Any]:
+    """Stop a run that trains for so many seconds, resume it and compare its results."""
     rng, which = random.Random(f"{seed} {number}"), SIGNALS[number % len(SIGNALS)]
     for attempt in range(20):
-        moment, place = rng.uniform(0, straight.seconds), folder / str(attempt)
+        moment, place = rng.uniform(0, seconds), folder / str(attempt)
         process = start(settings, place)
         wait_for_training(process, place)
         sleep(moment)
@@ -150,7 +144,7 @@ def trial(settings: Mapping[str, Any], straight: Straight, number: int, seed: in
     }
     finish(start(settings, place, resume=True))
     now = contents(place)
-    return {**row, "different": [name for name, expected in straight.contents.items() if now[name] != expected]}
+    return {**row, "different": [name for name in expected if now[name] != expected[name]]}
 
 
 def rows(trials: Iterable[Mapping[str, Any]]) -> list[list[Any]]:
@@ -194,14 +188,15 @@ def run_trials(args: argparse.Namespace) -> bool:
         before = json.loads(results.read_text())
         if len(before["trials"]) < args.trials and {**before, "trials": []} == found:
             found = before
-    straight: dict[str, Straight] = {}
+    uninterrupted = {}
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(len(found["trials"]), args.trials):
             name = list(RUNS)[number % len(RUNS)]
             settings = {**data, **RUNS[name]}
-            if name not in straight:
-                straight[name] = Straight.of(settings, Path(scratch) / name)
-            row = {"run": name, **trial(settings, straight[name], number, args.seed, Path(scratch) / str(number))}
+            if name not in uninterrupted:
+                uninterrupted[name] = straight(settings, Path(scratch) / name)
+            place = Path(scratch) / str(number)
+            row = {"run": name, **trial(settings, *uninterrupted[name], number, args.seed, place)}
             print(f"{number + 1}: {row}", flush=True)
             found["trials"].append(row)
             measure.write_json(results, found)

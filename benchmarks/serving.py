@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,7 +146,7 @@ class Bench:
                 process.kill()
 
 
-def _send(url: str, user: str, acknowledged: list[str], items: list[str]) -> None:
+def _send(url: str, user: str, acknowledged: list[str], items: Sequence[str]) -> None:
     """Send events until the service is gone; note those that it acknowledged."""
     with httpx.Client(base_url=url) as client:
         while True:

@@ -3,13 +3,12 @@
     python benchmarks/comparison.py {ml-100k,onebp-ml-100k,onebp-ml-1m} [--data_path dataset] [--without LABEL ...]
 
 Every model of ``properties/tune/baselines.yaml`` gets the same number of trials; its best settings are trained with
-every seed of ``properties/compare/baselines.yaml``. Finished runs are not repeated, so the benchmark can be stopped or
-done in parts: ``--only BPR``, and ``--trials 2`` for the first two trials. Writes ``results/DATASET-comparison``.
+every seed of ``properties/compare/baselines.yaml``. Finished runs are not repeated, so the benchmark can be stopped and
+started again. Writes ``results/DATASET-comparison``.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import re
@@ -20,11 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measure import exit_code, write_text
+import measure
 
 from recbole_onebp.config import RunConfig
 from recbole_onebp.experiments.compare import compare
 from recbole_onebp.experiments.tune.search import tune
+from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,22 +46,17 @@ def plan_of(kind: str) -> Path:
     return ROOT / "properties" / kind / "baselines.yaml"
 
 
-def search(shared: Mapping[str, Any], labels: Sequence[str], trials: int | None) -> Path:
-    """Tune the models with these labels; the folder."""
-    folder = Path("runs") / f"tune-{shared['dataset']}"
+def search_and_compare(shared: Mapping[str, Any], labels: Sequence[str]) -> tuple[Path, Path]:
+    """Tune the models with these labels, then compare them; the folders of the report and of the search."""
+    tuned = Path("runs") / f"tune-{shared['dataset']}"
     if entries := entries_of("tune", labels):
-        tune(plan_of("tune"), {**shared, "models": entries, **({} if trials is None else {"trials": trials})}, folder)
-    return folder
-
-
-def compared(shared: Mapping[str, Any], labels: Sequence[str], tuned: Path) -> Path:
-    """Compare the models with these labels; the report's folder."""
+        tune(plan_of("tune"), {**shared, "models": entries}, tuned)
     entries = [
         entry if entry["label"] in UNTUNED else {"model": entry["model"], "label": entry["label"], "tuned": str(tuned)}
         for entry in entries_of("compare", labels)
     ]
     output_dir = str(Path("runs") / f"compare-{shared['dataset']}")
-    return compare([str(plan_of("compare"))], {**shared, "models": entries, "output_dir": output_dir})
+    return compare([str(plan_of("compare"))], {**shared, "models": entries, "output_dir": output_dir}), tuned
 
 
 def write_results(folder: Path, tuned: Path, command: str, left_out: Sequence[str]) -> Path:
@@ -71,37 +66,26 @@ def write_results(folder: Path, tuned: Path, command: str, left_out: Sequence[st
     title, text = (folder / "report.md").read_text(encoding="utf-8").split("\n\n", 1)
     text = re.sub(r"!\[[^\]]*\]\(figures/(?!cost\.png).*?\)\n*", "", text).replace("figures/cost.png", "cost.png")
     head = [title, f"`{command}`", *([f"Left out: {', '.join(left_out)}."] if left_out else [])]
-    write_text(out / "report.md", "\n\n".join([*head, text.rstrip()]) + "\n")
+    measure.write_text(out / "report.md", "\n\n".join([*head, text.rstrip()]) + "\n")
     kept = {"command": command, "left_out": list(left_out), **report}
-    write_text(out / "results.json", json.dumps(kept, indent=1) + "\n")
+    measure.write_text(out / "results.json", json.dumps(kept, indent=1) + "\n")
     for source in (tuned / "tuning.json", folder / "figures" / "cost.png"):
         write_atomically(out / source.name, partial(shutil.copyfile, source))
     return out
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("dataset", choices=EPOCHS)
-    parser.add_argument("--data_path", default="dataset", help="RecBole's data folder; default: dataset")
-    parser.add_argument("--only", nargs="+", default=[], metavar="LABEL", help="only these; no results are written")
-    parser.add_argument("--without", nargs="+", default=[], metavar="LABEL", help="leave these out; the report says so")
-    parser.add_argument("--trials", type=int, metavar="N", help="search up to N trials a model, then stop")
-    args = parser.parse_args()
+    args = measure.arguments(__doc__, "dataset", dataset=tuple(EPOCHS), data_path=measure.DATA, without=list[str]())
     logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
     known = [entry["label"] for entry in entries_of("compare")]
-    if unknown := {*args.only, *args.without} - {*known}:
-        parser.error(f"there is no {', '.join(sorted(unknown))}; labels: {', '.join(known)}")
-    labels = [label for label in args.only or known if label not in args.without]
-    shared = {"dataset": args.dataset, "data_path": args.data_path, "epochs": EPOCHS[args.dataset]}
-    tuned = search(shared, labels, args.trials)
-    if args.trials is not None:
-        return
-    folder = compared(shared, labels, tuned)
-    if not args.only:
-        without = f" --without {' '.join(args.without)}" if args.without else ""
-        command = f"python benchmarks/comparison.py {args.dataset}{without}"
-        print(f"wrote {write_results(folder, tuned, command, args.without)}; now python benchmarks/render.py")
+    if unknown := {*args.without} - {*known}:
+        raise UserError(f"--without {' '.join(sorted(unknown))}: the labels are {', '.join(known)}")
+    shared = {"dataset": args.dataset, "data_path": str(args.data_path), "epochs": EPOCHS[args.dataset]}
+    folder, tuned = search_and_compare(shared, [label for label in known if label not in args.without])
+    without = f" --without {' '.join(args.without)}" if args.without else ""
+    command = f"python benchmarks/comparison.py {args.dataset}{without}"
+    print(f"wrote {write_results(folder, tuned, command, args.without)}; now python benchmarks/render.py")
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(measure.exit_code(main))

@@ -7,23 +7,26 @@ Seeds in the result file are not repeated. Writes ``results/fold-in-<data set>-m
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import reduce
+from importlib.util import find_spec
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
+import measure
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
-from measure import RESULTS, Machine, exit_code, picture, versions, write_json, write_text
 
 import recbole_onebp
 from recbole_onebp.config.properties import properties_dir
+from recbole_onebp.evaluation.metrics import recall_and_ndcg
 from recbole_onebp.serving.tables import unit_rows
 from recbole_onebp.util import safe_yaml
 from recbole_onebp.util.errors import UserError
@@ -54,22 +57,13 @@ WAYS = {
 
 _Index = npt.NDArray[np.int64]
 _Scores = npt.NDArray[Any]
-_Histories = list[_Index]
-_Scorer = Callable[[_Histories], _Scores]
-_Table = dict[str, dict[str, dict[str, float]]]
-"""Metrics by scorer and length."""
 
 
 class Split:
     """Held-out users, each with a number of known items that is drawn from ``LENGTHS``.
 
-    Of a user's first ``max(LENGTHS)`` items the latest are known; the items after those are to be found.
-
-    Attributes:
-        rest: pairs (user, item) of all other users.
-        length: number of known items of each held-out user.
-        histories: these items, in order.
-        targets: the items to find.
+    Of a user's first ``max(LENGTHS)`` items the latest are known: ``length`` of them, in order in ``histories``. The
+    items after those are the ``targets``. ``rest`` are the interactions of all other users.
     """
 
     def __init__(self, pairs: pd.DataFrame, n_held_out: int, seed: int) -> None:
@@ -92,12 +86,6 @@ class Split:
     def known(self) -> pd.DataFrame:
         """The known items of the held-out users, as pairs."""
         return pd.DataFrame({"user": np.repeat(self.held_out, self.length), "item": np.concatenate(self.histories)})
-
-    def rows(self, histories: _Histories) -> sp.csr_matrix:
-        """Histories as rows ``(n, n_items)``."""
-        user = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
-        ones = np.ones(len(user), np.float32)
-        return sp.csr_matrix((ones, (user, np.concatenate(histories))), shape=(len(histories), self.n_items))
 
 
 def read_pairs(data_path: str, name: str, seed: int) -> pd.DataFrame:
@@ -147,72 +135,61 @@ class OneBP:
     def score(self, users: _Scores) -> _Scores:
         return (unit_rows(users) if self.cosine else users) @ self.items.T + self.bias
 
-    def folding(self, keep: float, power: float) -> _Scorer:
+    def folding(self, split: Split, keep: float, power: float) -> _Scores:
         """Scores by means of items, each times its weight ** power; the latest counts 1, the one before keep, ..."""
-
-        def scorer(histories: _Histories) -> _Scores:
-            users = []
-            for history in histories:
-                age = keep ** np.arange(len(history))[::-1]
-                users.append(age / age.sum() * self.weight[history] ** power @ self.items[history])
-            return self.score(np.stack(users).astype(np.float32))
-
-        return scorer
+        users = []
+        for history in split.histories:
+            age = keep ** np.arange(len(history))[::-1]
+            users.append(age / age.sum() * self.weight[history] ** power @ self.items[history])
+        return self.score(np.stack(users).astype(np.float32))
 
 
-def measured(scores: _Scores, split: Split) -> tuple[_Scores, _Scores]:
-    """Recall and NDCG at K of each held-out user, as RecBole computes them."""
-    recall, ndcg = [], []
-    gain = 1 / np.log2(np.arange(K) + 2)
-    for row, history, targets in zip(scores, split.histories, split.targets, strict=True):
-        row[history] = -np.inf
-        row[0] = -np.inf
-        best = np.argpartition(-row, K)[:K]
-        hit = np.isin(best[np.argsort(-row[best], kind="stable")], targets)
-        recall.append(hit.sum() / len(targets))
-        ndcg.append((hit * gain).sum() / gain[: min(K, len(targets))].sum())
-    return np.array(recall), np.array(ndcg)
+def measured(scores: _Scores, split: Split) -> dict[str, _Scores]:
+    """Recall and NDCG at K of each held-out user."""
+    user = np.arange(len(scores))
+    scores[np.repeat(user, split.length), np.concatenate(split.histories)] = -np.inf
+    scores[:, 0] = -np.inf
+    best = np.argpartition(-scores, K, axis=1)[:, :K]
+    order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
+    lists = zip(np.take_along_axis(best, order, 1), split.targets, strict=True)
+    hit = np.concatenate([np.isin(items, targets) for items, targets in lists])
+    wanted = np.array([len(targets) for targets in split.targets])
+    recall, ndcg = recall_and_ndcg(np.repeat(user, K), np.tile(np.arange(K), len(user)), hit, wanted, K)
+    return {"recall": recall, "ndcg": ndcg}
 
 
-def others(split: Split) -> dict[str, _Scorer]:
+def others(split: Split) -> dict[str, _Scores]:
     """The alternatives: popularity, ItemKNN, EASE where the items are few enough, ALS where it is installed."""
     ones = np.ones(len(split.rest), np.float32)
     matrix = sp.csr_matrix((ones, (split.rest["user"], split.rest["item"])), shape=(split.n_users, split.n_items))
+    known = split.known()
+    rows = np.repeat(np.arange(len(split.length)), split.length)
+    histories = sp.csr_matrix(
+        (np.ones(len(known), np.float32), (rows, known["item"])), (len(split.length), split.n_items)
+    )
     popularity = np.asarray(matrix.sum(axis=0)).ravel()
+    found = {"Pop": np.tile(popularity, (len(split.length), 1))}
+    # ItemKNN: cosines to the 100 nearest items of each.
     scaled = (matrix @ sp.diags(1 / np.sqrt(np.maximum(popularity, 1)))).tocsc()
-
-    def knn(histories: _Histories) -> _Scores:
-        """Cosines to the 100 nearest items of each (ItemKNN)."""
-        wanted = np.unique(np.concatenate(histories))
-        near = []
-        for start in range(0, len(wanted), 256):
-            part = (scaled[:, wanted[start : start + 256]].T @ scaled).toarray()
-            part[np.arange(len(part)), wanted[start : start + 256]] = 0
-            cut = np.partition(part, -100, axis=1)[:, -100, None]
-            near.append(sp.csr_matrix(np.where(part >= cut, part, 0)))
-        return (split.rows(histories)[:, wanted] @ sp.vstack(near)).toarray()
-
-    found: dict[str, _Scorer] = {
-        "Pop": lambda histories: np.tile(popularity, (len(histories), 1)),
-        "ItemKNN, 100 neighbours": knn,
-    }
-    if split.n_items > EASE_ITEMS:
-        print(f"EASE: left out: more than {EASE_ITEMS:,} items")
-    else:  # it inverts a matrix of items x items
+    wanted, near = np.unique(known["item"]), []
+    for part in np.array_split(wanted, -(-len(wanted) // 256)):
+        cosine = (scaled[:, part].T @ scaled).toarray()
+        cosine[np.arange(len(part)), part] = 0
+        least = np.partition(cosine, -100, axis=1)[:, -100, None]
+        near.append(sp.csr_matrix(np.where(cosine >= least, cosine, 0)))
+    found["ItemKNN, 100 neighbours"] = (histories[:, wanted] @ sp.vstack(near)).toarray()
+    if split.n_items <= EASE_ITEMS:  # it inverts a matrix of items x items
         inverse = np.linalg.inv((matrix.T @ matrix).toarray() + 500 * np.eye(split.n_items, dtype=np.float32))
         weights = -inverse / np.diag(inverse)
         np.fill_diagonal(weights, 0)
-        found["EASE, lambda 500"] = lambda histories: split.rows(histories) @ weights
-    try:
+        found["EASE, lambda 500"] = histories @ weights
+    if find_spec("implicit"):
         from implicit.als import AlternatingLeastSquares
-    except ModuleNotFoundError:
-        print("ALS: left out: pip install implicit")
-        return found
-    als = AlternatingLeastSquares(factors=64, regularization=0.05, alpha=2.0, iterations=15, random_state=0)
-    als.fit(matrix, show_progress=False)
-    found["implicit's ALS, recalculate_user"] = lambda histories: (
-        als.recalculate_user(np.arange(len(histories)), split.rows(histories)) @ als.item_factors.T
-    )
+
+        als = AlternatingLeastSquares(factors=64, regularization=0.05, alpha=2.0, iterations=15, random_state=0)
+        als.fit(matrix, show_progress=False)
+        users = als.recalculate_user(np.arange(len(split.length)), histories)
+        found["implicit's ALS, recalculate_user"] = users @ als.item_factors.T
     return found
 
 
@@ -220,113 +197,99 @@ def run(split: Split, setting: dict[str, Any], seed: int) -> dict[str, Any]:
     """The table of one seed, and differences between users' Recall by length: mean, and variance of the mean."""
     model = OneBP(split, split.rest, setting, seed)
     trained = OneBP(split, pd.concat([split.rest, split.known()]), setting, seed)
-    scorers = {**{name: model.folding(*way) for name, way in WAYS.items()}, **others(split)}
-    found = {TRAINED_IN: measured(trained.score(trained.users), split)}
-    found |= {name: measured(np.asarray(scorer(split.histories)), split) for name, scorer in scorers.items()}
-    table: _Table = {name: {} for name in found}
-    differences: _Table = {}
-    for length in LENGTHS:
-        group = split.length == length
-        for name, (recall, ndcg) in found.items():
-            table[name][str(length)] = {"recall": float(recall[group].mean()), "ndcg": float(ndcg[group].mean())}
-        for one, other in ((AS_TRAINED, TRAINED_IN), (PLAIN, AS_TRAINED)):
-            more = (found[one][0] - found[other][0])[group]
-            cell = {"mean": float(more.mean()), "variance": float(more.var(ddof=1) / len(more))}
-            differences.setdefault(f"{one}, less {other}", {})[str(length)] = cell
+    scores = {TRAINED_IN: trained.score(trained.users)}
+    scores |= {name: model.folding(split, *way) for name, way in WAYS.items()} | others(split)
+    found = {name: measured(np.asarray(values), split) for name, values in scores.items()}
+    groups = {str(length): split.length == length for length in LENGTHS}
+    table = {
+        name: {
+            length: {metric: float(values[group].mean()) for metric, values in metrics.items()}
+            for length, group in groups.items()
+        }
+        for name, metrics in found.items()
+    }
+    differences: dict[str, dict[str, dict[str, float]]] = {}
+    for one, other in ((AS_TRAINED, TRAINED_IN), (PLAIN, AS_TRAINED)):
+        more = {length: (found[one]["recall"] - found[other]["recall"])[group] for length, group in groups.items()}
+        differences[f"{one}, less {other}"] = {
+            length: {"mean": float(values.mean()), "variance": float(values.var(ddof=1) / len(values))}
+            for length, values in more.items()
+        }
     return {"table": table, "recall_differences": differences}
 
 
-def means(tables: list[_Table]) -> _Table:
-    """Over seeds."""
-    return {
-        name: {
-            length: {metric: float(np.mean([table[name][length][metric] for table in tables])) for metric in cell}
-            for length, cell in row.items()
-        }
-        for name, row in tables[0].items()
-    }
+def mean(runs: Sequence[dict[str, Any]], *keys: Any) -> float:
+    """Over seeds, of the entry that has these keys."""
+    return float(np.mean([reduce(getitem, map(str, keys), found) for found in runs]))
 
 
-def markdown(args: argparse.Namespace, runs: Sequence[dict[str, Any]], table: _Table) -> str:
-    def row(name: str, found: dict[str, dict[str, float]]) -> str:
-        cells = (f"{found[str(length)]['recall']:.4f} / {found[str(length)]['ndcg']:.4f}" for length in LENGTHS)
-        return f"| {name} | {' | '.join(cells)} |"
+def markdown(dataset: str, users: int, runs: dict[str, dict[str, Any]], epochs: int) -> str:
+    chosen, seeds = list(runs.values()), " ".join(runs)
+
+    def cell(name: str, length: int) -> str:
+        return " / ".join(f"{mean(chosen, 'table', name, length, metric):.4f}" for metric in ("recall", "ndcg"))
 
     def difference(name: str, length: int) -> str:
-        parts = [found["recall_differences"][name][str(length)] for found in runs]
-        error = np.sqrt(np.sum([part["variance"] for part in parts])) / len(parts)
-        return f"{np.mean([part['mean'] for part in parts]):+.4f} ± {error:.4f}"
+        variance = mean(chosen, "recall_differences", name, length, "variance") / len(chosen)
+        return f"{mean(chosen, 'recall_differences', name, length, 'mean'):+.4f} ± {variance**0.5:.4f}"
 
-    differences = [
-        f"| Recall: {name} | {' | '.join(difference(name, length) for length in LENGTHS)} |"
-        for name in runs[0]["recall_differences"]
+    rows = [[name, *(cell(name, length) for length in LENGTHS)] for name in chosen[0]["table"]]
+    rows += [
+        [f"Recall: {name}", *(difference(name, length) for length in LENGTHS)]
+        for name in chosen[0]["recall_differences"]
     ]
-    lengths = (f"{length} items" if length > 1 else "1 item" for length in LENGTHS)
-    seeds = " ".join(map(str, args.seeds))
-    flags = f"--dataset {args.dataset} --users {args.users} --epochs {args.epochs} --seeds {seeds}"
-    return "\n".join([
-        f"# Folded-in users: {args.dataset}",
-        "",
-        f"{args.users} users held out of training, seeds {seeds}. Recall@{K} / NDCG@{K} by the number of known items, "
-        'the latest ones where the data have times. Each user has one of these numbers. "Trained in" is a model that '
-        "was trained on the known items too.",
-        "",
-        f"| | {' | '.join(lengths)} |",
-        f"|---|{'---|' * len(LENGTHS)}",
-        *(row(name, found) for name, found in table.items()),
-        *differences,
-        "",
-        "Differences are between the same users, ± standard error. No setting was tuned on these users. EASE is left "
-        f"out above {EASE_ITEMS:,} items, because it inverts a matrix of items by items.",
-        "",
-        f"By `python benchmarks/fold_in.py {flags}`.",
-        "",
-    ])  # fmt: skip
+    return f"""# Folded-in users: {dataset}
+
+{users} users held out of training, seeds {seeds}. Recall@{K} / NDCG@{K} by the number of known items, \
+the latest ones where the data have times. Each user has one of these numbers. "Trained in" is a model that \
+was trained on the known items too.
+
+{measure.table(["", "1 item", *(f"{length} items" for length in LENGTHS[1:])], rows)}
+
+Differences are between the same users, ± standard error. No setting was tuned on these users. EASE is left \
+out above {EASE_ITEMS:,} items, because it inverts a matrix of items by items.
+
+By `python benchmarks/fold_in.py --dataset {dataset} --users {users} --epochs {epochs} --seeds {seeds}`.
+"""
 
 
-def draw(table: _Table, path: Path, title: str) -> None:
+def draw(runs: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     """Recall by length; of the ways to fold in, those that :class:`~recbole_onebp.Recommender` has."""
-    with picture(path, 9.5, 4.2) as figure:
-        axes = figure.add_subplot()
-        shown = [name for name in table if FOLDED not in name or name in (AS_TRAINED, PLAIN, RECENT)]
-        for place, name in enumerate(shown):
-            values = [table[name][str(length)]["recall"] for length in LENGTHS]
-            line = "-" if "OneBP" in name else "--"
-            axes.plot(LENGTHS, values, color=f"C{place}", linestyle=line, marker="o", markersize=3, label=name)
-        axes.set(xlabel="known items", ylabel=f"recall@{K}", title=title, xscale="log")
-        axes.set_xticks(LENGTHS, [str(length) for length in LENGTHS])
+    with measure.picture(path, 9.5, 4.2) as figure:
+        axes = figure.add_subplot(xlabel="known items", ylabel=f"recall@{K}", title=title, xscale="log")
+        for name in runs[0]["table"]:
+            if FOLDED not in name or name in (AS_TRAINED, PLAIN, RECENT):
+                values = [mean(runs, "table", name, length, "recall") for length in LENGTHS]
+                axes.plot(LENGTHS, values, linestyle="-" if "OneBP" in name else "--", marker=".", label=name)
+        axes.set_xticks(LENGTHS, map(str, LENGTHS))
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         figure.legend(fontsize=8, loc="outside right upper")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--dataset", default="ml-100k")
-    parser.add_argument("--data_path", default="dataset")
-    parser.add_argument("--users", type=int, default=300, help="held out (default 300)")
-    parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    args = parser.parse_args()
+    args = measure.arguments(
+        __doc__, json=Path, dataset="ml-100k", data_path=measure.DATA, users=300, epochs=15, seeds=[1, 2, 3]
+    )
     logging.disable(logging.INFO)
     defaults = safe_yaml.read(properties_dir() / "model" / "OneBP.yaml", "OneBP.yaml")
     setting = {**{key: defaults[key] for key in KEYS}, "epochs": args.epochs}
     facts = {"dataset": args.dataset, "users_held_out": args.users, "setting": setting}
-    path = RESULTS / f"fold-in-{args.dataset}-mean.json"
+    path = args.json or measure.RESULTS / f"fold-in-{args.dataset}-mean.json"
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     runs = earlier["runs"] if facts.items() <= earlier.items() else {}
+    about = {**facts, "machine": measure.machine()["cpu"], "versions": measure.versions()}
     for seed in args.seeds:
         if str(seed) not in runs:
-            pairs = read_pairs(args.data_path, args.dataset, seed)
+            pairs = read_pairs(str(args.data_path), args.dataset, seed)
             runs[str(seed)] = run(Split(pairs, args.users, seed), setting, seed)
-            write_json(path, {**facts, "machine": Machine.here().cpu, "versions": versions(), "runs": runs})
-    chosen = [runs[str(seed)] for seed in args.seeds]
-    table = means([found["table"] for found in chosen])
-    text = markdown(args, chosen, table)
-    write_text(path.with_suffix(".md"), text)
-    draw(table, path.with_suffix(".png"), f"{args.dataset}, {args.users} users held out")
+            measure.write_json(path, {**about, "runs": runs})
+    chosen = {str(seed): runs[str(seed)] for seed in args.seeds}
+    text = markdown(args.dataset, args.users, chosen, args.epochs)
+    measure.write_text(path.with_suffix(".md"), text)
+    draw(list(chosen.values()), path.with_suffix(".png"), f"{args.dataset}, {args.users} users held out")
     print(text)
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(measure.exit_code(main))

@@ -1,12 +1,12 @@
 """How OneBP's cost grows with the data, and a whole run on data that RecBole's loader cannot hold.
 
     python benchmarks/large.py [--interactions 100000000 --users 10000000 --items 1000000] [--folder DIR] [--json OUT]
-    python benchmarks/large.py growth [--only interactions ...] [--largest 30000000] [--repeats 3] [--json OUT]
+    python benchmarks/large.py growth [--only interactions ...] [--repeats 3] [--json OUT]
 
 The first makes Parquet files, prepares them, trains one epoch and compares the lists with the best possible ones, which
 are known: interactions are drawn from a planted law. Each stage runs in a process of its own, so its peak of resident
 memory is its own. ``growth`` varies one quantity at a time around ``BASE``, on pairs drawn in memory. Of a longer epoch
-it times the order, which is made whole, and ``STEPS`` steps, which are all alike. It takes about six minutes.
+it times the order, which is made whole, and ``STEPS`` steps, which are all alike.
 
 They write ``results/<machine>-large.json``, and ``results/<machine>-growth.json`` with a chart beside it.
 """
@@ -29,29 +29,15 @@ from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
+import measure
 import numpy as np
-from measure import (
-    RESULTS,
-    alternate,
-    claim,
-    exit_code,
-    here,
-    in_a_process,
-    memory_mb,
-    new_parser,
-    picture,
-    run_task,
-    use_threads,
-    write_json,
-)
+from measure import claim, memory_mb
 from numpy.typing import NDArray
 
 from recbole_onebp.util.errors import UserError
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int32]
-
-# -------------------------------------------------------------------------------------------------------------- growth
 
 BASE = {"interactions": 3_000_000, "users": 100_000, "items": 50_000, "dimension": 64, "negatives": 5}
 SWEEPS: dict[str, tuple[int, ...]] = {
@@ -96,40 +82,37 @@ def _ranks(size: int, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
     return np.clip(ranks, 0, size - 1, out=ranks)  # rounding may exceed the range by one
 
 
-def make_epoch(user: Ids, item: Ids, n_users: int, n_items: int, config: Mapping[str, Any]) -> Callable[[], float]:
-    """The fast engine on plain arrays, without RecBole's data set, loaders and trainer.
+def make_epoch(user: Ids, item: Ids, size: Mapping[str, int], seed: int, **overrides: Any) -> Callable[[], float]:
+    """A function that trains an epoch, or ``STEPS`` steps of it, and returns the seconds of a whole epoch.
 
-    Args:
-        user: internal user ids, shape ``(n,)``.
-        item: internal item ids, shape ``(n,)``.
-        n_users: with the padding row, as in RecBole.
-        n_items: likewise.
-        config: OneBP's keys that differ from the paper's setting, with ``learning_rate`` and ``seed``.
-
-    Returns:
-        A function that trains an epoch, or ``STEPS`` steps of it, and returns the seconds of a whole epoch.
+    It runs the fast engine in the paper's setting on plain arrays, without RecBole's data set, loaders and trainer.
     """
     import torch
-    import yaml
 
     from recbole_onebp.config.properties import properties_dir
     from recbole_onebp.config.schema import OneBPConfig
     from recbole_onebp.engine import Schedule
     from recbole_onebp.engine.cpu import FusedEngine
+    from recbole_onebp.util import safe_yaml
 
-    files = (properties_dir() / "model" / "OneBP.yaml", properties_dir() / "preset" / "paper.yaml")
-    defaults, paper = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in files)
-    values = {**defaults, **paper["all"], **config}
+    defaults = safe_yaml.read(properties_dir() / "model" / "OneBP.yaml", "OneBP.yaml")
+    paper = safe_yaml.read(properties_dir() / "preset" / "paper.yaml", "paper.yaml")["all"]
+    own = {
+        "embedding_size": size["dimension"], "weight_decay": 0.0, "duplicates": "sequential",
+        "train_neg_sample_args": {"distribution": "uniform", "sample_num": size["negatives"]},
+        "train_batch_size": POSITIVES * size["negatives"],  # RecBole counts negatives
+    }  # fmt: skip
+    values = {**defaults, **paper, **own, **overrides}
     settings = OneBPConfig(**{key: values[key] for key in OneBPConfig.model_fields})
-    generator = torch.Generator().manual_seed(config["seed"])
-    users, items = (0.01 * torch.randn(n, settings.embedding_size, generator=generator) for n in (n_users, n_items))
+    counts = size["users"] + 1, size["items"] + 1  # with the padding row, as in RecBole
+    generator = torch.Generator().manual_seed(seed)
+    users, items = (0.01 * torch.randn(n, settings.embedding_size, generator=generator) for n in counts)
+    table = torch.nn.Parameter(items)
     # The attributes that the engine reads.
-    model: Any = SimpleNamespace(
-        config=settings, user_table=users, item_table=torch.nn.Parameter(items), item_bias=None, item_weight=None
-    )
+    model: Any = SimpleNamespace(config=settings, user_table=users, item_table=table, item_bias=None, item_weight=None)
     learner = torch.optim.SparseAdam if settings.learner == "sparse_adam" else torch.optim.Adam
-    schedule = Schedule(user, item, n_users, n_items, settings, config["seed"])
-    engine = FusedEngine(model, learner([model.item_table], lr=config["learning_rate"]), schedule)
+    schedule = Schedule(user, item, *counts, settings, seed)
+    engine = FusedEngine(model, learner([table], lr=1e-3), schedule)
     epochs, steps = count(), min(STEPS, len(schedule))
     chance = math.log(1 + settings.repeats)
 
@@ -155,98 +138,62 @@ def make_epoch(user: Ids, item: Ids, n_users: int, n_items: int, config: Mapping
 
 def fitted_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
     """The slope of a straight line through the points on log-log axes."""
-    slope, _ = np.polyfit(np.log(sizes), np.log(seconds), 1)
-    return float(slope)
-
-
-def epochs_of(size: Mapping[str, int], learners: Sequence[str], seed: int) -> list[Callable[[], float]]:
-    """For each learner an epoch to time, see :func:`make_epoch`, on the same data."""
-    user, item = power_law_pairs(size["interactions"], size["users"], size["items"], seed)
-    config = {
-        "embedding_size": size["dimension"],
-        "train_neg_sample_args": {"distribution": "uniform", "sample_num": size["negatives"]},
-        "train_batch_size": POSITIVES * size["negatives"],  # RecBole counts negatives
-        "learning_rate": 1e-3,
-        "weight_decay": 0.0,
-        "duplicates": "sequential",
-        "seed": seed,
-    }
-    counts = size["users"] + 1, size["items"] + 1
-    return [make_epoch(user, item, *counts, {**config, "learner": learner}) for learner in learners]
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
 def sweep(
     quantity: str, sizes: Sequence[int], learners: Sequence[str], repeats: int, seed: int
 ) -> list[dict[str, Any]]:
     """For each learner the seconds of an epoch at each size, and an exponent fitted to each round."""
-    epochs = [epoch for size in sizes for epoch in epochs_of({**BASE, quantity: size}, learners, seed)]
+    epochs = []
+    for value in sizes:
+        base = {**BASE, quantity: value}
+        pairs = power_law_pairs(base["interactions"], base["users"], base["items"], seed)
+        epochs += [make_epoch(*pairs, base, seed, learner=learner) for learner in learners]
     for epoch in epochs:  # compiles and allocates
         epoch()
-    seconds = alternate(repeats, *epochs)
-    start = FITTED_FROM.get(quantity, sizes[0])
-    fitted = [size for size in sizes if size >= start]
+    seconds = measure.alternate(repeats, *epochs)
+    fitted = [size for size in sizes if size >= FITTED_FROM.get(quantity, sizes[0])]
     sweeps = []
     for number, learner in enumerate(learners):
         rounds = seconds[number :: len(learners)]
         for size, values in zip(sizes, rounds, strict=True):
             print(f"  {quantity} {size:>11,}, {learner}: {statistics.median(values):.4g} s an epoch", flush=True)
-        of_rounds = zip(*rounds[-len(fitted) :], strict=True)
-        sweeps.append(
-            {
-                "quantity": quantity,
-                "learner": learner,
-                "sizes": list(sizes),
-                "seconds": [[float(f"{value:.5g}") for value in values] for values in rounds],
-                "fitted_from": fitted[0],
-                "exponents": [round(fitted_exponent(fitted, values), 4) for values in of_rounds],
-            }
-        )
+        exponents = [fitted_exponent(fitted, values) for values in zip(*rounds[-len(fitted) :], strict=True)]
+        about = {"quantity": quantity, "learner": learner, "sizes": list(sizes), "fitted_from": fitted[0]}
+        rounded = [[float(f"{value:.5g}") for value in values] for values in rounds]
+        sweeps.append({**about, "seconds": rounded, "exponents": [round(value, 4) for value in exponents]})
     return sweeps
 
 
 def draw(sweeps: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     """A panel for each quantity: medians, their range, and the fitted line with its exponent."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
     quantities = list(dict.fromkeys(entry["quantity"] for entry in sweeps))
     columns = min(3, len(quantities))
     lines = math.ceil(len(quantities) / columns)
-    with picture(path, 3.6 * columns, 3.2 * lines + 0.4) as figure:
+    with measure.picture(path, 3.6 * columns, 3.2 * lines + 0.4) as figure:
         figure.suptitle(title, fontsize=10)
-        panels = figure.subplots(lines, columns, sharey=True, squeeze=False)
-        for axes in panels.flat[len(quantities) :]:
-            axes.set_visible(False)
-        for axes, quantity in zip(panels.flat, quantities, strict=False):
-            axes.set(xscale="log", yscale="log", xlabel=quantity)
+        for number, quantity in enumerate(quantities, start=1):
+            axes = figure.add_subplot(lines, columns, number, xscale="log", yscale="log", xlabel=quantity)
+            axes.set(ylabel="time of one epoch, in seconds")
             for entry, color in zip((e for e in sweeps if e["quantity"] == quantity), ("C0", "C1"), strict=False):
-                sizes, medians = np.array(entry["sizes"]), np.array([np.median(s) for s in entry["seconds"]])
-                ranges = [[m - min(s), max(s) - m] for m, s in zip(medians, entry["seconds"], strict=True)]
-                axes.errorbar(sizes, medians, yerr=np.transpose(ranges), fmt="o", color=color, markersize=4, capsize=2)
-                inside = sizes >= entry["fitted_from"]
-                slope, offset = np.polyfit(np.log(sizes[inside]), np.log(medians[inside]), 1)
-                line = np.exp(offset) * sizes[inside] ** slope
+                sizes, seconds = np.array(entry["sizes"]), np.array(entry["seconds"])
+                median, inside = np.median(seconds, axis=1), sizes >= entry["fitted_from"]
+                ranges = median - seconds.min(axis=1), seconds.max(axis=1) - median
+                axes.errorbar(sizes, median, yerr=ranges, fmt="o", color=color, markersize=4, capsize=2)
+                slope, offset = np.polyfit(np.log(sizes[inside]), np.log(median[inside]), 1)
                 label = f"{entry['learner']}, exponent {np.median(entry['exponents']):.2f}"
-                axes.plot(sizes[inside], line, color=color, linewidth=1.2, label=label)
-            ticks = entry["sizes"]
-            axes.xaxis.set_major_locator(FixedLocator(ticks))
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.xaxis.set_major_formatter(FuncFormatter(_short))
+                axes.plot(sizes[inside], np.exp(offset) * sizes[inside] ** slope, color=color, label=label)
+            axes.set_xticks(entry["sizes"], [_short(size) for size in entry["sizes"]])
+            axes.minorticks_off()
             axes.axvline(BASE[quantity], color="grey", linewidth=0.8, linestyle=":")
             axes.grid(alpha=0.25)
             axes.legend(fontsize=8, frameon=False, loc="upper left")
-        for axes in panels[:, 0]:
-            axes.set_ylabel("time of one epoch, in seconds")
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _short(value: float, _position: object = None) -> str:
-    for unit, letter in ((1e6, "M"), (1e3, "k")):
-        if value >= unit:
-            return f"{value / unit:g} {letter}"
-    return f"{value:g}"
+def _short(value: float) -> str:
+    return f"{value / 1e6:g} M" if value >= 1e6 else f"{value / 1e3:g} k" if value >= 1e3 else f"{value:g}"
 
-
-# ----------------------------------------------------------------------------------------------------------------- data
 
 NAME = "large"
 SHARES = (0.65, 0.25)
@@ -259,74 +206,62 @@ ROWS_A_GROUP = 1 << 22
 
 @dataclass(frozen=True)
 class Planted:
-    """The law of the interactions; users and items are numbered from 0."""
+    """The law of the interactions. Users and items are numbered from 0; item i is the i-th most popular one of all.
 
-    group: Ids
-    """Of each item ``(n_items,)``; -1: none."""
-    weight: Floats
-    """Popularity of each item ``(n_items,)``."""
+    The items i, i + ``n_groups``, i + 2 ``n_groups``, ... are group i, and in this order popular in it.
+    """
+
+    n_items: int
+    n_groups: int
     groups_of: Ids
     """First and second group of each user ``(n_users, 2)``."""
 
     @classmethod
     def make(cls, n_users: int, n_items: int, rng: np.random.Generator) -> Planted:
         n_groups = max(4, n_items // 1000)
-        group = rng.permutation(np.arange(n_items, dtype=np.int32) % n_groups)
         first = rng.integers(n_groups, size=n_users, dtype=np.int32)
         second = (first + rng.integers(1, n_groups, size=n_users, dtype=np.int32)) % n_groups
-        return cls(group, rng.permutation(_power_law(n_items)), np.stack([first, second], axis=1))
+        return cls(n_items, n_groups, np.stack([first, second], axis=1))
 
-    def sampler(self, rng: np.random.Generator) -> Any:
-        """A function that draws an item for each user ``(n,)``."""
-        by_group = np.argsort(self.group, kind="stable").astype(np.int32)
-        until = np.cumsum(self.weight[by_group])
-        ends = until[np.cumsum(np.bincount(self.group)) - 1]
-        starts = np.concatenate([[0.0], ends[:-1]])
-
-        def draw(user: Ids, popular: bool = False) -> Ids:
-            kind = rng.random(len(user))
-            of_group = self.groups_of[user, (kind >= SHARES[0]).astype(np.int8)]
-            low, high = starts[of_group], ends[of_group]
-            anywhere = (kind >= sum(SHARES)) | popular
-            low[anywhere], high[anywhere] = 0, until[-1]
-            at = np.searchsorted(until, low + (high - low) * rng.random(len(user)), side="right")
-            return by_group[np.minimum(at, len(until) - 1)]
-
-        return draw
-
-    def probability(self, user: int, item: Ids) -> Floats:
-        """Probability of each item to be the user's next one, up to a factor."""
-        share = np.full(len(item), (1 - sum(SHARES)) / self._totals.sum())
-        for group, of_user in zip(self.groups_of[user], SHARES, strict=True):
-            share += (self.group[item] == group) * of_user / self._totals[group + 1]
-        return share * self.weight[item]
+    def draw(self, user: Ids, rng: np.random.Generator, popular: bool = False) -> NDArray[np.int64]:
+        """An item for each user ``(n,)``, of all items if ``popular``."""
+        kind = rng.random(len(user))
+        group = self.groups_of[user, (kind >= SHARES[0]).astype(np.int8)]
+        item = group + self.n_groups * _ranks(self.n_items // self.n_groups, len(user), rng)
+        anywhere = (kind >= sum(SHARES)) | popular
+        item[anywhere] = _ranks(self.n_items, int(anywhere.sum()), rng)
+        return item
 
     @cached_property
-    def _totals(self) -> Floats:
-        """Popularity of each group, from -1."""
-        return np.bincount(self.group + 1, self.weight).astype(np.float64)
+    def _probabilities(self) -> tuple[Floats, Floats]:
+        """Of all items, and of the items of a group, in order of popularity."""
+        sizes = self.n_items, self.n_items // self.n_groups
+        below = [(np.arange(size + 1) + size / 100) ** 0.2 for size in sizes]
+        of_all, of_group = (np.diff(part) / (part[-1] - part[0]) for part in below)
+        return of_all, np.append(of_group, 0)  # the last items may be in no group
 
+    def probability(self, user: int, item: NDArray[np.int64]) -> Floats:
+        """Probability of each item to be the user's next one."""
+        of_all, of_group = self._probabilities
+        found = (1 - sum(SHARES)) * of_all[item]
+        for group, share in zip(self.groups_of[user], SHARES, strict=True):
+            found += share * (item % self.n_groups == group) * of_group[item // self.n_groups]
+        return found
 
-def _power_law(size: int) -> Floats:
-    return np.asarray((np.arange(size) + size / 1000) ** -0.8, dtype=np.float64)
-
-
-def _counts(n: int, n_users: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Number of interactions of each user, ``n`` in all."""
-    weight = rng.permutation(_power_law(n_users))
-    wanted = (n - AT_LEAST * n_users) * weight / weight.sum()
-    counts = AT_LEAST + np.floor(wanted + rng.random(n_users)).astype(np.int64)
-    off = n - int(counts.sum())
-    able = np.flatnonzero(counts > AT_LEAST) if off < 0 else np.arange(n_users)
-    counts[rng.choice(able, abs(off), replace=False)] += np.sign(off)
-    return counts
+    def best(self, user: int, k: int) -> NDArray[np.int64]:
+        """A user's k most probable items: they are among the first k of all, or of one of the groups."""
+        first = np.arange(k)
+        groups = (group + self.n_groups * first for group in self.groups_of[user])
+        candidates = np.unique(np.concatenate([first, *groups]))
+        candidates = candidates[candidates < self.n_items]
+        return candidates[np.argsort(-self.probability(user, candidates), kind="stable")[:k]]
 
 
 def draw_pairs(n: int, planted: Planted, rng: np.random.Generator) -> tuple[Ids, Ids]:
     """``n`` distinct pairs, users ascending."""
-    n_users, n_items = len(planted.groups_of), len(planted.group)
-    counts, draw = _counts(n, n_users, rng), planted.sampler(rng)
-    if counts.max() > n_items // 4:
+    n_users, n_items = len(planted.groups_of), planted.n_items
+    counts = AT_LEAST + np.bincount(_ranks(n_users, max(0, n - AT_LEAST * n_users), rng), minlength=n_users)
+    if n < AT_LEAST * n_users or counts.max() > n_items // 4:
         raise UserError(f"{n:,} distinct pairs of {n_users:,} users and {n_items:,} items would not be a power law")
     user, item = np.repeat(np.arange(n_users, dtype=np.int32), counts), np.empty(n, dtype=np.int32)
     ends = np.cumsum(counts)
@@ -335,7 +270,7 @@ def draw_pairs(n: int, planted: Planted, rng: np.random.Generator) -> tuple[Ids,
         of_block, block = user[rows] - start, np.empty(rows.stop - rows.start, dtype=np.int32)
         missing = open_rows = np.arange(len(block))
         for rounds in count():  # a user's repeated items are drawn again, after ten rounds from all items
-            block[missing] = draw(of_block[missing] + start, popular=rounds >= 10)
+            block[missing] = planted.draw(of_block[missing] + start, rng, popular=rounds >= 10)
             keys = of_block[open_rows].astype(np.int64) * n_items + block[open_rows]
             _, first = np.unique(keys, return_index=True)
             missing = np.delete(open_rows, first)
@@ -356,17 +291,15 @@ def make(folder: Path, n: int, n_users: int, n_items: int, n_tested: int, seed: 
     counts = np.bincount(user, minlength=n_users)
     able = np.flatnonzero(counts >= 5)
     chosen = rng.choice(able, min(n_tested + n_tested // 5, len(able) // 2), replace=False)
-    tested, validated = np.split(chosen, [len(chosen) * 5 // 6])
     ends, held = np.cumsum(counts), np.zeros(n, dtype=np.int8)  # 1: test, 2: validation
-    for part, users in ((1, tested), (2, validated)):
-        for one in users:
-            rows = np.arange(ends[one] - counts[one], ends[one])
-            held[rng.choice(rows, counts[one] // 5, replace=False)] = part
+    for place, one in enumerate(chosen):
+        rows = np.arange(ends[one] - counts[one], ends[one])
+        held[rng.choice(rows, counts[one] // 5, replace=False)] = 1 if place < len(chosen) * 5 // 6 else 2
     (folder / NAME).mkdir(parents=True)
     for part, name in enumerate(("train", "test", "valid")):
         rows = rng.permutation(np.flatnonzero(held == part).astype(np.int32))
         _write(folder / NAME / f"{NAME}.{name}.inter.parquet", user[rows], item[rows])
-    np.savez(folder / "truth.npz", tested=np.sort(tested), **asdict(planted))
+    np.savez(folder / "truth.npz", **asdict(planted))
     return {"bytes_of_files": sum(file.stat().st_size for file in (folder / NAME).iterdir())}
 
 
@@ -384,28 +317,14 @@ def _write(path: Path, user: Ids, item: Ids) -> None:
             writer.write_table(pa.table([text("u", user[rows]), text("i", item[rows])], schema=schema))
 
 
-# --------------------------------------------------------------------------------------------------------------- stages
-
 CUTOFFS = (20, 100)
 SETTINGS: dict[str, Any] = {
-    "benchmark_filename": ["train", "valid", "test"],
-    "load_col": {"inter": ["user_id", "item_id"]},
-    "learner": "sparse_adam",
-    "epochs": 1,
-    "metrics": ["Recall", "NDCG"],
-    "topk": list(CUTOFFS),
-    "valid_metric": "Recall@20",
-    "show_progress": False,
-    "score": "cosine",
-    "temperature": 0.1,
-    "item_bias": True,
-    "negatives": "per_pair",
-    "aggregation": "step",
-    "aggregation_alpha": 0.0,
-    "beta": 0.9,
-    "learning_rate": 0.01,
-    "train_neg_sample_args": {"distribution": "uniform", "sample_num": 5},
-}
+    "model": "OneBP", "dataset": NAME, "benchmark_filename": ["train", "valid", "test"],
+    "load_col": {"inter": ["user_id", "item_id"]}, "metrics": ["Recall", "NDCG"], "topk": list(CUTOFFS),
+    "valid_metric": "Recall@20", "show_progress": False, "epochs": 1, "learner": "sparse_adam", "learning_rate": 0.01,
+    "score": "cosine", "temperature": 0.1, "item_bias": True, "aggregation": "step", "aggregation_alpha": 0.0,
+    "beta": 0.9, "negatives": "per_pair", "train_neg_sample_args": {"distribution": "uniform", "sample_num": 5},
+}  # fmt: skip
 MOST_POSITIVES = 16_384
 """Pairs a step; for small data a thousandth of the interactions."""
 
@@ -414,85 +333,58 @@ def settings_of(n: int, dimension: int, seed: int) -> dict[str, Any]:
     """The configuration of a run on ``n`` interactions."""
     positives = min(MOST_POSITIVES, max(256, n // 1000))
     batch = positives * SETTINGS["train_neg_sample_args"]["sample_num"]  # RecBole counts negatives
-    own = {"model": "OneBP", "dataset": NAME, "embedding_size": dimension, "train_batch_size": batch, "seed": seed}
-    return {**SETTINGS, **own}
+    return {**SETTINGS, "embedding_size": dimension, "train_batch_size": batch, "seed": seed}
 
 
-def _config(folder: Path, n: int, dimension: int, seed: int) -> dict[str, Any]:
-    return {**settings_of(n, dimension, seed), "data_path": str(folder), "output_dir": str(folder / "run")}
+def _config(folder: Path, **sizes: int) -> dict[str, Any]:
+    return {**settings_of(**sizes), "data_path": str(folder), "output_dir": str(folder / "run")}
 
 
-def prepare(folder: Path, n: int, dimension: int, seed: int) -> dict[str, Any]:
+def prepare(folder: Path, **sizes: int) -> dict[str, Any]:
     """Make the data set and its loaders from the files."""
     from recbole_onebp.run.build import load_config, load_data
 
     start = perf_counter()
-    config, _ = load_config(None, _config(folder, n, dimension, seed))
-    data = load_data(config)
+    data = load_data(load_config(None, _config(folder, **sizes))[0])
     return {"seconds": perf_counter() - start, "n_train": len(data[1].dataset)}
 
 
-def train(folder: Path, n: int, dimension: int, seed: int) -> dict[str, Any]:
+def train(folder: Path, **sizes: int) -> dict[str, Any]:
     """A whole run on the cache that :func:`prepare` made, and its lists against the best possible ones."""
     from recbole_onebp import build
 
-    run = build("OneBP", NAME, config_dict=_config(folder, n, dimension, seed))
-    result = asdict(run.fit())
-    return {"result": result, "truth": against_truth(run, folder / "truth.npz")}
+    run = build("OneBP", NAME, config_dict=_config(folder, **sizes))
+    return {"result": asdict(run.fit()), "truth": against_truth(run, folder / "truth.npz")}
 
 
 def against_truth(run: Any, truth: Path) -> dict[str, float]:
     """Recall of the lists of the planted law and of popularity on the tested users' items.
 
-    ``in their groups`` is the share of the run's first 20 items that belong to one of the user's two groups.
+    ``in their groups`` is the share of the run's first 20 items that belong to one of the user's two groups, for a
+    thousand users.
     """
-    planted, numbers = _in_internal_ids(run.dataset, truth)
-    found, hidden = run.test_data.positives, run.test_data.history
-    by_law = _best_first(planted)
-    by_count = np.argsort(-np.bincount(run.train_data.dataset.inter_feat["item_id"].numpy(), minlength=len(numbers)))
+    with np.load(truth) as law:
+        planted = Planted(int(law["n_items"]), int(law["n_groups"]), law["groups_of"])
+    users, items = (  # their numbers in the law, by RecBole's ids, whose 0 is padding
+        np.array([-1, *(int(token[1:]) for token in run.dataset.field2id_token[field][1:])])
+        for field in ("user_id", "item_id")
+    )
+    counts = np.bincount(run.train_data.dataset.inter_feat["item_id"].numpy(), minlength=len(items))
+    most_common, most = items[np.argsort(-counts[1:]) + 1], max(CUTOFFS)
     recalls: dict[str, list[float]] = {f"{name} recall@{k}": [] for name in ("law", "popularity") for k in CUTOFFS}
-    inside: list[float] = []
-    for user in run.test_data.uid_list.tolist():
-        seen, wanted = hidden[[user]].indices, found[[user]].indices
-        for name, ranked in (("law", by_law(user, max(CUTOFFS) + len(seen))), ("popularity", by_count)):
-            free = ranked[: max(CUTOFFS) + len(seen)]
-            free = free[~np.isin(free, seen)]
+    recalls["in their groups"] = []
+    for place, internal in enumerate(run.test_data.uid_list.tolist()):
+        user, hidden = users[internal], run.test_data.history[[internal]].indices
+        wanted, seen = items[run.test_data.positives[[internal]].indices], items[hidden]
+        n = most + len(seen)
+        for name, ranked in (("law", planted.best(user, n)), ("popularity", most_common[:n])):
+            free = ranked[~np.isin(ranked, seen)]
             for k in CUTOFFS:
                 recalls[f"{name} recall@{k}"].append(np.isin(wanted, free[:k]).mean())
-        if len(inside) < 1000:
-            best = _recommended(run, user, seen, 20)
-            inside.append(np.isin(planted.group[best], planted.groups_of[user]).mean())
-    return {
-        **{name: float(np.mean(values)) for name, values in recalls.items()},
-        "in their groups": float(np.mean(inside)),
-    }
-
-
-def _in_internal_ids(dataset: Any, truth: Path) -> tuple[Planted, Ids]:
-    """The law by RecBole's ids, whose 0 is padding, and each item's number in the law."""
-    users, items = (
-        np.fromiter((int(token[1:]) for token in tokens[1:]), np.int32, len(tokens) - 1)
-        for tokens in (dataset.field2id_token[field] for field in ("user_id", "item_id"))
-    )
-    with np.load(truth) as law:
-        group, weight, groups_of = law["group"][items], law["weight"][items], law["groups_of"][users]
-    return Planted(
-        np.concatenate([[-1], group]), np.concatenate([[0.0], weight]), np.concatenate([[[-1, -1]], groups_of])
-    ), np.concatenate([[-1], items])
-
-
-def _best_first(planted: Planted) -> Any:
-    """A function that returns a user's k most probable items."""
-    order = np.lexsort((-planted.weight, planted.group))
-    ends = np.cumsum(np.bincount(planted.group + 1))
-    popular = np.argsort(-planted.weight)
-
-    def best(user: int, k: int) -> Ids:
-        groups = [order[ends[g] :][: min(k, ends[g + 1] - ends[g])] for g in planted.groups_of[user]]
-        candidates = np.unique(np.concatenate([*groups, popular[:k]]))
-        return candidates[np.argsort(-planted.probability(user, candidates), kind="stable")[:k]]
-
-    return best
+        if place < 1000:
+            best = items[_recommended(run, internal, hidden, 20)]
+            recalls["in their groups"].append(np.isin(best % planted.n_groups, planted.groups_of[user]).mean())
+    return {name: float(np.mean(values)) for name, values in recalls.items()}
 
 
 def _recommended(run: Any, user: int, seen: Ids, k: int) -> Ids:
@@ -524,83 +416,47 @@ def _stage(stage: str, folder: str, arguments: dict[str, Any]) -> dict[str, Any]
     return {"seconds": seconds, **memory, "major_faults": faults, **found}
 
 
-def _swapped() -> int:
-    """Pages that the machine has swapped in or out."""
-    counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
-    return int(counters["pswpin"]) + int(counters["pswpout"])
-
-
-def run_stages(args: argparse.Namespace, folder: str) -> dict[str, Any]:
+def measure_whole(args: argparse.Namespace) -> None:
+    about, free_mb = measure.here("numba", "pandas", "pyarrow"), int(memory_mb("MemAvailable", "/proc/meminfo"))
     sizes = {"n": args.interactions, "n_users": args.users, "n_items": args.items, "n_tested": args.tested}
     run = {"n": args.interactions, "dimension": args.dimension, "seed": args.seed}
+    plan = {"make": ("make", {**sizes, "seed": args.seed}), "first start": ("prepare", run)}
+    plan |= {"second start": ("prepare", run), "train and test": ("train", run)}
     stages = {}
-    for name, stage, arguments in (
-        ("make", "make", {**sizes, "seed": args.seed}),
-        ("first start", "prepare", run),
-        ("second start", "prepare", run),
-        ("train and test", "train", run),
-    ):
-        start, before = perf_counter(), _swapped()
-        found = in_a_process(__file__, "stage", stage, folder, arguments)
-        found |= {"wall_seconds": perf_counter() - start, "pages_swapped": _swapped() - before}
-        found["bytes_an_interaction"] = (found["peak_mb"] - found["imports_mb"]) * 2**20 / args.interactions
-        stages[name] = found
-        print(
-            f"{name}: {found['seconds']:.1f} s, peak {found['peak_mb']:,.0f} MiB, {found['bytes_an_interaction']:.0f} "
-            f"bytes an interaction, {found['major_faults']} major page faults, {found['pages_swapped']} pages swapped",
-            flush=True,
-        )
-    return stages
-
-
-# ------------------------------------------------------------------------------------------------------------- commands
-
-
-def measure_whole(args: argparse.Namespace) -> None:
-    about, free_mb = here("numba", "pandas", "pyarrow"), int(memory_mb("MemAvailable", "/proc/meminfo"))
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        stages = run_stages(args, folder)
+        for name, (stage, arguments) in plan.items():
+            found = stages[name] = measure.in_a_process(__file__, "stage", stage, folder, arguments)
+            found["bytes_an_interaction"] = (found["peak_mb"] - found["imports_mb"]) * 2**20 / args.interactions
+            numbers = {key: value for key, value in found.items() if key not in ("result", "truth")}
+            print(f"{name}: {numbers}", flush=True)
     result, truth = stages["train and test"]["result"], stages["train and test"]["truth"]
     print(f"epoch {result['epoch_seconds'][0]:.1f} s; test {result['test']}; {truth}")
-    sizes = {key: getattr(args, key) for key in ("interactions", "users", "items", "dimension", "tested")}
-    settings = {**settings_of(args.interactions, args.dimension, args.seed), "threads": args.threads, "repeats": 1}
-    found = {**about, "settings": settings, "available_mb_before": free_mb, "sizes": sizes, "stages": stages}
-    write_json(args.json or RESULTS / f"{about['machine']['slug']}-large.json", found)
+    settings = {**settings_of(**run), "threads": args.threads, "repeats": 1}
+    shown = {key: getattr(args, key) for key in ("interactions", "users", "items", "dimension", "tested")}
+    found = {**about, "settings": settings, "available_mb_before": free_mb, "sizes": shown, "stages": stages}
+    measure.write_json(args.json or measure.RESULTS / f"{about['machine']['slug']}-large.json", found)
 
 
 def measure_growth(args: argparse.Namespace) -> None:
-    if args.largest < 3_000_000:
-        raise UserError(f"--largest {args.largest:,}: the exponent needs sizes from 1 million to at least 3 million")
-    about, sweeps = here("numba"), []
+    about, sweeps = measure.here("numba"), []
     for quantity in args.only:
-        sizes = [size for size in SWEEPS[quantity] if quantity != "interactions" or size <= args.largest]
-        sweeps += sweep(quantity, sizes, LEARNERS, args.repeats, args.seed)
-    out = args.json or RESULTS / f"{about['machine']['slug']}-growth.json"
+        sweeps += sweep(quantity, SWEEPS[quantity], LEARNERS, args.repeats, args.seed)
+    out = args.json or measure.RESULTS / f"{about['machine']['slug']}-growth.json"
     settings = {"threads": args.threads, "seed": args.seed, "repeats": args.repeats, "base": BASE}
-    write_json(out, {**about, "settings": settings, "sweeps": sweeps})
+    measure.write_json(out, {**about, "settings": settings, "sweeps": sweeps})
     base = ", ".join(f"{name} {_short(value)}" for name, value in BASE.items())
     title = f"OneBP, time of one epoch, {about['machine']['cpu']}, {args.threads} cores\ndotted line: {base}"
     draw(sweeps, out.with_suffix(".png"), title)
 
 
 def main() -> None:
-    parser = new_parser(__doc__, data=False, repeats=3, rows=list(SWEEPS))
-    parser.add_argument("what", choices=["whole", "growth"], nargs="?", default="whole")
-    parser.add_argument("--largest", type=int, default=SWEEPS["interactions"][-1], help="growth: most interactions")
-    parser.add_argument("--interactions", type=int, default=100_000_000)
-    parser.add_argument("--users", type=int, default=10_000_000)
-    parser.add_argument("--items", type=int, default=1_000_000)
-    parser.add_argument("--dimension", type=int, default=32)
-    parser.add_argument("--tested", type=int, default=10_000, help="users with held-out items (default 10,000)")
-    parser.add_argument("--folder", type=Path, help="for the data, 45 bytes an interaction (default: a temporary one)")
-    args = parser.parse_args()
-    use_threads(args.threads)
-    if args.what == "whole":
-        measure_whole(args)
-    else:
-        measure_growth(args)
+    args = measure.arguments(
+        __doc__, "what", what=("whole", "growth"), json=Path, only=list(SWEEPS), repeats=3, seed=2024, threads=2,
+        folder=Path, interactions=100_000_000, users=10_000_000, items=1_000_000, dimension=32, tested=10_000,
+    )  # fmt: skip
+    measure.use_threads(args.threads)
+    (measure_whole if args.what == "whole" else measure_growth)(args)
 
 
 if __name__ == "__main__":
-    if not run_task({"stage": _stage}):
-        sys.exit(exit_code(main))
+    sys.exit(measure.exit_code(main, {"stage": _stage}))

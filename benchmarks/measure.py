@@ -12,19 +12,23 @@ import statistics
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+
+import yaml
 
 import recbole_onebp
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.files import write_atomically
 
 DATASETS = ("gowalla", "yelp2018", "onebp-ml-1m", "onebp-ml-100k")
+DATA = Path("dataset")
+"""RecBole's data folder."""
 RESULTS = Path(__file__).parent / "results"
 VARYING = {"load_before", "run_seconds"}
 """Entries of a result file that may differ between runs that belong together."""
@@ -41,8 +45,12 @@ def claim(condition: bool, message: str) -> None:
         raise CheckFailedError(message)
 
 
-def exit_code(main: Callable[[], int | None]) -> int:
-    """Call ``main``; 1 if a check failed, 2 if the user can fix the error."""
+def exit_code(main: Callable[[], int | None], tasks: Mapping[str, Callable[..., dict[str, Any]]] | None = None) -> int:
+    """Call ``main``, or the task that :func:`in_a_process` asks for; 1 if a check failed, 2 if the user can fix it."""
+    if tasks and sys.argv[1:2] == ["--task"]:
+        task, *arguments = json.loads(sys.argv[2])
+        print(json.dumps(tasks[task](*arguments)))
+        return 0
     try:
         return main() or 0
     except CheckFailedError as error:
@@ -51,9 +59,6 @@ def exit_code(main: Callable[[], int | None]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-# ------------------------------------------------------------------------------------------------- timings and rows
 
 
 def timed(function: Callable[[], object]) -> Callable[[], float]:
@@ -81,18 +86,18 @@ def ratios(ours: Iterable[float], theirs: Iterable[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a results table: a quantity, measured in several rounds, and its target."""
+    """One line of a results table: a quantity, measured in several rounds, and its target.
+
+    ``values`` are our time divided by theirs in each round, or what the title says, and ``parts`` the measurements
+    behind them. ``checked`` says what was asserted. The target is an upper bound unless ``at_least``.
+    """
 
     title: str
     values: list[float]
-    """One a round: our time divided by theirs, or what the title says."""
     parts: dict[str, list[float]]
-    """The measurements behind the values, each with its unit."""
     checked: str
-    """What was asserted before, during or after the timing."""
     target: float | None = None
     at_least: bool = False
-    """The target is a lower bound; otherwise an upper bound."""
     note: str = ""
 
     @property
@@ -117,26 +122,18 @@ def shown(row: Mapping[str, Any]) -> str:
     """A row for the terminal."""
     if "median" not in row:
         return f"{row['title']}: {row['verdict']}"
-    bound = "" if row["target"] is None else f", {'at least' if row['at_least'] else 'at most'} {row['target']:g}"
     parts = "; ".join(f"{name} {part['median']:.4g}" for name, part in row["parts"].items())
-    spread = f"{row['median']:.3g} ({row['min']:.3g}..{row['max']:.3g}){bound}"
-    return f"{row['title']}: {spread}: {row['verdict']}\n    {parts}\n    checked: {row['checked']}"
+    bound = "" if row["target"] is None else f", target {row['target']:g}: {row['verdict']}"
+    return f"{row['title']}: {row['median']:.3g} ({row['min']:.3g} to {row['max']:.3g}){bound}\n    {parts}"
 
 
 Rows = Mapping[str, Callable[[], list[Row]]]
 
 
 def measure_all(rows: Rows, keep: Callable[[dict[str, Any]], None] = lambda _: None) -> tuple[dict[str, Any], bool]:
-    """Measure and print one row after the other.
+    """Measure and print one row after the other: the rows as JSON, and whether every check held.
 
-    A row that cannot be measured has no numbers, and a verdict that says why; the others are still measured.
-
-    Args:
-        rows: functions that measure, by name.
-        keep: called after each row with all that is measured so far.
-
-    Returns:
-        The rows as JSON, and whether every check held.
+    A row that cannot be measured has no numbers, and a verdict that says why. ``keep`` is called after each row.
     """
     done: dict[str, Any] = {}
     sound = True
@@ -146,11 +143,10 @@ def measure_all(rows: Rows, keep: Callable[[dict[str, Any]], None] = lambda _: N
             found = [row.as_json() for row in function()]
         except UserError as error:
             found = [{"title": name, "verdict": f"not run: {error}"}]
-        except CheckFailedError as error:
-            found, sound = [{"title": name, "verdict": f"check failed: {error}"}], False
         except Exception as error:
             traceback.print_exc()
-            found, sound = [{"title": name, "verdict": f"failed: {error!r}"}], False
+            wrong = f"check failed: {error}" if isinstance(error, CheckFailedError) else f"failed: {error!r}"
+            found, sound = [{"title": name, "verdict": wrong}], False
         for number, row in enumerate(found, start=1):
             done[name if len(found) == 1 else f"{name}-{number}"] = row
             print(shown(row), flush=True)
@@ -162,53 +158,36 @@ def measure_all(rows: Rows, keep: Callable[[dict[str, Any]], None] = lambda _: N
 def measure_to_file(rows: Rows, args: argparse.Namespace, name: str, about: dict[str, Any]) -> int:
     """Measure ``args.only`` of the rows and write them; the exit code.
 
-    All rows together go to ``results/<name>.json``. A selection is written only where ``args.json`` says so, and the
-    file keeps its other rows if they were measured in the same way.
+    All rows together go to ``results/<name>.json``, a selection only to ``args.json``, beside that file's other rows.
     """
-    every = set(args.only) == set(rows)
+    every, start = set(args.only) == set(rows), perf_counter()
     out = args.json or (RESULTS / f"{name}.json" if every else None)
-    earlier = earlier_rows(out, about) if out and not every else {}
-    load, start = about["machine"]["load_before"], perf_counter()
-    if load > 0.5:
+    before = {} if every else earlier(out, about, "rows", about) or {}
+    if (load := about["machine"]["load_before"]) > 0.5:
         print(f"warning: load average {load}: other programs are running, the timings will be off")
 
     def keep(done: dict[str, Any]) -> None:
         if out:
             about["settings"]["run_seconds"] = round(perf_counter() - start)
-            write_json(out, {**about, "rows": {**earlier, **done}})
+            write_json(out, {**about, "rows": {**before, **done}})
 
     _, sound = measure_all({row: rows[row] for row in args.only}, keep)
-    print(f"{perf_counter() - start:.0f} s in all")
     return 0 if sound else 1
 
 
-# ------------------------------------------------------------------------------------------------ machine and processes
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where the numbers come from."""
-
-    cpu: str
-    cores: int
-    slug: str
-    memory_gb: int
-    system: str
-    load_before: float = field(default_factory=lambda: round(os.getloadavg()[0], 2))
-    """Load average of the minute before; above 0.5 the numbers are not to be trusted."""
-
-    @classmethod
-    def here(cls) -> Machine:
-        info = dict(re.findall(r"^([\w ]+?)\s*: (.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE))
-        name = re.sub(r"\(R\)|\(TM\)|\bCPU\b|@.*", "", info.get("model name", platform.machine()))
-        cores = os.cpu_count() or 1
-        return cls(
-            cpu=f"{' '.join(name.split())} (family {info.get('cpu family', '?')}, model {info.get('model', '?')})",
-            cores=cores,
-            slug=f"{slug(name)}-{cores}-cores",
-            memory_gb=round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
-            system=f"{platform.system()} {platform.machine()}",
-        )
+def machine() -> dict[str, Any]:
+    """Where the numbers come from. Above a load average of 0.5 (of the minute before) they are not to be trusted."""
+    info = dict(re.findall(r"^([\w ]+?)\s*: (.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE))
+    name = re.sub(r"\(R\)|\(TM\)|\bCPU\b|@.*", "", info.get("model name", platform.machine()))
+    cores = os.cpu_count() or 1
+    return {
+        "cpu": f"{' '.join(name.split())} (family {info.get('cpu family', '?')}, model {info.get('model', '?')})",
+        "cores": cores,
+        "slug": f"{slug(name)}-{cores}-cores",
+        "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
+        "system": f"{platform.system()} {platform.machine()}",
+        "load_before": round(os.getloadavg()[0], 2),
+    }
 
 
 def slug(name: str) -> str:
@@ -217,7 +196,7 @@ def slug(name: str) -> str:
 
 def here(*packages: str) -> dict[str, Any]:
     """The machine and the versions, as every result file begins."""
-    return {"machine": asdict(Machine.here()), "versions": versions(*packages)}
+    return {"machine": machine(), "versions": versions(*packages)}
 
 
 def versions(*more: str) -> dict[str, str]:
@@ -242,20 +221,11 @@ def use_threads(threads: int) -> None:
 
 
 def in_a_process(script: str, task: str, *arguments: Any) -> dict[str, Any]:
-    """Have a new process of a script run one of its tasks, see :func:`run_task`; what the task returns."""
+    """Have a new process of a script run one of its tasks, see :func:`exit_code`; what the task returns."""
     command = [sys.executable, script, "--task", json.dumps([task, *arguments])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     claim(done.returncode == 0, f"{Path(script).name}, task {task}: exit code {done.returncode}, see above")
     return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
-def run_task(tasks: Mapping[str, Callable[..., dict[str, Any]]]) -> bool:
-    """Whether this process was started by :func:`in_a_process`; if so, run the task and print what it returns."""
-    if sys.argv[1:2] != ["--task"]:
-        return False
-    task, *arguments = json.loads(sys.argv[2])
-    print(json.dumps(tasks[task](*arguments)))
-    return True
 
 
 def memory_mb(key: str, file: str = "/proc/self/status") -> float:
@@ -265,34 +235,31 @@ def memory_mb(key: str, file: str = "/proc/self/status") -> float:
     return int(match[1]) / 1024
 
 
-# --------------------------------------------------------------------------------------------------- flags and files
-
-
-def new_parser(
-    doc: str | None, *, data: bool = True, threads: bool = True, repeats: int = 0, rows: Sequence[str] = ()
-) -> argparse.ArgumentParser:
-    """A parser with ``--json`` and the usual flags.
+def arguments(doc: str | None, place: str = "", **options: Any) -> argparse.Namespace:
+    """The command line of a script.
 
     Args:
-        doc: a module's docstring; its first paragraph is the description.
-        data: add ``--data_path``.
-        threads: add ``--threads``.
-        repeats: default of ``--repeats``; unless 0, it is added with ``--seed``.
-        rows: choices of ``--only``.
+        doc: its docstring, which ``--help`` prints.
+        place: the option that is given without its name.
+        options: name and default. A type has no default; of a tuple one value can be chosen, by default the first; of a
+            list of names several, by default all; other lists take several values, and a dictionary is given as YAML.
     """
-    parser = argparse.ArgumentParser(description=(doc or "").split("\n\n", 1)[0].replace("\n", " "))
-    add = parser.add_argument
-    add("--json", type=Path, metavar="OUT", help="where to write the results")
-    if data:
-        add("--data_path", type=Path, default=Path("dataset"), help="RecBole's data folder")
-    if threads:
-        add("--threads", type=int, default=2, help="cores and threads for everything timed (default 2)")
-    if repeats:
-        add("--repeats", type=int, default=repeats, help=f"rounds of every timing (default {repeats})")
-        add("--seed", type=int, default=2024)
-    if rows:
-        add("--only", nargs="+", choices=rows, default=list(rows), metavar="ROW", help=" ".join(rows))
-    return parser
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in options.items():
+        how: dict[str, Any] = {"type": type(default), "default": default, "help": f"default: {default}"}
+        if isinstance(default, type):
+            how = {"type": default}
+        elif default is False:
+            how = {"action": "store_true"}
+        elif isinstance(default, dict):
+            how["type"] = yaml.safe_load
+        elif isinstance(default, tuple):
+            how = {"choices": default, "default": default[0], **({"nargs": "?"} if name == place else {})}
+        elif isinstance(default, list):
+            kind = type(default[0]) if default else str
+            how |= {"nargs": "+", "type": kind, "choices": default if default and kind is str else None}
+        parser.add_argument(name if name == place else f"--{name}", **how)
+    return parser.parse_args()
 
 
 def check_data(data_path: Path, datasets: Iterable[str]) -> None:
@@ -304,26 +271,19 @@ def check_data(data_path: Path, datasets: Iterable[str]) -> None:
                 raise UserError(f"{path} is missing; recbole-onebp fetch {dataset} --data_path {data_path} gets it")
 
 
-def check_same(path: Path, earlier: Mapping[str, Any], about: Mapping[str, Any], keys: Iterable[str]) -> None:
-    """Raise :class:`UserError` if a result file was measured under other conditions."""
+def earlier(path: Path | None, about: Mapping[str, Any], entry: str, keys: Iterable[str]) -> Any:
+    """An entry of a result file, None without a file; refuses a file that was measured under other conditions."""
+    if path is None or not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
     for key in keys:
-        before, now = earlier[key], about[key]
+        before, now, names = found[key], about[key], ""
         if isinstance(now, Mapping):
-            names = [name for name in {**before, **now} if name not in VARYING and before.get(name) != now.get(name)]
-            different = f"{key} ({', '.join(names)})" if names else ""
-        else:
-            different = key if before != now else ""
-        if different:
-            raise UserError(f"{path}: its rows have another {different}; name another file")
-
-
-def earlier_rows(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    """The rows of a result file, none if there is no file; see :func:`check_same`."""
-    if not path.is_file():
-        return {}
-    earlier = json.loads(path.read_text(encoding="utf-8"))
-    check_same(path, earlier, about, about)
-    return dict(earlier["rows"])
+            different = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+            names = ", ".join(name for name in different if name not in VARYING)
+        if names or (before != now and not isinstance(now, Mapping)):
+            raise UserError(f"{path}: its rows have another {key}{names and f' ({names})'}; name another file")
+    return found[entry]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -334,6 +294,13 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    """A table in Markdown."""
+    head = list(head)
+    titles = f"| {' | '.join(map(str, head))} |".replace("|  |", "| |")
+    return "\n".join([titles, f"|{'---|' * len(head)}", *(f"| {' | '.join(map(str, row))} |" for row in rows)])
 
 
 @contextmanager

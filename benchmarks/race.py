@@ -24,22 +24,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import measure
 import numpy as np
-from measure import (
-    RESULTS,
-    check_data,
-    check_same,
-    claim,
-    exit_code,
-    here,
-    new_parser,
-    picture,
-    use_threads,
-    write_json,
-)
-from quality import SETTINGS
 
 import recbole_onebp
+from recbole_onebp.util import safe_yaml
 from recbole_onebp.util.errors import UserError
 
 BUDGETS = (10, 30, 60, 120, 300)
@@ -47,54 +36,25 @@ METRICS = ("recall@20", "ndcg@20")
 CLOCKS = ("seconds", "train_seconds")
 ALS_ITERATIONS, ALS_SEARCH_ITERATIONS = 40, 15
 """In the race, more than the library's default, and in the search for its settings, the default."""
-ALS_GRID = {"alpha": (2.0, 5.0, 10.0, 50.0), "regularization": (5.0, 20.0, 80.0)}
-RUN = {
-    "seed": 1, "data_cache": False, "fast_sampler": True, "fast_evaluator": True, "show_progress": False,
-    "metrics": ["Recall", "NDCG"], "topk": [20], "valid_metric": "NDCG@20", "eval_batch_size": 2_000_000,
-}  # fmt: skip
-"""The same for all models: files read as they were fetched, fast sampler and evaluator."""
+PLAN = safe_yaml.read(Path(__file__).with_name("race.yaml"), "race.yaml")
+ALS_GRID: dict[str, list[float]] = PLAN["als_grid"]
 
 
 def contestants(dataset: str) -> dict[str, dict[str, Any]]:
-    """The settings of each model; all but ALS have 64 dimensions."""
-
-    def simplex(positives: int, negatives: int, **more: Any) -> dict[str, Any]:
-        drawn = {"distribution": "uniform", "sample_num": negatives}
-        size = positives * negatives  # RecBole counts negatives into it
-        return {"model": "SimpleX", "train_batch_size": size, "train_neg_sample_args": drawn, **more}
-
-    # Mao et al., SimpleX (CIKM 2021), with BARS's settings for these data.
-    common = {"learning_rate": 1e-4, "margin": 0.9}
-    attention = {"negative_weight": 250, "gamma": 0.8, "reg_weight": 1e-7, "aggregator": "user_attention"}
-    published = {
-        "gowalla": simplex(256, 2000, **attention, **common),
-        "yelp2018": simplex(512, 1000, negative_weight=150, gamma=1.0, **common),
-    }
-    # He et al., LightGCN (SIGIR 2020); its authors' code takes squared norms of the rows of a batch.
-    lightgcn = {"n_layers": 3, "learning_rate": 1e-3, "reg_weight": 1e-4, "require_pow": True}
-    found = {
-        "OneBP": {"model": "OneBP", **SETTINGS, "epochs": 60},
-        **{f"ALS-{factors}": {"factors": factors} for factors in (64, 128, 256)},
-        "BPR": {"model": "BPR", "learning_rate": 1e-3, "train_batch_size": 2048},
-        "LightGCN": {"model": "LightGCN", **lightgcn, "train_batch_size": 2048},
-        "SimpleX": simplex(2048, 5, learning_rate=1e-3, history_len=20),  # with RecBole's margin and weights
-    }
-    return found | ({"SimpleX, published": published[dataset]} if dataset in published else {})
+    """The settings of each model."""
+    name = "SimpleX, published"
+    return PLAN["models"] | ({name: PLAN[name][dataset]} if dataset in PLAN[name] else {})
 
 
 def contest(started: float, dataset: str, paths: dict[str, str], setting: dict[str, Any], threads: int) -> None:
     """Train in this process, and print a line of JSON after each epoch.
 
-    Args:
-        started: ``time.monotonic()`` when the process was started; all processes share that clock.
-        dataset: name of the data set.
-        paths: ``data_path`` and ``output_dir``.
-        setting: RecBole's; or ALS's ``factors``, ``iterations`` and ``trials``, several of which are a search.
-        threads: for ALS, which ignores the environment.
+    ``started`` is the process's start by ``time.monotonic()``, which all processes share. ``setting`` is RecBole's,
+    or ALS's ``factors``, ``iterations`` and ``trials``, several of which are a search.
     """
 
     def build(model: str, **more: Any) -> Any:
-        return recbole_onebp.build(model, dataset, config_dict={**RUN, **paths, **more})
+        return recbole_onebp.build(model, dataset, config_dict={**PLAN["run"], **paths, **more})
 
     def point(train_seconds: float, valid: Mapping[str, float], **more: Any) -> None:
         times = {"seconds": round(time.monotonic() - started, 3), "train_seconds": round(train_seconds, 3)}
@@ -103,14 +63,12 @@ def contest(started: float, dataset: str, paths: dict[str, str], setting: dict[s
     if "model" in setting:
         run = build(**{"epochs": 1000, **setting})
         record = run.trainer.record
-        run.train(
-            saved=False, on_validation=lambda *_: point(record.total("train_seconds"), record.epochs[-1]["valid"])
-        )
-    else:
-        run = build("BPR", embedding_size=setting["factors"])
-        for trial in setting["trials"]:
-            every = 1 if len(setting["trials"]) == 1 else setting["iterations"]
-            _als(run, setting, trial, threads, every, partial(point, **trial))
+        run.train(False, on_validation=lambda *_: point(record.total("train_seconds"), record.epochs[-1]["valid"]))
+        return
+    run = build("BPR", embedding_size=setting["factors"])
+    every = 1 if len(setting["trials"]) == 1 else setting["iterations"]
+    for trial in setting["trials"]:
+        _als(run, setting, trial, threads, every, partial(point, **trial))
 
 
 def _als(
@@ -150,7 +108,7 @@ def race(dataset: str, data_path: Path, setting: dict[str, Any], threads: int, b
         except subprocess.TimeoutExpired as error:
             ended, printed = "budget", error.stdout or b""
         else:
-            claim(done.returncode == 0, f"{setting} ended with exit code {done.returncode}, see above")
+            measure.claim(done.returncode == 0, f"{setting} ended with exit code {done.returncode}, see above")
             ended, printed = "schedule", done.stdout
         seconds = round(time.monotonic() - started, 3)
     points = [json.loads(line) for line in printed.decode().splitlines() if line.startswith('{"seconds"')]
@@ -169,7 +127,7 @@ def front(models: Mapping[str, Any], within: float, clock: str, metric: str) -> 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """Every evaluation against time, a panel a metric."""
-    with picture(path, 10, 4.8) as figure:
+    with measure.picture(path, 10, 4.8) as figure:
         panels = figure.subplots(1, len(METRICS))
         for axes, metric in zip(panels, METRICS, strict=True):
             for name, row in result["models"].items():
@@ -186,9 +144,9 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 
 
 def _earlier(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"als_search": {}, "models": {}}
-    check_same(path, earlier, about, [key for key in about if key in earlier and key != "machine"])
-    return {**about, **{key: earlier[key] for key in ("als_search", "models")}}
+    keys = [key for key in about if key != "machine"]
+    entries = {key: measure.earlier(path, about, key, keys) or {} for key in ("als_search", "models")}
+    return {**about, **entries}
 
 
 def _searched(result: dict[str, Any], data_path: Path, name: str, setting: dict[str, Any]) -> dict[str, Any]:
@@ -203,19 +161,16 @@ def _searched(result: dict[str, Any], data_path: Path, name: str, setting: dict[
 
 
 def main() -> None:
-    parser = new_parser(__doc__)
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--budget", type=float, default=300, help="seconds of a model (default 300)")
-    parser.add_argument("--models", nargs="+", metavar="NAME", help="default: all")
-    args = parser.parse_args()
-    use_threads(args.threads)
+    options: dict[str, Any] = {"budget": 300.0, "models": list[str](), "threads": 2}
+    args = measure.arguments(__doc__, json=Path, dataset="gowalla", data_path=measure.DATA, **options)
+    measure.use_threads(args.threads)
     settings = contestants(args.dataset)
-    path, data_path = args.json or RESULTS / f"race-{args.dataset}.json", args.data_path.resolve()
+    path, data_path = args.json or measure.RESULTS / f"race-{args.dataset}.json", args.data_path.resolve()
     common = {"dataset": args.dataset, "budget": args.budget, "threads": args.threads, "als_grid": ALS_GRID}
-    if unknown := set(args.models or ()) - set(settings):
+    if unknown := set(args.models) - set(settings):
         raise UserError(f"--models: there is no {', '.join(sorted(unknown))}; there are {', '.join(settings)}")
-    check_data(args.data_path, [args.dataset])
-    result = _earlier(path, json.loads(json.dumps({**here("numba"), **common})))
+    measure.check_data(args.data_path, [args.dataset])
+    result = _earlier(path, json.loads(json.dumps({**measure.here("numba"), **common})))
     names = [name for name in args.models or settings if name not in result["models"]]
     if any("factors" in settings[name] for name in names) and not find_spec("implicit"):
         raise UserError("ALS needs the package implicit: pip install implicit, or name --models without it")
@@ -229,10 +184,10 @@ def main() -> None:
         best = {metric: max((point[metric] for point in row["points"]), default=None) for metric in METRICS}
         epochs = f"{len(row['points']) or 'no'} epochs in {row['seconds']:.0f} s, ended by its {row['ended']}"
         print(f"{name}: {epochs}; best {best}", flush=True)
-        write_json(path, result)
+        measure.write_json(path, result)
     tables = {clock: {m: front(result["models"], args.budget, clock, m) for m in METRICS} for clock in CLOCKS}
     print(json.dumps(tables, indent=1))
-    write_json(path, {**result, "front": tables})
+    measure.write_json(path, {**result, "front": tables})
     draw(result, path.with_suffix(".png"))
 
 
@@ -241,4 +196,4 @@ if __name__ == "__main__":
         logging.disable(logging.INFO)
         contest(*json.loads(sys.argv[2]))
     else:
-        sys.exit(exit_code(main))
+        sys.exit(measure.exit_code(main))

@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-from measure import claim
 from numpy.typing import NDArray
 
 from recbole_onebp.util.errors import UserError
 
 MODULES = ("main", "model", "data", "parse", "evaluation", "cuda")
+_theirs: dict[str, Any] = {}
+"""In the process: the authors' module ``main``, and the numbers of the epochs."""
 
 
 class ReferenceCode:
@@ -43,57 +45,35 @@ class ReferenceCode:
     ) -> None:
         """Start the process.
 
-        Args:
-            clone: folder with the authors' code.
-            pairs: users and items from 0, shape ``(n, 2)``.
-            n_users: size of the user table.
-            n_items: size of the item table.
-            settings: the authors' flags without dashes, ``{"lr": 5e-4, ...}``.
-            device: ``cpu`` or ``cuda``.
-
-        Raises:
-            UserError: if the folder does not hold the code.
+        ``clone`` is the folder with the authors' code, ``pairs`` are users and items from 0, shape ``(n, 2)``, and
+        ``settings`` the authors' flags without dashes, ``{"lr": 5e-4, ...}``. Refuses a folder without the code.
         """
         missing = [name for name in MODULES if not (clone / f"{name}.py").is_file()]
         if missing:
             raise UserError(f"--reference {clone}: no {missing[0]}.py there; a clone of studentcej/OneBP is needed")
         self._scratch = tempfile.TemporaryDirectory()  # the authors' code makes a folder where it runs
-        np.save(Path(self._scratch.name) / "pairs.npy", pairs)
         flags = [flag for key, value in settings.items() for flag in (f"--{key}", str(value))]
-        arguments = [str(clone.resolve()), device, str(n_users), str(n_items), *flags]
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), *arguments],
-            cwd=self._scratch.name,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        arguments = str(clone.resolve()), self._scratch.name, device, pairs.tolist(), n_users, n_items, flags
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _start, arguments)
 
     def epoch(self) -> tuple[float, float]:
         """Train an epoch; its seconds and its mean loss."""
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write("epoch\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        claim(bool(answer), "the authors' code ended with an error, see above")
-        result = json.loads(answer)
-        return result["seconds"], result["loss"]
+        return self._pool.submit(_epoch).result()
 
     def __enter__(self) -> ReferenceCode:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait()
+        self._pool.shutdown()
         self._scratch.cleanup()
 
 
-def serve(clone: str, device: str, n_users: int, n_items: int, flags: list[str]) -> None:
-    """Answer every line of stdin with the seconds and the loss of an epoch."""
+def _start(
+    clone: str, folder: str, device: str, pairs: list[list[int]], n_users: int, n_items: int, flags: list[str]
+) -> None:
     import torch
 
+    os.chdir(folder)
     if device == "cpu":
         torch.cuda.is_available = lambda: False
     sys.path.insert(0, clone)
@@ -106,20 +86,19 @@ def serve(clone: str, device: str, n_users: int, n_items: int, flags: list[str])
     main.arg = main.parse_args()
     main.init_seed(2022)
     main.num_users, main.num_items = n_users, n_items
-    data = main.Data(np.load("pairs.npy").tolist(), main.arg, n_users, n_items)
+    data = main.Data(pairs, main.arg, n_users, n_items)
     loader = {"batch_size": main.arg.batch_size, "num_workers": main.arg.num_workers, "collate_fn": data.collate_fn}
     main.train_loader = main.DataLoader(data, shuffle=True, drop_last=True, pin_memory=True, **loader)
     main.model, main.optimizer, main.scheduler, _ = main.model_init()
-    for epoch, _ in enumerate(sys.stdin):
-        main.f = io.StringIO()
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            start = perf_counter()
-            main.model_train(epoch)
-            seconds = perf_counter() - start
-        loss = re.search(r"Loss:\s*([\d.]+|nan|inf)", main.f.getvalue())
-        print(json.dumps({"seconds": seconds, "loss": float(loss[1]) if loss else None}), flush=True)
+    _theirs.update(main=main, epochs=count())
 
 
-if __name__ == "__main__":
-    _clone, _device, _n_users, _n_items, *_flags = sys.argv[1:]
-    serve(_clone, _device, int(_n_users), int(_n_items), _flags)
+def _epoch() -> tuple[float, float]:
+    main = _theirs["main"]
+    main.f = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        start = perf_counter()
+        main.model_train(next(_theirs["epochs"]))
+        seconds = perf_counter() - start
+    loss = re.search(r"Loss:\s*([\d.]+|nan|inf)", main.f.getvalue())
+    return seconds, float(loss[1]) if loss else float("nan")

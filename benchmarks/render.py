@@ -8,20 +8,17 @@ writes nothing and exits with 1 if a file is not up to date.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measure import DATASETS
+import measure
+from measure import DATASETS, table
 from scaling_model import tables as model_tables
-
-from recbole_onebp.util.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 Result = Mapping[str, Any]
@@ -31,53 +28,56 @@ def _read(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    head = list(head)
-    titles = f"| {' | '.join(head)} |".replace("|  |", "| |")
-    return [titles, f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in rows)]
-
-
-def _of_machines(kind: str, command: str, table: Callable[[Result, Path], str]) -> Callable[[Path], str]:
+def _of_machines(kind: str, command: str, page: Callable[[Result, Path], str]) -> Callable[[Path], str]:
     """A block with the tables of all ``<machine>-<kind>.json``."""
 
     def block(results: Path) -> str:
-        tables = (table(_read(file), file) for file in sorted(results.glob(f"*-{kind}.json")))
-        return "\n\n".join(tables) or f"Not run: `python benchmarks/{command}`."
+        pages = (page(_read(file), file) for file in sorted(results.glob(f"*-{kind}.json")))
+        return "\n\n".join(pages) or f"Not run: `python benchmarks/{command}`."
 
     return block
-
-
-# --------------------------------------------------------------------------------------------------- times and memory
 
 
 def _where(result: Result) -> str:
     machine, settings = result["machine"], result["settings"]
     name = machine.get("gpu") or f"{machine['cpu']}, {settings['threads']} of {machine['cores']} cores"
-    packages = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
     rounds = "1 round" if settings["repeats"] == 1 else f"{settings['repeats']} rounds"
     busy = f", load average before the run {machine['load_before']}" if machine["load_before"] > 0.5 else ""
-    return f"{name}, {machine['system']}; {packages}; {rounds}, seed {settings['seed']}{busy}."
+    return f"{name}, {machine['system']}; {_packages(result)}; {rounds}, seed {settings['seed']}{busy}."
 
 
 def _full(result: Result, _file: Path) -> str:
     """Every row with its target, its parts and what was checked."""
-
-    def made_of(row: Result) -> str:
-        parts = "; ".join(f"{name} {_number(part['median'])}" for name, part in row.get("parts", {}).items())
-        return f"{parts}. {row['note']}" if row.get("note") else parts
-
     rows = result["rows"].values()
-    cells = ((row["title"], _spread(row), _target(row), _verdict(row), made_of(row)) for row in rows)
-    head = ("", "median (least to most)", "target", "", "made of (medians)")
+    cells = []
+    for row in rows:
+        parts = "; ".join(f"{name} {_number(part['median'])}" for name, part in row.get("parts", {}).items())
+        cells.append([*_cells(row), f"{parts}. {row['note']}" if row.get("note") else parts])
     checked = [f"- {row['title']}: {row['checked']}." for row in rows if "checked" in row]
-    return "\n".join([_where(result), "", *_table(head, cells), "", "Checked:", "", *checked])
+    return "\n".join([_where(result), "", table([*HEAD, "made of (medians)"], cells), "", "Checked:", "", *checked])
 
 
 def _short(result: Result, _file: Path) -> str:
     """The rows that have a target."""
     rows = [row for row in result["rows"].values() if row.get("target") is not None or "median" not in row]
-    cells = ((row["title"], _spread(row), _target(row), _verdict(row)) for row in rows)
-    return "\n".join([_where(result), "", *_table(("", "median (least to most)", "target", ""), cells)])
+    return f"{_where(result)}\n\n{table(HEAD, map(_cells, rows))}"
+
+
+HEAD = ("", "median (least to most)", "target", "")
+
+
+def _cells(row: Result) -> list[str]:
+    target = "" if row.get("target") is None else f"at {'least' if row['at_least'] else 'most'} {row['target']:g}"
+    verdict = "**miss**" if row["verdict"] == "miss" else row["verdict"]
+    return [row["title"], _spread(row) if "median" in row else "", target, verdict]
+
+
+def _spread(row: Result) -> str:
+    return f"{_number(row['median'])} ({_number(row['min'])} to {_number(row['max'])})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _growth(result: Result, file: Path) -> str:
@@ -89,9 +89,9 @@ def _growth(result: Result, file: Path) -> str:
         sizes = (f"{size:,}" for size in (entry["fitted_from"], entry["sizes"][-1]))
         return [entry["quantity"], f"`{entry['learner']}`", *sizes, _spread(spread)]
 
-    table = _table(("grows", "learner", "from", "to", "exponent (least to most)"), map(cells, result["sweeps"]))
-    picture = f"![Time of one epoch](../benchmarks/results/{file.with_suffix('.png').name})"
-    return "\n".join([_where(result), f"Base: {base}.", "", *table, "", picture])
+    head = ("grows", "learner", "from", "to", "exponent (least to most)")
+    picture = f"![Time of one epoch](../benchmarks/results/{file.stem}.png)"
+    return f"{_where(result)}\nBase: {base}.\n\n{table(head, map(cells, result['sweeps']))}\n\n{picture}"
 
 
 def _large(result: Result, _file: Path) -> str:
@@ -99,47 +99,22 @@ def _large(result: Result, _file: Path) -> str:
     run, law = (stages["train and test"][key] for key in ("result", "truth"))
     keys = ("seconds", "peak_mb", "imports_mb", "bytes_an_interaction", "major_faults")
     head = ("stage", "seconds", "peak, MiB", "of that imports", "bytes an interaction", "major page faults")
-    measured = _table(head, ([name, *(_number(stage[key]) for key in keys)] for name, stage in stages.items()))
-    names = [f"recall@{k}" for k in sorted(int(name[7:]) for name in run["test"] if name.startswith("recall@"))]
-    lists = {
-        "the planted law": [law[f"law {name}"] for name in names],
-        "popularity": [law[f"popularity {name}"] for name in names],
-        "OneBP, one epoch": [run["test"][name] for name in names],
-    }
-    cells = ([title, *map(_number, values)] for title, values in lists.items())
-    return "\n".join([
-        _where(result),
-        f"{sizes['interactions']:,} interactions, {sizes['users']:,} users, {sizes['items']:,} items, "
-        f"d = {sizes['dimension']}; {result['available_mb_before']:,} MiB free before.",
-        "",
-        *measured,
-        "",
-        *_table((f"test users: {sizes['tested']:,}", *names), cells),
-        "",
-        f"The epoch took {_number(run['epoch_seconds'][0])} s. {law['in their groups']:.0%} of the first 20 items are "
-        "of one of the user's two groups.",
-    ])  # fmt: skip
+    names = [name for name in run["test"] if name.startswith("recall@")]
+    lists = [
+        ["the planted law", *(_number(law[f"law {name}"]) for name in names)],
+        ["popularity", *(_number(law[f"popularity {name}"]) for name in names)],
+        ["OneBP, one epoch", *(_number(run["test"][name]) for name in names)],
+    ]
+    return f"""{_where(result)}
+{sizes["interactions"]:,} interactions, {sizes["users"]:,} users, {sizes["items"]:,} items, d = {sizes["dimension"]}; \
+{result["available_mb_before"]:,} MiB free before.
 
+{table(head, ([name, *(_number(stage[key]) for key in keys)] for name, stage in stages.items()))}
 
-def _spread(row: Result) -> str:
-    return f"{_number(row['median'])} ({_number(row['min'])} to {_number(row['max'])})" if "median" in row else ""
+{table((f"test users: {sizes['tested']:,}", *names), lists)}
 
-
-def _target(row: Result) -> str:
-    if row.get("target") is None:
-        return ""
-    return f"at {'least' if row['at_least'] else 'most'} {row['target']:g}"
-
-
-def _verdict(row: Result) -> str:
-    return "**miss**" if row["verdict"] == "miss" else str(row["verdict"])
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-# ------------------------------------------------------------------------------------------------------------- quality
+The epoch took {_number(run["epoch_seconds"][0])} s. {law["in their groups"]:.0%} of the first 20 items are \
+of one of the user's two groups."""
 
 
 def comparison(results: Path) -> str:
@@ -153,28 +128,30 @@ def comparison(results: Path) -> str:
     labels = dict.fromkeys(model["label"] for model in models)
     rows = ([label, *(cell for r in reports.values() for cell in _compared(r, label))] for label in labels)
     trials = " or ".join(map(str, sorted({model["tuning_trials"] for model in models} - {0})))
-    pages = [f"[{r['dataset']}](benchmarks/results/{folder}/report.md)" for folder, r in reports.items()]
-    notes = [
-        f"Test, mean ± standard deviation over {len(report['seeds'])} seeds. {trials} trials a model on validation, "
-        f"none where marked *. ↑ ↓: significantly above or below {report['reference']}.",
-        *(f"Not run on {r['dataset']}: {', '.join(r['left_out'])}." for r in reports.values() if r["left_out"]),
-        f"Budgets, differences, diversity: {', '.join(pages)}.",
-    ]
-    picture = f"![{metric} and training time on {report['dataset']}](benchmarks/results/{shown}/cost.png)"
-    return "\n".join([*_table(["", *names], rows), "", *notes, "", picture])
+    pages = (f"[{r['dataset']}](../benchmarks/results/{folder}/report.md)" for folder, r in reports.items())
+    without = {r["dataset"]: ", ".join(r["left_out"]) for r in reports.values() if r["left_out"]}
+    left_out = "".join(f"Not run on {dataset}: {labels}.\n" for dataset, labels in without.items())
+    return f"""{table(["", *names], rows)}
+
+Test, mean ± standard deviation over {len(report["seeds"])} seeds. {trials} trials a model on validation, \
+none where marked *. ↑ ↓: significantly above or below {report["reference"]}.
+{left_out}Budgets, differences, diversity: {", ".join(pages)}.
+
+![{metric} and training time on {report["dataset"]}](../benchmarks/results/{shown}/cost.png)"""
 
 
 def _compared(report: Result, label: str) -> tuple[str, str]:
     """A model's accuracy, marked where it differs from the reference's, and its training time."""
     metric = report["primary_metric"]
-    model = next((model for model in report["models"] if model["label"] == label), None)
-    if model is None or not model["test"]:
+    model = next((model for model in report["models"] if model["label"] == label and model["test"]), None)
+    if model is None:
         return "", ""
-    value = model["test"][metric]
-    difference = next((d for d in report["differences"] if (d["label"], d["metric"]) == (label, metric)), None)
-    mark = "" if difference is None or difference["p_holm"] >= 0.05 else " ↑" if difference["mean"] > 0 else " ↓"
-    star = "" if model["tuning_trials"] else " *"
+    value, mark = model["test"][metric], ""
+    for difference in report["differences"]:
+        if (difference["label"], difference["metric"]) == (label, metric) and difference["p_holm"] < 0.05:
+            mark = " ↑" if difference["mean"] > 0 else " ↓"
     spread = "" if value["std"] is None else f" ± {value['std']:.4f}"
+    star = "" if model["tuning_trials"] else " *"
     return f"{value['mean']:.4f}{spread}{mark}{star}", _number(model["train_seconds"]["mean"])
 
 
@@ -189,23 +166,22 @@ def _studied(file: Path) -> str:
     where: dict[str, list[int]] = {}
     for run in _read(file)["runs"]:
         by_label.setdefault((run["factor"], run["label"]), {})[run["seed"]] = run["valid"]
-        packages = ", ".join(f"{package} {version}" for package, version in run["versions"].items())
-        where.setdefault(f"{run['machine']}; {packages}", []).append(run["seed"])
+        where.setdefault(f"{run['machine']}; {_packages(run)}", []).append(run["seed"])
     bases, rows = by_label["base", "base"], []
-    for (factor, label), runs in by_label.items():
+    for names, runs in by_label.items():
         recall, ndcg = (statistics.mean(run[name] for run in runs.values()) for name in ("recall@20", "ndcg@20"))
         change = ndcg / statistics.mean(bases[seed]["ndcg@20"] for seed in runs) - 1
-        rows.append((factor, label, f"{recall:.4f}", f"{ndcg:.4f}", f"{change:+.1%}"))
+        rows.append([*names, f"{recall:.4f}", f"{ndcg:.4f}", f"{change:+.1%}"])
+    head = [f"### {file.stem}", ""]
+    for machine, seeds in where.items():
+        head.append(f"- {len(seeds)} trainings: {machine}; seeds {', '.join(map(str, sorted(set(seeds))))}.")
+    body = table(("factor", "", "recall@20", "ndcg@20", "against base"), rows)
     picture = f"![What each factor changes on {file.stem}](../benchmarks/results/study/{file.stem}.png)"
-    return "\n".join([
-        f"### {file.stem}",
-        "",
-        *(f"- {len(seeds)} trainings: {machine}; seeds {', '.join(map(str, sorted(set(seeds))))}."
-          for machine, seeds in where.items()),
-        "",
-        *_table(("factor", "", "recall@20", "ndcg@20", "against base"), rows),
-        *(["", picture] if file.with_suffix(".png").exists() else []),
-    ])  # fmt: skip
+    return "\n".join([*head, "", body, *(["", picture] if file.with_suffix(".png").exists() else [])])
+
+
+def _packages(result: Result) -> str:
+    return ", ".join(f"{package} {version}" for package, version in result["versions"].items())
 
 
 def ease_rank(results: Path) -> str:
@@ -219,8 +195,8 @@ def ease_rank(results: Path) -> str:
             directions = f"all {rank:,}" if rank == ranks[-1] else f"{rank:,}"
             metrics = (f"{best[name]:.4f}" for name in ("recall@20", "ndcg@20"))
             rows.append((result["dataset"], directions, f"{best['reg_weight']:g}", *metrics))
-    table = _table(("data set", "directions", "regularisation", "Recall@20", "NDCG@20"), rows)
-    return "\n".join(table) if rows else "Not run: `python benchmarks/ease_rank.py --dataset onebp-ml-1m`."
+    head = ("data set", "directions", "regularisation", "Recall@20", "NDCG@20")
+    return table(head, rows) if rows else "Not run: `python benchmarks/ease_rank.py --dataset onebp-ml-1m`."
 
 
 def quality(results: Path) -> str:
@@ -236,7 +212,7 @@ def quality_short(results: Path) -> str:
         return " / ".join(f"{value:.4f}" for value in _read(file)["mean"]["test"].values()) if file.exists() else ""
 
     head = ("data set", "Recall@20 / NDCG@20, the defaults", "`embedding_size: 256, learning_rate_decay: 0.87`")
-    return "\n".join(_table(head, ((name, means(name, ""), means(name, "-256")) for name in DATASETS)))
+    return table(head, ((name, means(name, ""), means(name, "-256")) for name in DATASETS))
 
 
 def validation(results: Path) -> str:
@@ -254,10 +230,8 @@ def _qualities(files: Iterable[Path], part: str) -> str:
         metrics = (f"{result['mean'][part][name]:.4f}" for name in ("recall@20", "ndcg@20"))
         rows.append((result["dataset"], chosen or "-", *lists, *metrics))
     head = ("data set", "beside the defaults", "seeds", "epochs", "Recall@20", "NDCG@20")
-    return "\n".join(_table(head, rows)) if rows else ""
+    return table(head, rows) if rows else ""
 
-
-# -------------------------------------------------------------------------------------------------------------- pages
 
 speed = _of_machines("speed", "speed.py", _full)
 speed_short = _of_machines("speed", "speed.py", _short)
@@ -269,7 +243,8 @@ scaling_model = _of_machines("scaling", "scaling.py", lambda result, _: model_ta
 
 BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
     "docs/study.md": {"quality": quality, "validation": validation, "ease-rank": ease_rank, "study": study},
-    "README.md": {"quality": quality_short, "comparison": comparison, "speed": speed_short},
+    "README.md": {"quality": quality_short},
+    "docs/results.md": {"quality": quality_short, "comparison": comparison, "speed": speed_short},
     "docs/performance.md": {"speed": speed, "growth": growth, "large": large, "gpu": gpu},
     "docs/distributed.md": {"scaling": scaling},
     "docs/scaling.md": {"scaling-model": scaling_model},
@@ -282,28 +257,24 @@ def rendered(text: str, blocks: Mapping[str, Callable[[Path], str]], results: Pa
     Raises:
         ValueError: if a block does not occur exactly once.
     """
-    for name, table in blocks.items():
+    for name, block in blocks.items():
         begin, end = f"<!-- {name}: by benchmarks/render.py -->", f"<!-- end of {name} -->"
         found = re.findall(f"(?s){re.escape(begin)}.*?{re.escape(end)}", text)
         if len(found) != 1:
             raise ValueError(f"the block {name} occurs {len(found)} times, not once")
-        text = text.replace(found[0], f"{begin}\n\n{table(results)}\n\n{end}")
+        text = text.replace(found[0], f"{begin}\n\n{block(results)}\n\n{end}")
     return text
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, exit with 1 if a file is not up to date")
-    check = parser.parse_args().check
-    stale = []
+    check, stale = measure.arguments(__doc__, check=False).check, []
     for name, blocks in BLOCKS.items():
-        path = ROOT / name
-        old = path.read_text(encoding="utf-8")
-        new = rendered(old, blocks, ROOT / "benchmarks" / "results")
+        old = (ROOT / name).read_text(encoding="utf-8")
+        new = rendered(old, blocks, measure.RESULTS)
         if new != old:
             stale.append(name)
             if not check:
-                write_atomically(path, partial(Path.write_text, data=new, encoding="utf-8"))
+                measure.write_text(ROOT / name, new)
     print(f"{'not up to date' if check else 'written'}: {', '.join(stale)}" if stale else "all up to date")
     return 1 if check and stale else 0
 

@@ -9,7 +9,6 @@ training, there is no validation part, and the last epoch is reported, never the
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import statistics
@@ -19,24 +18,17 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
 
+import measure
 import pandas as pd
-from measure import THREAD_VARIABLES, claim, exit_code, versions, write_text
 
 import recbole_onebp
 from recbole_onebp.util.errors import UserError
 
 NAME = "onebp-ml-100k"
 REFERENCE = {
-    100: (0.3102, 0.3733),
-    200: (0.3227, 0.3902),
-    400: (0.3487, 0.4218),
-    600: (0.3561, 0.4345),
-    800: (0.3599, 0.4372),
-    1000: (0.3629, 0.4407),
-    1200: (0.3679, 0.4447),
-    1600: (0.3721, 0.4472),
-    2000: (0.3690, 0.4457),
-}
+    100: (0.3102, 0.3733), 200: (0.3227, 0.3902), 400: (0.3487, 0.4218), 600: (0.3561, 0.4345), 800: (0.3599, 0.4372),
+    1000: (0.3629, 0.4407), 1200: (0.3679, 0.4447), 1600: (0.3721, 0.4472), 2000: (0.3690, 0.4457),
+}  # fmt: skip
 """Recall@20 and NDCG@20 of the authors' code on a CPU, same split, published settings: that epoch's model, not the best
 one so far."""
 TOLERANCE = 0.006
@@ -60,20 +52,13 @@ def write_atomic_files(source: Path, data_path: Path) -> None:
 def train(data_path: Path, duplicates: str, seed: int, epochs: int) -> dict[int, tuple[float, float]]:
     """Recall@20 and NDCG@20 on test after each of the reference's epochs."""
     settings = {
-        "preset": "paper",
-        "duplicates": duplicates,
-        "seed": seed,
-        "data_path": str(data_path),
-        "load_col": {"inter": ["user_id", "item_id"]},
+        "preset": "paper", "duplicates": duplicates, "seed": seed, "data_path": str(data_path),
+        "load_col": {"inter": ["user_id", "item_id"]}, "output_dir": str(data_path / f"{duplicates}-{seed}"),
         "benchmark_filename": ["train", "test", "test"],  # RecBole needs three parts; "validation" is never read
-        "output_dir": str(data_path / f"{duplicates}-{seed}"),
-        "metrics": ["Recall", "NDCG"],
-        "valid_metric": "NDCG@20",
-        "topk": 20,
-        "show_progress": False,
-    }
+        "metrics": ["Recall", "NDCG"], "valid_metric": "NDCG@20", "topk": 20, "show_progress": False,
+    }  # fmt: skip
     run = recbole_onebp.build("OneBP", NAME, config_dict=settings)
-    claim(len(run.train_data.dataset) == 80_000, f"{len(run.train_data.dataset)} train pairs, expected 80,000")
+    measure.claim(len(run.train_data.dataset) == 80_000, f"{len(run.train_data.dataset)} train pairs, expected 80,000")
     curve = {}
     for epoch in (e for e in REFERENCE if e <= epochs):
         run.trainer.epochs = epoch
@@ -85,69 +70,58 @@ def train(data_path: Path, duplicates: str, seed: int, epochs: int) -> dict[int,
     return curve
 
 
-def page(
-    curves: dict[tuple[str, int], dict[int, tuple[float, float]]], rules: list[str], seeds: list[int], epochs: int
-) -> str:
+def page(curves: dict[tuple[str, int], dict[int, tuple[float, float]]], epochs: int) -> str:
     """Mean and standard deviation over the seeds beside the reference, as Markdown."""
+    rules, seeds = (list(dict.fromkeys(part)) for part in zip(*curves, strict=True))
 
-    def cell(rule: str, epoch: int) -> str:
-        columns = zip(*(curves[rule, seed][epoch] for seed in seeds), strict=True)
-        return " / ".join(f"{statistics.mean(c):.4f} ± {statistics.stdev(c) if len(c) > 1 else 0:.4f}" for c in columns)
+    def columns(rule: object, epoch: int) -> list[tuple[float, float]]:
+        values = zip(*(curve[epoch] for (of, _), curve in curves.items() if of == rule), strict=True)
+        return [(statistics.mean(column), statistics.stdev(column) if len(column) > 1 else 0.0) for column in values]
 
-    def distance(rule: str) -> str:
-        means = (
-            statistics.mean(column) for column in zip(*(curves[rule, seed][epochs] for seed in seeds), strict=True)
-        )
-        away = [mean - reference for mean, reference in zip(means, REFERENCE[epochs], strict=True)]
+    def distance(rule: object) -> str:
+        pairs = zip(columns(rule, epochs), REFERENCE[epochs], strict=True)
+        away = [mean - reference for (mean, _), reference in pairs]
         within = "within" if all(abs(value) <= TOLERANCE for value in away) else "not within"
         return f"`{rule}`, last epoch: {away[0]:+.4f} / {away[1]:+.4f} from the reference code, {within} {TOLERANCE}."
 
-    found = versions()
-    rows = [
-        f"| {epoch} | {' / '.join(f'{value:.4f}' for value in values)} | {' | '.join(cell(r, epoch) for r in rules)} |"
-        for epoch, values in REFERENCE.items()
-        if epoch <= epochs
-    ]
-    return "\n".join([
-        "# OneBP on the authors' ML-100k split, the published settings",
-        "",
-        f"`python benchmarks/reproduce.py --data DIR --seeds {' '.join(map(str, seeds))} --epochs {epochs}`",
-        "",
-        "Recall@20 / NDCG@20 on the test part, mean ± standard deviation over seeds, over the users with a test item.",
-        "Reference code: studentcej/OneBP, commit 8ad479b, run on a CPU with the same settings; that epoch's model.",
-        f"recbole_onebp {found['recbole_onebp']}, torch {found['torch']}, Python {found['python']}, "
-        f"{platform.machine()} CPU, one thread a run.",
-        "",
-        f"| epoch | reference code | {' | '.join(f'duplicates: {rule}' for rule in rules)} |",
-        f"|---|---|{'---|' * len(rules)}",
-        *rows,
-        "",
-        *map(distance, rules),
-        "",
-    ])  # fmt: skip
+    rows = []
+    for epoch, values in REFERENCE.items():
+        if epoch <= epochs:
+            cells = (" / ".join(f"{mean:.4f} ± {std:.4f}" for mean, std in columns(rule, epoch)) for rule in rules)
+            rows.append([epoch, " / ".join(f"{value:.4f}" for value in values), *cells])
+    found, new_line = measure.versions(), "\n"
+    return f"""# OneBP on the authors' ML-100k split, the published settings
+
+`python benchmarks/reproduce.py --data DIR --seeds {" ".join(map(str, seeds))} --epochs {epochs}`
+
+Recall@20 / NDCG@20 on the test part, mean ± standard deviation over seeds, over the users with a test item.
+Reference code: studentcej/OneBP, commit 8ad479b, run on a CPU with the same settings; that epoch's model.
+recbole_onebp {found["recbole_onebp"]}, torch {found["torch"]}, Python {found["python"]}, \
+{platform.machine()} CPU, one thread a run.
+
+{measure.table(["epoch", "reference code", *(f"duplicates: {rule}" for rule in rules)], rows)}
+
+{new_line.join(map(distance, rules))}
+"""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with train.csv and test.csv")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--duplicates", nargs="+", default=["last", "sequential"])
-    parser.add_argument("--epochs", type=int, default=max(REFERENCE), choices=list(REFERENCE))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
-    parser.add_argument("--out", type=Path, help="write the table there as well")
-    args = parser.parse_args()
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # before torch starts in the children
+    args = measure.arguments(
+        __doc__, data=Path("."), seeds=[1, 2, 3], duplicates=["last", "sequential"], epochs=max(REFERENCE),
+        jobs=os.cpu_count() or 1, out=Path,
+    )  # fmt: skip
+    if args.epochs not in REFERENCE:
+        raise UserError(f"--epochs {args.epochs}: the reference has {', '.join(map(str, REFERENCE))}")
+    os.environ.update(dict.fromkeys(measure.THREAD_VARIABLES, "1"))  # before torch starts in the children
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(args.jobs) as pool:
         write_atomic_files(args.data, Path(folder))
-        jobs = {
-            (rule, seed): pool.submit(train, Path(folder), rule, seed, args.epochs)
-            for seed, rule in product(args.seeds, args.duplicates)
-        }
-        text = page({key: job.result() for key, job in jobs.items()}, args.duplicates, args.seeds, args.epochs)
+        keys = [(rule, seed) for seed, rule in product(args.seeds, args.duplicates)]
+        jobs = {key: pool.submit(train, Path(folder), *key, args.epochs) for key in keys}
+        text = page({key: job.result() for key, job in jobs.items()}, args.epochs)
     print(text)
     if args.out:
-        write_text(args.out, text)
+        measure.write_text(args.out, text)
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(measure.exit_code(main))

@@ -10,7 +10,7 @@ memory. Trials in the result file are not repeated.
 
 ``--soak MINUTES`` repeats rounds: this process trains OneBP on ml-100k, tests it, resumes from its checkpoint and tests
 again; a process of its own is stopped with SIGTERM and resumed. After each round it counts this process's memory,
-descriptors, threads, children and temporary files. None of them may grow. Linux only.
+descriptors, threads, children and temporary files. None of them may grow.
 
 They write ``results/resume-<data>.json`` and ``.md``, and ``results/<machine>-soak.json``.
 Exit codes: 0 all is equal, nothing grows; 1 otherwise.
@@ -31,14 +31,14 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+import measure
 import numpy as np
 import psutil
-from measure import RESULTS, THREAD_VARIABLES, CheckFailedError, claim, exit_code, here, write_json, write_text
+from measure import CheckFailedError, claim
 from safetensors.numpy import load_file
 from scipy.stats import theilslopes
 
@@ -54,9 +54,6 @@ RUNS: dict[str, dict[str, Any]] = {
 CODES = {signal.SIGTERM: (143, -15), signal.SIGINT: (130, -2), signal.SIGKILL: (-9,)}
 """Exit codes of a stopped run. Before and after training a signal ends the process as it ends any other."""
 SIGNALS = tuple(CODES)
-
-
-# --------------------------------------------------------------------------------------------- stopped and resumed runs
 
 
 def start(settings: Mapping[str, Any], folder: Path, resume: bool = False) -> subprocess.Popen[str]:
@@ -107,23 +104,23 @@ def timeless(value: Any) -> Any:
     return [timeless(item) for item in value] if isinstance(value, list) else value
 
 
-class Straight:
-    """An uninterrupted run: its results, and the seconds of its training."""
-
-    def __init__(self, settings: Mapping[str, Any], folder: Path) -> None:
-        finish(start({**settings, "epochs": 1}, folder.with_name("warm")))  # compiles
-        process = start(settings, folder)
-        wait_for_training(process, folder)
-        begun = monotonic()
-        finish(process)
-        self.seconds, self.contents = monotonic() - begun, contents(folder)
+def straight(settings: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], float]:
+    """The results of an uninterrupted run, and the seconds of its training."""
+    finish(start({**settings, "epochs": 1}, folder.with_name("warm")))  # compiles
+    process = start(settings, folder)
+    wait_for_training(process, folder)
+    begun = monotonic()
+    finish(process)
+    return contents(folder), monotonic() - begun
 
 
-def trial(settings: Mapping[str, Any], straight: Straight, number: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Stop a run, resume it and compare its results."""
+def trial(
+    settings: Mapping[str, Any], expected: Mapping[str, Any], seconds: float, number: int, seed: int, folder: Path
+) -> dict[str, Any]:
+    """Stop a run that trains for so many seconds, resume it and compare its results."""
     rng, which = random.Random(f"{seed} {number}"), SIGNALS[number % len(SIGNALS)]
     for attempt in range(20):
-        moment, place = rng.uniform(0, straight.seconds), folder / str(attempt)
+        moment, place = rng.uniform(0, seconds), folder / str(attempt)
         process = start(settings, place)
         wait_for_training(process, place)
         sleep(moment)
@@ -147,70 +144,66 @@ def trial(settings: Mapping[str, Any], straight: Straight, number: int, seed: in
     }
     finish(start(settings, place, resume=True))
     now = contents(place)
-    return {**row, "different": [name for name, expected in straight.contents.items() if now[name] != expected]}
+    return {**row, "different": [name for name in expected if now[name] != expected[name]]}
 
 
-def table(trials: Iterable[Mapping[str, Any]]) -> list[str]:
-    rows = ["| run | signal | trials | equal | went on inside an epoch | from the start | slowest exit, s |",
-            "|---|---|---|---|---|---|---|"]  # fmt: skip
+def rows(trials: Iterable[Mapping[str, Any]]) -> list[list[Any]]:
+    """For each kind of run and signal: trials, equal ones, went on inside an epoch, from the start, slowest exit."""
     kinds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in trials:
         kinds.setdefault((row["run"], row["signal"]), []).append(row)
-    for (run, name), group in sorted(kinds.items()):
+    found = []
+    for kind, group in sorted(kinds.items()):
         equal = sum(not row["different"] for row in group)
         inside = sum(not str(row["checkpoint"] or "-step-000000000").endswith("-step-000000000") for row in group)
         restarted = sum(row["checkpoint"] is None for row in group)
         slowest = max(row["exit_seconds"] for row in group)
-        rows.append(f"| {run} | {name} | {len(group)} | {equal} | {inside} | {restarted} | {slowest:.2f} |")
-    return rows
+        found.append([*kind, len(group), equal, inside, restarted, f"{slowest:.2f}"])
+    return found
 
 
 def page(found: Mapping[str, Any]) -> str:
     trials = found["trials"]
-    equal = sum(not row["different"] for row in trials)
-    parts = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    what = "tables, optimizer, generators, early stopping, record and metrics"
-    return "\n".join([
-        f"# Stopped and resumed runs against straight ones, {found['dataset']}",
-        "",
-        f"`python benchmarks/resume.py --trials {len(trials)}`: {found['machine']['cpu']}, one thread; {parts}; "
-        f"seed {found['seed']}.",
-        "",
-        f"**{equal} of {len(trials)} are equal, bit for bit**, in {what}.",
-        "",
-        *table(trials),
-        "",
-    ])  # fmt: skip
+    head = ("run", "signal", "trials", "equal", "went on inside an epoch", "from the start", "slowest exit, s")
+    return f"""# Stopped and resumed runs against straight ones, {found["dataset"]}
+
+`python benchmarks/resume.py --trials {len(trials)}`: {found["machine"]["cpu"]}, one thread; \
+{", ".join(f"{name} {number}" for name, number in found["versions"].items())}; seed {found["seed"]}.
+
+**{sum(not row["different"] for row in trials)} of {len(trials)} are equal, bit for bit**, in tables, optimizer, \
+generators, early stopping, record and metrics.
+
+{measure.table(head, rows(trials))}
+"""
 
 
 def run_trials(args: argparse.Namespace) -> bool:
     """Whether all trials are equal."""
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    data = {"dataset": args.dataset, **({"data_path": args.data_path} if args.data_path else {})}
-    results, about = args.out / f"resume-{args.dataset}.json", here("numba", "safetensors")
-    found: dict[str, Any] = {"dataset": args.dataset, "seed": args.seed, "machine": {"cpu": about["machine"]["cpu"]},
-                             "versions": about["versions"], "trials": []}  # fmt: skip
+    os.environ.update(dict.fromkeys(measure.THREAD_VARIABLES, "1"))
+    data = {"dataset": args.dataset, "data_path": args.data_path.resolve()}
+    results, about = args.out / f"resume-{args.dataset}.json", measure.here("numba", "safetensors")
+    found: dict[str, Any] = {"dataset": args.dataset, "seed": args.seed, "machine": {"cpu": about["machine"]["cpu"]}}
+    found |= {"versions": about["versions"], "trials": []}
     if results.is_file():
         before = json.loads(results.read_text())
         if len(before["trials"]) < args.trials and {**before, "trials": []} == found:
             found = before
-    straight: dict[str, Straight] = {}
+    uninterrupted = {}
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(len(found["trials"]), args.trials):
             name = list(RUNS)[number % len(RUNS)]
             settings = {**data, **RUNS[name]}
-            if name not in straight:
-                straight[name] = Straight(settings, Path(scratch) / name)
-            row = {"run": name, **trial(settings, straight[name], number, args.seed, Path(scratch) / str(number))}
+            if name not in uninterrupted:
+                uninterrupted[name] = straight(settings, Path(scratch) / name)
+            place = Path(scratch) / str(number)
+            row = {"run": name, **trial(settings, *uninterrupted[name], number, args.seed, place)}
             print(f"{number + 1}: {row}", flush=True)
             found["trials"].append(row)
-            write_json(results, found)
-    write_text(results.with_suffix(".md"), page(found))
+            measure.write_json(results, found)
+    measure.write_text(results.with_suffix(".md"), page(found))
     print(page(found))
     return not any(row["different"] for row in found["trials"])
 
-
-# ----------------------------------------------------------------------------------------------------------------- soak
 
 SOAKED: dict[str, Any] = {"model": "OneBP", "dataset": "ml-100k", "epochs": 4, "show_progress": False}
 ENDS_WITHIN = 30.0
@@ -221,30 +214,18 @@ WARM_UP = 1 / 4
 """Share of the rounds that is ignored: the first ones compile loops and load modules."""
 
 
-@dataclass(frozen=True)
-class Held:
-    """What a process holds after a round."""
-
-    seconds: float
-    """Since the start."""
-    rss_mb: float
-    descriptors: int
-    threads: int
-    children: int
-    temporary_files: int
-
-    @classmethod
-    def now(cls, start: float, temporary: Path) -> Held:
-        gc.collect()
-        process = psutil.Process()
-        return cls(
-            round(monotonic() - start, 1),
-            round(process.memory_info().rss / 2**20, 1),
-            process.num_fds(),
-            process.num_threads(),
-            len(process.children(recursive=True)),
-            sum(1 for _ in temporary.rglob("*")),
-        )
+def held(start: float, temporary: Path) -> dict[str, float]:
+    """What this process holds after a round, and the seconds since the start."""
+    gc.collect()
+    process = psutil.Process()
+    return {
+        "seconds": round(monotonic() - start, 1),
+        "rss_mb": round(process.memory_info().rss / 2**20, 1),
+        "descriptors": process.num_fds(),
+        "threads": process.num_threads(),
+        "children": len(process.children(recursive=True)),
+        "temporary_files": sum(1 for _ in temporary.rglob("*")),
+    }
 
 
 def in_process(folder: Path) -> float:
@@ -271,20 +252,19 @@ def command_line(folder: Path, rng: np.random.Generator) -> None:
     claim((folder / "result.json").is_file(), "the command line wrote no result.json")
 
 
-def grows(held: list[Held]) -> list[str]:
+def grows(rounds: list[dict[str, float]]) -> list[str]:
     """What grows, in words."""
-    measured = held[int(len(held) * WARM_UP) :]
+    measured = rounds[int(len(rounds) * WARM_UP) :]
     half = len(measured) // 2
-    claim(half >= 2, f"{len(held)} rounds are too few to judge; soak for more minutes")
+    claim(half >= 2, f"{len(rounds)} rounds are too few to judge; soak for more minutes")
     found = []
     for name in ("descriptors", "threads", "children", "temporary_files"):
-        before, after = (max(getattr(one, name) for one in part) for part in (measured[:half], measured[half:]))
+        before, after = (max(one[name] for one in part) for part in (measured[:half], measured[half:]))
         if after > before:
             found.append(f"{name}: at most {before} in the first half, {after} in the second")
-    rss = [one.rss_mb for one in measured]
-    growth = float(theilslopes(rss)[0]) * (len(rss) - 1)
+    growth = float(theilslopes([one["rss_mb"] for one in measured])[0]) * (len(measured) - 1)
     if growth > GROWTH_MB:
-        found.append(f"memory: {growth:.1f} MiB over {len(rss)} rounds, at most {GROWTH_MB:g} are allowed")
+        found.append(f"memory: {growth:.1f} MiB over {len(measured)} rounds, at most {GROWTH_MB:g} are allowed")
     return found
 
 
@@ -292,37 +272,32 @@ def soak(args: argparse.Namespace) -> bool:
     """Whether nothing grows."""
     logging.disable(logging.INFO)
     warnings.simplefilter("ignore")
-    rng, begun, held, about = np.random.default_rng(args.seed), monotonic(), list[Held](), here()
+    rng, begun, rounds, about = np.random.default_rng(args.seed), monotonic(), list[dict[str, float]](), measure.here()
     with tempfile.TemporaryDirectory() as kept:
         runs, temporary = Path(kept) / "runs", Path(kept) / "temporary"
         temporary.mkdir()
         tempfile.tempdir = os.environ["TMPDIR"] = str(temporary)  # for this process and its children
         while monotonic() - begun < 60 * args.soak:
             ndcg = in_process(runs / "here")
-            claim(ndcg > 0.1, f"round {len(held)}: NDCG@10 is {ndcg}")
+            claim(ndcg > 0.1, f"round {len(rounds)}: NDCG@10 is {ndcg}")
             command_line(runs / "there", rng)
             shutil.rmtree(runs)
-            held.append(Held.now(begun, temporary))
-            print(f"{len(held):4d}  {asdict(held[-1])}", flush=True)
+            rounds.append(held(begun, temporary))
+            print(f"{len(rounds):4d}  {rounds[-1]}", flush=True)
         tempfile.tempdir = None
-    found = grows(held)
-    values = {**about, "minutes": args.soak, "grows": found, "rounds": [asdict(one) for one in held]}
-    write_json(args.out / f"{about['machine']['slug']}-soak.json", values)
-    print("\n".join(found) or f"nothing grows over {len(held)} rounds")
+    found = grows(rounds)
+    values = {**about, "minutes": args.soak, "grows": found, "rounds": rounds}
+    measure.write_json(args.out / f"{about['machine']['slug']}-soak.json", values)
+    print("\n".join(found) or f"nothing grows over {len(rounds)} rounds")
     return not found
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=30)
-    parser.add_argument("--soak", type=float, metavar="MINUTES", help="repeat runs for so long, and watch memory")
-    parser.add_argument("--dataset", default="ml-100k")
-    parser.add_argument("--data_path", type=Path, help="RecBole's data folder")
-    parser.add_argument("--seed", type=int, default=2024, help="of the moments of the signals")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="default: benchmarks/results")
-    args = parser.parse_args()
+    args = measure.arguments(
+        __doc__, trials=30, soak=float, dataset="ml-100k", data_path=measure.DATA, seed=2024, out=measure.RESULTS
+    )
     return 0 if (run_trials(args) if args.soak is None else soak(args)) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(measure.exit_code(main))

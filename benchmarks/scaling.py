@@ -2,42 +2,34 @@
 
     python benchmarks/scaling.py [--data_path dataset] [--dataset gowalla] [--only ROW ...] [--repeats 5] [--json OUT]
 
-Each process is pinned to a core; groups of processes take turns: one on one core, two on two, four on two. A turn is an
-epoch, or its first 1,000 steps, with the epoch's order and the users' first aggregation. ``link`` has two processes
-without shared memory, as on two hosts, over the loopback device; a slower link is simulated by stretching each exchange
-to the time its bytes would take. All rows together are written to ``results/<machine>-scaling.json``, a selection only
-with ``--json``.
+Each process is pinned to a core; groups of processes take turns. A turn is an epoch, or its first 1,000 steps, with the
+epoch's order and the users' first aggregation. ``link`` has two processes without shared memory, as on two hosts, over
+the loopback device; a slower link is simulated by stretching each exchange to the time its bytes would take. All rows
+together are written to ``results/<machine>-scaling.json``, a selection only with ``--json``.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
+import measure
 import numpy as np
-from measure import (
-    THREAD_VARIABLES,
-    Row,
-    alternate,
-    claim,
-    exit_code,
-    here,
-    measure_to_file,
-    new_parser,
-    ratios,
-)
+from measure import Row, claim, ratios
 from scaling_model import ROWS
 
 from recbole_onebp.distributed.launch import free_port
@@ -58,17 +50,14 @@ LINKS = {"25 Gbit/s, 20 us": (25e9, 20e-6), "10 Gbit/s, 50 us": (10e9, 50e-6), "
 TARGET = 1.7
 
 
-class Ask(Protocol):
-    """Asks all processes of a group for something and returns their answers."""
-
-    def __call__(self, what: str, value: Any = None) -> list[Any]: ...
-
-
-# ------------------------------------------------------------------------------------------------------------ processes
+Ask = Callable[..., list[Any]]
+"""Calls one of the functions of a rank, with arguments, in all processes of a group, and returns their answers."""
+_rank: Any = None
+"""In a process of a group: its run."""
 
 
-def _work(pipe: Any, environment: Mapping[str, str], core: int, config: dict[str, Any]) -> None:
-    """A rank: trains or measures what it is asked for."""
+def _start(environment: Mapping[str, str], core: int, config: dict[str, Any]) -> None:
+    global _rank
     os.sched_setaffinity(0, {core})
     os.environ.update(environment)
     logging.disable(logging.WARNING)
@@ -77,13 +66,50 @@ def _work(pipe: Any, environment: Mapping[str, str], core: int, config: dict[str
     torch.set_num_threads(1)
     import recbole_onebp
 
-    run = recbole_onebp.build("OneBP", config["dataset"], config_dict=config)
-    while True:
-        what, value = pipe.recv()
-        pipe.send(ANSWERS[what](run, value))
+    _rank = recbole_onebp.build("OneBP", config["dataset"], config_dict=config)
 
 
-def _turn(run: Any, n_steps: int | None) -> tuple[float, float]:
+def _answer(function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(_rank, *arguments)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # the other ranks wait for this one until its connections close
+
+
+@contextmanager
+def ranks(world: int, local_world: int, config: Mapping[str, Any], apart: bool = False) -> Iterator[Ask]:
+    """A group of processes that are asked together; each has a run of its own if ``apart``."""
+    port, cores = free_port(), sorted(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        pools = []
+        for rank in range(world):
+            environment = dict.fromkeys(measure.THREAD_VARIABLES, "1")
+            if not apart:
+                environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank)}
+                environment |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(local_world)}
+                environment |= {"LOCAL_RANK": str(rank % local_world)}
+            own = {**config, "output_dir": str(Path(scratch) / str(rank * apart))}
+            arguments = environment, cores[rank % len(cores)], own
+            pools.append(stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"), _start, arguments)))
+
+        def ask(function: Callable[..., Any], *arguments: Any) -> list[Any]:
+            answers = [pool.submit(_answer, function, *arguments) for pool in pools]
+            return [answer.result() for answer in answers]
+
+        yield ask
+
+
+def _seconds(ask: Ask, n_steps: int | None = None) -> float:
+    answers = ask(_turn, n_steps)
+    claim(all(np.isfinite(loss) for _, loss in answers), "a loss is not finite")
+    return float(statistics.median(seconds for seconds, _ in answers))
+
+
+# Functions of a rank
+
+
+def _turn(run: Any, n_steps: int | None = None) -> tuple[float, float]:
     """Seconds and loss of the first steps of an epoch, or of the whole epoch."""
     run.trainer.checkpointing.watch = lambda epoch, steps, *_: islice(steps, n_steps)
     start = perf_counter()
@@ -91,7 +117,7 @@ def _turn(run: Any, n_steps: int | None) -> tuple[float, float]:
     return perf_counter() - start, loss
 
 
-def _rows(run: Any, _value: None) -> tuple[int, int, int]:
+def _rows(run: Any) -> tuple[int, int, int]:
     """Users of this rank, bytes of their rows, and the number of train pairs."""
     users: Any = run.model.user_table
     return len(users) - 1, users.nbytes, run.trainer._schedule.n_pairs
@@ -116,11 +142,10 @@ def _items_share(run: Any, repeats: int) -> list[float]:
     return shares
 
 
-def _adam_on_rows(_run: Any, value: tuple[int, int, int]) -> dict[str, list[float]]:
+def _adam_on_rows(_run: Any, n_rows: int, size: int, repeats: int) -> dict[str, list[float]]:
     """Seconds a row of Adam's step without a gradient, in a table of so many rows and columns."""
     from recbole_onebp.engine.kernels import step_rows
 
-    n_rows, size, repeats = value
     table, first, second = (np.full((n_rows, size), 1e-3, dtype=np.float32) for _ in range(3))
     head, following = np.full(n_rows, -1, dtype=np.int32), np.zeros(1, dtype=np.int32)
     source, none = np.zeros((1, size), dtype=np.float32), np.zeros((0, 0, size), dtype=np.float32)
@@ -192,120 +217,59 @@ def _collectives(run: Any, repeats: int) -> dict[str, list[float]]:
     return seconds
 
 
-ANSWERS: dict[str, Callable[[Any, Any], Any]] = {
-    "steps": _turn,
-    "rows": _rows,
-    "items": _items_share,
-    "adam": _adam_on_rows,
-    "link": _simulate,
-    "collectives": _collectives,
-}
-
-
-@contextmanager
-def ranks(world: int, local_world: int, config: Mapping[str, Any], apart: bool = False) -> Iterator[Ask]:
-    """A group of processes that are asked together; each has a run of its own if ``apart``."""
-    port = free_port()
-    cores, context = sorted(os.sched_getaffinity(0)), multiprocessing.get_context("spawn")
-    one_thread = dict.fromkeys(THREAD_VARIABLES, "1")
-    started = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for rank in range(world):
-            environment = {
-                **one_thread, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank),
-                "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank % local_world), "LOCAL_WORLD_SIZE": str(local_world),
-            } if not apart else one_thread  # fmt: skip
-            ours, theirs = context.Pipe()
-            own = {**config, "output_dir": str(Path(scratch) / str(rank * apart))}
-            arguments = (theirs, environment, cores[rank % len(cores)], own)
-            process = context.Process(target=_work, args=arguments, daemon=True)
-            process.start()
-            theirs.close()
-            started.append((process, ours))
-
-        def ask(what: str, value: Any = None) -> list[Any]:
-            for _, pipe in started:
-                pipe.send((what, value))
-            try:
-                return [pipe.recv() for _, pipe in started]
-            except EOFError:
-                raise RuntimeError(f"one of {world} processes has ended; see above") from None
-
-        try:
-            yield ask
-        finally:
-            for process, _ in started:
-                process.terminate()
-                process.join()
-
-
-def _seconds(ask: Ask, n_steps: int | None = None) -> float:
-    answers = ask("steps", n_steps)
-    claim(all(np.isfinite(loss) for _, loss in answers), "a loss is not finite")
-    return float(statistics.median(seconds for seconds, _ in answers))
-
-
-# ----------------------------------------------------------------------------------------------------------------- rows
-
-
 class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.repeats = args.repeats
-        self.config: dict[str, Any] = {
-            "data_path": str(args.data_path.resolve()), "dataset": args.dataset, "seed": args.seed,
-            "show_progress": False, "epochs": 1,
-        }  # fmt: skip
+        self.config: dict[str, Any] = {"data_path": str(args.data_path.resolve()), "dataset": args.dataset}
+        self.config |= {"seed": args.seed, "show_progress": False, "epochs": 1}
 
     def throughput(self) -> list[Row]:
-        return [row for name in SETTINGS for row in self._throughput(name)]
-
-    def _throughput(self, name: str) -> list[Row]:
-        n_steps, settings = SETTINGS[name]
-        config = {**self.config, **settings}
-        with ExitStack() as stack:
-            groups = {world: stack.enter_context(ranks(world, world, config)) for world in (1, 2, 4)}
-            apart = stack.enter_context(ranks(2, 1, config, apart=True))
-            for _ in range(2):  # compiles, and allocates the tables
-                losses = [ask("steps", n_steps)[0][1] for ask in (*groups.values(), apart)]
-                claim(np.allclose(losses, losses[0], rtol=1e-5), f"losses of 1, 2 and 4 processes: {losses}")
-            turns = [partial(_seconds, ask, n_steps) for ask in (*groups.values(), apart)]
-            *seconds, apart_seconds = alternate(self.repeats, *turns)
-            held = {world: ask("rows") for world, ask in groups.items()}
-        checked = f"losses of 1, 2 and 4 processes within 1e-5 of one another, the first of {losses[0]:.6g}"
-        parts = {f"{world} processes, s": values for world, values in zip(groups, seconds, strict=True)}
-        title = f"throughput, {{}}, {self.config['dataset']}, {name}"
-        note = f"{n_steps} steps" if n_steps else "an epoch"
-        rows = [
-            Row(title.format("2 processes on 2 cores / 1 on 1"), ratios(seconds[0], seconds[1]), parts,
-                checked, TARGET, at_least=True, note=note),
-            Row(title.format("4 processes on 2 cores / 1 on 1"), ratios(seconds[0], seconds[2]), parts, checked),
-            Row(title.format("2 runs at once / 1"), [2 * each for each in ratios(seconds[0], apart_seconds)],
-                {"2 runs, s": apart_seconds}, checked, note="nothing shared: what two cores give at most"),
-        ]  # fmt: skip
-        return [*rows, *(_memory_rows(held) if name == "defaults" else [])]
+        rows = []
+        for name, (n_steps, settings) in SETTINGS.items():
+            config = {**self.config, **settings}
+            with ExitStack() as stack:
+                groups = {world: stack.enter_context(ranks(world, world, config)) for world in (1, 2, 4)}
+                apart = stack.enter_context(ranks(2, 1, config, apart=True))
+                for _ in range(2):  # compiles, and allocates the tables
+                    losses = [ask(_turn, n_steps)[0][1] for ask in (*groups.values(), apart)]
+                    claim(np.allclose(losses, losses[0], rtol=1e-5), f"losses of 1, 2 and 4 processes: {losses}")
+                turns = [partial(_seconds, ask, n_steps) for ask in (*groups.values(), apart)]
+                one, two, four, at_once = measure.alternate(self.repeats, *turns)
+                held = {world: ask(_rows) for world, ask in groups.items()}
+            checked = f"losses of 1, 2 and 4 processes within 1e-5 of one another, the first of {losses[0]:.6g}"
+            parts = {"1 processes, s": one, "2 processes, s": two, "4 processes, s": four}
+            title = f"throughput, {{}}, {self.config['dataset']}, {name}"
+            note = f"{n_steps} steps" if n_steps else "an epoch"
+            rows += [
+                Row(title.format("2 processes on 2 cores / 1 on 1"), ratios(one, two), parts, checked, TARGET,
+                    at_least=True, note=note),
+                Row(title.format("4 processes on 2 cores / 1 on 1"), ratios(one, four), parts, checked),
+                Row(title.format("2 runs at once / 1"), [2 * each for each in ratios(one, at_once)],
+                    {"2 runs, s": at_once}, checked, note="nothing shared: what two cores give at most"),
+                *(_memory_rows(held) if name == "defaults" else []),
+            ]  # fmt: skip
+        return rows
 
     def link(self) -> list[Row]:
-        return [row for name in LINKED for row in self._link(name)]
-
-    def _link(self, name: str) -> list[Row]:
-        n_steps, settings = SETTINGS[name]
-        config, rows = {**self.config, **settings}, []
-        with ranks(1, 1, config) as alone, ranks(2, 1, config) as two:
-            for ask in (alone, two):
-                ask("steps", n_steps)
-            for wire, link in {"loopback": None, **LINKS}.items():
-                two("link", link)
-                turns = (partial(_seconds, ask, n_steps) for ask in (alone, two))
-                seconds = alternate(max(2, self.repeats // 2), *turns)
-                parts = {"1 process, s": seconds[0], "2 hosts, s": seconds[1]}
-                title = f"throughput, 2 hosts of 1 process / 1, {name}, {wire}"
-                rows.append(Row(title, ratios(*seconds), parts, "losses finite"))
+        rows = []
+        for name in LINKED:
+            n_steps, settings = SETTINGS[name]
+            config = {**self.config, **settings}
+            with ranks(1, 1, config) as alone, ranks(2, 1, config) as two:
+                turns = [partial(_seconds, ask, n_steps) for ask in (alone, two)]
+                measure.alternate(1, *turns)
+                for wire, link in {"loopback": None, **LINKS}.items():
+                    two(_simulate, link)
+                    seconds = measure.alternate(max(2, self.repeats // 2), *turns)
+                    parts = {"1 process, s": seconds[0], "2 hosts, s": seconds[1]}
+                    title = f"throughput, 2 hosts of 1 process / 1, {name}, {wire}"
+                    rows.append(Row(title, ratios(*seconds), parts, "losses finite"))
         return rows
 
     def collectives(self) -> list[Row]:
         with ranks(2, 2, {**self.config, **PAPER, "train_batch_size": 5 * 2048}) as two:
-            two("steps", 1)
-            seconds = two("collectives", self.repeats)[0]
+            two(_turn, 1)
+            seconds = two(_collectives, self.repeats)[0]
         base = "all-gather of encodings and coefficients"
         return [
             Row(f"{name} / {base}, 2 processes", ratios(values, seconds[base]),
@@ -318,12 +282,14 @@ class Bench:
         sizes, seconds, config = (512, 1024, 2048, 4096), [], {**self.config, **PAPER, "learner": "sparse_adam"}
         for size in sizes:
             with ranks(1, 1, {**config, "train_batch_size": 5 * size}) as one:
-                one("steps")
-                seconds.append(alternate(max(2, self.repeats // 2), partial(_seconds, one))[0])
+                one(_turn)
+                seconds.append(measure.alternate(max(2, self.repeats // 2), partial(_seconds, one))[0])
                 if size == sizes[-1]:
-                    n_pairs = one("rows")[0][2]
-                    share = one("items", self.repeats)[0]
-                    adam = {n_rows: one("adam", (n_rows, PAPER["embedding_size"], self.repeats))[0] for n_rows in ROWS}
+                    n_pairs = one(_rows)[0][2]
+                    share = one(_items_share, self.repeats)[0]
+                    adam = {
+                        n_rows: one(_adam_on_rows, n_rows, PAPER["embedding_size"], self.repeats)[0] for n_rows in ROWS
+                    }
         counts = np.array([(-(-n_pairs // size), n_pairs) for size in sizes])
         fits = [np.linalg.lstsq(counts, np.array(round_), rcond=None)[0] for round_ in zip(*seconds, strict=True)]
         parts = {f"{size} pairs a step, s": values for size, values in zip(sizes, seconds, strict=True)}
@@ -352,17 +318,17 @@ def _memory_rows(held: Mapping[int, list[Any]]) -> list[Row]:
 
 
 def main() -> int:
-    names = ("throughput", "link", "collectives", "constants")
-    parser = new_parser(__doc__, threads=False, repeats=5, rows=names)
-    parser.add_argument("--dataset", default="gowalla")
-    args = parser.parse_args()
+    names = ["throughput", "link", "collectives", "constants"]
+    args = measure.arguments(
+        __doc__, json=Path, only=names, repeats=5, seed=2024, data_path=measure.DATA, dataset="gowalla"
+    )
     if len(os.sched_getaffinity(0)) < 2:
         raise UserError("one core is free to use; two are needed")
     settings = {"dataset": args.dataset, "seed": args.seed, "repeats": args.repeats, "threads": 2}
-    about, bench = {**here("numba"), "settings": settings}, Bench(args)
+    about, bench = {**measure.here("numba"), "settings": settings}, Bench(args)
     rows = {name: getattr(bench, name) for name in names}
-    return measure_to_file(rows, args, f"{about['machine']['slug']}-scaling", about)
+    return measure.measure_to_file(rows, args, f"{about['machine']['slug']}-scaling", about)
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(measure.exit_code(main))

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+from measure import table
 
 FLOAT = INT = 4
 LONG = 8
@@ -18,7 +21,11 @@ ROWS = (40_000, 4_000_000)
 
 @dataclass(frozen=True)
 class World:
-    """A data set, and the machines that train on it."""
+    """A data set, and the machines that train on it.
+
+    A host has so many ``cores``, memory of so many bytes a second (``bandwidth``), and a ``link`` of so many bits a
+    second each way, with a ``latency`` of so many seconds for each exchange.
+    """
 
     users: float = 1e9
     items: float = 1e8
@@ -27,43 +34,35 @@ class World:
     negatives: int = 5
     pairs_a_step: float = 1e6
     cores: int = 64
-    """Of a host."""
     bandwidth: float = 200e9
-    """Of a host's memory, bytes a second."""
     link: float = 25e9
-    """Bits a second, each way."""
     latency: float = 50e-6
-    """Seconds of an exchange before its bytes arrive."""
 
 
 @dataclass(frozen=True)
 class Constants:
-    """Seconds on one core, from ``benchmarks/scaling.py``."""
+    """Seconds on one core, from ``benchmarks/scaling.py``.
+
+    ``row_of_dense_adam`` is one row after the other in a table larger than any cache; ``pair`` has 5 negatives,
+    ``sparse_adam``, everything in the cache, and spends ``items_share`` on the items' rows; ``far_row`` is added for a
+    random row and its moments that are not in the cache.
+    """
 
     row_of_dense_adam: float
-    """One row after the other, in a table larger than any cache."""
     pair: float
-    """With 5 negatives, ``sparse_adam``, in the cache: sampling, scores, updates of the items' rows and the user."""
     items_share: float
-    """Share of a pair's seconds that goes into the items' rows."""
     far_row: float
-    """Extra seconds of a random row and its moments that are not in the cache."""
 
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> Constants:
         """From a result file."""
         median = {row["title"]: row["median"] for row in result["rows"].values() if "median" in row}
-
-        def nanoseconds(order: str, n_rows: int) -> float:
-            return float(median[f"Adam's step on a row {order}, table of {n_rows:,} rows, ns"])
-
-        near, far = (nanoseconds("at random", n_rows) for n_rows in ROWS)
-        return cls(
-            nanoseconds("in order", ROWS[1]) / 1e9,
-            median["sparse_adam: a pair with 5 negatives, ns"] / 1e9,
-            median["of that the items' gradients and steps, part"],
-            max(0.0, far - near) / 1e9,
+        in_order, near, far = (
+            median[f"Adam's step on a row {order}, table of {n_rows:,} rows, ns"] / 1e9
+            for order, n_rows in (("in order", ROWS[1]), ("at random", ROWS[0]), ("at random", ROWS[1]))
         )
+        pair = median["sparse_adam: a pair with 5 negatives, ns"] / 1e9
+        return cls(in_order, pair, median["of that the items' gradients and steps, part"], max(0.0, far - near))
 
 
 def memory(world: World, hosts: int) -> dict[str, float]:
@@ -115,24 +114,28 @@ def tables(result: Mapping[str, Any]) -> str:
     """Markdown: memory, traffic and time for several numbers of hosts."""
     world, constants = World(), Constants.of(result)
     a_pair = traffic(world, 2)["embeddings, coefficients and ids"] * 2  # with two hosts half of the pairs are remote
-    head = [f"| hosts | {' | '.join(map(str, HOSTS))} |", f"|---|{'---|' * len(HOSTS)}"]
 
-    def table(of_hosts: list[dict[str, float]], unit: float, form: str) -> list[str]:
-        rows = [[name, *(format(values[name] / unit, form) for values in of_hosts)] for name in of_hosts[0]]
-        return ["", *head, *(f"| {' | '.join(row)} |" for row in rows), ""]
+    def table_of(values: Callable[[int], dict[str, float]], unit: float, form: str) -> str:
+        columns = [values(hosts) for hosts in HOSTS]
+        return table(
+            ["hosts", *HOSTS], ([name, *(format(of[name] / unit, form) for of in columns)] for name in columns[0])
+        )
 
-    return "\n".join([
-        f"Constants, one core of {result['machine']['cpu']}: {constants.pair * 1e9:,.0f} ns a pair, "
-        f"{constants.items_share:.0%} of it for the items' rows; {constants.far_row * 1e9:,.0f} ns more for each "
-        f"random row that is not in the cache; {constants.row_of_dense_adam * 1e9:,.0f} ns a row of dense Adam.",
-        "",
-        f"A host receives {a_pair:.0f} bytes for each pair of the other hosts, so a link of {world.link / 1e9:.0f} "
-        f"Gbit/s carries at most {world.link / 8 / a_pair / 1e6:.1f} million pairs a second.",
-        "",
-        "Memory of a host, GB:",
-        *table([memory(world, hosts) for hosts in HOSTS], 1e9, ",.1f"),
-        "Received by a host for each pair, bytes:",
-        *table([traffic(world, hosts) for hosts in HOSTS], 1, ",.0f"),
-        "Hours of an epoch, each resource alone:",
-        *table([epoch_seconds(world, hosts, constants) for hosts in HOSTS], 3600, ",.2f")[:-1],
-    ])  # fmt: skip
+    return f"""Constants, one core of {result["machine"]["cpu"]}: {constants.pair * 1e9:,.0f} ns a pair, \
+{constants.items_share:.0%} of it for the items' rows; {constants.far_row * 1e9:,.0f} ns more for each \
+random row that is not in the cache; {constants.row_of_dense_adam * 1e9:,.0f} ns a row of dense Adam.
+
+A host receives {a_pair:.0f} bytes for each pair of the other hosts, so a link of {world.link / 1e9:.0f} \
+Gbit/s carries at most {world.link / 8 / a_pair / 1e6:.1f} million pairs a second.
+
+Memory of a host, GB:
+
+{table_of(partial(memory, world), 1e9, ",.1f")}
+
+Received by a host for each pair, bytes:
+
+{table_of(partial(traffic, world), 1, ",.0f")}
+
+Hours of an epoch, each resource alone:
+
+{table_of(partial(epoch_seconds, world, constants=constants), 3600, ",.2f")}"""

@@ -14,24 +14,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
 
 import httpx
+import measure
 import numpy as np
-from measure import (
-    Row,
-    claim,
-    exit_code,
-    here,
-    measure_to_file,
-    new_parser,
-    use_threads,
-)
+from measure import Row, claim, timed
 
 from recbole_onebp.serving import Recommender
 
@@ -49,31 +42,23 @@ class Bench:
         self._rng = np.random.default_rng(args.seed)
 
     def loading(self) -> list[Row]:
-        imports, loads = [], []
         code = (
             "from time import perf_counter as now; a = now(); from recbole_onebp import Recommender; b = now()\n"
             f"Recommender.load({str(self._bundle)!r}); print(b - a, now() - b)"
         )
-        for _ in range(self._args.repeats):
-            done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-            seconds = done.stdout.split()
-            imports.append(float(seconds[0]))
-            loads.append(float(seconds[1]))
+        command = [sys.executable, "-c", code]
+        printed = [subprocess.check_output(command, text=True).split() for _ in range(self._args.repeats)]
+        imports, loads = ([float(seconds) for seconds in column] for column in zip(*printed, strict=True))
         checked = "in a process of its own, files in the page cache, checksums verified"
-        return [
-            Row("import, seconds", imports, {}, checked, target=0.3),
-            Row("load, seconds", loads, {}, checked, target=0.5),
-        ]
+        return [Row("import, seconds", imports, {}, checked, 0.3), Row("load, seconds", loads, {}, checked, 0.5)]
 
     def everybody(self) -> list[Row]:
         rec = Recommender.load(self._bundle)
-        values: list[float] = []
-        for _ in range(self._args.repeats):
-            start = perf_counter()
-            answers = rec.recommend(rec.user_ids, k=20)
-            values.append(perf_counter() - start)
+        answers: list[Any] = []
+        recommend = timed(lambda: answers.append(rec.recommend(rec.user_ids, k=20)))
+        values = [recommend() for _ in range(self._args.repeats)]
         for user in self._rng.choice(rec.n_users, 100, replace=False):
-            claim(rec.recommend([rec.user_ids[user]], k=20)[0] == answers[user], "a single user gets another list")
+            claim(rec.recommend([rec.user_ids[user]], k=20)[0] == answers[-1][user], "a single user gets another list")
         title = f"exact top 20 of all {rec.n_users:,} users and {rec.n_items:,} items, seconds"
         return [Row(title, values, {}, "100 users alone have the same lists, to the last bit", target=6)]
 
@@ -137,16 +122,11 @@ class Bench:
                     lost += sum(item != place for item, place in zip(events, found[: len(events)], strict=False))
                     lost += max(len(events) - len(found), 0)
                     events[:] = found
-                threads = [
-                    threading.Thread(target=_send, args=(url, user, events, items))
-                    for user, events in acknowledged.items()
-                ]
-                for thread in threads:
-                    thread.start()
-                sleep(0.2 + rng.random() / 2)
-                process.send_signal(signal.SIGKILL)
-                for thread in threads:
-                    thread.join()
+                with ThreadPoolExecutor(len(acknowledged)) as pool:
+                    for user, events in acknowledged.items():
+                        pool.submit(_send, url, user, events, items)
+                    sleep(0.2 + rng.random() / 2)
+                    process.send_signal(signal.SIGKILL)
         total = sum(map(len, acknowledged.values()))
         claim(total > 10 * self._args.kills, f"only {total} events were acknowledged")
         title = f"acknowledged events lost over {self._args.kills} kills in the middle of writes"
@@ -166,7 +146,7 @@ class Bench:
                 process.kill()
 
 
-def _send(url: str, user: str, acknowledged: list[str], items: list[str]) -> None:
+def _send(url: str, user: str, acknowledged: list[str], items: Sequence[str]) -> None:
     """Send events until the service is gone; note those that it acknowledged."""
     with httpx.Client(base_url=url) as client:
         while True:
@@ -180,21 +160,18 @@ def _send(url: str, user: str, acknowledged: list[str], items: list[str]) -> Non
 
 
 def main() -> int:
-    parser = new_parser(__doc__, data=False, repeats=3, rows=NAMES)
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE_DIR", help="what recbole-onebp export wrote")
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seconds", type=float, default=20, help="of requests, for each latency (default 20)")
-    args = parser.parse_args()
-    use_threads(args.threads)
+    options: dict[str, Any] = {"only": list(NAMES), "repeats": 3, "seed": 2024, "threads": 2}
+    args = measure.arguments(__doc__, "bundle", bundle=Path, json=Path, kills=50, seconds=20.0, **options)
+    measure.use_threads(args.threads)
     manifest = Recommender.load(args.bundle).bundle.manifest
     facts = {name: manifest[name] for name in ("n_users", "n_items", "embedding_size", "dtype", "score")}
     settings = {"threads": args.threads, "seed": args.seed, "seconds": args.seconds}
-    about = {**here(), "settings": settings, "bundle": facts}
+    about = {**measure.here(), "settings": settings, "bundle": facts}
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(args, Path(scratch))
         rows = {name: getattr(bench, name) for name in NAMES}
-        return measure_to_file(rows, args, f"{about['machine']['slug']}-serving", about)
+        return measure.measure_to_file(rows, args, f"{about['machine']['slug']}-serving", about)
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(measure.exit_code(main))

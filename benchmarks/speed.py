@@ -12,48 +12,33 @@ that file if machine, versions and settings are the same.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import logging
 import math
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from time import perf_counter
 from typing import Any
+from unittest.mock import patch
 
 import large
+import measure
 import numpy as np
 import torch
-from measure import (
-    Row,
-    Rows,
-    alternate,
-    check_data,
-    claim,
-    exit_code,
-    here,
-    in_a_process,
-    measure_to_file,
-    memory_mb,
-    new_parser,
-    ratios,
-    run_task,
-    slug,
-    timed,
-    use_threads,
-)
+from measure import Row, Rows, claim, ratios, timed
 from numpy.typing import NDArray
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.sampler import Sampler
 from reference import ReferenceCode
 
 import recbole_onebp
+from recbole_onebp.evaluation import full_sort
 from recbole_onebp.sampling import NegativeSampler
 from recbole_onebp.util.errors import UserError
 
@@ -62,23 +47,15 @@ POSITIVES = 2048
 SIZE = 64
 NEGATIVES = 5
 SHARED = 1024
-_STEPWISE: dict[str, Any] = {
-    "item_bias": False,
-    "aggregation": "step",
-    "aggregation_alpha": 0.0,
-    "learning_rate_decay": 1.0,
-    "learner": "adam",
-}
+STEPWISE = {"aggregation": "step", "aggregation_alpha": 0.0, "item_bias": False, "learning_rate_decay": 1.0}
 """The paper's aggregation; beta and leave_one_out follow from it."""
-PER_PAIR = {**_STEPWISE, "negatives": "per_pair", "score": "dot", "train_batch_size": POSITIVES * NEGATIVES}
-COSINE = {
-    **_STEPWISE,
-    "negatives": "shared",
-    "n_shared_negatives": SHARED,
-    "score": "cosine",
-    "temperature": 0.1,
-    "train_batch_size": POSITIVES,
-}
+PER_PAIR: dict[str, Any] = {
+    **STEPWISE, "learner": "adam", "negatives": "per_pair", "score": "dot", "train_batch_size": POSITIVES * NEGATIVES,
+}  # fmt: skip
+COSINE: dict[str, Any] = {
+    **STEPWISE, "learner": "adam", "negatives": "shared", "n_shared_negatives": SHARED, "score": "cosine",
+    "temperature": 0.1, "train_batch_size": POSITIVES,
+}  # fmt: skip
 PUBLISHED: dict[str, dict[str, Any]] = {
     ML_100K: {"dim": 32, "lr": 5e-4, "l2": 1e-5, "beta": 0.99},
     GOWALLA: {"dim": 1024, "lr": 5e-4, "l2": 0, "beta": 0.999},
@@ -89,7 +66,7 @@ PUBLISHED_POSITIVES = 1024
 EVAL_USERS = (4, 16, 64, 128, 256, 512)
 """Users a batch that RecBole's evaluation is tried with."""
 FRACTION = 8
-"""LightGCN is timed on one batch in so many."""
+"""LightGCN is timed on the first of so many parts of an epoch."""
 TOLERANCE = 0.005
 """Relative tolerance of a loss where the draws differ: the mean over 70,000 to 700,000 pairs is stable to 0.1 %."""
 Ids = NDArray[np.int64]
@@ -104,26 +81,17 @@ class Bench:
 
     def config(self, **overrides: Any) -> dict[str, Any]:
         return {
-            "data_path": str(self.data_path),
-            "embedding_size": SIZE,
-            "metrics": ["Recall", "NDCG", "MRR", "Hit", "Precision"],
-            "topk": [10, 20],
-            "seed": self.seed,
-            "use_gpu": self.device == "cuda",
-            "show_progress": False,
-            "output_dir": tempfile.mkdtemp(dir=self.scratch),
-            **overrides,
-        }
+            "data_path": str(self.data_path), "embedding_size": SIZE, "seed": self.seed,
+            "metrics": ["Recall", "NDCG", "MRR", "Hit", "Precision"], "topk": [10, 20], "show_progress": False,
+            "use_gpu": self.device == "cuda", "output_dir": tempfile.mkdtemp(dir=self.scratch), **overrides,
+        }  # fmt: skip
 
     def build(self, model: str, dataset: str = GOWALLA, **overrides: Any) -> recbole_onebp.Run:
         return recbole_onebp.build(model, dataset, config_dict=self.config(**overrides))
 
     def stock(self, model: str, sample_num: int, **overrides: Any) -> Training:
         """A baseline on RecBole's own code path, with ``sample_num`` negatives a positive."""
-        batch: dict[str, Any] = {
-            "train_neg_sample_args": drawn(sample_num), "train_batch_size": POSITIVES * sample_num
-        }  # fmt: skip
-        return Training(self.build(model, fast_sampler=False, fast_evaluator=False, **batch, **overrides))
+        return Training(self.build(model, **STOCK, **drawn(sample_num), **overrides))
 
     @cached_property
     def per_pair(self) -> Training:
@@ -135,19 +103,16 @@ class Bench:
 
     def _onebp(self, settings: dict[str, Any]) -> Training:
         """OneBP on the fast engine, after two epochs whose losses agree with the reference engine's."""
-        slow, fast = (self._two_epochs(engine, settings) for engine in ("reference", "fast"))
+        trained = []
+        for engine in ("reference", "fast"):
+            trained.append(Training(self.build("OneBP", engine=engine, **settings)))  # seeds the generators
+            trained[-1].epoch()
+            trained[-1].epoch()
+        slow, fast = trained
         claim(fast.losses[1] < fast.losses[0], f"the loss does not fall: {fast.losses}")
-        claim(
-            np.allclose(fast.losses, slow.losses, rtol=TOLERANCE, atol=0),
-            f"losses of the engines differ: reference {slow.losses}, fast {fast.losses}",
-        )
+        close = np.allclose(fast.losses, slow.losses, rtol=TOLERANCE, atol=0)
+        claim(close, f"losses of the engines differ: reference {slow.losses}, fast {fast.losses}")
         return fast
-
-    def _two_epochs(self, engine: str, settings: dict[str, Any]) -> Training:
-        training = Training(self.build("OneBP", engine=engine, **settings))  # seeds the generators
-        training.epoch()
-        training.epoch()
-        return training
 
     def published(self, dataset: str) -> Training:
         """OneBP with the published settings of a data set."""
@@ -155,8 +120,13 @@ class Bench:
         return Training(self.build("OneBP", dataset, preset="paper", embedding_size=size), PUBLISHED_POSITIVES)
 
 
+STOCK: dict[str, Any] = {"fast_sampler": False, "fast_evaluator": False}
+
+
 def drawn(number: int) -> dict[str, Any]:
-    return {"distribution": "uniform", "sample_num": number, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
+    """So many uniform negatives a positive; RecBole counts them into a batch."""
+    rule = {"distribution": "uniform", "sample_num": number, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
+    return {"train_neg_sample_args": rule, "train_batch_size": POSITIVES * number}
 
 
 class Training:
@@ -182,24 +152,10 @@ class Training:
         return features["user_id"].numpy(), features["item_id"].numpy()
 
 
-class FirstBatches:
-    """The first ``n`` batches of an epoch. ``seconds``: loading and training of each, in the last pass."""
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
 
-    def __init__(self, loader: Any, n: int) -> None:
-        self.loader, self.n = loader, n
-        self.seconds: list[float] = []
-
-    def __iter__(self) -> Iterator[Any]:
-        self.seconds = []
-        start = perf_counter()
-        for batch in islice(self.loader, self.n):
-            yield batch  # returns when the batch has been trained on
-            now = perf_counter()
-            self.seconds.append(now - start)
-            start = now
-
-
-# ------------------------------------------------------------------------------------------------------------- training
 
 LOSSES = f"losses finite; fast and reference engine's losses of 2 epochs within {TOLERANCE:.1%}, and falling"
 
@@ -207,7 +163,7 @@ LOSSES = f"losses finite; fast and reference engine's losses of 2 epochs within 
 def against(bench: Bench, what: str, ours: Training, name: str, theirs: Training, target: float) -> list[Row]:
     """Epochs of ours and of a baseline on gowalla; ``what`` names both."""
     theirs.epoch()
-    a, b = alternate(bench.repeats, timed(ours.epoch), timed(theirs.epoch))
+    a, b = measure.alternate(bench.repeats, timed(ours.epoch), timed(theirs.epoch))
     parts = {"OneBP, s": a, f"{name}, s": b}
     return [Row(f"{what}, train epoch, gowalla", ratios(a, b), parts, LOSSES, target=target)]
 
@@ -224,26 +180,18 @@ def simplex(bench: Bench) -> list[Row]:
 
 def lightgcn(bench: Bench) -> list[Row]:
     ours, theirs = bench.per_pair, bench.stock("LightGCN", 1, n_layers=3)
-    whole = FirstBatches(theirs.run.train_data, theirs.steps)
-    theirs.epoch(whole)
-    part = FirstBatches(theirs.run.train_data, math.ceil(theirs.steps / FRACTION))
+    whole, n = timed(theirs.epoch)(), math.ceil(theirs.steps / FRACTION)
 
     def scaled() -> float:
-        return timed(lambda: theirs.epoch(part))() * theirs.steps / part.n
+        return timed(lambda: theirs.epoch(islice(theirs.run.train_data, n)))() * theirs.steps / n
 
-    a, b = alternate(bench.repeats, timed(ours.epoch), scaled)
-    medians = [float(np.median(eighth)) for eighth in np.array_split(whole.seconds, FRACTION)]
-    claim(max(medians) < 1.5 * min(medians), f"LightGCN's batches differ: medians of an epoch's eighths {medians} s")
-    return [
-        Row(
-            "OneBP (N = 5, per_pair) / RecBole LightGCN (3 layers), train epoch, gowalla",
-            ratios(a, b),
-            {"OneBP, s": a, "LightGCN, s": b, "LightGCN, one whole epoch, s": [sum(whole.seconds)]},
-            f"{LOSSES}; the median batch of each eighth of one whole LightGCN epoch within 50 % of the others'",
-            target=0.02,
-            note=f"LightGCN timed on {part.n} of its {theirs.steps} batches, scaled up",
-        )
-    ]
+    a, b = measure.alternate(bench.repeats, timed(ours.epoch), scaled)
+    claim(2 / 3 < whole / statistics.median(b) < 3 / 2, f"LightGCN: a whole epoch took {whole} s, scaled up {b} s")
+    title = "OneBP (N = 5, per_pair) / RecBole LightGCN (3 layers), train epoch, gowalla"
+    parts = {"OneBP, s": a, "LightGCN, s": b, "LightGCN, one whole epoch, s": [whole]}
+    checked = f"{LOSSES}; LightGCN's time, scaled up, within 50 % of one whole epoch's"
+    note = f"LightGCN timed on {n} of its {theirs.steps} batches, scaled up"
+    return [Row(title, ratios(a, b), parts, checked, target=0.02, note=note)]
 
 
 def authors_row(bench: Bench, ours: Training, dataset: str, what: str, target: float, note: str = "") -> Row:
@@ -263,12 +211,10 @@ def authors_row(bench: Bench, ours: Training, dataset: str, what: str, target: f
 
         ours.epoch()
         epoch()
-        a, b = alternate(bench.repeats, timed(ours.epoch), epoch)
+        a, b = measure.alternate(bench.repeats, timed(ours.epoch), epoch)
     our_losses = [loss / ours.steps for loss in ours.losses]
-    claim(
-        np.allclose(our_losses, their_losses, rtol=TOLERANCE, atol=0),
-        f"mean losses differ: {our_losses} and {their_losses}",
-    )
+    close = np.allclose(our_losses, their_losses, rtol=TOLERANCE, atol=0)
+    claim(close, f"mean losses differ: {our_losses} and {their_losses}")
     checked = f"mean loss of every epoch within {TOLERANCE:.1%} of the other's"
     parts = {"OneBP, s": a, "the authors' code, s": b}
     return Row(f"OneBP / the authors' code, train epoch, {what}", ratios(a, b), parts, checked, target, note=note)
@@ -289,9 +235,6 @@ def growth(bench: Bench) -> list[Row]:
     note = f"made power-law data, {large.STEPS} steps of an epoch and its order, see large.py"
     title = "exponent of an OneBP epoch's cost against interactions, 1 M to 30 M"
     return [Row(title, result["exponents"], parts, "losses finite and below chance", target=1.05, note=note)]
-
-
-# ----------------------------------------------------------------------------------------- evaluation, sampling, memory
 
 
 def evaluation(bench: Bench) -> list[Row]:
@@ -319,9 +262,15 @@ def evaluation(bench: Bench) -> list[Row]:
     tried = {users: stock_with(users)() for users in EVAL_USERS}
     best = min(tried, key=lambda users: tried[users])
     claim(results["ours"]["recall@20"] > 0.001, f"the model learned nothing: {results['ours']}")
-    a, b = alternate(bench.repeats, fast, stock_with(best))
-    claim(results["ours"] == results["RecBole"], f"metrics differ: {results}")
-    parts = {"ours, s": a, f"RecBole, {best} users a batch, s": b}
+    plain = evaluate("ours, all scores", ours.run, ours.run.test_data)
+
+    def unbounded() -> float:
+        with patch.object(full_sort, "bounded_ranking", lambda _: nullcontext()):
+            return plain()
+
+    a, b, c = measure.alternate(bench.repeats, fast, stock_with(best), unbounded)
+    claim(all(metrics == results["ours"] for metrics in results.values()), f"metrics differ: {results}")
+    parts = {"ours, s": a, f"RecBole, {best} users a batch, s": b, "ours, all scores and torch.topk, s": c}
     parts |= {f"RecBole, {users} users a batch, once, s": [seconds] for users, seconds in tried.items()}
     checked = f"{len(results['ours'])} metrics equal to the last printed digit"
     title = "full-sort evaluation / RecBole's at its best eval_batch_size, gowalla"
@@ -356,18 +305,12 @@ def sampler(bench: Bench) -> list[Row]:
         claim(found.shape == (len(user), NEGATIVES), f"{name}: shape {found.shape}")
         claim(found.min() > 0 and found.max() < n_items, f"{name}: ids {found.min()} to {found.max()}")
         claim(not np.isin(user[:, None] * n_items + found, positives).any(), f"{name}: a train positive was drawn")
-    a, b = alternate(bench.repeats, rate(of_ours), rate(of_recbole))
-    return [
-        Row(
-            "sampler / RecBole's, negatives a second, gowalla",
-            ratios(a, b),
-            {"ours, million a second": a, "RecBole's, million a second": b},
-            f"{len(user) * NEGATIVES:,} negatives of each: shape, range, none a train positive",
-            target=20,
-            at_least=True,
-            note=f"an epoch's shuffled pairs in batches of {POSITIVES}, {NEGATIVES} negatives each",
-        )
-    ]
+    a, b = measure.alternate(bench.repeats, rate(of_ours), rate(of_recbole))
+    title = "sampler / RecBole's, negatives a second, gowalla"
+    parts = {"ours, million a second": a, "RecBole's, million a second": b}
+    checked = f"{len(user) * NEGATIVES:,} negatives of each: shape, range, none a train positive"
+    note = f"an epoch's shuffled pairs in batches of {POSITIVES}, {NEGATIVES} negatives each"
+    return [Row(title, ratios(a, b), parts, checked, target=20, at_least=True, note=note)]
 
 
 def memory(bench: Bench) -> list[Row]:
@@ -376,43 +319,33 @@ def memory(bench: Bench) -> list[Row]:
     def peak(model: str, **settings: Any) -> float:
         # Ten users a batch: RecBole's evaluation then holds no more than a few MB of scores.
         config = bench.config(epochs=2, eval_step=2, eval_batch_size=10 * 41_000, **settings)
-        run = in_a_process(__file__, "run", model, GOWALLA, config)
+        run = measure.in_a_process(__file__, "run", model, GOWALLA, config)
         claim(run["test"]["recall@20"] > 0.001, f"{model} learned nothing: {run['test']}")
-        imports[model].append(in_a_process(__file__, "imports", run["modules"])["peak_mb"])
+        imports[model].append(measure.in_a_process(__file__, "imports", run["modules"])["peak_mb"])
         return run["peak_mb"] - imports[model][-1]
 
-    stock = {"train_neg_sample_args": drawn(1), "train_batch_size": POSITIVES}
-    off = {"fast_sampler": False, "fast_evaluator": False}
-    contestants = partial(peak, "OneBP", **PER_PAIR), partial(peak, "BPR", **stock, **off)
-    a, b = alternate(min(bench.repeats, 3), *contestants)
+    contestants = partial(peak, "OneBP", **PER_PAIR), partial(peak, "BPR", **STOCK, **drawn(1))
+    a, b = measure.alternate(min(bench.repeats, 3), *contestants)
     parts = {"OneBP, MiB": a, "BPR, MiB": b, **{f"imports of {name}, MiB": mb for name, mb in imports.items()}}
-    return [
-        Row(
-            "peak resident memory of a whole gowalla run above its imports, OneBP / RecBole BPR",
-            ratios(a, b),
-            parts,
-            "both runs train, validate, test and find more than chance",
-            target=0.6,
-            note="two epochs, validation, test; a process each",
-        )
-    ]
+    title = "peak resident memory of a whole gowalla run above its imports, OneBP / RecBole BPR"
+    checked = "both runs train, validate, test and find more than chance"
+    note = "two epochs, validation, test; a process each"
+    return [Row(title, ratios(a, b), parts, checked, target=0.6, note=note)]
 
 
 def _run_once(model: str, dataset: str, config: dict[str, Any]) -> dict[str, Any]:
     """Peak memory and test metrics of a whole run, and the modules that it has loaded."""
     logging.disable(logging.INFO)
     result = recbole_onebp.build(model, dataset, config_dict=config).fit()
-    return {"peak_mb": memory_mb("VmHWM"), "test": result.test, "modules": list(sys.modules)}
+    return {"peak_mb": measure.memory_mb("VmHWM"), "test": result.test, "modules": list(sys.modules)}
 
 
 def _import_only(names: list[str]) -> dict[str, Any]:
     for name in names:
-        with contextlib.suppress(Exception):  # some names in sys.modules cannot be imported
+        with suppress(Exception):  # some names in sys.modules cannot be imported
             importlib.import_module(name)
-    return {"peak_mb": memory_mb("VmHWM")}
+    return {"peak_mb": measure.memory_mb("VmHWM")}
 
-
-# ------------------------------------------------------------------------------------------------------------ the floor
 
 FLOAT = ID = 4
 """Bytes."""
@@ -422,14 +355,12 @@ TABLES_OF_ADAM = 3
 
 @dataclass(frozen=True)
 class Touched:
-    """Rows that the steps of an epoch touch, summed over the steps."""
+    """Distinct users, and distinct items (positives and negatives), of each step of an epoch, summed over the steps."""
 
     steps: int
     pairs: int
     users: int
-    """Distinct users of each step."""
     items: int
-    """Distinct items of each step, positives and negatives."""
 
 
 def touched_rows(user: Ids, item: Ids, n_items: int, positives: int, negatives: int, shared: bool) -> Touched:
@@ -447,11 +378,9 @@ def touched_rows(user: Ids, item: Ids, n_items: int, positives: int, negatives: 
 
 
 def bytes_of_epoch(touched: Touched, n_items: int, size: int, dense: bool) -> int:
-    """Bytes that must be read or written.
+    """Bytes that must be read or written: ids of a pair, a user's embedding, an item's with both of Adam's moments.
 
-    For an item row of a step its embedding and both of Adam's moments are read and written, for a user row the
-    embedding, for a pair its two ids are read. Dense Adam updates every item at every step, a lazy one only those of
-    the step.
+    Dense Adam updates every item at every step, a lazy one only those of the step.
     """
     rows = touched.steps * n_items if dense else touched.items
     return rows * TABLES_OF_ADAM * 2 * size * FLOAT + touched.users * 2 * size * FLOAT + touched.pairs * 2 * ID
@@ -460,7 +389,7 @@ def bytes_of_epoch(touched: Touched, n_items: int, size: int, dense: bool) -> in
 def bandwidth(n_bytes: int, repeats: int, device: str = "cpu") -> float:
     """Bytes a second, read and written in place, over an array of ``n_bytes``.
 
-    With the size of all tables together, a cache can keep as much of the array as it keeps of the tables in training.
+    With the size of all tables, as much of it stays in a cache as of the tables in training.
     """
     array = torch.ones(n_bytes // FLOAT, device=device)
     passes = max(1, 2**30 // n_bytes)
@@ -475,10 +404,7 @@ def bandwidth(n_bytes: int, repeats: int, device: str = "cpu") -> float:
 
 
 def products_of_step(positives: int, shared: int, size: int, repeats: int) -> float:
-    """Seconds of the two matrix products of a step with shared negatives: scores, and the gradient of the negatives.
-
-    Ordinary training has a third product, the gradient of the users.
-    """
+    """Seconds of the two matrix products of a step with shared negatives: scores, and the gradient of the negatives."""
     users, items = torch.randn(positives, size), torch.randn(shared, size)
     weights, gradient = torch.empty(positives, shared), torch.empty(shared, size)
     passes = 50
@@ -513,31 +439,14 @@ def floor_rows(
     return rows
 
 
-def floors(bench: Bench) -> list[Row]:
+def floor(bench: Bench) -> list[Row]:
     return [
         *floor_rows(bench, "gowalla, N = 5, per_pair", bench.per_pair, SIZE, POSITIVES, NEGATIVES),
         *floor_rows(bench, "gowalla, 1,024 shared, cosine", bench.shared, SIZE, POSITIVES, SHARED, shared=True),
     ]
 
 
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-# ------------------------------------------------------------------------------------------------------------- the rows
-
-ON_CPU: dict[str, Callable[[Bench], list[Row]]] = {
-    "bpr": bpr,
-    "lightgcn": lightgcn,
-    "simplex": simplex,
-    "reference": reference,
-    "evaluation": evaluation,
-    "sampler": sampler,
-    "memory": memory,
-    "growth": growth,
-    "floor": floors,
-}
+ON_CPU = {row.__name__: row for row in (bpr, lightgcn, simplex, reference, evaluation, sampler, memory, growth, floor)}
 ON_GPU = [f"{dataset}-{what}" for dataset in (GOWALLA, "yelp2018") for what in ("reference", "floor")]
 NEEDS = dict.fromkeys(ON_CPU, GOWALLA) | {"reference": ML_100K} | {name: name.partition("-")[0] for name in ON_GPU}
 """The data set of each row."""
@@ -550,50 +459,43 @@ def gpu_rows(bench: Bench) -> Rows:
 
     def of_row(name: str) -> list[Row]:
         dataset = NEEDS[name]
-        title = f"{dataset}, d = {PUBLISHED[dataset]['dim']:,}"
+        size = int(PUBLISHED[dataset]["dim"])
+        title = f"{dataset}, d = {size:,}"
         if name.endswith("reference"):
             return [authors_row(bench, ours(dataset), dataset, title, 0.05)]
-        size = int(PUBLISHED[dataset]["dim"])
         return floor_rows(bench, title, ours(dataset), size, PUBLISHED_POSITIVES, NEGATIVES)
 
     return {name: partial(of_row, name) for name in ON_GPU}
 
 
-def parse_args() -> argparse.Namespace:
-    parser = new_parser(__doc__, repeats=5, rows=[*ON_CPU, *ON_GPU])
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda has rows of its own")
-    parser.add_argument("--reference", type=Path, metavar="DIR", help="a clone of studentcej/OneBP, commit 8ad479b")
-    args = parser.parse_args()
+def main() -> int:
+    rows = [*ON_CPU, *ON_GPU]
+    args = measure.arguments(
+        __doc__, json=Path, only=rows, repeats=5, seed=2024, threads=2, data_path=measure.DATA, device=("cpu", "cuda"),
+        reference=Path,
+    )  # fmt: skip
     possible = list(ON_CPU) if args.device == "cpu" else ON_GPU
-    args.only = possible if args.only == [*ON_CPU, *ON_GPU] else args.only
+    args.only = possible if args.only == rows else args.only
     if other := set(args.only) - set(possible):
         raise UserError(f"--only {' '.join(sorted(other))}: not with --device {args.device}")
-    return args
-
-
-def main() -> int:
-    args = parse_args()
-    check_data(args.data_path, sorted({NEEDS[name] for name in args.only if name in NEEDS}))
+    measure.check_data(args.data_path, sorted({NEEDS[name] for name in args.only if name in NEEDS}))
     settings = {"seed": args.seed, "repeats": args.repeats}
     if args.device == "cuda":
         if not torch.cuda.is_available():
             raise UserError("--device cuda: there is no CUDA device")
-        gpu = torch.cuda.get_device_name()
-        about = {**here(), "settings": settings}
+        about, gpu = {**measure.here(), "settings": settings}, torch.cuda.get_device_name()
         about["machine"] = {"gpu": gpu, "cuda": torch.version.cuda, **about["machine"]}
-        name = f"{slug(gpu)}-gpu"
+        name = f"{measure.slug(gpu)}-gpu"
     else:
-        use_threads(args.threads)
-        about = {**here("numba"), "settings": {"threads": args.threads, **settings}}
+        measure.use_threads(args.threads)
+        about = {**measure.here("numba"), "settings": {"threads": args.threads, **settings}}
         name = f"{about['machine']['slug']}-speed"
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(args, Path(scratch))
-        rows: Mapping[str, Callable[[], list[Row]]]
-        rows = gpu_rows(bench) if args.device == "cuda" else {row: partial(ON_CPU[row], bench) for row in ON_CPU}
-        return measure_to_file(rows, args, name, about)
+        on_cpu = {row: partial(function, bench) for row, function in ON_CPU.items()}
+        return measure.measure_to_file(gpu_rows(bench) if args.device == "cuda" else on_cpu, args, name, about)
 
 
 if __name__ == "__main__":
-    if not run_task({"run": _run_once, "imports": _import_only}):
-        sys.exit(exit_code(main))
+    sys.exit(measure.exit_code(main, {"run": _run_once, "imports": _import_only}))

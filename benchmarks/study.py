@@ -1,122 +1,36 @@
 """What drives the quality of OneBP: one factor at a time around one setting, on validation, never on test.
 
-    python benchmarks/study.py --dataset gowalla [--factors temperature ...] [--seeds 1] [--jobs 1] [--threads 2]
+    python benchmarks/study.py --dataset gowalla [--factors temperature ...] [--seeds 1] [--threads 2]
 
-Trains ``--jobs`` models at a time, each on its own cores, and on a GPU if there is one. Results are added to
-``results/study/<data set>.json`` as they arrive; what is there is not repeated. A chart of all of them is drawn beside
-it; ``render.py`` makes the tables of ``docs/study.md``.
+Trains on a GPU if there is one. Results are added to ``results/study/<data set>.json`` as they arrive; what is there is
+not repeated. A chart of all of them is drawn beside it; ``render.py`` makes the tables of ``docs/study.md``.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
-from multiprocessing.queues import SimpleQueue
+from itertools import product
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import measure
 import torch
-from measure import (
-    DATASETS,
-    RESULTS,
-    THREAD_VARIABLES,
-    Machine,
-    check_data,
-    exit_code,
-    new_parser,
-    picture,
-    versions,
-    write_json,
-)
 from quality import SETTINGS, shown
 
 from recbole_onebp import build
-from recbole_onebp.util.errors import UserError
+from recbole_onebp.util import safe_yaml
 
 Overrides = dict[str, Any]
 
-SCHEDULES: dict[str, Overrides] = {
-    "gowalla": {"epochs": 8, "learning_rate_decay": 0.8},
-    "yelp2018": {"epochs": 8, "learning_rate_decay": 0.8},
-    "onebp-ml-1m": {"epochs": 12, "learning_rate_decay": 0.85},
-    "onebp-ml-100k": {"epochs": 40, "learning_rate_decay": 0.92},
-}
-"""Short ones: the learning rate falls to a few per cent. A longer schedule gains most on the larger data."""
-
-PAPER: Overrides = {
-    "score": "dot",
-    "temperature": 1.0,
-    "item_bias": False,
-    "negatives": "per_pair",
-    "train_batch_size": 5120,
-    "aggregation": "step",
-    "aggregation_alpha": 0.0,
-    "beta": 0.99,
-    "leave_one_out": False,
-    "learning_rate_decay": 1.0,
-}
-
-MOVING: Overrides = {"aggregation": "step", "leave_one_out": False}
-WHOLE: Overrides = {"leave_one_out": False}
-
-
-def _each(number: int) -> Overrides:
-    """``number`` negatives for each pair, with the same number of pairs a step."""
-    return {"train_batch_size": 256 * number, "train_neg_sample_args": _drawn("uniform", 1.0, number)}
-
-
-def _drawn(distribution: str, alpha: float, number: int = 5, candidates: int = 0) -> Overrides:
-    arguments = {"distribution": distribution, "sample_num": number, "alpha": alpha}
-    return {**arguments, "dynamic": candidates > 0, "candidate_num": candidates}
-
-
-FACTORS: dict[str, list[Overrides]] = {
-    "the paper's form": [PAPER],
-    "temperature": [{"temperature": value} for value in (0.05, 0.07, 0.15, 0.2, 0.3)],
-    "score": [{"score": "dot", "temperature": value} for value in (0.2, 0.5, 1.0)],
-    "item bias": [{"item_bias": False}],
-    "own share": [WHOLE],
-    "item weights": [{"aggregation_alpha": value} for value in (0.0, 0.1, 0.5, 0.75)],
-    "aggregation, every R steps": [{"aggregation_interval": value} for value in (1, 10, 200)],
-    "aggregation, once an epoch": [{"aggregation": "epoch"}],
-    "aggregation, beta": [{**WHOLE, "beta": value} for value in (0.5, 0.9)],
-    "aggregation, every step": [
-        *({**MOVING, "beta": value} for value in (0.9, 0.97, 0.99)),
-        {**MOVING, "beta": 0.97, "user_encoding": "fresh"},
-        {**MOVING, "beta": 0.97, "duplicates": "mean"},
-    ],
-    "negatives": [
-        *({"n_shared_negatives": value} for value in (128, 512, 2048)),
-        *({"negatives": "per_pair", **_each(value)} for value in (5, 20)),
-    ],
-    "negatives, by popularity": [
-        {"logq_correction": corrected, "train_neg_sample_args": _drawn("popularity", alpha)}
-        for corrected in (False, True)
-        for alpha in (0.5, 1.0)
-    ],
-    "negatives, by popularity, as many as pairs": [
-        {"logq_correction": corrected, **same, "train_neg_sample_args": _drawn("popularity", 1.0)}
-        for corrected in (False, True)
-        for same in ({"n_shared_negatives": 256}, {"n_shared_negatives": 2048, "train_batch_size": 2048})
-    ],
-    "negatives, the hardest of so many": [
-        {"negatives": "per_pair", **_each(5), "train_neg_sample_args": _drawn("uniform", 1.0, 5, value)}
-        for value in (2, 8)
-    ],
-    "learning rate": [{"learning_rate": value} for value in (0.0025, 0.01)],
-    "batch size": [{"train_batch_size": value} for value in (64, 128, 512, 2048)],
-    "weight decay": [{"weight_decay": value} for value in (1e-6, 1e-5)],
-    "dimension": [{"embedding_size": value} for value in (16, 32, 128, 256)],
-    "backpropagations": [{"backprop": "two", **MOVING, "aggregation_alpha": 0.0}],
-}
+PLAN = safe_yaml.read(Path(__file__).with_name("study.yaml"), "study.yaml")
+SCHEDULES: dict[str, Overrides] = PLAN["schedules"]
+FACTORS: dict[str, list[Overrides]] = PLAN["factors"]
 
 
 def label(overrides: Overrides) -> str:
@@ -139,13 +53,6 @@ def variations(factors: list[str]) -> Iterator[tuple[str, Overrides]]:
             yield factor, overrides
 
 
-def begin(threads: int, places: SimpleQueue[int]) -> None:
-    """Pin a training process to its own cores; ``places`` holds the number of each process, from 0."""
-    first = places.get() * threads
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[first : first + threads])
-    logging.disable(logging.INFO)
-
-
 def run(dataset: str, data_path: Path, overrides: Overrides, seed: int) -> dict[str, Any]:
     """Train once; the validation metrics of every epoch."""
     settings = {**SETTINGS, **SCHEDULES[dataset], **overrides, "seed": seed, "data_path": str(data_path)}
@@ -154,9 +61,9 @@ def run(dataset: str, data_path: Path, overrides: Overrides, seed: int) -> dict[
         built = build("OneBP", dataset, config_dict={**settings, "show_progress": False, "output_dir": scratch})
         epoch, valid = built.train(saved=False)
     curve = [{**each["valid"], "seconds": each["train_seconds"]} for each in built.trainer.record.epochs]
-    machine = torch.cuda.get_device_name() if built.config["device"].type == "cuda" else Machine.here().cpu
+    machine = torch.cuda.get_device_name() if built.config["device"].type == "cuda" else measure.machine()["cpu"]
     found = {"valid": valid, "epoch": epoch + 1, "seconds": perf_counter() - start, "curve": curve}
-    return {**found, "machine": machine, "versions": versions("numba")}
+    return {**found, "machine": machine, "versions": measure.versions("numba")}
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
@@ -168,7 +75,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     base = statistics.mean(bases.values())
     factors = list(dict.fromkeys(factor for factor, _ in values))
     names = [name if len(name) < 100 else factor for factor, name in values]
-    with picture(path, 9, 1 + 0.21 * len(values)) as figure:
+    with measure.picture(path, 9, 1 + 0.21 * len(values)) as figure:
         axes = figure.subplots()
         axes.axvspan(*(100 * (extreme(bases.values()) / base - 1) for extreme in (min, max)), color="0.85")
         axes.axvline(0, color="0.5", linewidth=1)
@@ -183,47 +90,28 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = new_parser(__doc__)
-    parser.add_argument("--dataset", choices=DATASETS, required=True)
-    parser.add_argument("--factors", nargs="+", choices=FACTORS, default=list(FACTORS), metavar="FACTOR")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (default 1), --threads cores each")
-    args = parser.parse_args()
-    path = args.json or RESULTS / "study" / f"{args.dataset}.json"
-    check_data(args.data_path, [args.dataset])
-    free = len(os.sched_getaffinity(0))
-    if not 0 < args.jobs * args.threads <= free:
-        raise UserError(f"--jobs {args.jobs} --threads {args.threads}: {free} cores are free to use")
+    options: dict[str, Any] = {"factors": list(FACTORS), "seeds": [1], "threads": 2}
+    args = measure.arguments(__doc__, json=Path, dataset=measure.DATASETS, data_path=measure.DATA, **options)
+    measure.use_threads(args.threads)
+    path = args.json or measure.RESULTS / "study" / f"{args.dataset}.json"
+    measure.check_data(args.data_path, [args.dataset])
+    logging.disable(logging.INFO)
     about = {"dataset": args.dataset, "settings": {**SETTINGS, **SCHEDULES[args.dataset]}}
     runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
     done = {(entry["label"], entry["seed"]) for entry in runs}
     order = {(factor, label(overrides)): place for place, (factor, overrides) in enumerate(variations(list(FACTORS)))}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(args.threads)))  # read by the new processes
-    context = get_context("spawn")
-    places = context.SimpleQueue()
-    for place in range(args.jobs):
-        places.put(place)
-    with ProcessPoolExecutor(args.jobs, context, begin, (args.threads, places)) as pool:
-        trained = {
-            pool.submit(run, args.dataset, args.data_path.resolve(), overrides, seed): (factor, overrides, seed)
-            for factor, overrides in variations(args.factors)
-            for seed in args.seeds
-            if (label(overrides), seed) not in done
-        }
-        try:
-            for training in as_completed(trained):
-                (factor, overrides, seed), found = trained[training], training.result()
-                name = label(overrides)
-                runs.append({"factor": factor, "label": name, "overrides": overrides, "seed": seed, **found})
-                runs.sort(key=lambda entry: (order.get((entry["factor"], entry["label"]), len(order)), entry["seed"]))
-                outcome = f"{shown(found['valid'])}; epoch {found['epoch']}, {found['seconds']:.0f} s"
-                print(f"{factor}: {name}, seed {seed}: {outcome}", flush=True)
-                write_json(path, {**about, "runs": runs})
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # otherwise all other trainings would still run
-            raise
+    for (factor, overrides), seed in product(variations(args.factors), args.seeds):
+        name = label(overrides)
+        if (name, seed) in done:
+            continue
+        found = run(args.dataset, args.data_path.resolve(), overrides, seed)
+        runs.append({"factor": factor, "label": name, "overrides": overrides, "seed": seed, **found})
+        runs.sort(key=lambda entry: (order.get((entry["factor"], entry["label"]), len(order)), entry["seed"]))
+        outcome = f"{shown(found['valid'])}; epoch {found['epoch']}, {found['seconds']:.0f} s"
+        print(f"{factor}: {name}, seed {seed}: {outcome}", flush=True)
+        measure.write_json(path, {**about, "runs": runs})
     draw({**about, "runs": runs}, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(measure.exit_code(main))

@@ -86,7 +86,7 @@ def test_the_comparison_is_a_table_of_all_data_sets(tmp_path):
     ]
     assert "2 seeds. 10 trials a model on validation" in lines[7]
     assert lines[8] == "Not run on b: BPR, Pop."
-    assert lines[-1] == "![NDCG@20 and training time on a](benchmarks/results/a-comparison/cost.png)"
+    assert lines[-1] == "![NDCG@20 and training time on a](../benchmarks/results/a-comparison/cost.png)"
 
 
 def test_the_plans_of_the_comparison_agree():
@@ -339,12 +339,18 @@ def test_rows_measured_alike_stay_and_others_are_refused(tmp_path):
     measure = import_module("measure")
     path = tmp_path / "some-speed.json"
     here = {"machine": {"cpu": "A", "load_before": 0.1}, "versions": {"torch": "2"}, "settings": {"seed": 1}}
-    assert measure.earlier_rows(path, here) == {}
+    assert measure.earlier(path, here, "rows", here) is None
     earlier = {**here, "settings": {"seed": 1, "run_seconds": 7}, "rows": {"bpr": {"median": 0.1}}}
     path.write_text(json.dumps(earlier))
-    assert measure.earlier_rows(path, {**here, "machine": {"cpu": "A", "load_before": 0.4}}) == earlier["rows"]
+    busier = {**here, "machine": {"cpu": "A", "load_before": 0.4}}
+    assert measure.earlier(path, busier, "rows", here) == earlier["rows"]
     with pytest.raises(UserError, match=r"another settings \(seed\)"):
-        measure.earlier_rows(path, {**here, "settings": {"seed": 2}})
+        measure.earlier(path, {**here, "settings": {"seed": 2}}, "rows", here)
+    about = {"dataset": "gowalla", "settings": {"threads": 1}}
+    path.write_text(json.dumps({**about, "runs": [{"seed": 1}]}))
+    assert measure.earlier(path, about, "runs", about) == [{"seed": 1}]
+    with pytest.raises(UserError, match="another dataset"):
+        measure.earlier(path, {**about, "dataset": "yelp2018"}, "runs", about)
 
 
 @pytest.fixture(scope="module")
@@ -357,26 +363,17 @@ def in_camps(tiny_path):
 def test_quality_chooses_on_validation_and_tests_once(tmp_path, tiny_path, in_camps):
     quality = import_module("quality")
     where = {"dataset": "tiny", "data_path": tiny_path, "scratch": tmp_path, "seed": 1}
-    result = quality.measure(**where, epochs=2, no_test=False, settings=in_camps)
+    result = quality.train_and_test(**where, epochs=2, no_test=False, settings=in_camps)
     assert len(result["curve"]) == 2
     chosen = result["curve"][result["epochs"] - 1]
     assert {name: chosen[name] for name in result["valid"]} == result["valid"]
     assert result["test"]["recall@10"] > 10 / 40  # chance
     assert result["seconds"]["all"] > result["seconds"]["choose"] > result["seconds"]["of which valid"] > 0
-    short = quality.measure(**where, epochs=1, no_test=True, settings=in_camps)
+    short = quality.train_and_test(**where, epochs=1, no_test=True, settings=in_camps)
     assert "test" not in short
     assert short["curve"][0]["ndcg@10"] == result["curve"][0]["ndcg@10"]
-    other = quality.measure(**where, epochs=1, no_test=True, settings={**in_camps, "temperature": 0.5})
+    other = quality.train_and_test(**where, epochs=1, no_test=True, settings={**in_camps, "temperature": 0.5})
     assert other["curve"][0]["ndcg@10"] != short["curve"][0]["ndcg@10"]
-
-
-def test_runs_of_other_settings_do_not_share_a_file(tmp_path):
-    quality, path = import_module("quality"), tmp_path / "out.json"
-    about = {"dataset": "gowalla", "settings": {"threads": 1}}
-    path.write_text(json.dumps({**about, "runs": [{"seed": 1}]}))
-    assert quality._earlier(path, about) == [{"seed": 1}]
-    with pytest.raises(UserError, match="another settings"):
-        quality._earlier(path, {**about, "settings": {"threads": 1, "temperature": 0.2}})
 
 
 def test_what_the_study_has_run_is_told_by_its_label():
@@ -469,27 +466,29 @@ def test_large_data_are_drawn_from_a_known_law():
     counts = np.bincount(user, minlength=200)
     assert counts.min() >= large.AT_LEAST
     assert counts.max() > 4 * counts.mean()
-    first, second = (planted.group[item] == planted.groups_of[user, place] for place in (0, 1))
+    first, second = (item % planted.n_groups == planted.groups_of[user, place] for place in (0, 1))
     assert 0.55 < first.mean() < 0.7
     assert 0.2 < second.mean() < 0.3
     every = np.arange(8_000)
-    share = np.bincount(planted.group, planted.probability(7, every))
+    share = np.bincount(every % planted.n_groups, planted.probability(7, every))
     assert share.sum() == pytest.approx(1)
     assert share[planted.groups_of[7]] == pytest.approx(np.add(large.SHARES, share[share.argmin()]), abs=0.02)
+    by_hand = np.argsort(-planted.probability(7, every), kind="stable")[:50]
+    assert planted.best(7, 50).tolist() == by_hand.tolist()
     with pytest.raises(UserError, match="would not be a power law"):
         large.draw_pairs(50_000, large.Planted.make(20, 4_000, rng), rng)
 
 
 def test_large_from_end_to_end(tmp_path, monkeypatch):
-    large, render = import_module("large"), import_module("render")
-    in_a_process, out = large.in_a_process, tmp_path / "some-large.json"
+    large, render, measure = import_module("large"), import_module("render"), import_module("measure")
+    in_a_process, out = measure.in_a_process, tmp_path / "some-large.json"
 
     def run_stage(script, task, stage, *arguments):
         # A process for the stage that starts quickly; the others import torch and RecBole, which are here already.
         return in_a_process(script, task, stage, *arguments) if stage == "make" else large._stage(stage, *arguments)
 
-    monkeypatch.setattr(large, "in_a_process", run_stage)
-    monkeypatch.setattr(large, "use_threads", lambda threads: None)
+    monkeypatch.setattr(measure, "in_a_process", run_stage)
+    monkeypatch.setattr(measure, "use_threads", lambda threads: None)
     monkeypatch.setattr(logging, "disable", lambda level: None)
     sizes = {"interactions": 20_000, "users": 2_000, "items": 4_000, "tested": 200, "threads": 1, "dimension": 8}
     flags = [text for key, value in sizes.items() for text in (f"--{key}", str(value))]
@@ -531,6 +530,6 @@ def test_trials_of_resume_are_counted():
     row = {"run": "BPR", "signal": "SIGTERM", "exit_seconds": 0.1, "checkpoint": "epoch-000002-step-000000000"}
     inside = {**row, "checkpoint": "epoch-000002-step-000000004", "exit_seconds": 0.25, "different": ["model"]}
     anew = {**row, "checkpoint": None, "different": []}
-    lines = resume.table([{**row, "different": []}, inside, anew, {**anew, "signal": "SIGKILL"}])
-    assert lines[2:] == ["| BPR | SIGKILL | 1 | 1 | 0 | 1 | 0.10 |", "| BPR | SIGTERM | 3 | 2 | 1 | 1 | 0.25 |"]
+    rows = resume.rows([{**row, "different": []}, inside, anew, {**anew, "signal": "SIGKILL"}])
+    assert rows == [["BPR", "SIGKILL", 1, 1, 0, 1, "0.10"], ["BPR", "SIGTERM", 3, 2, 1, 1, "0.25"]]
     assert resume.timeless({"seconds": 1, "a": [{"train_seconds": 2, "b": 3}]}) == {"a": [{"b": 3}]}

@@ -210,7 +210,7 @@ class FastCollector(Collector):
                 self.data_struct.update_tensor("rec.topk", _hits(items, positive_u * n_items + positive_i, n_items))
         if self.shard is not None:
             users = interaction[self.config["USER_ID_FIELD"]].cpu()
-            self.data_struct.update_tensor("users", self.shard.everybodys(users))
+            self.data_struct.update_tensor("users", self.shard.whole_ids(users))
         if isinstance(scores_tensor, Product):
             if not self._needs_scores:
                 return

@@ -1,8 +1,8 @@
 """The k best items of each user from vectors of users and items, without computing most of the scores in float32.
 
-Full-sort evaluation needs the k largest of n scores <u, i> per user, and most of its time is the matrix product of users
-(B, d) and items (d, n).  On processors with 8-bit multiply instructions, the product of vectors rounded to 8 bits takes
-a quarter of the time.  Let u', i' be the rounded vectors.  The Cauchy-Schwarz inequality gives an upper bound,
+Full-sort evaluation needs the k largest of n scores <u, i> per user, and most of its time is the matrix product of
+users (B, d) and items (d, n).  On processors with 8-bit multiply instructions, the product of vectors rounded to 8 bits
+takes a quarter of the time.  Let u', i' be the rounded vectors.  The Cauchy-Schwarz inequality gives an upper bound,
 
     <u, i>  <=  <u', i'> + |u - u'| |i| + |u'| |i - i'|.
 

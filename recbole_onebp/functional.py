@@ -20,11 +20,11 @@ Duplicates = Literal["sequential", "last", "mean"]
 def info_nce(pos_score: Tensor, neg_score: Tensor, temperature: float = 1.0) -> Tensor:
     """Softmax loss of each positive against its own negatives, averaged over the batch (paper, the loss module).
 
-    ``mean_b -log( exp(pos_b / t) / (exp(pos_b / t) + sum_n exp(neg_bn / t)) )``, computed as logits and cross-entropy,
-    so that no temperature overflows it.
+    ``mean_b -log( exp(pos_b / t) / (exp(pos_b / t) + sum_n exp(neg_bn / t)) )``, computed as cross-entropy of logits,
+    which does not overflow at any temperature.
 
     Args:
-        pos_score: scores of the observed pairs, shape ``(B,)``.
+        pos_score: scores of the positive pairs, shape ``(B,)``.
         neg_score: scores of each pair's negatives, shape ``(B, N)``.
         temperature: t, greater than 0.
 
@@ -32,7 +32,11 @@ def info_nce(pos_score: Tensor, neg_score: Tensor, temperature: float = 1.0) -> 
         The loss, a scalar tensor.
 
     Raises:
-        ValueError: if the shapes do not fit or the temperature is not positive.
+        ValueError: if the shapes do not match or the temperature is not positive.
+
+    Example:
+        >>> info_nce(torch.tensor([1.0]), torch.tensor([[1.0]]))
+        tensor(0.6931)
     """
     if pos_score.dim() != 1 or neg_score.dim() != 2 or len(pos_score) != len(neg_score):
         raise ValueError(
@@ -48,27 +52,32 @@ def info_nce(pos_score: Tensor, neg_score: Tensor, temperature: float = 1.0) -> 
 def moving_aggregate_(
     user_table: Tensor, user: Tensor, item_e: Tensor, beta: float, duplicates: Duplicates = "sequential"
 ) -> None:
-    """Move every user of a batch towards the items it took, in place (paper, the moving aggregation).
+    """Move every user of a batch towards its items in the batch, in place (paper, the moving aggregation).
 
-    For a user that occurs once: ``e_u <- beta e_u + (1 - beta) e_i``.  For one that occurs k times, with items
+    For a user that occurs once: ``e_u <- beta e_u + (1 - beta) e_i``.  For a user that occurs k times, with items
     ``i_1 .. i_k`` in batch order:
 
-    - ``sequential`` applies all of them in turn: ``beta^k e_u + (1 - beta) sum_j beta^(k - j) e_{i_j}``;
+    - ``sequential`` applies all of them in order: ``beta^k e_u + (1 - beta) sum_j beta^(k - j) e_{i_j}``;
     - ``last`` applies only the last pair, as the reference code's indexed assignment does;
     - ``mean`` takes one step towards their mean: ``beta e_u + (1 - beta) mean_j e_{i_j}``.
 
-    Vectorised, and deterministic on CPU and GPU alike: rows are summed in batch order, never by atomics, and a user's
-    row is written with one value.
+    The result is deterministic on CPU and GPU: rows are summed in batch order, without atomic operations.
 
     Args:
-        user_table: encodings of all users, shape ``(U, d)``; changed in place.
+        user_table: embeddings of all users, shape ``(U, d)``; changed in place.
         user: internal ids of the batch's users, shape ``(B,)``, in batch order.
-        item_e: encodings of the items they took, shape ``(B, d)``.
-        beta: what a user keeps of itself, 0 to 1.
-        duplicates: the rule for a user that occurs more than once.
+        item_e: embeddings of the items of these pairs, shape ``(B, d)``.
+        beta: weight of the user's old embedding, 0 to 1.
+        duplicates: the rule for users that occur more than once.
 
     Raises:
-        ValueError: if beta is out of range, the rule is unknown or the shapes do not fit.
+        ValueError: if beta is out of range, the rule is unknown or the shapes do not match.
+
+    Example:
+        >>> table = torch.zeros(2, 1)
+        >>> moving_aggregate_(table, torch.tensor([1]), torch.tensor([[4.0]]), beta=0.75)
+        >>> table.tolist()
+        [[0.0], [1.0]]
     """
     if item_e.shape != (len(user), user_table.shape[1]):
         raise ValueError(f"expected item_e {(len(user), user_table.shape[1])}, got {tuple(item_e.shape)}")
@@ -79,8 +88,8 @@ def moving_aggregate_(
     user, order = user.sort(stable=True)  # groups the users, keeps batch order within each
     place = torch.arange(len(user), device=user.device)
     group = torch.cat([user.new_zeros(1), (user[1:] != user[:-1]).long()]).cumsum(0)
-    # One group a user.  Shapes must not depend on their number, which a GPU would have to be waited for: the groups
-    # that are left over are empty, and stand for the last user once more.
+    # One group per user.  Shapes must not depend on the number of users, because reading it would wait for the GPU.  So
+    # there are B groups; the unused ones are empty and repeat the last user.
     count = torch.zeros_like(user).index_add_(0, group, torch.ones_like(user))
     start = count.cumsum(0) - count
     later = (start + count - 1)[group] - place  # how many pairs of the same user come after this one: k - j
@@ -92,7 +101,7 @@ def moving_aggregate_(
         weight, kept = (1 - beta) / count[group].to(item_e.dtype), item_e.new_full((len(user),), beta)
     else:
         raise ValueError(f"duplicates must be sequential, last or mean, got {duplicates!r}")
-    # A bag is one user's pairs: their weighted sum, in batch order.
+    # One bag per user: the weighted sum of its pairs, in batch order.
     pulled = F.embedding_bag(order, item_e, start, mode="sum", per_sample_weights=weight)
     filled = torch.minimum(place, group[-1])
     row = torch.zeros_like(user).index_copy_(0, group, user)[filled]
@@ -101,17 +110,21 @@ def moving_aggregate_(
 
 @torch.no_grad()
 def fold_in(item_e: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Encode a user never seen from the items it took: their (weighted) mean, the fixed point of the aggregation.
+    """The embedding of a new user: the (weighted) mean of its items, which is the fixed point of the aggregation.
 
     Args:
-        item_e: encodings of the user's items, shape ``(n, d)``, n at least 1.
-        weights: one non-negative weight an item, shape ``(n,)``, not all zero; equal weights if None.
+        item_e: embeddings of the user's items, shape ``(n, d)``, n at least 1.
+        weights: one non-negative weight per item, shape ``(n,)``, not all zero; equal weights if None.
 
     Returns:
-        The user's encoding, shape ``(d,)``.
+        The user's embedding, shape ``(d,)``.
 
     Raises:
-        ValueError: if there is no item, or the weights do not fit.
+        ValueError: if there is no item, or the weights are invalid.
+
+    Example:
+        >>> fold_in(torch.tensor([[0.0, 2.0], [4.0, 0.0]]))
+        tensor([2., 1.])
     """
     if item_e.dim() != 2 or len(item_e) == 0:
         raise ValueError(f"expected item_e (n, d) with n >= 1, got {tuple(item_e.shape)}")
@@ -123,15 +136,14 @@ def fold_in(item_e: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def popularity_weights(count: Tensor, alpha: float) -> Tensor:
-    """What an item weighs in the aggregation: ``(count / mean count) ** -alpha``, the mean over items that occur.
+    """Weight of each item in the aggregation: ``(count / mean count) ** -alpha``, the mean over items that occur.
 
     Args:
-        count: how often each item occurs in train, shape ``(n_items,)``; one that does not weighs what one would that
-            occurs once.
-        alpha: greater than 0 favours rare items; 0 weighs all alike.
+        count: occurrences of each item in train, shape ``(n_items,)``; 0 counts as 1.
+        alpha: values above 0 favour rare items; 0 gives equal weights.
 
     Returns:
-        Shape ``(n_items,)``.
+        The weights, shape ``(n_items,)``.
     """
     occurs = count > 0
     mean = count.sum() / occurs.sum().clamp(min=1)
@@ -139,10 +151,14 @@ def popularity_weights(count: Tensor, alpha: float) -> Tensor:
 
 
 def spread(table: Tensor, over_all: Callable[[Tensor], Tensor] = lambda mean: mean) -> float:
-    """How far apart the rows of ``table`` (n, d) point: 1 minus the squared length of the mean of the unit rows.
+    """Spread of the directions of the rows: 1 minus the squared length of the mean of the unit rows.
 
-    Close to 1 when the directions cancel out, 0 when all rows point one way, that is, when the encodings have
-    collapsed (it is 1 minus the mean cosine over all pairs of rows, each row with itself included).  Where the table is
-    a part of one, ``over_all`` makes the mean of the whole from that of the part.
+    This is 1 minus the mean cosine over all pairs of rows, each row paired with itself included.  It is close to 1 when
+    the directions cancel out, and 0 when all rows have the same direction, that is, when the embeddings have collapsed.
+
+    Args:
+        table: ``(n, d)``.
+        over_all: where ``table`` is only a part of a table: computes the mean over the whole table from that over the
+            part.
     """
     return float(1 - over_all(F.normalize(table, dim=1).mean(dim=0)).square().sum())

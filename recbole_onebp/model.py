@@ -27,22 +27,22 @@ __all__ = ["OneBP"]
 
 
 class OneBP(GeneralRecommender):
-    """Items learn by gradient; a user is a moving aggregation of the encodings of the items it took.
+    """Items are trained by gradient; a user is a moving aggregation of the embeddings of its items.
 
-    With ``backprop: two`` both tables learn by gradient and no user is moved: the paper's TwoBP.
+    With ``backprop: two`` both tables are trained by gradient and users are not moved: the paper's TwoBP.
 
     Attributes:
-        item_table: item encodings, parameter ``(n_items, d)``.
-        user_table: user encodings ``(n_users, d)``: a buffer, or a parameter with ``backprop: two``.
+        item_table: item embeddings, parameter ``(n_items, d)``.
+        user_table: user embeddings ``(n_users, d)``: a buffer, or a parameter with ``backprop: two``.
         item_bias: parameter ``(n_items, 1)``, or None without ``item_bias: True``.
-        shared_negatives: the items of the step that is next, ``(M,)``, with ``negatives: shared``; the trainer sets it.
-        history_item, history_start: where all of a user's items are aggregated or masked: the train items of user u,
-            sorted, are ``history_item[history_start[u] : history_start[u + 1]]``.
-        item_weight: what an item weighs in the aggregation, ``(n_items, 1)``; None with ``aggregation_alpha: 0``.
-        shard: where the users are one rank's among several, which; else None.
-        shares: with ``leave_one_out: True``: what the users were made of when all were moved last, ``(n_items, d)``.
+        shared_negatives: with ``negatives: shared``, the negatives of the next step, ``(M,)``; set by the trainer.
+        history_item, history_start: the train items of user u, sorted, are
+            ``history_item[history_start[u] : history_start[u + 1]]``; missing where nothing needs them.
+        item_weight: weight of each item in the aggregation, ``(n_items, 1)``; None with ``aggregation_alpha: 0``.
+        shard: in several processes, the users of this rank; else None.
+        shares: with ``leave_one_out: True``, the weighted item rows of the last aggregation, ``(n_items, d)``.
 
-    Row 0 of all is RecBole's padding: zero from the start, never trained, sampled or recommended.
+    Row 0 of every table is RecBole's padding: it starts at zero and is never trained, sampled or recommended.
     """
 
     input_type = InputType.PAIRWISE
@@ -56,17 +56,17 @@ class OneBP(GeneralRecommender):
     item_weight: Tensor | None
     shares: Tensor
     log_q: Tensor | None = None
-    """Logarithm of each item's share in the shared draws, ``(n_items,)``, with ``logq_correction: True``."""
+    """Log probability of each item in the shared draws, ``(n_items,)``, with ``logq_correction: True``."""
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
-        """Build the tables.
+        """Create the tables.
 
         Args:
             config: RecBole's configuration; :class:`~recbole_onebp.config.schema.OneBPConfig` checks it.
-            dataset: the train data, for the number of users and items and, where they are aggregated, their pairs.
+            dataset: the train data.
 
         Raises:
-            UserError: for a configuration that makes no sense.
+            UserError: for an invalid configuration.
         """
         super().__init__(config, dataset)
         self.config = OneBPConfig.from_recbole(config)
@@ -89,7 +89,7 @@ class OneBP(GeneralRecommender):
             self._aggregate(beta=0.0)
 
     def _keep_history(self, dataset: Dataset) -> None:
-        """What the aggregation needs of the train pairs; in no checkpoint, since it comes from the data."""
+        """Keep what aggregation needs of the train interactions, outside checkpoints: it is computed from the data."""
         config = self.config
         if config.aggregation != "step" or config.user_encoding == "fresh" or config.negatives == "shared":
             user, item = (dataset.inter_feat[field].long() for field in (self.USER_ID, self.ITEM_ID))
@@ -106,30 +106,30 @@ class OneBP(GeneralRecommender):
         shares = torch.zeros_like(self.item_table, requires_grad=False) if config.leave_one_out else None
         self.register_buffer("shares", shares, persistent=False)
 
-    # ----------------------------------------------------------------------------------------------------- encoding
+    # --------------------------------------------------------------------------------------------------- embeddings
 
     def _rows(self, table: Tensor, ids: Tensor) -> Tensor:
-        """Rows of a table; their gradient is sparse for ``sparse_adam``."""
+        """Rows of a table; the gradient is sparse for ``sparse_adam``."""
         return F.embedding(ids, table, padding_idx=0, sparse=self.config.learner == "sparse_adam")
 
     def _look_up(self, table: Tensor, ids: Tensor) -> Tensor:
-        """Rows of a table as they are scored: unit length with ``score: cosine``."""
+        """Rows of a table as used in scores: scaled to unit length with ``score: cosine``."""
         return self._scaled(self._rows(table, ids))
 
     def _bias(self, item: Tensor) -> Tensor | float:
-        """What an item's bias adds to its score, shape of ``item``: the temperature divides scores, not the bias."""
+        """The items' biases in units of scores, shape of ``item``: the temperature divides scores, but not biases."""
         if self.item_bias is None:
             return 0.0
         return self.config.temperature * self._rows(self.item_bias, item).squeeze(-1)
 
-    def _scaled(self, encodings: Tensor) -> Tensor:
-        return F.normalize(encodings, dim=-1) if self.config.score == "cosine" else encodings
+    def _scaled(self, embeddings: Tensor) -> Tensor:
+        return F.normalize(embeddings, dim=-1) if self.config.score == "cosine" else embeddings
 
     def users_of(self, user: Tensor, item: Tensor) -> Tensor:
-        """The users of train pairs, ``(B, d)``, as the loss takes them.
+        """The user embeddings of train pairs, ``(B, d)``, as used in the loss.
 
-        With ``leave_one_out: True`` the pair's own item is not in them: they are the mean of the user's other items,
-        and zero where there is none, so that of such a pair only the biases learn.
+        With ``leave_one_out: True`` they are the mean of the user's items without the item of the pair.  They are zero
+        for users with one item, so only the biases are updated for such pairs.
         """
         if not self.config.leave_one_out:
             return self._rows(self.user_table, user)
@@ -137,8 +137,8 @@ class OneBP(GeneralRecommender):
         others = (count * self.user_table[user] - self.shares[item]) / (count - 1)
         return torch.where(count > 1, others, 0.0)
 
-    def have_taken(self, user: Tensor, item: Tensor) -> Tensor:
-        """Whether users ``(B,)`` have taken items ``(M,)`` in train, ``(B, M)``."""
+    def has_interacted(self, user: Tensor, item: Tensor) -> Tensor:
+        """Whether users ``(B,)`` have train interactions with items ``(M,)``, ``(B, M)``."""
         if self._history_key is None:
             count = self.history_start.diff()
             owner = torch.repeat_interleave(torch.arange(self.n_users, device=count.device), count)
@@ -153,22 +153,22 @@ class OneBP(GeneralRecommender):
         """The InfoNCE loss of a batch from RecBole's loader.
 
         With ``negatives: per_pair`` the loader repeats the B pairs N times, once for each block of negatives; every
-        pair counts once here.  With ``shared`` it brings the B pairs, and the negatives are ``shared_negatives``.
+        pair counts once here.  With ``shared`` it returns the B pairs, and the negatives are ``shared_negatives``.
 
         Args:
-            interaction: users and items of B pairs, N times over, and B * N negatives; or the B pairs alone.
+            interaction: users and items of B pairs, repeated N times, and B * N negatives; or the B pairs alone.
 
         Returns:
             The mean loss of the B pairs, a scalar tensor.
 
         Raises:
-            RuntimeError: if nobody is going to move the users (training by RecBole's own Trainer).
+            RuntimeError: if users would not be moved, as when training with RecBole's own Trainer.
         """
         if self.config.backprop == "one" and not self._users_are_moved:
             raise RuntimeError(
-                "OneBP's users get no gradient: OneBPTrainer moves them, and this loss is asked for without it. Use "
-                "the trainer that recbole.utils.get_trainer(config['MODEL_TYPE'], 'OneBP') returns; in a loop of your "
-                "own call users_will_be_moved() once, and move_users(interaction) after every optimizer step."
+                "the users of OneBP have no gradient and must be moved by OneBPTrainer, which is not in use. Use the "
+                "trainer that recbole.utils.get_trainer(config['MODEL_TYPE'], 'OneBP') returns. In your own training "
+                "loop, call users_will_be_moved() once and move_users(interaction) after every optimizer step."
             )
         user, item = self._positives(interaction)
         user_e = self._scaled(self.users_of(user, item))  # (B, d); a constant with backprop: one
@@ -176,7 +176,7 @@ class OneBP(GeneralRecommender):
         if self.config.negatives == "shared":
             negative = self.shared_negatives  # (M,)
             neg_score = user_e @ self._look_up(self.item_table, negative).T + self._shift(negative)  # (B, M)
-            neg_score = neg_score.masked_fill(self.have_taken(user, negative), -torch.inf)
+            neg_score = neg_score.masked_fill(self.has_interacted(user, negative), -torch.inf)
         else:
             negative = interaction[self.NEG_ITEM_ID].view(-1, len(user)).T  # (B, N)
             negative_e = self._look_up(self.item_table, negative)  # (B, N, d)
@@ -184,7 +184,7 @@ class OneBP(GeneralRecommender):
         return info_nce(pos_score, neg_score, self.config.temperature)
 
     def _shift(self, item: Tensor) -> Tensor | float:
-        """What is added to the items' scores in the loss: the temperature takes it back."""
+        """Added to the items' scores in the loss: the bias, minus the log probability if that is corrected for."""
         shift = self._bias(item)
         return shift if self.log_q is None else shift - self.config.temperature * self.log_q[item]
 
@@ -196,14 +196,17 @@ class OneBP(GeneralRecommender):
     # -------------------------------------------------------------------------------------------------- aggregation
 
     def users_will_be_moved(self) -> None:
-        """Promise to move the users: :meth:`move_users` after every step, or :meth:`move_all_users` now and then."""
+        """Declare that the caller moves the users, by :meth:`move_users` or :meth:`move_all_users`.
+
+        Without this call, :meth:`calculate_loss` raises an error.
+        """
         self._users_are_moved = True
 
     def move_users(self, interaction: Interaction) -> None:
-        """Move a batch's users towards their items as these stand now, after the optimizer step (paper, once a step).
+        """Move a batch's users towards their items; called after each optimizer step, as in the paper.
 
         Args:
-            interaction: the batch that :meth:`calculate_loss` was given.
+            interaction: the batch that was passed to :meth:`calculate_loss`.
         """
         self.move(*self._positives(interaction))
 
@@ -213,9 +216,13 @@ class OneBP(GeneralRecommender):
         moving_aggregate_(self.user_table, user, self._shares(item), self.config.beta, self.config.duplicates)
 
     def move_all_users(self) -> None:
-        """Move every user towards the mean of all its train items (``aggregation: epoch`` and ``interval``)."""
+        """Move every user towards the mean of all its train items.
+
+        Raises:
+            RuntimeError: with ``aggregation: step``.
+        """
         if self.config.aggregation == "step":
-            raise RuntimeError("aggregation is 'step': users are moved by move_users")
+            raise RuntimeError("aggregation is 'step': call move_users instead")
         self._aggregate(self.config.beta)
 
     @torch.no_grad()
@@ -226,21 +233,21 @@ class OneBP(GeneralRecommender):
             self.shares.copy_(shares)
 
     def _aggregated(self, shares: Tensor, beta: float) -> Tensor:
-        """All users, moved: ``(n_users, d)``; one without items stays where it is."""
+        """The users after a move, ``(n_users, d)``; users without items are unchanged."""
         start = self.history_start
         mean = F.embedding_bag(self.history_item, shares, start, mode="mean", include_last_offset=True)
         moved = beta * self.user_table + (1 - beta) * mean
         return torch.where((start[1:] > start[:-1]).unsqueeze(1), moved, self.user_table)
 
     def _shares(self, item: Tensor | EllipsisType = ...) -> Tensor:
-        """What users aggregate, w_i e_i: encodings as they are scored, weighted."""
-        encodings = self._scaled(self.item_table[item])
-        return encodings if self.item_weight is None else encodings * self.item_weight[item]
+        """The weighted item embeddings that users aggregate, w_i e_i."""
+        embeddings = self._scaled(self.item_table[item])
+        return embeddings if self.item_weight is None else embeddings * self.item_weight[item]
 
     # --------------------------------------------------------------------------------------------------- prediction
 
     def predict(self, interaction: Interaction) -> Tensor:
-        """Scores of the pairs of users and items, shape ``(B,)``."""
+        """Scores of pairs of users and items, shape ``(B,)``."""
         user_e = self._look_up(self.scored_users(), interaction[self.USER_ID])
         item_e = self._look_up(self.item_table, interaction[self.ITEM_ID])
         return (user_e * item_e).sum(dim=-1) + self._bias(interaction[self.ITEM_ID])
@@ -251,9 +258,9 @@ class OneBP(GeneralRecommender):
         return (user_e @ item_e.T).view(-1)
 
     def ranking_vectors(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
-        """Vectors whose products are the scores: of the users ``(B, d)`` and of all items ``(n_items, d)``.
+        """Vectors of the users ``(B, d)`` and of all items ``(n_items, d)`` whose dot products are the scores.
 
-        With ``item_bias`` they have d + 1 numbers.
+        With ``item_bias`` their size is d + 1.
         """
         user_e = self._look_up(self.scored_users(), interaction[self.USER_ID])
         if self.item_bias is not None:
@@ -261,9 +268,10 @@ class OneBP(GeneralRecommender):
         return user_e, self._ranked_items()
 
     def scored_users(self) -> Tensor:
-        """The users that predictions are made for, ``(n_users, d)``: the table, or with ``user_encoding: fresh`` anew.
+        """The user embeddings for predictions, ``(n_users, d)``.
 
-        Those are made once for an evaluation.
+        This is the user table, or with ``user_encoding: fresh`` the mean of each user's current items, computed once
+        per evaluation.
         """
         if self.config.user_encoding == "moved":
             return self.user_table
@@ -287,14 +295,14 @@ class OneBP(GeneralRecommender):
         return self._ranked[1]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """See torch; where the users are one rank's, from a table of all users."""
+        """See torch.  In several processes, each rank takes its own rows from a table of all users."""
         table = state_dict.get("user_table")
         if self.shard is not None and table is not None and len(table) == self.shard.n_users:
             state_dict = {**state_dict, "user_table": self.shard.own_rows(table)}
         return super().load_state_dict(state_dict, *args, **kwargs)
 
     def train(self, mode: bool = True) -> OneBP:
-        """To training or evaluation, as of any module; what was made for an evaluation is made anew."""
+        """Switch between training and evaluation, see torch; this clears what was computed for an evaluation."""
         self._ranked = self._fresh_users = None
         return super().train(mode)
 
@@ -310,10 +318,10 @@ _ROWS_AT_ONCE = 1 << 16
 
 
 def _xavier_rows_of(shard: Shard, size: int) -> Tensor:
-    """One rank's rows of :func:`_xavier_rows` of all users, who are never all in memory.
+    """One rank's rows of :func:`_xavier_rows`, without the table of all users in memory.
 
-    From torch's generator a tensor drawn in parts is the same as one drawn whole, where parts are multiples of 16
-    numbers and the last has at least 16.
+    Torch's generator fills a tensor with the same numbers in parts as in one call, if the length of each part is a
+    multiple of 16 and that of the last is at least 16.
     """
     n_users, table = shard.n_users - 1, torch.zeros(1 + len(range(shard.n_users)[shard.rows]), size)
     deviation = math.sqrt(2 / (n_users + size))

@@ -1,12 +1,12 @@
-"""Negative items, drawn exactly, without rejection, from a counter-based generator.
+"""Negative sampling from the exact distribution, without rejection, by a counter-based generator.
 
-The items that a user has not taken are numbered from 0; a draw is one uniform number below their count (or below their
-total weight), and a binary search in the user's sorted items tells which item has that number.  So the cost does not
-depend on how much a user has taken, nothing is ever drawn twice, and what cannot be drawn is known beforehand.
+The items without an interaction of the user are numbered from 0.  A sample is one uniform random number below their
+count (or below their total weight), and a binary search in the user's sorted items finds the item with that number.  So
+no sample is rejected, and users without any negative are known in advance.
 
-Every number is a function of a seed, an epoch, a pair and a slot (SplitMix64: Steele, Lea, Flood, "Fast splittable
-pseudorandom number generators", OOPSLA 2014).  A result therefore depends neither on threads nor on the order of calls,
-and the CPU and the GPU draw the same items.
+Every random number is a function of a seed, an epoch, a pair and a slot (SplitMix64: Steele, Lea, Flood, "Fast
+splittable pseudorandom number generators", OOPSLA 2014).  So samples do not depend on threads or on the order of calls,
+and the CPU and the GPU sample the same items.
 """
 
 from __future__ import annotations
@@ -32,32 +32,37 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _TO_UNIT = 1.0 / (1 << 53)
 _TOTAL_WEIGHT = 1 << 40
-"""Weights are integers that sum to about this, so that sums of them are exact; a draw has 53 random bits."""
+"""Approximate sum of the weights.  They are integers, so that their sums are exact; a sample has 53 random bits."""
 _SHARED_STREAM = 1
 
 
 def csr(user: IntArray, item: IntArray, n_users: int, n_items: int) -> sp.csr_matrix:
-    """The pairs as a boolean matrix ``(n_users, n_items)``: a pair once, items sorted in each row; 5 bytes a pair."""
+    """The distinct pairs as a boolean matrix ``(n_users, n_items)`` with sorted rows; 5 bytes per pair."""
     matrix = sp.csr_matrix((np.ones(len(user), dtype=bool), (user, item)), shape=(n_users, n_items))
     matrix.sort_indices()
     return matrix
 
 
 class NegativeSampler:
-    """Draws items that a user has not taken.
+    """Samples items that a user has not interacted with.
 
     Args:
-        user: internal user ids of the taken pairs, shape ``(n,)``.
+        user: internal user ids of the interactions, shape ``(n,)``.
         item: internal item ids, shape ``(n,)``, none of them 0.
         n_users: number of users, the padding row included.
         n_items: number of items, the padding row included.
-        seed: of the generator.
-        distribution: ``uniform``, or ``popularity``: an item's count to the power of ``alpha``.
+        seed: seed of the generator.
+        distribution: ``uniform``, or ``popularity``: proportional to an item's count to the power of ``alpha``.
         alpha: used with ``popularity``.
-        counts: how often each item occurs, shape ``(n_items,)``; by default counted in ``item``.
+        counts: occurrences of each item, shape ``(n_items,)``; by default counted in ``item``.
 
     Raises:
-        UserError: if there is nothing to draw from, at all or for one of the users.
+        UserError: if there are no items, or a user has interacted with all of them.
+
+    Example:
+        >>> sampler = NegativeSampler(np.array([1, 1]), np.array([1, 2]), n_users=2, n_items=4, seed=0)
+        >>> sampler.sample(np.array([1]), n=2)
+        array([[3, 3]])
     """
 
     def __init__(
@@ -74,20 +79,20 @@ class NegativeSampler:
         if len(item) and not 1 <= item.min() <= item.max() < n_items:
             raise UserError(f"items must lie in 1..{n_items - 1}, got {item.min()}..{item.max()}")
         if n_items < 2:
-            raise UserError(f"there is no item to draw: n_items is {n_items}, the padding row included")
+            raise UserError(f"there is no item to sample: n_items is {n_items}, the padding row included")
         self.n_users, self.n_items, self.seed = n_users, n_items, seed
-        taken = csr(user, item, n_users, n_items)
-        self.indptr, items = taken.indptr.astype(np.int64), taken.indices
+        interacted = csr(user, item, n_users, n_items)
+        self.indptr, items = interacted.indptr.astype(np.int64), interacted.indices
         rank = np.arange(len(items), dtype=np.int64) - np.repeat(self.indptr[:-1], np.diff(self.indptr))
         if distribution == "uniform":
-            self.before = self.taken = None
-            # How many items that the user has not taken come before each that it has.
+            self.before = self.items = None
+            # For each item of a user: the number of items before it that the user has not interacted with.
             self.gap = (items - 1 - rank).astype(np.int32)
             self.free = n_items - 1 - np.diff(self.indptr)
         else:
             weight = _weights(np.bincount(item, minlength=n_items) if counts is None else counts, alpha)
             self.before = np.concatenate([[0], np.cumsum(weight)])  # (n_items + 1,)
-            self.taken = items.astype(np.int32)
+            self.items = items.astype(np.int32)
             until = np.concatenate([[0], np.cumsum(weight[items])])
             self.gap = self.before[items] - (until[:-1] - np.repeat(until[self.indptr[:-1]], np.diff(self.indptr)))
             self.free = self.before[-1] - (until[self.indptr[1:]] - until[self.indptr[:-1]])
@@ -95,19 +100,19 @@ class NegativeSampler:
         exhausted = np.flatnonzero(self.free <= 0)
         if len(exhausted):
             raise UserError(
-                f"user {exhausted[0]} has taken all {n_items - 1} items that could be drawn ({distribution}): "
-                "there is no negative for it; leave such users out"
+                f"user {exhausted[0]} has interacted with all {n_items - 1} items that can be sampled "
+                f"({distribution}), so it has no negatives; remove such users"
             )
 
     def sample(self, user: IntArray, n: int) -> npt.NDArray[np.int64]:
-        """Draw ``n`` items for each user, other ones at each call.
+        """Sample ``n`` items for each user, with replacement; each call gives new samples.
 
         Args:
             user: internal ids, shape ``(B,)``.
-            n: how many for each.
+            n: number of items per user.
 
         Returns:
-            Item ids, shape ``(B, n)``: never 0, never one that the user has taken; with replacement.
+            Item ids, shape ``(B, n)``: never 0, and never an item of the user.
 
         Raises:
             UserError: for a user id out of range.
@@ -116,16 +121,16 @@ class NegativeSampler:
         if len(user) and not 0 <= user.min() <= user.max() < self.n_users:
             raise UserError(f"users must lie in 0..{self.n_users - 1}, got {user.min()}..{user.max()}")
         self._calls += 1
-        drawn = self.draw(user, n, np.arange(len(user)), -self._calls)  # epochs count up from 0: these are apart
+        drawn = self.draw(user, n, np.arange(len(user)), -self._calls)  # no epoch has a negative number
         return drawn.astype(np.int64)
 
     def draw(self, user: IntArray, n: int, pair: IntArray, epoch: int) -> npt.NDArray[np.int32]:
-        """Draw ``n`` items for each user: those of this epoch and these pairs, whenever and wherever it is asked.
+        """Sample ``n`` items for each user; the same arguments always give the same items.
 
         Args:
             user: internal ids, shape ``(B,)``; not checked.
-            n: how many for each.
-            pair: the number of each pair among all, shape ``(B,)``.
+            n: number of items per user.
+            pair: index of each pair among all pairs, shape ``(B,)``.
             epoch: any integer.
 
         Returns:
@@ -135,18 +140,18 @@ class NegativeSampler:
         key = np.uint64(_key(self.seed, epoch))
         if len(user) == 0 or n == 0:
             return out
-        # A DataLoader's worker is a fork of a process that may have run OpenMP's threads, which would end it.
+        # A worker of a DataLoader may be a fork of a process that has used OpenMP threads; OpenMP would then abort it.
         threads = get_worker_info() is None
         if self.before is None:
             draw = _draw_uniform_in_threads if threads else _draw_uniform
             draw(user, pair, key, self.indptr, self.gap, self.free, out)
         else:
             draw = _draw_weighted_in_threads if threads else _draw_weighted
-            draw(user, pair, key, self.indptr, self.gap, self.free, self.taken, self.before, out)
+            draw(user, pair, key, self.indptr, self.gap, self.free, self.items, self.before, out)
         return out
 
     def draw_shared(self, n: int, step: int, epoch: int) -> npt.NDArray[np.int32]:
-        """Draw ``n`` items for a whole step, whoever took them; with replacement.
+        """Sample ``n`` items for a whole step, regardless of the users' histories; with replacement.
 
         Returns:
             Item ids, shape ``(n,)``, never 0.
@@ -159,7 +164,7 @@ class NegativeSampler:
         return (np.searchsorted(self.before, at, side="right") - 1).astype(np.int32)
 
     def log_probability(self) -> npt.NDArray[np.float32]:
-        """Natural logarithm of each item's share in :meth:`draw_shared`, shape ``(n_items,)``; -inf if never drawn."""
+        """Log probability of each item in :meth:`draw_shared`, shape ``(n_items,)``; -inf for items never sampled."""
         if self.before is None:
             share = np.full(self.n_items, 1 / (self.n_items - 1))
             share[0] = 0
@@ -170,11 +175,11 @@ class NegativeSampler:
 
 
 def _weights(counts: IntArray, alpha: float) -> npt.NDArray[np.int64]:
-    """Integers in proportion to ``counts ** alpha``; 0 for what does not occur."""
+    """Integers in proportion to ``counts ** alpha``; 0 for items that do not occur."""
     weight = np.where(counts > 0, np.maximum(counts, 1).astype(np.float64) ** alpha, 0.0)
     weight[0] = 0
     if not weight.any():
-        raise UserError("there is no item to draw by popularity: none occurs")
+        raise UserError("there is no item to sample by popularity: no item occurs")
     scaled = np.rint(weight / weight.sum() * _TOTAL_WEIGHT).astype(np.int64)
     return np.where(weight > 0, np.maximum(scaled, 1), 0)
 
@@ -183,7 +188,7 @@ def _weights(counts: IntArray, alpha: float) -> npt.NDArray[np.int64]:
 
 
 def _mix(z: int) -> int:
-    """SplitMix64's finaliser, on Python integers."""
+    """The finaliser of SplitMix64, on Python integers."""
     z &= (1 << 64) - 1
     z = (z ^ (z >> 30)) * _MIX_1 & (1 << 64) - 1
     z = (z ^ (z >> 27)) * _MIX_2 & (1 << 64) - 1
@@ -205,11 +210,11 @@ def _mix_array(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def _unit(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
-    """Uniform numbers in [0, 1); times an integer below 2^52 they stay below it, also after rounding."""
+    """Uniform numbers in [0, 1).  Their product with an integer below 2^52 is below it, also after rounding."""
     return (z >> np.uint64(11)).astype(np.float64) * _TO_UNIT
 
 
-_USERS_A_TASK = 32
+_USERS_PER_TASK = 32
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 _U11, _U27, _U30, _U31 = np.uint64(11), np.uint64(27), np.uint64(30), np.uint64(31)
 _UGOLDEN, _UMIX_1, _UMIX_2 = np.uint64(_GOLDEN), np.uint64(_MIX_1), np.uint64(_MIX_2)
@@ -232,7 +237,10 @@ def _numbers_below(limit, start, number):  # type: ignore[no-untyped-def]
 
 @njit(inline="always", **_OPTIONS)
 def _count_up_to(row, number, count):  # type: ignore[no-untyped-def]
-    """How many of the sorted ``row`` are at most each number: all binary searches level by level, without a branch."""
+    """How many entries of the sorted ``row`` are at most each number.
+
+    All binary searches advance one level at a time, without branches, so that LLVM can vectorise the inner loop.
+    """
     for slot in range(len(number)):
         count[slot] = 0
     left = len(row)
@@ -249,7 +257,10 @@ def _count_up_to(row, number, count):  # type: ignore[no-untyped-def]
 
 @njit(inline="always", **_OPTIONS)
 def _touch(user, indptr, gap, free):  # type: ignore[no-untyped-def]
-    """Read a little of each user's row, so that the waits for memory overlap; the sum means nothing."""
+    """Prefetch each user's row, so that the loads from memory overlap.  The result is meaningless.
+
+    The caller stores it, so that the compiler does not remove the reads.
+    """
     touched = 0
     for b in range(len(user)):
         start, end = indptr[user[b]], indptr[user[b] + 1]
@@ -270,7 +281,7 @@ def _draw_uniform(user, pair, key, indptr, gap, free, out):  # type: ignore[no-u
 
 
 @njit(**_OPTIONS)
-def _draw_weighted(user, pair, key, indptr, gap, free, taken, before, out):  # type: ignore[no-untyped-def]
+def _draw_weighted(user, pair, key, indptr, gap, free, items, before, out):  # type: ignore[no-untyped-def]
     number, count = np.empty(out.shape[1], dtype=np.int64), np.empty(out.shape[1], dtype=np.int64)
     out[0, 0] = _touch(user, indptr, gap, free)
     for b in range(len(user)):
@@ -278,9 +289,9 @@ def _draw_weighted(user, pair, key, indptr, gap, free, taken, before, out):  # t
         _numbers_below(free[user[b]], _mix_compiled(key + np.uint64(pair[b]) * _UGOLDEN), number)
         _count_up_to(gap[first : indptr[user[b] + 1]], number, count)
         for slot in range(len(number)):
-            if count[slot] > 0:  # put back the weight of the taken items that lie below
+            if count[slot] > 0:  # add the weight of the user's items below
                 last = first + count[slot] - 1
-                number[slot] += before[taken[last] + 1] - gap[last]
+                number[slot] += before[items[last] + 1] - gap[last]
         _count_up_to(before, number, count)
         for slot in range(len(number)):
             out[b, slot] = count[slot] - 1
@@ -288,25 +299,25 @@ def _draw_weighted(user, pair, key, indptr, gap, free, taken, before, out):  # t
 
 @njit(parallel=True, **_OPTIONS)
 def _draw_uniform_in_threads(user, pair, key, indptr, gap, free, out):  # type: ignore[no-untyped-def]
-    for task in prange((len(user) + _USERS_A_TASK - 1) // _USERS_A_TASK):
-        a, b = task * _USERS_A_TASK, min(len(user), (task + 1) * _USERS_A_TASK)
+    for task in prange((len(user) + _USERS_PER_TASK - 1) // _USERS_PER_TASK):
+        a, b = task * _USERS_PER_TASK, min(len(user), (task + 1) * _USERS_PER_TASK)
         _draw_uniform(user[a:b], pair[a:b], key, indptr, gap, free, out[a:b])
 
 
 @njit(parallel=True, **_OPTIONS)
 def _draw_weighted_in_threads(  # type: ignore[no-untyped-def]
-    user, pair, key, indptr, gap, free, taken, before, out
+    user, pair, key, indptr, gap, free, items, before, out
 ):
-    for task in prange((len(user) + _USERS_A_TASK - 1) // _USERS_A_TASK):
-        a, b = task * _USERS_A_TASK, min(len(user), (task + 1) * _USERS_A_TASK)
-        _draw_weighted(user[a:b], pair[a:b], key, indptr, gap, free, taken, before, out[a:b])
+    for task in prange((len(user) + _USERS_PER_TASK - 1) // _USERS_PER_TASK):
+        a, b = task * _USERS_PER_TASK, min(len(user), (task + 1) * _USERS_PER_TASK)
+        _draw_weighted(user[a:b], pair[a:b], key, indptr, gap, free, items, before, out[a:b])
 
 
 # -------------------------------------------------------------------------------------------------------------- device
 
 
 class DeviceSampler:
-    """:meth:`NegativeSampler.draw` in tensor operations, on any device, bit for bit the same; it never waits for it."""
+    """:meth:`NegativeSampler.draw` in tensor operations: the same items, on any device, without waiting for it."""
 
     def __init__(self, sampler: NegativeSampler, device: torch.device) -> None:
         def on_device(array: IntArray) -> Tensor:
@@ -315,9 +326,9 @@ class DeviceSampler:
         self._seed = sampler.seed
         self._indptr, self._gap, self._free = map(on_device, (sampler.indptr, sampler.gap, sampler.free))
         self._weighted = sampler.before is not None
-        if sampler.before is not None and sampler.taken is not None:
-            self._before, self._taken = on_device(sampler.before), on_device(sampler.taken)
-        # Rounds of a binary search: enough for the user who took most.
+        if sampler.before is not None and sampler.items is not None:
+            self._before, self._items = on_device(sampler.before), on_device(sampler.items)
+        # Rounds of the binary search: enough for the user with the most items.
         self._rounds = int(np.diff(sampler.indptr).max(initial=0)).bit_length()
 
     def draw(self, user: Tensor, n: int, pair: Tensor, epoch: int) -> Tensor:
@@ -328,20 +339,20 @@ class DeviceSampler:
         at = (random.double() * _TO_UNIT * self._free[user].double().unsqueeze(1)).long()
         low = self._indptr[user].unsqueeze(1).expand_as(at)
         first, high = low, self._indptr[user + 1].unsqueeze(1).expand_as(at)
-        for _ in range(self._rounds):  # the number of taken items whose gap is at most the number drawn
+        for _ in range(self._rounds):  # find the number of the user's items whose gap is at most ``at``
             middle = (low + high) // 2
             go_on = (low < high) & (self._gap[middle.clamp(max=len(self._gap) - 1)] <= at)
             low, high = torch.where(go_on, middle + 1, low), torch.where(go_on, high, middle)
         if not self._weighted:
             return 1 + at + (low - first)
         last = (low - 1).clamp(min=0)
-        back = self._before[self._taken[last] + 1] - self._gap[last]
+        back = self._before[self._items[last] + 1] - self._gap[last]
         at = torch.where(low > first, at + back, at)
         return torch.searchsorted(self._before, at, right=True) - 1
 
 
 def _signed(number: int) -> int:
-    """The same 64 bits as a signed integer: torch has no unsigned multiplication, but wraps around alike."""
+    """The same 64 bits as a signed integer: torch has no unsigned multiplication, but signed products wrap equally."""
     number &= (1 << 64) - 1
     return number - (1 << 64) if number >> 63 else number
 

@@ -196,7 +196,7 @@ class OneBPTrainer(Trainer):
 
         def progress(steps: Iterable[Any]) -> Iterable[Any]:
             watched = self.checkpointing.watch(
-                epoch_idx, steps, done, schedule.suffices_after, lambda: float(engine.loss)
+                epoch_idx, steps, done, schedule.can_stop_after, lambda: float(engine.loss)
             )
             return bar(watched)
 

@@ -114,11 +114,11 @@ def test_a_user_with_one_item_left_gets_it():
 @pytest.mark.parametrize(
     ("user", "item", "n_items", "distribution", "said"),
     [
-        ([1, 1, 2], [1, 2, 1], 3, "uniform", "user 1 has taken all 2 items"),
-        ([1], [1], 2, "uniform", "user 1 has taken all 1 items"),
-        ([1, 1, 2], [1, 2, 1], 9, "popularity", "user 1 has taken all 8 items that could be drawn"),
-        ([], [], 1, "uniform", "there is no item to draw"),
-        ([], [], 5, "popularity", "none occurs"),
+        ([1, 1, 2], [1, 2, 1], 3, "uniform", "user 1 has interacted with all 2 items"),
+        ([1], [1], 2, "uniform", "user 1 has interacted with all 1 items"),
+        ([1, 1, 2], [1, 2, 1], 9, "popularity", "user 1 has interacted with all 8 items that can be sampled"),
+        ([], [], 1, "uniform", "there is no item to sample"),
+        ([], [], 5, "popularity", "no item occurs"),
         ([1], [7], 5, "uniform", "items must lie in 1..4"),
         ([1], [0], 5, "uniform", "items must lie in 1..4"),
     ],

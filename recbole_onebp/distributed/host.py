@@ -1,6 +1,7 @@
-"""What the processes of one host share: memory, and a place to wait for one another that costs a microsecond.
+"""Shared memory and a fast barrier for the processes of one host.
 
-A collective operation over the loopback device takes some hundred microseconds, a step about a thousand.
+The barrier takes about a microsecond.  A collective operation over the loopback device takes some hundred microseconds,
+and a training step about a thousand.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from recbole_onebp.util.errors import UserError
 __all__ = ["Host"]
 
 _SPINS = 20_000
-"""Looks before the processor is left to others: some hundred microseconds."""
+"""Checks in a busy loop before sleeping: some hundred microseconds."""
 _LINE = 8
-"""Numbers in a cache line."""
+"""int64 numbers in a cache line: each rank has a line of its own, so that writes do not slow down the others."""
 _CHECK_SECONDS = 0.1
 
 
 class Host:
-    """Memory that the ranks of a host share; made by all ranks at once.
+    """Shared memory of the ranks of a host.  All ranks create it at the same time.
 
-    With one rank a host all of it is that rank's own, and nobody waits.
+    With one rank per host, the memory is ordinary memory and nothing waits.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -43,16 +44,16 @@ class Host:
         self._arrivals = self.tensor((ranks.local_world_size, _LINE), torch.long).numpy()
         pids = torch.cat(ranks.gather(torch.tensor([os.getpid()])))
         first = ranks.host * ranks.local_world_size
-        here = pids[first : first + ranks.local_world_size].tolist() if ranks.local_world_size > 1 else []
-        self._others = [psutil.Process(pid) for pid in here if pid != os.getpid()]
+        local = pids[first : first + ranks.local_world_size].tolist() if ranks.local_world_size > 1 else []
+        self._others = [psutil.Process(pid) for pid in local if pid != os.getpid()]
 
     def tensor(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Zeros that every rank of the host reads and writes; all ranks call it.
+        """Zeros that every rank of the host can read and write; all ranks must call it.
 
-        The memory is that of a file without a name, so that it goes with the processes, however they end.
+        The memory belongs to a file that is unlinked at once, so the system frees it when the processes end.
 
         Raises:
-            UserError: if there is no room for it.
+            UserError: if there is not enough shared memory.
         """
         size = math.prod(shape)
         if self._ranks.local_world_size == 1 or size == 0:
@@ -72,10 +73,10 @@ class Host:
         return flat.view(shape)
 
     def wait(self) -> None:
-        """Until all ranks of the host are here.
+        """Wait until all ranks of the host have called this method.
 
         Raises:
-            LostRankError: if one has ended, or does not come in time.
+            LostRankError: if a rank has ended or does not arrive in time.
         """
         if self._ranks.local_world_size == 1:
             return
@@ -96,7 +97,7 @@ class Host:
 
 
 def _folder() -> Path:
-    """Where a file lies in memory, if the system has such a place."""
+    """The folder for files in memory if the system has one, else that for temporary files."""
     memory = Path("/dev/shm")
     return memory if memory.is_dir() else Path(tempfile.gettempdir())
 
@@ -104,15 +105,15 @@ def _folder() -> Path:
 def _make(path: Path, size: int) -> None:
     with open(path, "xb") as file:
         try:
-            if hasattr(os, "posix_fallocate"):  # a file with holes would end the process that fills them, not raise
+            if hasattr(os, "posix_fallocate"):  # in a file with holes, a full disk kills the writer by SIGBUS
                 os.posix_fallocate(file.fileno(), 0, size)
             else:
                 file.truncate(size)
         except OSError as error:
             path.unlink()
             raise UserError(
-                f"{path.parent}: no room for {size / 2**20:.0f} MiB that processes share: {error.strerror}; make it "
-                "larger (docker: --shm-size), or start one process a host"
+                f"{path.parent}: cannot allocate {size / 2**20:.0f} MiB of shared memory: {error.strerror}; make it "
+                "larger (docker: --shm-size), or start one process per host"
             ) from None
 
 
@@ -125,7 +126,7 @@ def _runs(process: psutil.Process) -> bool:
 
 @intrinsic
 def _fence(_context):  # type: ignore[no-untyped-def]
-    """All that this thread has written is seen before what it writes next, and nothing is read early."""
+    """A full memory fence: earlier reads and writes of this thread are completed before later ones."""
 
     def build(context, builder, _signature, _arguments):  # type: ignore[no-untyped-def]
         builder.fence("seq_cst")
@@ -135,16 +136,16 @@ def _fence(_context):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _arrive(arrivals: Any, rank: int, number: int, looks: int) -> bool:
-    """Say that this rank has arrived, and look so often whether all have."""
+def _arrive(arrivals: Any, rank: int, number: int, checks: int) -> bool:
+    """Mark this rank as arrived in barrier ``number``; return whether all ranks arrive within so many checks."""
     _fence()
     arrivals[rank, 0] = number
-    for _ in range(looks):
+    for _ in range(checks):
         _fence()
-        there = np.int64(0)
+        arrived = np.int64(0)
         for other in range(len(arrivals)):
-            there += arrivals[other, 0] >= number
-        if there == len(arrivals):
+            arrived += arrivals[other, 0] >= number
+        if arrived == len(arrivals):
             _fence()
             return True
     return False

@@ -1,4 +1,7 @@
-"""Whose users are whose: rank r of w has users r + 1, r + 1 + w, r + 1 + 2w, ..., and numbers them from 1."""
+"""Division of the users between ranks.
+
+Rank r of w has users r + 1, r + 1 + w, r + 1 + 2w, ...; these have the rank's own ids 1, 2, 3, ...
+"""
 
 from __future__ import annotations
 
@@ -19,42 +22,42 @@ __all__ = ["Shard", "share_users"]
 
 @dataclass(frozen=True)
 class Shard:
-    """One rank's users, and its pairs in one part of the data."""
+    """One rank's users, and its interactions in one part of the data."""
 
     rank: int
     world_size: int
     n_users: int
-    """Of all ranks, the padding row included."""
+    """Number of users of all ranks, the padding row included."""
     number: npt.NDArray[np.int32]
-    """The own pairs' numbers among all pairs of the part, ``(n,)``, ascending."""
+    """Indices of the rank's interactions among all interactions of the part, ``(n,)``, ascending."""
     n_pairs: int
-    """Of all ranks."""
+    """Number of interactions of all ranks."""
     item_count: Tensor
-    """How often each item occurs in the part, ``(n_items,)``."""
+    """Occurrences of each item in the part, over all ranks, ``(n_items,)``."""
 
     @property
     def rows(self) -> slice:
-        """The own users among all, in their order."""
+        """Rows of the rank's users in a table of all users."""
         return slice(1 + self.rank, self.n_users, self.world_size)
 
     def owned(self, user: Tensor) -> Tensor:
-        """Which of these users are this rank's."""
+        """Whether each of these users belongs to this rank."""
         return (user - 1) % self.world_size == self.rank
 
     def local(self, user: Tensor) -> Tensor:
-        """The own numbers of own users."""
+        """From ids in the whole data to the rank's own ids, for users of this rank."""
         return 1 + (user - 1) // self.world_size
 
-    def everybodys(self, user: Tensor) -> Tensor:
-        """Own numbers to the numbers in the whole data."""
+    def whole_ids(self, user: Tensor) -> Tensor:
+        """From the rank's own ids to ids in the whole data."""
         return 1 + self.rank + (user - 1) * self.world_size
 
     def own_rows(self, table: Tensor) -> Tensor:
-        """The padding row and the own users' rows of a table of all users."""
+        """The padding row and the rank's rows of a table of all users."""
         return torch.cat([table[:1], table[self.rows]])
 
     def whole_table(self, own: Tensor, ranks: Ranks) -> Tensor:
-        """The table of all users, from those of all ranks, on rank 0; an empty one on the others."""
+        """Gather the tables of all ranks into the table of all users on rank 0; other ranks get an empty table."""
         parts = ranks.gather(own[1:].contiguous(), everywhere=False)
         if not parts:
             return own[:0]
@@ -66,27 +69,28 @@ class Shard:
 
 
 def share_users(dataset: Any, ranks: Ranks, summary_of: Callable[[Any], str]) -> None:
-    """Let ``dataset.build()``, RecBole's, return parts with this rank's users alone; each has a ``shard``.
+    """Make RecBole's ``dataset.build()`` return parts with this rank's users only.
 
-    Items keep their numbers.  On rank 0 a part also has a ``summary`` of what it was, for a checkpoint.
+    Each part gets a ``shard``.  Items keep their ids.  On rank 0, a part also gets a ``summary`` of the whole part, for
+    checkpoints.
 
     Raises:
-        UserError: from ``build``, on all ranks, if there are not enough users for one of them.
+        UserError: from ``build``, on all ranks, if a rank has no users.
     """
     whole = dataset.build
 
     def build() -> list[Any]:
         parts = whole()
         for part in parts:
-            part.__dict__.pop("build", None)  # a copy of the data set's
+            part.__dict__.pop("build", None)  # the parts are copies of the data set, with its attributes
         for name, part in zip(("train", "validation", "test"), parts, strict=False):
             counts = torch.bincount(
                 (part.inter_feat[part.uid_field] - 1) % ranks.world_size, minlength=ranks.world_size
             )
             if len(part) and int(counts.min()) == 0:
                 raise UserError(
-                    f"nproc: of {ranks.world_size} processes, number {int(counts.argmin())} has no user in the {name} "
-                    "part; start fewer"
+                    f"nproc: process {int(counts.argmin())} of {ranks.world_size} has no user in the {name} part; "
+                    "start fewer processes"
                 )
         own = [_own_part(part, ranks) for part in parts]
         for part, mine in zip(parts, own, strict=True):

@@ -1,11 +1,13 @@
-"""The fast engine for the CPU in several processes: each has users of its own, and a share of the work on the items.
+"""The fast engine for the CPU in several processes.
 
-A rank scores its own users' pairs.  What the items' gradients are made of (the users' encodings, a coefficient a score,
-which items these are, and its parts of the sums for shared negatives) all ranks put where one process would have put
-it: in memory that the ranks of a host share, and a copy goes from host to host.  Then each rank sums the gradients and
-takes the optimizer's step for its share of the rows of the host's item table, in the order of one process.  So the
-tables of 2 and 4 processes are those of one, bit for bit; other numbers have groups of other users, and sum in another
-order.
+Each rank scores the pairs of its own users.  The terms of the item gradients are the user embeddings, one coefficient
+per score, the item ids, and the rank's parts of the sums for shared negatives.  All ranks write them to the same
+positions as one process would: in memory that the ranks of a host share, with a copy sent from host to host.  Each rank
+then sums the gradients and applies the optimizer's step for its part of the host's item table, in the order of one
+process.
+
+So 2 and 4 processes give the same tables as one, bit for bit.  Other numbers of processes group the users differently
+and sum in another order.
 """
 
 from __future__ import annotations
@@ -29,22 +31,22 @@ __all__ = ["ShardedEngine"]
 
 @dataclass(frozen=True)
 class _Share:
-    """What a rank brings to a step."""
+    """A rank's terms of the item gradients of a step."""
 
     source: Floats
-    """Users' encodings, ``(n, d)``."""
+    """User embeddings, ``(n, d)``."""
     coefficient: Floats
-    """Of each pair's scores, ``(n, group)``."""
+    """Coefficients of each pair's scores, ``(n, group)``."""
     places: Ids
-    """Their items, ``(n, group)``."""
+    """The items of these scores, ``(n, group)``."""
     negative_gradient: Floats
-    """Its part of the gradients of shared negatives, ``(M, d)``."""
+    """The rank's part of the gradients of shared negatives, ``(M, d)``."""
     negative_bias_gradient: Floats
-    """The same of their biases, ``(M, 1)``."""
+    """The rank's part of the gradients of their biases, ``(M, 1)``."""
 
     @classmethod
     def over(cls, words: Tensor, n: int, size: int, group: int, n_shared: int) -> _Share:
-        """One whose arrays lie one after the other in ``words``, of 4 bytes each."""
+        """A share whose arrays lie one after the other in ``words``, of 4 bytes each."""
         ends = np.cumsum(cls._lengths(n, size, group, n_shared))
         source, coefficient, places, gradient, bias_gradient = np.split(words.numpy(), ends[:-1])
         return cls(
@@ -57,26 +59,26 @@ class _Share:
 
     @classmethod
     def words(cls, n: int, size: int, group: int, n_shared: int) -> int:
-        """How many it takes."""
+        """Number of words of such a share."""
         return sum(cls._lengths(n, size, group, n_shared))
 
     @staticmethod
     def _lengths(n: int, size: int, group: int, n_shared: int) -> tuple[int, ...]:
-        """Of the arrays, in the order of the fields."""
+        """Lengths of the arrays, in the order of the fields."""
         return n * size, n * group, n * group, n_shared * size, n_shared
 
 
 class ShardedEngine(FusedEngine):
-    """Trains one rank's part of a model; all ranks make and call it together.
+    """Trains one rank's part of a model.  All ranks create it and call its methods together.
 
     Args:
-        model: of the rank's users and all items; these move to the memory of the host.
-        optimizer: as of :class:`FusedEngine`; its state of the items moves too.
+        model: has the rank's users and all items; the item table moves to memory that the host's ranks share.
+        optimizer: as in :class:`FusedEngine`; its state of the items moves to shared memory too.
         schedule: the rank's steps.
-        ranks: all of them.
+        ranks: the processes.
 
     Attributes:
-        words_a_pair: what goes from host to host for a pair, of 4 bytes each.
+        words_a_pair: words of 4 bytes that are sent between hosts per pair.
     """
 
     def __init__(self, model: OneBP, optimizer: torch.optim.Optimizer, schedule: Schedule, ranks: Ranks) -> None:
@@ -100,12 +102,12 @@ class ShardedEngine(FusedEngine):
     def _batches(self, epoch: int, done: int) -> Iterator[Batch]:
         ordered, order = self.schedule.own_order(epoch), even_first(self._ranks.world_size)
         self._counts = torch.stack(self._ranks.gather(torch.from_numpy(np.diff(ordered[1])))).numpy()  # (world, steps)
-        self._firsts = np.empty_like(self._counts)  # where the pairs of each rank begin in a step
+        self._firsts = np.empty_like(self._counts)  # position of each rank's first pair in a step
         self._firsts[order] = np.cumsum(self._counts[order], axis=0) - self._counts[order]
         return self.schedule.batches(epoch, done, ordered)
 
     def _share_items(self) -> None:
-        """Have the items and their optimizer's state in the host's memory: anew each epoch, see the parent's."""
+        """Put the items and their optimizer state into shared memory, in each epoch, as loading may replace them."""
         trained = {"table": self.model.item_table}
         if self.model.item_bias is not None:
             trained["bias"] = self.model.item_bias
@@ -133,14 +135,14 @@ class ShardedEngine(FusedEngine):
     def _train_items(self, batch: Batch) -> Ids:
         if self._peers is not None:
             self._exchange()
-        self._host.wait()  # all that gradients are made of is there, and nobody reads items any more
+        self._host.wait()  # until all terms are written and no rank reads the items any more
         touched = super()._train_items(batch)
-        self._item_links.head[touched] = -1  # those of other ranks' rows
-        self._host.wait()  # all items have stepped
+        self._item_linker.unlink(touched)  # step_rows unlinks only this rank's rows
+        self._host.wait()  # until all items are updated
         return touched
 
     def _share_of(self, rank: int) -> _Share:
-        """Where in this host's memory lies what a rank brings."""
+        """A rank's share, as views of this host's memory."""
         first, n = self._firsts[rank, self._step_number], self._counts[rank, self._step_number]
         places = slice(first * self._group, (first + n) * self._group)
         return _Share(
@@ -152,7 +154,7 @@ class ShardedEngine(FusedEngine):
         )
 
     def _exchange(self) -> None:
-        """Put what the ranks of other hosts bring: each rank hears from those with its local rank."""
+        """Receive the shares of other hosts: each rank exchanges with the ranks of the same local rank."""
         ranks = self._ranks
         peers = range(ranks.local_rank, ranks.world_size, ranks.local_world_size)
         most = int(self._counts[peers, self._step_number].max())
@@ -165,6 +167,6 @@ class ShardedEngine(FusedEngine):
             dist.all_gather(received, sent, group=self._peers)
         for peer, words in zip(peers, received, strict=True):
             if peer != ranks.rank:
-                brought = _Share.over(words, *sizes)
-                for name, here in vars(self._share_of(peer)).items():
-                    here[:] = getattr(brought, name)[: len(here)]
+                share = _Share.over(words, *sizes)
+                for name, own in vars(self._share_of(peer)).items():
+                    own[:] = getattr(share, name)[: len(own)]

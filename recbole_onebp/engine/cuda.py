@@ -1,7 +1,7 @@
-"""The fast engine for CUDA: the gradient written out in tensor operations of fixed shapes.
+"""The fast engine for CUDA: explicit gradients in tensor operations of fixed shapes.
 
-Everything of an epoch lies on the device, order and negatives included, and nothing waits for it before the epoch ends.
-Any device of torch's runs it, so that the tests hold it against the others on the CPU.
+The order and the negatives of an epoch are on the device too, and the host does not wait for the device before the end
+of the epoch.  The code runs on any of torch's devices, so tests on the CPU compare it with the other engines.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ __all__ = ["DeviceEngine"]
 IntArray = npt.NDArray[np.int64]
 
 _STEPS_A_DRAW = 64
-"""Negatives are drawn for this many steps at once: a draw is some dozens of small kernels."""
+"""Negatives are sampled for this many steps at once, because each call launches dozens of small kernels."""
 
 
 class _Recorded:
-    """A step as a CUDA graph: one launch instead of some dozens, which take longer than what they start."""
+    """A step as a CUDA graph: one launch instead of dozens, which take longer than the kernels themselves."""
 
     def __init__(self, step: Callable[..., None], parts: tuple[Tensor, ...]) -> None:
         self._parts = [part.clone() for part in parts]
@@ -43,14 +43,14 @@ class _Recorded:
 
 
 class DeviceEngine:
-    """Trains a model where it lies, an epoch a call.
+    """Trains a model on its device, one epoch per call.
 
     Args:
         model: its tables are changed in place.
-        optimizer: torch's Adam, which takes its own step (fused on CUDA), or SparseAdam, whose state is changed as its
-            step would.
+        optimizer: torch's Adam, whose ``step`` is called (fused on CUDA), or SparseAdam, whose state changes as in its
+            own ``step``.
         schedule: the steps.
-        ranks: the processes that share the users out; each has all items, and they add their gradients up.
+        ranks: the processes; users are divided between them, each has all items, and item gradients are summed.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class DeviceEngine:
         self._two = self.config.backprop == "two"
         self._sparse = isinstance(optimizer, torch.optim.SparseAdam)
         self.loss = torch.zeros((), dtype=torch.float64)
-        # The lazy step counts on the host, and other ranks' gradients come when they come: neither can be recorded.
+        # A CUDA graph can contain neither the step counter of SparseAdam, which is on the host, nor the all-reduce.
         self._records = self._device.type == "cuda" and not self._sparse and not self._ranks.is_distributed
         if self._device.type == "cuda" and not self._sparse:
             for group in optimizer.param_groups:
@@ -75,13 +75,13 @@ class DeviceEngine:
 
     @torch.no_grad()
     def train_epoch(self, epoch: int, progress: Progress = iter, done: int = 0, loss: float = 0.0) -> float:
-        """Train on every pair once; see :meth:`FusedEngine.train_epoch`."""
+        """Train on every pair once, see :meth:`recbole_onebp.engine.Engine.train_epoch`."""
         own, starts = self.schedule.own_order(epoch)
         order = torch.from_numpy(own).to(self._device, torch.long)
         number = torch.from_numpy(self.schedule.numbers(own)).to(self._device, torch.long)
         users, items = self._user[order], self._item[order]
         self.loss = torch.tensor(loss, dtype=torch.float64, device=self._device)
-        if self.config.leave_one_out:  # a checkpoint does not hold what its users were made of
+        if self.config.leave_one_out:  # a checkpoint does not contain the items of the last aggregation
             self.model.move_all_users()
         negatives: Iterator[Tensor] = iter(())
         recorded: _Recorded | None = None
@@ -106,24 +106,24 @@ class DeviceEngine:
             self.model.move(user, item)
 
     def _record(self, parts: tuple[Tensor, ...]) -> _Recorded:
-        """A full step of this epoch, whose learning rate it keeps."""
+        """Record a full step of this epoch.  The learning rate is part of the recording."""
         groups = self.optimizer.param_groups
         before = [group["capturable"] for group in groups]
         try:
             for group in groups:
-                group["capturable"] = True  # what fused Adam is, and torch asks to be told
+                group["capturable"] = True  # true of fused Adam, and torch requires the flag
             return _Recorded(self._step, parts)
         finally:
             for group, value in zip(groups, before, strict=True):
                 group["capturable"] = value
 
     def _draw(self, users: Tensor, number: Tensor, starts: IntArray, step: int, epoch: int) -> Iterator[Tensor]:
-        """The negatives of the next steps."""
+        """Sample the negatives of the next steps."""
         steps = range(step, min(step + _STEPS_A_DRAW, len(self.schedule)))
         if self.config.negatives == "shared":
             shared = torch.from_numpy(np.stack([self.schedule.shared_negatives(number, epoch) for number in steps]))
             if self._device.type == "cuda":
-                shared = shared.pin_memory()  # or the copy would wait for the steps before
+                shared = shared.pin_memory()  # otherwise the copy would wait for the previous steps
             return iter(shared.to(self._device, non_blocking=True).long())
         here = slice(starts[steps.start], starts[steps.stop])
         n = self.config.train_neg_sample_args.sample_num
@@ -133,14 +133,14 @@ class DeviceEngine:
     # ------------------------------------------------------------------------------------------------------- gradients
 
     def _unit(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows as they are scored, and the inverse of their lengths; 1 with ``score: dot``."""
+        """Rows as used in scores, and the inverse of their lengths; 1 with ``score: dot``."""
         if self.config.score == "dot":
             return rows, rows.new_ones(rows.shape[:-1])
         inverse = 1 / rows.norm(dim=-1).clamp(min=1e-12)
         return rows * inverse.unsqueeze(-1), inverse
 
     def _through(self, gradient: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
-        """The gradient by rows, from that by their unit rows."""
+        """The gradient by rows, from the gradient by their unit rows."""
         if self.config.score == "dot":
             return gradient
         return (gradient - (gradient * unit).sum(dim=-1, keepdim=True) * unit) * inverse.unsqueeze(-1)
@@ -172,7 +172,7 @@ class DeviceEngine:
         shift = self._shift(ids) + torch.zeros(len(ids), device=self._device)
         first = (user_e * item_e).sum(dim=1) / self.config.temperature + shift[: len(user)]
         others = user_e @ negative_e.T / self.config.temperature + shift[len(user) :]
-        others.masked_fill_(self.model.have_taken(user, negative), -torch.inf)
+        others.masked_fill_(self.model.has_interacted(user, negative), -torch.inf)
         logits = torch.cat([first.unsqueeze(1), others], dim=1)  # (B, 1 + M)
         share = logits.softmax(dim=1)
         loss = (logits.logsumexp(dim=1) - first).sum() / self._n_pairs
@@ -191,7 +191,7 @@ class DeviceEngine:
     # ------------------------------------------------------------------------------------------------------- optimizer
 
     def _update(self, item: Tensor, by_item: Tensor, by_bias: Tensor, user: Tensor, by_user: Tensor | None) -> None:
-        """One step on everything that is trained, from gradients by row; a row that occurs again adds up."""
+        """One optimizer step on all trained tables, from gradients by row; gradients of repeated rows are summed."""
         model = self.model
         gradients: list[tuple[Tensor, Tensor, Tensor]] = [(model.item_table, item, by_item)]
         if model.item_bias is not None:
@@ -211,7 +211,7 @@ class DeviceEngine:
             self.optimizer.step()
 
     def _lazy_adam(self, parameter: Tensor, rows: Tensor, values: Tensor) -> None:
-        """SparseAdam's step, without asking the device how many rows are touched."""
+        """SparseAdam's step, without reading the number of touched rows from the device."""
         state, group = self.optimizer.state[parameter], self.optimizer.param_groups[0]
         if not state:
             state.update(step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
@@ -220,8 +220,8 @@ class DeviceEngine:
         scale = group["lr"] * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
         rows, order = rows.sort(stable=True)
         slot = torch.cat([rows.new_zeros(1), (rows[1:] != rows[:-1]).long()]).cumsum(0)
-        gradient = torch.zeros_like(values).index_add_(0, slot, values[order])  # one slot a touched row, the rest zero
-        # The slots that are left over stand for the padding row, which their zeros leave as it is.
+        gradient = torch.zeros_like(values).index_add_(0, slot, values[order])  # one slot per touched row
+        # Unused slots are zero and point to the padding row, which stays unchanged.
         row = torch.zeros_like(rows).index_copy_(0, slot, rows)
         first = state["exp_avg"][row].lerp_(gradient, 1 - beta1)
         second = state["exp_avg_sq"][row].lerp_(gradient.square(), 1 - beta2)

@@ -1,16 +1,14 @@
-"""The fused engine's loops, compiled by numba.
+"""The loops of the fast CPU engine, compiled by numba.
 
-A step is three sweeps, each parallel over what it writes, so that no two threads meet and the result does not depend on
-their number: over the pairs (scores, loss, and the loss's derivative by each score), over the rows of a table that the
-step touches (their gradient and, at once, the optimizer's step), and over the users (the moving aggregation).  A row
-finds its places in the batch by a linked list: ``head[row]`` is the first, ``following[place]`` the next one, -1 ends.
-Where all users move at once the train pairs are in users' order instead.
+A step has three loops: over the pairs (scores, loss, and derivative of the loss by each score), over the touched rows
+of a table (gradient and optimizer step), and over the users (moving aggregation).  Each loop is parallel over the rows
+that it writes.  So no two threads write the same row, and the result does not depend on the number of threads.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit, prange
@@ -21,6 +19,11 @@ __all__ = [
     "LAST",
     "MEAN",
     "SEQUENTIAL",
+    "Adam",
+    "GradientTerms",
+    "History",
+    "Links",
+    "Logits",
     "gather",
     "gather_others",
     "link",
@@ -35,21 +38,77 @@ __all__ = [
 
 SEQUENTIAL, LAST, MEAN = 0, 1, 2
 
-# No fastmath.  numba keeps a compiled loop more than once, each copy optimised anew, and a process that compiles runs
-# another copy than one that loads the cache.  Where sums may be reordered and products fused, copies differ in the last
-# bits; so they have one meaning, and what is summed in vector registers is in :mod:`recbole_onebp.util.simd`.
+# No fastmath.  numba compiles a loop several times and optimises each copy separately; a process that compiles runs
+# another copy than a process that loads the cache.  With fastmath, copies may reorder sums and fuse products, so their
+# results differ in the last bits.  Sums that should use vector registers call recbole_onebp.util.simd instead.
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
-_ROWS_A_TASK, _BIASES_A_RUN = 32, 1024
+_ROWS_PER_TASK, _BIASES_PER_RUN = 32, 1024
 _F = np.float32
 _F0, _F1 = np.float32(0), np.float32(1)
 _MASKED = np.float32(-np.inf)
 _TINY = np.float32(1e-12)
-"""What torch's ``normalize`` divides by at least."""
+"""Smallest divisor in torch's ``normalize``."""
+
+
+class Links(NamedTuple):
+    """The places of each row in a batch, as linked lists; -1 ends a list."""
+
+    head: Any
+    """First place of each row, ``(n_rows,)``, int32."""
+    following: Any
+    """Next place of the same row, ``(n_places,)``, int32."""
+
+
+class History(NamedTuple):
+    """The items of user u are ``item[start[u] : start[u + 1]]``."""
+
+    start: Any
+    """``(n_users + 1,)``."""
+    item: Any
+
+
+class Logits(NamedTuple):
+    """How scores become logits: ``score * inverse_temperature + shift[item]``."""
+
+    shift: Any
+    """``(n_items,)``, or empty."""
+    inverse_temperature: Any
+    n_pairs: int
+    """Number of pairs that the loss is averaged over: those of the step, on all ranks."""
+
+
+class GradientTerms(NamedTuple):
+    """The gradient of a row is the sum over its places p of ``coefficient[p] * source[p // group]``.
+
+    For places past the last coefficient the terms are the sums of ``shared``.
+    """
+
+    coefficient: Any
+    """``(P,)``."""
+    source: Any
+    """``(P / group, d)``."""
+    group: int
+    shared: Any
+    """``(parts, M, d)``; M may be 0.  Even parts are summed, then odd parts, then both."""
+
+
+class Adam(NamedTuple):
+    """A parameter and one step of Adam: ``table -= step_size * exp_avg / (sqrt(exp_avg_sq) + eps)``."""
+
+    table: Any
+    """``(n_rows, d)``, like the two moments."""
+    exp_avg: Any
+    exp_avg_sq: Any
+    step_size: Any
+    eps: Any
+    beta1: Any
+    beta2: Any
+    weight_decay: Any
 
 
 @njit(inline="always", **_OPTIONS)
 def _exp(x):
-    """e^x for x <= 0, within 2 units of the last place, in operations that vectorise (Cephes' expf)."""
+    """e^x for x <= 0, within 2 units of the last place, in operations that LLVM vectorises (Cephes' expf)."""
     x = np.float32(-87) if x < np.float32(-87) else x  # NaN stays NaN
     n = np.float32(np.rint(x * np.float32(1.44269504088896341)))
     r = x - n * np.float32(0.693359375) - n * np.float32(-2.12194440e-4)
@@ -70,7 +129,7 @@ def _inverse_norm(row):
 
 @njit(parallel=True, **_OPTIONS)
 def gather(ids, table, cosine, out):
-    """``out[b] = table[ids[b]]``, at unit length with ``cosine``."""
+    """``out[b] = table[ids[b]]``, scaled to unit length if ``cosine``."""
     for b in prange(len(ids)):
         row = table[ids[b]]
         scale = _inverse_norm(row) if cosine else _F1
@@ -79,20 +138,21 @@ def gather(ids, table, cosine, out):
 
 
 @njit(parallel=True, **_OPTIONS)
-def gather_others(user, item, start, user_table, item_table, share, cosine, out):
+def gather_others(user, item, history, user_table, item_table, share, cosine, out):
     """``out[b]``: a user without one of its items, see :meth:`recbole_onebp.model.OneBP.users_of`.
 
     Args:
-        start, share: as of :func:`move_all_users`.
-        item_table: as it was when the users were made of it.
+        history, share: as in :func:`move_all_users`.
+        item_table: the items at the last aggregation of all users.
     """
+    start = history.start
     for b in prange(len(user)):
         row, own, others = user_table[user[b]], item_table[item[b]], out[b]
         n_others = np.float32(start[user[b] + 1] - start[user[b]] - 1)
         part = _F1 / n_others if n_others > 0 else _F0
-        grown, taken = (n_others + _F1) * part, share[item[b]] * part
+        row_weight, own_weight = (n_others + _F1) * part, share[item[b]] * part
         for k in range(len(row)):
-            others[k] = grown * row[k] - taken * own[k]
+            others[k] = row_weight * row[k] - own_weight * own[k]
         if cosine:
             inverse = _inverse_norm(others)
             for k in range(len(row)):
@@ -100,42 +160,31 @@ def gather_others(user, item, start, user_table, item_table, share, cosine, out)
 
 
 @njit(parallel=True, **_OPTIONS)
-def pair_scores(
-    item,
-    negative,
-    user_e,
-    item_table,
-    shift,
-    inverse_temperature,
-    cosine,
-    n_step,
-    ids,
-    coefficient,
-    loss,
-    user_gradient,
-):
+def pair_scores(item, negative, user_e, item_table, cosine, logits, ids, coefficient, loss, user_gradient):
     """Softmax loss of each pair against its own negatives.
 
     Args:
         item, negative: ``(B,)`` and ``(B, N)``.
-        user_e: ``(B, d)``, unit length with ``cosine``.
-        shift: added to an item's logit, ``(n_items,)``, or empty.
-        n_step: pairs of the step, which the mean is over: B, or more where these are one rank's.
+        user_e: ``(B, d)``, of unit length if ``cosine``.
+        item_table: ``(n_items, d)``.
+        cosine: whether item rows are scaled to unit length.
+        logits: see :class:`Logits`.
         ids: filled with item and negatives, ``(B, 1 + N)``.
         coefficient: filled with the derivative of the mean loss by each score, ``(B, 1 + N)``.
         loss: filled, ``(B,)``.
-        user_gradient: filled with the derivative by ``user_e``, ``(B, d)``, or empty.
+        user_gradient: filled with the derivative by ``user_e``, ``(B, d)``, unless it is empty.
     """
+    shift, inverse_temperature, n_step = logits
     n_pairs, n_negatives = negative.shape
     size = user_e.shape[1]
     scale = np.float32(inverse_temperature / n_step)
-    for task in prange((n_pairs + _ROWS_A_TASK - 1) // _ROWS_A_TASK):
-        start, end = task * _ROWS_A_TASK, min(n_pairs, (task + 1) * _ROWS_A_TASK)
+    for task in prange((n_pairs + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK):
+        start, end = task * _ROWS_PER_TASK, min(n_pairs, (task + 1) * _ROWS_PER_TASK)
         for b in range(start, end):
             ids[b, 0] = item[b]
             for n in range(n_negatives):
                 ids[b, 1 + n] = negative[b, n]
-        # Products alone, then the rest: so the loads of many rows are under way at once.
+        # All products first: then the processor can load many rows from memory at the same time.
         for b in range(start, end):
             user = user_e[b]
             for n in range(1 + n_negatives):
@@ -170,23 +219,22 @@ def pair_scores(
 
 
 @njit(parallel=True, **_OPTIONS)
-def shared_scores(
-    user, item, negative, start, history, head, following, scores, user_e, item_e, shift, inverse_temperature,
-    n_step, loss, coefficient,
-):  # fmt: skip
-    """Softmax loss of each pair against the step's shared negatives; those that its user has taken do not count.
+def shared_scores(user, item, negative, history, links, scores, user_e, item_e, logits, loss, coefficient):
+    """Softmax loss of each pair against the step's shared negatives, without those the user has interacted with.
 
     Args:
         user, item, negative: ``(B,)``, ``(B,)`` and ``(M,)``.
-        start, history: the items of user u are ``history[start[u] : start[u + 1]]``.
-        head, following: links of the negatives, see :func:`link`.
-        scores: of users and negatives, ``(B, M)``; overwritten with the derivative of the mean loss by each.
-        user_e, item_e: ``(B, d)``, unit length with ``cosine``.
-        shift: added to an item's logit, ``(n_items,)``, or empty.
-        n_step: pairs of the step, which the mean is over: B, or more where these are one rank's.
+        history: the train items of all users.
+        links: places of each item in ``negative``.
+        scores: of users and negatives, ``(B, M)``; overwritten with the derivative of the mean loss by each score.
+        user_e, item_e: ``(B, d)``, of unit length where scores are cosines.
+        logits: see :class:`Logits`.
         loss: filled, ``(B,)``.
         coefficient: filled with the derivative of the mean loss by the positive's score, ``(B,)``.
     """
+    start, history_item = history
+    head, following = links
+    shift, inverse_temperature, n_step = logits
     n_pairs, n_negatives = scores.shape
     scale = np.float32(inverse_temperature / n_step)
     negative_shift = np.zeros(n_negatives, dtype=np.float32)
@@ -201,7 +249,7 @@ def shared_scores(
         for n in range(n_negatives):
             row[n] = row[n] * inverse_temperature + negative_shift[n]
         for at in range(start[user[b]], start[user[b] + 1]):
-            place = head[history[at]]
+            place = head[history_item[at]]
             while place >= 0:
                 row[place] = _MASKED
                 place = following[place]
@@ -218,18 +266,18 @@ def shared_scores(
 
 
 @njit(**_OPTIONS)
-def link(ids, head, following, rows):
+def link(ids, links, rows):
     """Link the places of each id, in batch order.
 
     Args:
         ids: ``(P,)``.
-        head: ``(n_rows,)``, -1 everywhere; filled.
-        following: ``(P,)``; filled.
-        rows: filled with the ids that occur.
+        links: filled; ``head`` must be -1 everywhere.
+        rows: filled with the distinct ids.
 
     Returns:
-        How many occur.
+        The number of distinct ids.
     """
+    head, following = links
     count = 0
     for place in range(len(ids) - 1, -1, -1):
         row = ids[place]
@@ -242,14 +290,14 @@ def link(ids, head, following, rows):
 
 
 @njit(inline="always", **_OPTIONS)
-def _adam(gradient, value, first, second, scale, epsilon, beta1, beta2):
+def _adam_step(gradient, value, exp_avg, exp_avg_sq, step_size, eps, beta1, beta2):
     for k in range(len(value)):
         g = gradient[k]
-        m = beta1 * first[k] + (_F1 - beta1) * g
-        v = beta2 * second[k] + (_F1 - beta2) * g * g
-        first[k] = m
-        second[k] = v
-        value[k] -= scale * m / (np.float32(math.sqrt(v)) + epsilon)
+        m = beta1 * exp_avg[k] + (_F1 - beta1) * g
+        v = beta2 * exp_avg_sq[k] + (_F1 - beta2) * g * g
+        exp_avg[k] = m
+        exp_avg_sq[k] = v
+        value[k] -= step_size * m / (np.float32(math.sqrt(v)) + eps)
 
 
 @njit(inline="always", **_OPTIONS)
@@ -266,35 +314,30 @@ def _add_parts(shared, m, part, total):
 
 
 @njit(parallel=True, **_OPTIONS)
-def step_rows(
-    rows, head, following, coefficient, group, source, shared, cosine, unlink,
-    table, first, second, scale, epsilon, beta1, beta2, decay,
-):  # fmt: skip
-    """Gradient of each row, and Adam's step on it.
-
-    The gradient of row r is a sum over its places p: ``coefficient[p] * source[p // group]``, and for places past the
-    last coefficient the parts of ``shared``; with ``cosine`` it is taken through the row's normalisation.
+def step_rows(rows, links, terms, cosine, adam):
+    """Compute the gradient of each row and apply Adam's step to it.
 
     Args:
-        rows: which rows to step, each once; one without a place has no gradient.
-        head, following: links of :func:`link`; with ``unlink`` they are undone.
-        shared: ``(parts, M, d)``, of which part t and part t + 2 are added up first; M may be 0.
-        table, first, second: the parameter and Adam's two moments, ``(n_rows, d)``.
-        scale, epsilon: ``table -= scale * first / (sqrt(second) + epsilon)``.
-        decay: weight decay.
+        rows: the rows to step, each once; rows without a place have no gradient apart from weight decay.
+        links: places of each row; undone for these rows: their ``head`` is -1 afterwards.
+        terms: see :class:`GradientTerms`.
+        cosine: whether rows were scaled to unit length; the gradient then passes through the normalisation.
+        adam: the parameter and the step.
     """
+    head, following = links
+    coefficient, source, group, shared = terms
+    table, exp_avg, exp_avg_sq, step_size, eps, beta1, beta2, weight_decay = adam
     size = table.shape[1]
-    for task in prange((len(rows) + _ROWS_A_TASK - 1) // _ROWS_A_TASK):
+    for task in prange((len(rows) + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK):
         gradient, total, part = np.empty(size, _F), np.empty(size, _F), np.empty(size, _F)
-        for at in range(task * _ROWS_A_TASK, min(len(rows), (task + 1) * _ROWS_A_TASK)):
+        for at in range(task * _ROWS_PER_TASK, min(len(rows), (task + 1) * _ROWS_PER_TASK)):
             row = rows[at]
             value = table[row]
             for k in range(size):
-                gradient[k] = decay * value[k]
+                gradient[k] = weight_decay * value[k]
             place = head[row]
             if place >= 0:
-                if unlink:
-                    head[row] = -1
+                head[row] = -1
                 for k in range(size):
                     total[k] = 0
                 while place >= 0:
@@ -305,32 +348,35 @@ def step_rows(
                     else:
                         _add_parts(shared, place - len(coefficient), part, total)
                     place = following[place]
-                if cosine:  # through the normalisation: the part along the row is lost, the rest is scaled
+                if cosine:  # the normalisation removes the component along the row and scales the rest
                     inverse = _inverse_norm(value)
                     along = simd.dot(total, value) * inverse * inverse
                     for k in range(size):
                         total[k] = inverse * (total[k] - along * value[k])
                 for k in range(size):
                     gradient[k] += total[k]
-            _adam(gradient, value, first[row], second[row], scale, epsilon, beta1, beta2)
+            _adam_step(gradient, value, exp_avg[row], exp_avg_sq[row], step_size, eps, beta1, beta2)
 
 
 @njit(parallel=True, **_OPTIONS)
-def step_biases(
-    touched, start, end, lazy, head, following, coefficient, weight, shared, gradient,
-    table, first, second, scale, epsilon, beta1, beta2, decay,
-):  # fmt: skip
-    """The same of items' biases, whose gradient is ``weight`` times the sum of ``coefficient[p]`` and ``shared``.
+def step_biases(touched, span, lazy, links, coefficient, shared, weight, gradient, adam):
+    """:func:`step_rows` for item biases: the gradient is ``weight`` times the sum of ``coefficient[p]`` and ``shared``.
 
     Args:
-        touched: rows that have places, each once; none others.
-        start, end: step all rows from and to these.
-        lazy: step all of ``touched`` and no other row, wherever they are.
+        touched: the rows that have places, each once.
+        span: first row to step, and the end.
+        lazy: step all of ``touched`` and no other row; ``span`` is then ignored.
+        links: places of each row; left as they are.
+        coefficient: ``(P,)``.
         shared: ``(parts, M, 1)``.
-        gradient: zeros, ``(n_rows,)``; left as such.
-        table, first, second: ``(n_rows, 1)``.
+        weight: derivative of a score by its bias.
+        gradient: zeros, ``(n_rows,)``; zeros again afterwards.
+        adam: the parameter, ``(n_rows, 1)``, and the step.
     """
-    value, mean, square = table.reshape(table.size), first.reshape(table.size), second.reshape(table.size)
+    head, following = links
+    table, exp_avg, exp_avg_sq, step_size, eps, beta1, beta2, weight_decay = adam
+    start, end = span
+    value, mean, square = table.reshape(table.size), exp_avg.reshape(table.size), exp_avg_sq.reshape(table.size)
     part = np.empty(1, _F)
     for at in range(len(touched)):
         row = touched[at]
@@ -344,33 +390,38 @@ def step_biases(
                 _add_parts(shared, place - len(coefficient), part, gradient[row : row + 1])
             place = following[place]
         gradient[row] *= weight
-    n_runs = len(touched) if lazy else (end - start + _BIASES_A_RUN - 1) // _BIASES_A_RUN
+    n_runs = len(touched) if lazy else (end - start + _BIASES_PER_RUN - 1) // _BIASES_PER_RUN
     for run in prange(n_runs):
-        low, high = start + run * _BIASES_A_RUN, min(end, start + (run + 1) * _BIASES_A_RUN)
+        low, high = start + run * _BIASES_PER_RUN, min(end, start + (run + 1) * _BIASES_PER_RUN)
         if lazy:
             low, high = touched[run], touched[run] + 1
         for row in range(low, high):
-            gradient[row] += decay * value[row]
-        _adam(gradient[low:high], value[low:high], mean[low:high], square[low:high], scale, epsilon, beta1, beta2)
+            gradient[row] += weight_decay * value[row]
+        _adam_step(gradient[low:high], value[low:high], mean[low:high], square[low:high], step_size, eps, beta1, beta2)
         gradient[low:high] = 0
 
 
 @njit(parallel=True, **_OPTIONS)
-def move_users(users, head, following, item, item_table, item_weight, cosine, user_table, beta, rule):
+def move_users(users, links, item, item_table, item_weight, cosine, user_table, beta, rule):
     """The moving aggregation of a batch, see :func:`recbole_onebp.functional.moving_aggregate_`.
 
     Args:
-        users: the users that occur, each once.
-        head, following: links of :func:`link`; ``head`` is left at -1 for these users.
-        item: of each pair, ``(B,)``.
-        item_weight: what an item weighs, ``(n_items,)``, or empty.
+        users: the batch's users, each once.
+        links: places of each user; ``head`` is -1 for these users afterwards.
+        item: the item of each pair, ``(B,)``.
+        item_table: ``(n_items, d)``.
+        item_weight: weight of each item in the aggregation, ``(n_items,)``, or empty.
+        cosine: whether item rows are scaled to unit length.
+        user_table: ``(n_users, d)``; changed in place.
+        beta: weight of the user's old row.
         rule: SEQUENTIAL, LAST or MEAN.
     """
+    head, following = links
     size = user_table.shape[1]
-    keep, take = np.float32(beta), np.float32(1 - beta)
-    for task in prange((len(users) + _ROWS_A_TASK - 1) // _ROWS_A_TASK):
+    old_weight, new_weight = np.float32(beta), np.float32(1 - beta)
+    for task in prange((len(users) + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK):
         total = np.empty(size, dtype=np.float32)
-        for at in range(task * _ROWS_A_TASK, min(len(users), (task + 1) * _ROWS_A_TASK)):
+        for at in range(task * _ROWS_PER_TASK, min(len(users), (task + 1) * _ROWS_PER_TASK)):
             moved = user_table[users[at]]
             place = head[users[at]]
             head[users[at]] = -1
@@ -388,37 +439,41 @@ def move_users(users, head, following, item, item_table, item_weight, cosine, us
                         for k in range(size):
                             total[k] += weight * row[k]
                     else:
-                        weight *= take
+                        weight *= new_weight
                         for k in range(size):
-                            moved[k] = keep * moved[k] + weight * row[k]
+                            moved[k] = old_weight * moved[k] + weight * row[k]
                 place = following[place]
             if rule == MEAN:
-                weight = take / np.float32(count)
+                weight = new_weight / np.float32(count)
                 for k in range(size):
-                    moved[k] = keep * moved[k] + weight * total[k]
+                    moved[k] = old_weight * moved[k] + weight * total[k]
 
 
 @njit(parallel=True, **_OPTIONS)
 def share_of_rows(item_table, item_weight, cosine, share):
-    """What each row of the items is multiplied by in an aggregation, ``(n_items,)``: its weight, over its length."""
+    """Factor of each item row in an aggregation, ``(n_items,)``: its weight, divided by its length if ``cosine``."""
     for i in prange(len(item_table)):
         weight = _inverse_norm(item_table[i]) if cosine else _F1
         share[i] = weight * item_weight[i] if len(item_weight) else weight
 
 
 @njit(parallel=True, **_OPTIONS)
-def move_all_users(start, item, item_table, share, user_table, beta):
-    """Move every user that has items towards their mean.
+def move_all_users(history, item_table, share, user_table, beta):
+    """Move every user with items towards the mean of its items.
 
     Args:
-        start, item: the items of user u are ``item[start[u] : start[u + 1]]``.
-        share: of :func:`share_of_rows`.
+        history: the train items of all users.
+        item_table: ``(n_items, d)``.
+        share: factor of each item row, see :func:`share_of_rows`.
+        user_table: ``(n_users, d)``; changed in place.
+        beta: weight of the user's old row.
     """
+    start, item = history
     n_users, size = user_table.shape
-    keep, take = np.float32(beta), np.float32(1 - beta)
-    for task in prange((n_users + _ROWS_A_TASK - 1) // _ROWS_A_TASK):
+    old_weight, new_weight = np.float32(beta), np.float32(1 - beta)
+    for task in prange((n_users + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK):
         total = np.empty(size, dtype=np.float32)
-        for user in range(task * _ROWS_A_TASK, min(n_users, (task + 1) * _ROWS_A_TASK)):
+        for user in range(task * _ROWS_PER_TASK, min(n_users, (task + 1) * _ROWS_PER_TASK)):
             moved = user_table[user]
             if start[user] == start[user + 1]:
                 continue
@@ -428,6 +483,6 @@ def move_all_users(start, item, item_table, share, user_table, beta):
                 row, weight = item_table[item[place]], share[item[place]]
                 for k in range(size):
                     total[k] += weight * row[k]
-            weight = take / np.float32(start[user + 1] - start[user])
+            weight = new_weight / np.float32(start[user + 1] - start[user])
             for k in range(size):
-                moved[k] = keep * moved[k] + weight * total[k]
+                moved[k] = old_weight * moved[k] + weight * total[k]

@@ -1,4 +1,4 @@
-"""Which pairs make up a step, in which order, with which negatives: the same for every engine."""
+"""The training pairs of each step, their order and their negatives; all engines use the same schedule."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["Batch", "Progress", "Schedule", "even_first"]
 
 Ids = npt.NDArray[np.int32]
 _GROUPS = 4
-"""Of users.  A sum over all pairs of a step is made of the groups' sums: so 1, 2 and 4 processes sum alike."""
+"""Number of groups of users.  Sums over a step are made group by group, so 1, 2 and 4 processes give the same bits."""
 
 
 def even_first(count: int) -> list[int]:
-    """0, 2, 4, ..., 1, 3, 5, ...: how groups of users, and the ranks that own them, stand in a step."""
+    """0, 2, 4, ..., 1, 3, 5, ...: the order of the groups of users, and of the ranks that own them, in a step."""
     return [*range(0, count, 2), *range(1, count, 2)]
 
 
 class Batch(NamedTuple):
-    """A step's pairs and negatives."""
+    """The pairs and negatives of a step."""
 
     user: Ids
     """Internal ids, ``(B,)``."""
@@ -35,33 +35,34 @@ class Batch(NamedTuple):
     negative: Ids
     """``(B, N)``, or ``(M,)`` with ``negatives: shared``."""
     bounds: npt.NDArray[np.int64]
-    """Where the pairs of each of this process's groups begin, and where the last ends, ``(groups + 1,)``."""
+    """Where the pairs of each of this process's groups begin, and the end of the last, ``(groups + 1,)``."""
     n_pairs: int
-    """Of all ranks."""
+    """Number of pairs of all ranks in this step."""
 
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
-"""Wraps what is iterated over, to show how far it is."""
+"""Wraps an iterable to show progress."""
 
 
 class Schedule:
-    """The steps of every epoch, a function of the seed and the epoch's number alone.
+    """The steps of every epoch.  They depend on the seed and the number of the epoch only.
 
     Args:
         user: internal user ids of the train pairs, shape ``(n,)``.
         item: internal item ids, shape ``(n,)``.
         n_users: number of users, the padding row included.
         n_items: number of items, the padding row included.
-        config: how many pairs a step has, and what negatives they get.
-        seed: of the order and the negatives.
-        shuffle: RecBole's key; without it the pairs keep their order.
-        shard: where these pairs are one rank's, with users numbered as it does.
+        config: number of pairs in a step, and kind and number of negatives.
+        seed: seed of the order and the negatives.
+        shuffle: RecBole's key; if False, the pairs keep their order.
+        shard: in several processes, this rank's shard; ``user`` then contains the rank's own numbers of users.
 
     Attributes:
-        n_parts: of a sum over all pairs of a step; the sum is that of the even ones plus that of the odd ones.
+        n_parts: number of parts in a sum over all pairs of a step: the even parts are summed, then the odd parts, then
+            both.
 
     Raises:
-        UserError: if some user has no negative left.
+        UserError: if a user has interacted with all items, so that there is no negative.
     """
 
     def __init__(
@@ -90,28 +91,28 @@ class Schedule:
         self.n_parts = max(2, self._world)
 
     def __len__(self) -> int:
-        """Steps an epoch; the last one may be smaller."""
+        """Number of steps in an epoch; the last one may be smaller."""
         return -(-self.n_pairs // self.config.positives_a_step)
 
     def aggregates_after(self, step: int) -> bool:
-        """Whether all users are moved after this step, from 0, of an epoch."""
+        """Whether all users are moved after this step of an epoch; steps count from 0."""
         if self.config.aggregation == "step":
             return False
         interval = self.config.aggregation_interval if self.config.aggregation == "interval" else len(self)
         return (step + 1) % interval == 0 or step + 1 == len(self)
 
     def order(self, epoch: int) -> npt.NDArray[np.int32]:
-        """The numbers of all ranks' pairs in the order of this epoch, shape ``(n,)``."""
+        """The pairs of all ranks in the order of this epoch, as indices, shape ``(n,)``."""
         numbers = np.arange(self.n_pairs, dtype=np.int32)
         if self.shuffle:
             np.random.Generator(np.random.Philox(key=[self.seed, epoch])).shuffle(numbers)
         return numbers
 
     def own_order(self, epoch: int) -> tuple[Ids, npt.NDArray[np.int64]]:
-        """The own pairs in the order of this epoch.
+        """The pairs of this process in the order of this epoch.
 
         Returns:
-            Indices of the pairs, ``(n,)``; and the start of each step among them, with the end of the last,
+            Indices of the pairs, ``(n,)``; and the start of each step among them, followed by the end of the last step,
             ``(steps + 1,)``.
         """
         order, starts = self.order(epoch), np.arange(len(self) + 1) * self.config.positives_a_step
@@ -124,27 +125,31 @@ class Schedule:
         return pair[place], np.searchsorted(place, starts)
 
     def numbers(self, pair: Ids) -> Ids:
-        """The numbers among all ranks' pairs of own ones, which their negatives depend on."""
+        """Indices among the pairs of all ranks, from indices of own pairs.  The negatives depend on them."""
         return pair if self.shard is None else self.shard.number[pair]
 
     def pairs_of_step(self, step: int) -> int:
-        """How many pairs all ranks have in a step."""
+        """Number of pairs of all ranks in a step."""
         size = self.config.positives_a_step
         return min(size, self.n_pairs - step * size)
 
-    def suffices_after(self, step: int) -> bool:
-        """Whether the tables and the optimizer are all that an epoch goes on from after this step, from 0.
+    def can_stop_after(self, step: int) -> bool:
+        """Whether the epoch can be resumed after this step, from the tables and the optimizer state alone.
 
-        With ``leave_one_out`` that is so where the users have just been aggregated: what they were made of is there.
+        With ``leave_one_out`` this holds right after an aggregation of all users: the items they were made from are
+        then the current items.
         """
         return not self.config.leave_one_out or self.aggregates_after(step)
 
     def batches(
         self, epoch: int, done: int = 0, ordered: tuple[Ids, npt.NDArray[np.int64]] | None = None
     ) -> Iterator[Batch]:
-        """The steps of an epoch, from number ``done``; ``ordered`` is its :meth:`own_order`, if that was asked for.
+        """The steps of an epoch; within a step, pairs are sorted by group of users.
 
-        Within a step the pairs stand group by group.
+        Args:
+            epoch: number of the epoch, from 0.
+            done: number of steps to skip.
+            ordered: result of :meth:`own_order`, if already computed.
         """
         order, starts = ordered or self.own_order(epoch)
         place = np.empty(self._n_groups, dtype=np.uint8)
@@ -159,18 +164,18 @@ class Schedule:
             yield Batch(user, self.item[pair], negative, bounds, self.pairs_of_step(step))
 
     def own_parts(self, batch: Batch) -> dict[int, list[slice]]:
-        """Which parts of a sum over all pairs of a step this process brings, and the pairs of the groups in each."""
+        """The parts of a sum over all pairs of a step that this process computes, with the pairs of each group."""
         parts: dict[int, list[slice]] = {}
         for group, bounds in zip(self._groups, pairwise(batch.bounds), strict=True):
             parts.setdefault(group % self.n_parts, []).append(slice(*bounds))
         return parts
 
     def shared_negatives(self, step: int, epoch: int) -> Ids:
-        """The items that all pairs of a step share as negatives, shape ``(M,)``."""
+        """The negatives that all pairs of a step share, shape ``(M,)``."""
         return self.sampler.draw_shared(self.config.n_shared_negatives, step, epoch)
 
     def log_q(self) -> npt.NDArray[np.float32]:
-        """Logarithm of each item's share in the shared draws, ``(n_items,)``; 0 for what is never drawn, nor taken."""
+        """Log probability of each item in the shared draws, ``(n_items,)``; 0 for items that are never drawn."""
         log_q = self.sampler.log_probability()
         return np.where(np.isfinite(log_q), log_q, np.float32(0))
 

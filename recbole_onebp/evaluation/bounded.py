@@ -1,12 +1,13 @@
-"""The k best items of each user from vectors of users and items, without computing most of the scores.
+"""The k best items of each user from vectors of users and items, without computing most of the scores in float32.
 
-A full-sort evaluation needs the k best of n scores <u, i>, and the product of users (B, d) and items (d, n) takes most
-of its time.  Rounded to 8 bits the product takes a quarter of that time on processors with instructions for it.  With
-u', i' the rounded vectors, the Cauchy-Schwarz inequality gives
+Full-sort evaluation needs the k largest of n scores <u, i> per user, and most of its time is the matrix product of
+users (B, d) and items (d, n).  On processors with 8-bit multiply instructions, the product of vectors rounded to 8 bits
+takes a quarter of the time.  Let u', i' be the rounded vectors.  The Cauchy-Schwarz inequality gives an upper bound,
 
-    <u, i>  <=  <u', i'> + |u - u'| |i| + |u'| |i - i'|,
+    <u, i>  <=  <u', i'> + |u - u'| |i| + |u'| |i - i'|.
 
-which for most items is below the k-th best score found so far.  Only the other scores are computed in float32.
+For most items the bound is below the k-th best score found so far, so the item cannot be among the k best.  Only the
+other scores are computed in float32.  The result is exact.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ MIN_ITEMS = 8192
 _TILE = 2048
 """Items per product: the bounds of a thread's users must stay in the second-level cache until they are read."""
 _STRIDE = 64
-"""Bounds that are compared at once, in vector registers."""
+"""Number of bounds that are compared together, in vector registers."""
 _MOST_COMPUTED = 1 / 16
-"""If more than this share of the scores has to be computed, the bounds do not pay."""
+"""If more than this share of the scores must be computed in float32, the bounds save no time."""
 
 
 @lru_cache(maxsize=1)
@@ -87,7 +88,7 @@ class ItemTable:
 
 
 def _rounded(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Vectors ``(n, d)`` as int8, the scale of each ``(n,)``, and the distance that rounding has moved it ``(n,)``."""
+    """Vectors ``(n, d)`` rounded to int8, the scale of each ``(n,)``, and its rounding error ``(n,)`` as a distance."""
     largest = rows.abs().amax(dim=1)
     scale = torch.where(largest > 0, largest / 127, 1.0).unsqueeze(1)
     rounded = (rows / scale).round()
@@ -101,7 +102,7 @@ def _is_of_common_size(rows: Tensor) -> bool:
 
 
 class Product:
-    """Scores of a block of users for all items, as the two factors.
+    """Scores of a block of users for all items, kept as the two factors.
 
     Args:
         users: ``(B, d)``.
@@ -146,7 +147,7 @@ class Product:
         if sum(computed) > n_users * n_items * _MOST_COMPUTED:
             self.table.pays = False
         ranked = torch.from_numpy(items[:, :k])
-        # torch.topk decides ties, as in RecBole; so also where fewer than k items are left.
+        # torch.topk decides ties, as in RecBole.  Users with fewer than k items left are tied at minus infinity.
         tied = np.flatnonzero((best[:, 1:] == best[:, :-1]).any(axis=1))
         if len(tied):
             ranked[tied] = top_items(self.scores(tied), k)
@@ -215,7 +216,7 @@ def _bound(product: Any, scale: Any, slack: Any, user_scale: Any, length: Any) -
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _any_bound_above(product: Any, scale: Any, slack: Any, user_scale: Any, length: Any, threshold: Any) -> Any:
-    # LLVM vectorises this with bytes, and not or less well with booleans or wider integers.
+    # The accumulator is a byte because LLVM does not vectorise this loop well with booleans or wider integers.
     above = np.uint8(0)
     for i in range(len(product)):
         above |= np.uint8(_bound(product[i], scale[i], slack[i], user_scale, length) > threshold)

@@ -123,7 +123,7 @@ def _choose_loader(wrapped: Callable[..., Any], _instance: Any, args: Any, kwarg
             shared = config["model"] == "OneBP" and config["negatives"] == "shared"
             return import_module("recbole_onebp.data.loaders").PairDataLoader if shared else None
         fast = _evaluates_fast(config, "valid" if phase == "valid" else "test")
-        return import_module("recbole_onebp.evaluation.full_sort").FastFullSortEvalDataLoader if fast else None
+        return import_module("recbole_onebp.evaluation.full_sort_loader").FastFullSortEvalDataLoader if fast else None
 
     return ours(*args, **kwargs) or wrapped(*args, **kwargs)
 

@@ -179,7 +179,7 @@ def test_shards_are_parts_of_the_whole(world):
         shard = Shard(rank, world, 6, number, 50, count)
         assert np.array_equal(np.flatnonzero(shard.owned(torch.from_numpy(user))), number)
         local = shard.local(torch.from_numpy(user[number]))
-        assert np.array_equal(shard.everybodys(local), user[number])
+        assert np.array_equal(shard.whole_ids(local), user[number])
         own = shard.own_rows(table)
         assert torch.equal(own[local], table[user[number]])
         found[shard.rows] = own[1:]
@@ -220,7 +220,7 @@ def test_steps_of_all_ranks_make_the_steps_of_one(tiny, negatives, distribution,
         for s in shards
     ]
     for whole, *parts in zip(schedule.batches(5), *(part.batches(5) for part in plans), strict=True):
-        users = [shard.everybodys(torch.from_numpy(part.user)) for shard, part in zip(shards, parts, strict=True)]
+        users = [shard.whole_ids(torch.from_numpy(part.user)) for shard, part in zip(shards, parts, strict=True)]
         found = [np.concatenate(users), np.concatenate([part.item for part in parts])]
         expected = [whole.user, whole.item]
         if negatives == "per_pair":
@@ -248,7 +248,7 @@ def test_the_parts_of_a_step_are_of_all_its_pairs(tiny, world):
         batch = next(schedule.batches(0))
         for part, groups in schedule.own_parts(batch).items():
             assert part not in brought
-            everybodys = shard.everybodys(torch.from_numpy(batch.user)).numpy()
+            everybodys = shard.whole_ids(torch.from_numpy(batch.user)).numpy()
             brought[part] = [everybodys[pairs] for pairs in groups]
     assert sorted(brought) == list(range(max(2, world)))
     assert sum(len(group) for groups in brought.values() for group in groups) == batch.n_pairs

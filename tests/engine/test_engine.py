@@ -41,7 +41,7 @@ def assert_same(reference, fast, tolerance=1e-5):
 def compare(tiny, engine, **overrides):
     settings = {"learning_rate": 0.01, "beta": 0.9, "temperature": 0.5, "n_shared_negatives": 16, **overrides}
     reference, fast = tiny(**settings, engine="reference"), tiny(**settings, engine="fast")
-    fast.trainer._engine = engine(fast.model, fast.trainer.optimizer, fast.trainer._plan_of(fast.train_data))
+    fast.trainer._engine = engine(fast.model, fast.trainer.optimizer, fast.trainer._schedule_of(fast.train_data))
     for epoch in range(EPOCHS):
         expected = reference.trainer._train_epoch(SameDraws(fast, epoch), epoch)
         assert fast.trainer._train_epoch(fast.train_data, epoch) == pytest.approx(expected, abs=1e-4)
@@ -137,16 +137,14 @@ pairs, negatives, size = 64, 100, 24
 user, item, negative = (rng.integers(1, 30, n).astype(np.int32) for n in (pairs, pairs, negatives))
 users, items, scores = (rng.normal(size=(pairs, n)).astype(np.float32) for n in (size, size, negatives))
 none, loss, coefficient = np.empty(0, np.float32), np.empty(pairs, np.float32), np.empty(pairs, np.float32)
-head, following, rows = np.full(30, -1, np.int32), np.empty(negatives, np.int32), np.empty(30, np.int32)
-kernels.link(negative, head, following, rows)
-start, taken = 2 * np.arange(31), rng.integers(1, 30, 60)
-kernels.shared_scores(
-    user, item, negative, start, taken, head, following, scores, users, items, none, np.float32(2), pairs,
-    loss, coefficient,
-)
-head[:] = -1
-rows = rows[: kernels.link(user, head, following, rows)]
-kernels.move_users(rows, head, following, item, items, none, True, users, 0.9, kernels.MEAN)
+links, rows = kernels.Links(np.full(30, -1, np.int32), np.empty(negatives, np.int32)), np.empty(30, np.int32)
+kernels.link(negative, links, rows)
+history = kernels.History(2 * np.arange(31), rng.integers(1, 30, 60))
+logits = kernels.Logits(none, np.float32(2), pairs)
+kernels.shared_scores(user, item, negative, history, links, scores, users, items, logits, loss, coefficient)
+links.head[:] = -1
+rows = rows[: kernels.link(user, links, rows)]
+kernels.move_users(rows, links, item, items, none, True, users, 0.9, kernels.MEAN)
 print(hashlib.sha256(b"".join(array.tobytes() for array in (scores, coefficient, users))).hexdigest())
 """
 
@@ -168,21 +166,21 @@ def test_whether_and_for_what_processor_a_process_compiles_does_not_matter(tmp_p
 
 
 def test_order_and_negatives_change_with_the_epoch_and_the_seed_alone(tiny):
-    plan, again, other = (run.trainer._plan_of(run.train_data) for run in (tiny(), tiny(), tiny(seed=7)))
+    plan, again, other = (run.trainer._schedule_of(run.train_data) for run in (tiny(), tiny(), tiny(seed=7)))
     for one, two in zip(plan.batches(4), again.batches(4), strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
     assert not np.array_equal(plan.order(4), plan.order(5))
     assert not np.array_equal(plan.order(4), other.order(4))
     assert sorted(plan.order(4)) == list(range(300))
-    assert np.array_equal(tiny(shuffle=False).trainer._plan_of(tiny().train_data).order(4), np.arange(300))
+    assert np.array_equal(tiny(shuffle=False).trainer._schedule_of(tiny().train_data).order(4), np.arange(300))
 
 
 def test_a_step_has_the_pairs_that_the_batch_size_says(tiny):
-    sizes = [len(batch.user) for batch in tiny(train_batch_size=160).trainer._plan_of(tiny().train_data).batches(0)]
+    sizes = [len(batch.user) for batch in tiny(train_batch_size=160).trainer._schedule_of(tiny().train_data).batches(0)]
     assert sizes == [32] * 9 + [12]
     sizes = [
         len(b.user)
-        for b in tiny(train_batch_size=160, negatives="shared").trainer._plan_of(tiny().train_data).batches(0)
+        for b in tiny(train_batch_size=160, negatives="shared").trainer._schedule_of(tiny().train_data).batches(0)
     ]
     assert sizes == [160, 140]
 
@@ -203,7 +201,7 @@ def test_auto_is_fast_where_it_can_be(tiny):
 
 def test_the_device_chooses_the_engine(tiny):
     run = tiny()
-    plan = run.trainer._plan_of(run.train_data)
+    plan = run.trainer._schedule_of(run.train_data)
     assert isinstance(make_engine(run.model, run.trainer.optimizer, plan), FusedEngine)
 
 

@@ -20,7 +20,8 @@ from conftest import write_inter
 from recbole_onebp.evaluation import bounded
 from recbole_onebp.evaluation import full_sort as evaluation
 from recbole_onebp.evaluation.bounded import Product
-from recbole_onebp.evaluation.full_sort import FastCollector, FastFullSortEvalDataLoader
+from recbole_onebp.evaluation.full_sort import FastCollector
+from recbole_onebp.evaluation.full_sort_loader import FastFullSortEvalDataLoader
 from recbole_onebp.util.errors import UserError
 
 RANKING = ["Recall", "NDCG", "MRR", "MAP", "Hit", "Precision"]

@@ -55,6 +55,7 @@ class NegativeSampler:
         distribution: ``uniform``, or ``popularity``: an item's count to the power of ``alpha``.
         alpha: used with ``popularity``.
         counts: how often each item occurs, shape ``(n_items,)``; by default counted in ``item``.
+        per_user: false if only :meth:`draw_shared` is used, which needs no free item of each user.
 
     Raises:
         UserError: if there is nothing to draw from, at all or for one of the users.
@@ -70,6 +71,7 @@ class NegativeSampler:
         distribution: Distribution = "uniform",
         alpha: float = 1.0,
         counts: IntArray | None = None,
+        per_user: bool = True,
     ) -> None:
         if len(item) and not 1 <= item.min() <= item.max() < n_items:
             raise UserError(f"items must lie in 1..{n_items - 1}, got {item.min()}..{item.max()}")
@@ -93,7 +95,7 @@ class NegativeSampler:
             self.free = self.before[-1] - (until[self.indptr[1:]] - until[self.indptr[:-1]])
         self._calls = 0
         exhausted = np.flatnonzero(self.free <= 0)
-        if len(exhausted):
+        if per_user and len(exhausted):
             raise UserError(
                 f"user {exhausted[0]} has taken all {n_items - 1} items that could be drawn ({distribution}): "
                 "there is no negative for it; leave such users out"

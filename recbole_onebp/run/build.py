@@ -13,8 +13,10 @@ from recbole.trainer import TraditionalTrainer, Trainer
 from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_onebp.config import OneBPConfig, RunConfig
+from recbole_onebp.config.files import file_names
 from recbole_onebp.data.checks import check_dataset, check_files
-from recbole_onebp.data.parts import add_validation_to_train
+from recbole_onebp.data.needs import check_features, check_needs
+from recbole_onebp.data.parts import prepare_parts
 from recbole_onebp.data.sources.fetch import provide
 from recbole_onebp.distributed.ranks import DEFAULT_TIMEOUT, Ranks, current, join, launched_rank
 from recbole_onebp.distributed.sharding import share_users
@@ -33,7 +35,7 @@ __all__ = ["build", "build_from", "load_config", "load_data", "parse_config", "r
 def build(
     model: str,
     dataset: str,
-    config_file_list: Sequence[str] | None = None,
+    config_file_list: Sequence[str] | str | None = None,
     config_dict: Mapping[str, Any] | None = None,
 ) -> Run:
     """Load the data and make the model and its trainer.  Does not read ``sys.argv``.
@@ -42,7 +44,7 @@ def build(
         model: ``OneBP`` or any RecBole model.
         dataset: ``ml-100k``, which RecBole includes; a folder below ``data_path``; or a name that ``recbole-onebp
             fetch`` knows, which is fetched if there is no such folder.
-        config_file_list: YAML files; later ones override earlier ones.
+        config_file_list: YAML files; later ones override earlier ones.  One file may be given as a plain string.
         config_dict: overrides the files.
 
     Raises:
@@ -58,7 +60,7 @@ def build(
 # -------------------------------------------------------------------------------------------------------- configuration
 
 
-def load_config(config_file_list: Sequence[str] | None, config_dict: Mapping[str, Any]) -> tuple[RunConfig, RunFolder]:
+def load_config(config_file_list: Sequence[str] | str | None, config_dict: Mapping[str, Any]) -> tuple[RunConfig, RunFolder]:
     """The checked configuration and the run's folder, which stays locked until the run is over.
 
     Raises:
@@ -100,7 +102,7 @@ def _join(config: RunConfig) -> Ranks:
     return ranks
 
 
-def read_config(config_file_list: Sequence[str] | None, config_dict: Mapping[str, Any]) -> RunConfig:
+def read_config(config_file_list: Sequence[str] | str | None, config_dict: Mapping[str, Any]) -> RunConfig:
     """The checked configuration.  Fetches the data set if needed, and checks its files.
 
     Raises:
@@ -109,17 +111,18 @@ def read_config(config_file_list: Sequence[str] | None, config_dict: Mapping[str
     config = parse_config(config_file_list, config_dict)
     provide(config["dataset"], Path(config["data_path"]).parent)
     check_files(config)
+    check_features(config)
     return config
 
 
-def parse_config(config_file_list: Sequence[str] | None, config_dict: Mapping[str, Any]) -> RunConfig:
+def parse_config(config_file_list: Sequence[str] | str | None, config_dict: Mapping[str, Any]) -> RunConfig:
     """The checked configuration, without a look at the data set.
 
     Raises:
         UserError: for a bad key or value.
     """
     with as_user_error("configuration"), missing_package_as_user_error(str(config_dict.get("model"))):
-        config = RunConfig(config_file_list=list(config_file_list or []), config_dict=dict(config_dict))
+        config = RunConfig(config_file_list=file_names(config_file_list), config_dict=dict(config_dict))
         if config["model"] == "OneBP":
             OneBPConfig.from_recbole(config)  # before anything is loaded or written
     return config
@@ -139,8 +142,8 @@ def load_data(config: RunConfig) -> tuple[Any, Any, Any, Any]:
     with as_user_error(f"data set {config['dataset']}"):
         dataset = create_dataset(config)
         check_dataset(config, dataset)
-        if config["refit"]:
-            add_validation_to_train(dataset)
+        check_needs(config, dataset)
+        prepare_parts(config, dataset)
         if current().is_distributed:
             share_users(dataset, current(), summary_of)
         return dataset, *data_preparation(config, dataset)
@@ -166,7 +169,7 @@ def _build(config: RunConfig, folder: RunFolder) -> Run:
     checkpoint = find_checkpoint(config["resume"], rank_0_folder)
     start = perf_counter()
     dataset, train_data, valid_data, test_data = load_data(config)
-    valid_data = None if config["refit"] else valid_data
+    valid_data = None if _is_empty(valid_data._dataset) else valid_data
     loaders = {"train": train_data, "valid": valid_data, "test": test_data}
     if checkpoint is not None:
         check_resumable(checkpoint, config, dataset, loaders)
@@ -188,6 +191,11 @@ def _build(config: RunConfig, folder: RunFolder) -> Run:
         trainer.saver.resume(checkpoint)
         record.written = len(record.epochs)
     return Run(config, folder, dataset, train_data, valid_data, test_data, model, trainer, data_seconds, model_seconds)
+
+
+def _is_empty(part: Any) -> bool:
+    shard = getattr(part, "shard", None)  # of one process among several
+    return (len(part) if shard is None else shard.n_pairs) == 0
 
 
 def _folder_of_rank_0(folder: RunFolder) -> RunFolder:

@@ -81,14 +81,11 @@ def _train(files: Sequence[str], overrides: dict[str, Any]) -> None:
     from recbole_onebp.util import logs
 
     config, folder = load_config(files, overrides)
-    logs.start(folder.log, (config["state"] or "INFO").upper())
+    logs.start(folder.log, config.log_level)
     logger = logging.getLogger()
     logger.info(config)
     run = build_from(config, folder)
     logger.info(run.dataset)
     logger.info(run.model)
-    result = run.fit()
-    for part in ("valid", "test"):
-        shown = "  ".join(f"{name}: {value:.4f}" for name, value in getattr(result, part).items())
-        logger.info("%s, epoch %d: %s", part, result.best_epoch, shown or "not evaluated")
+    run.fit()
     logger.info("wrote %s", folder.path)

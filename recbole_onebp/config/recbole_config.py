@@ -62,6 +62,11 @@ class RunConfig(Config):
     RecBole's own class also reads ``sys.argv`` and passes every string through ``eval``.
     """
 
+    @property
+    def log_level(self) -> str:
+        """RecBole's key ``state`` as Python's logging names it."""
+        return str(self.final_config_dict["state"] or "INFO").upper()
+
     def _load_cmd_line(self) -> dict[str, Any]:
         return {}
 

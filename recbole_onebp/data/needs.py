@@ -42,6 +42,7 @@ def check_needs(config: Config, dataset: Any) -> None:
     if config["eval_type"] == EvaluatorType.RANKING and longest > n_items:
         raise UserError(f"topk: {longest} is more than the {n_items} items of data set {config['dataset']}")
     _check_labels(config, dataset)
+    _check_item_features(config, dataset)
     if config["preload_weight"] and not _uses_weights(config.model_class):
         getLogger().warning("preload_weight: not used: %s does not read preloaded weights", config["model"])
     given = config.external_config_dict.get("threshold")
@@ -75,6 +76,19 @@ def _check_labels(config: Config, dataset: Any) -> None:
             int((inter[label] < 1).sum()),
             model,
         )
+
+
+def _check_item_features(config: Config, dataset: Any) -> None:
+    """Check the features of items that some sequential models name in their settings; RecBole's default is ``class``."""
+    loaded = [] if dataset.item_feat is None else [name for name in dataset.item_feat if name != dataset.iid_field]
+    named = {key: config[key] for key in ("selected_features", "item_attribute") if config[key]}
+    for key, fields in named.items():
+        for field in [fields] if isinstance(fields, str) else fields:
+            if field not in loaded:
+                raise UserError(
+                    f"{key}: {config['model']} needs a feature of items named {field}, and the features loaded are "
+                    f"{', '.join(loaded) or 'none'}: set {key}, and load it by load_col: {{'item': [...]}}"
+                )
 
 
 def _uses_weights(model_class: type) -> bool:

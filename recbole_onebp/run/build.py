@@ -24,9 +24,14 @@ from recbole_onebp.run.checkpoint.resume import check_resumable, find_checkpoint
 from recbole_onebp.run.checkpoint.saver import Saver
 from recbole_onebp.run.checkpoint.state import summary_of
 from recbole_onebp.run.folder import RunFolder
-from recbole_onebp.run.recbole_errors import as_user_error, missing_package_as_user_error
+from recbole_onebp.run.recbole_errors import (
+    as_user_error,
+    missing_package_as_user_error,
+    recbole_warnings_ignored,
+)
 from recbole_onebp.run.record import Record, recorded
 from recbole_onebp.run.run import Run
+from recbole_onebp.util import logs
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["build", "build_from", "load_config", "load_data", "parse_config", "read_config"]
@@ -54,7 +59,9 @@ def build(
         >>> run = recbole_onebp.build("OneBP", "ml-100k", config_dict={"epochs": 20, "output_dir": "out"})
         >>> result = run.fit()
     """
-    return build_from(*load_config(config_file_list, {**(config_dict or {}), "model": model, "dataset": dataset}))
+    config, folder = load_config(config_file_list, {**(config_dict or {}), "model": model, "dataset": dataset})
+    with logs.shown(config.log_level):
+        return build_from(config, folder)
 
 
 # -------------------------------------------------------------------------------------------------------- configuration
@@ -158,7 +165,8 @@ def build_from(config: RunConfig, folder: RunFolder) -> Run:
         UserError: for bad data, or a checkpoint that does not fit.
     """
     try:
-        return _build(config, folder)
+        with recbole_warnings_ignored():
+            return _build(config, folder)
     except BaseException:
         folder.unlock()
         raise

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -136,7 +137,7 @@ def load_data(config: RunConfig) -> tuple[Any, Any, Any, Any]:
     """
     split_seed = config["split_seed"]
     init_seed(config["seed"] if split_seed is None else split_seed, config["reproducibility"])
-    with as_user_error(f"data set {config['dataset']}"):
+    with as_user_error(f"data set {config['dataset']}"), _only_named_pickles(config):
         dataset = create_dataset(config)
         check_dataset(config, dataset)
         if config["refit"]:
@@ -144,6 +145,23 @@ def load_data(config: RunConfig) -> tuple[Any, Any, Any, Any]:
         if current().is_distributed:
             share_users(dataset, current(), summary_of)
         return dataset, *data_preparation(config, dataset)
+
+
+@contextmanager
+def _only_named_pickles(config: RunConfig) -> Iterator[None]:
+    """Keep RecBole from unpickling data that it finds in the run's folder and that no key names.
+
+    Without these keys RecBole looks for files of fixed names in ``checkpoint_dir``. A stranger may have left them there.
+    """
+    no_file = "\0"  # no path holds a null character, so this file does not exist
+    given = {key: config[key] for key in ("dataset_save_path", "dataloaders_save_path")}
+    for key, path in given.items():
+        config[key] = path or no_file
+    try:
+        yield
+    finally:
+        for key, path in given.items():
+            config[key] = path
 
 
 def build_from(config: RunConfig, folder: RunFolder) -> Run:

@@ -53,6 +53,11 @@ class DamagedError(Exception):
     """A file whose content is not what was written."""
 
 
+def _damaged(path: Path, error: Exception) -> DamagedError:
+    reason = str(error).removeprefix(f"{path}: ").removeprefix("damaged: ")
+    return DamagedError(f"{path}: damaged: {reason}")
+
+
 def pack(value: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
     """Convert a value to JSON types.
 
@@ -152,12 +157,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         return load_file(path), metadata
-    except UserError as error:
-        raise DamagedError(str(error)) from None
+    except DamagedError:
+        raise
     except Exception as error:  # safetensors and torch raise many kinds for content of all kinds
-        if isinstance(error, DamagedError):
-            raise
-        raise DamagedError(f"{path}: damaged: {error}") from None
+        raise _damaged(path, error) from None
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,7 @@ class Checkpoint:
         try:
             content = read_json(path / _STATE, _MAX_STATE)
         except UserError as error:
-            raise DamagedError(str(error)) from None
+            raise _damaged(path / _STATE, error) from None
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise DamagedError(f"{path / _STATE}: not a checkpoint")
         if content.get("version") != _VERSION:
@@ -206,10 +209,8 @@ def _check_file(path: Path, checksum: Any) -> None:
     try:
         with open_plain(path) as file:
             found = sha256_of(file)
-    except UserError as error:
-        raise DamagedError(str(error)) from None
-    except OSError as error:
-        raise DamagedError(f"{path}: damaged: {error.strerror or error}") from None
+    except (UserError, OSError) as error:
+        raise _damaged(path, error) from None
     if found != checksum:
         raise DamagedError(f"{path}: damaged: it does not match its checksum")
 

@@ -23,6 +23,7 @@ from recbole_onebp.run.recbole_errors import (
 )
 from recbole_onebp.run.record import floats
 from recbole_onebp.run.result import Result
+from recbole_onebp.run.turns import Turn
 from recbole_onebp.util import logs
 from recbole_onebp.util.errors import UserError
 
@@ -49,6 +50,7 @@ class Run:
     trainer: Any
     data_seconds: float
     model_seconds: float
+    turn: Turn = field(default_factory=Turn, repr=False)
     _trained: bool = field(default=False, init=False)
 
     def per_user_metrics(self, part: Literal["valid", "test"] = "test") -> pd.DataFrame:
@@ -108,6 +110,7 @@ class Run:
         """Messages are seen, and RecBole's errors for bad input are one line each."""
         config, n_items = self.config, self.dataset.item_num - 1
         with (
+            self.turn.taken(),
             logs.shown(config.log_level),
             recbole_warnings_ignored(),
             worker_memory_as_user_error(config["worker"]),
@@ -121,6 +124,8 @@ class Run:
 
     def fit(self) -> Result:
         """Train, choose the epoch on validation, test it once, and write the run folder.
+
+        Runs of several threads wait for one another, because they share the global generators.
 
         Raises:
             UserError: if the folder cannot be written, or another process uses it.

@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 import torch
-from numba import njit, prange
+from numba import prange
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from recbole_onebp.util.compiled import njit
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["DeviceSampler", "Distribution", "NegativeSampler", "csr"]
@@ -55,6 +56,7 @@ class NegativeSampler:
         distribution: ``uniform``, or ``popularity``: proportional to an item's count to the power of ``alpha``.
         alpha: used with ``popularity``.
         counts: occurrences of each item, shape ``(n_items,)``; by default counted in ``item``.
+        per_user: false if only :meth:`draw_shared` is used, which needs no free item of each user.
 
     Raises:
         UserError: if there are no items, or a user has interacted with all of them.
@@ -75,6 +77,7 @@ class NegativeSampler:
         distribution: Distribution = "uniform",
         alpha: float = 1.0,
         counts: IntArray | None = None,
+        per_user: bool = True,
     ) -> None:
         if len(item) and not 1 <= item.min() <= item.max() < n_items:
             raise UserError(f"items must lie in 1..{n_items - 1}, got {item.min()}..{item.max()}")
@@ -98,7 +101,7 @@ class NegativeSampler:
             self.free = self.before[-1] - (until[self.indptr[1:]] - until[self.indptr[:-1]])
         self._calls = 0
         exhausted = np.flatnonzero(self.free <= 0)
-        if len(exhausted):
+        if per_user and len(exhausted):
             raise UserError(
                 f"user {exhausted[0]} has interacted with all {n_items - 1} items that can be sampled "
                 f"({distribution}), so it has no negatives; remove such users"

@@ -27,7 +27,8 @@ def add(commands: Any) -> None:
     )
     train.add_argument("-m", "--model", help="OneBP, or any RecBole model")
     train.add_argument("-d", "--dataset", help="ml-100k, a name that fetch knows, or a folder below data_path")
-    train.add_argument("--config_files", help="YAML files, separated by spaces; later ones override earlier ones")
+    train.add_argument("--config_files", help="a YAML file, or several separated by blanks; later ones override "
+                       "earlier ones; quote a name with blanks among several")  # fmt: skip
     train.add_argument("--resume", metavar="auto|RUN_DIR", help="resume a stopped run; auto: the run in output_dir, if "
                        "there is one")  # fmt: skip
     train.add_argument("--nproc", type=int, default=1, help="number of processes on this host, for OneBP; default: 1")
@@ -54,9 +55,10 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     import_hook.require_recbole()
 
     from recbole_onebp.config import RunConfig
+    from recbole_onebp.config.files import file_names
     from recbole_onebp.distributed.ranks import launched_rank, leave
 
-    files = (arguments.config_files or "").split()
+    files = file_names(arguments.config_files)
     if "models" in RunConfig.read_files(files):
         if launched_rank() is not None:
             raise UserError("nproc: a comparison trains each model in one process; use jobs for several runs at a time")
@@ -79,14 +81,11 @@ def _train(files: Sequence[str], overrides: dict[str, Any]) -> None:
     from recbole_onebp.util import logs
 
     config, folder = load_config(files, overrides)
-    logs.start(folder.log, (config["state"] or "INFO").upper())
+    logs.start(folder.log, config.log_level)
     logger = logging.getLogger()
     logger.info(config)
     run = build_from(config, folder)
     logger.info(run.dataset)
     logger.info(run.model)
-    result = run.fit()
-    for part in ("valid", "test"):
-        shown = "  ".join(f"{name}: {value:.4f}" for name, value in getattr(result, part).items())
-        logger.info("%s, epoch %d: %s", part, result.best_epoch, shown or "not evaluated")
+    run.fit()
     logger.info("wrote %s", folder.path)

@@ -83,6 +83,7 @@ def _check_intervals(text: str) -> str:
 
 
 Intervals = Annotated[str, AfterValidator(_check_intervals)]
+Threshold = Annotated[dict[str, FiniteFloat], Field(min_length=1, max_length=1)]
 
 
 class NegativeSampling(BaseModel):

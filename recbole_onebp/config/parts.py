@@ -35,6 +35,10 @@ def check_parts(given: Mapping[str, Any], defaults: Mapping[str, Any], final: Ma
             f"benchmark_filename: {parts} with {clashing[0]}: RecBole uses such parts as they are and would ignore "
             "the latter; leave one of the two out, or filter and split by recbole-onebp convert"
         )
+    if parts is not None and len(parts) not in (2, 3):
+        raise UserError(
+            f"benchmark_filename: {parts}: expected the parts train and test, or train, validation and test"
+        )
     if final.get("refit"):
         _check_refit(given, final)
 
@@ -45,6 +49,8 @@ def _check_refit(given: Mapping[str, Any], final: Mapping[str, Any]) -> None:
         raise UserError(f"refit: true with {final['model']}: its trainer needs a validation part")
     if "epochs" not in given and kind != ModelType.TRADITIONAL:  # these train in one pass
         raise UserError("refit: true needs epochs, the number chosen on validation: nothing stops training early")
+    if parts is not None and len(parts) == 2:
+        raise UserError(f"refit: true with benchmark_filename: {parts}: there is no validation part to add to train")
     if parts is not None and len(set(parts)) < len(parts):
         raise UserError(
             f"refit: true with benchmark_filename: {parts}: would train on a part twice, or on the test part"

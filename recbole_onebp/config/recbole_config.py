@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from logging import getLogger
 from pathlib import Path
@@ -15,7 +15,9 @@ from recbole.utils import EvaluatorType
 
 from recbole_onebp.config.fields import check_values
 from recbole_onebp.config.keys import check_keys, check_model_name
+from recbole_onebp.config.kinds import check_metrics, check_negatives, prepare
 from recbole_onebp.config.parts import check_parts
+from recbole_onebp.config.files import file_names
 from recbole_onebp.config.settings import RunSettings
 from recbole_onebp.util import safe_yaml
 from recbole_onebp.util.errors import UserError
@@ -60,6 +62,11 @@ class RunConfig(Config):
     RecBole's own class also reads ``sys.argv`` and passes every string through ``eval``.
     """
 
+    @property
+    def log_level(self) -> str:
+        """RecBole's key ``state`` as Python's logging names it."""
+        return str(self.final_config_dict["state"] or "INFO").upper()
+
     def _load_cmd_line(self) -> dict[str, Any]:
         return {}
 
@@ -67,13 +74,13 @@ class RunConfig(Config):
         return config_dict
 
     @classmethod
-    def read_files(cls, files: list[str]) -> dict[str, Any]:
+    def read_files(cls, files: Sequence[str] | str | None) -> dict[str, Any]:
         """The keys of YAML files as RecBole reads them (``1e-3`` is a number); later files override earlier ones."""
         return cls.__new__(cls)._load_config_files(files)
 
-    def _load_config_files(self, file_list: list[str] | None) -> dict[str, Any]:
+    def _load_config_files(self, file_list: Sequence[str] | str | None) -> dict[str, Any]:
         merged: dict[str, Any] = {}
-        for file in file_list or []:
+        for file in file_names(file_list):
             loaded = safe_yaml.read(Path(file), f"config file {file}")
             if not isinstance(loaded, dict):
                 raise UserError(f"config file {file}: expected lines of 'key: value'")
@@ -96,9 +103,13 @@ class RunConfig(Config):
         check_given(given, given["model"])
 
     def _set_default_parameters(self) -> None:
+        given, final = self.external_config_dict, self.final_config_dict
+        check_metrics(final)
+        prepare(given, final, self.model_class)
         super()._set_default_parameters()
+        check_negatives(final)
         self._check_valid_metric()
-        check_parts(self.external_config_dict, self.internal_config_dict, self.final_config_dict)
+        check_parts(given, self.internal_config_dict, final)
 
     def _init_device(self) -> None:
         """Choose the device, with the user's ``CUDA_VISIBLE_DEVICES`` as the default of ``gpu_id``.

@@ -21,6 +21,7 @@ from recbole_onebp.config.fields import (
     Positive,
     PositiveInt,
     Seed,
+    Threshold,
     When,
     validated,
 )
@@ -83,6 +84,7 @@ class RecBoleSettings(TrainingKeys):
     user_inter_num_interval: Annotated[Intervals | None, _DATA]
     item_inter_num_interval: Annotated[Intervals | None, _DATA]
     val_interval: Annotated[dict[str, Intervals] | None, _DATA]
+    threshold: Annotated[Threshold | None, _DATA]
     data_path: Annotated[str, Key(scope="data", result=False)]
     worker: Annotated[Count, _RUN]
     shuffle: Annotated[bool, _RUN]

@@ -33,10 +33,11 @@ def check_files(config: Config) -> None:
         )
     parts, ids = config["benchmark_filename"], [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]]
     files = InteractionFiles(config)
-    for table in files.tables:
+    for number, table in enumerate(files.tables):
         if not table.path.exists():
             raise UserError(f"data set {name}: no file {table.path}")
-        _check_table(table, "inter", ids, config, files)
+        may_be_empty = number == 1 and len(files.tables) == 3  # without validation
+        _check_table(table, "inter", ids, config, files, may_be_empty)
     for kind in ("user", "item"):
         path = folder / f"{name}.{kind}"
         if path.is_file() and (config["load_col"] is None or kind in config["load_col"]):
@@ -49,7 +50,12 @@ def check_files(config: Config) -> None:
 
 
 def _check_table(
-    table: Table, kind: str, ids: list[str], config: Config, files: InteractionFiles | None = None
+    table: Table,
+    kind: str,
+    ids: list[str],
+    config: Config,
+    files: InteractionFiles | None = None,
+    may_be_empty: bool = False,
 ) -> None:
     """Check one file; the values are not checked again if the cache holds what was made of them."""
     columnar = table.path.suffix in COLUMNAR
@@ -65,7 +71,7 @@ def _check_table(
     wanted = _wanted(kind, titles, config)
     hint = "" if columnar else f", with {config['field_separator']!r} as field_separator"
     _check_columns(table.path, ids, wanted, titles, hint)
-    if not table.has_rows():
+    if not table.has_rows() and not may_be_empty:
         what = "interactions" if kind == "inter" else "rows"
         raise UserError(f"{table.path}: no {what}{'' if columnar else ' below the header'}")
     if isinstance(table, TextTable) and (files is None or files.cached is None):
@@ -116,7 +122,7 @@ def check_dataset(config: Config, dataset: Any) -> None:
             f"data set {config['dataset']}: {dataset.item_num - 1} item is left after filtering; a recommender needs "
             "at least 2"
         )
-    if (config["train_neg_sample_args"] or {}).get("distribution", "none") == "none":
+    if not _draws_free_items(config):
         return
     inter, user, item = dataset.inter_feat, dataset.uid_field, dataset.iid_field
     # Only users with enough rows, repeated items included, are looked at closely.
@@ -131,3 +137,13 @@ def check_dataset(config: Config, dataset: Any) -> None:
             f"data set {config['dataset']}: user {token} has interacted with all {dataset.item_num - 1} items, so no "
             'negative can be drawn; leave such users out by user_inter_num_interval: "[0,N]"'
         )
+
+
+def _draws_free_items(config: Config) -> bool:
+    """Whether negatives are drawn for a user from the items that it has not interacted with."""
+    if config["repeatable"] and config["model"] != "OneBP":
+        return False
+    modes = config["eval_args"]["mode"].values()
+    shared = config["model"] == "OneBP" and config["negatives"] == "shared"
+    in_training = not shared and config["train_neg_sample_args"]["distribution"] != "none"
+    return in_training or any(mode.startswith(("uni", "pop")) for mode in modes)

@@ -150,13 +150,13 @@ class OneBPDataset(Dataset):
 
     def _filter_by_inter_num(self) -> None:
         """As RecBole's, but counted by pandas: RecBole's counters take a Python object for each row."""
-        feats = {self.uid_field: self.user_feat, self.iid_field: self.item_feat}
+        names = {self.uid_field: "user_feat", self.iid_field: "item_feat"}
         keys = {self.uid_field: "user_inter_num_interval", self.iid_field: "item_inter_num_interval"}
         intervals = {field: self._parse_intervals_str(self.config[key]) for field, key in keys.items()}
         while any(intervals.values()):
             banned = {
                 field: self._get_illegal_ids_by_inter_num(
-                    field, feats[field], _count(self.inter_feat[field] if interval else ()), interval
+                    field, getattr(self, names[field]), _count(self.inter_feat[field] if interval else ()), interval
                 )
                 for field, interval in intervals.items()
             }
@@ -164,11 +164,11 @@ class OneBPDataset(Dataset):
                 break
             dropped = np.zeros(len(self.inter_feat), bool)
             for field, ids in banned.items():
-                feat = feats[field]
+                feat = getattr(self, names[field])
                 if feat is not None:
-                    feat.drop(feat.index[feat[field].isin(ids)], inplace=True)
+                    setattr(self, names[field], feat[~feat[field].isin(ids)])
                 dropped |= self.inter_feat[field].isin(ids).to_numpy()
-            self.inter_feat.drop(self.inter_feat.index[dropped], inplace=True)
+            self.inter_feat = self.inter_feat[~dropped]
 
     def _concat_remaped_tokens(self, remap_list: list[tuple[Any, str, Any]]) -> tuple[Any, npt.NDArray[np.int64]]:
         columns = [feat[field].array for feat, field, _ in remap_list]

@@ -81,8 +81,9 @@ class Schedule:
         self.config, self.seed, self.shuffle = config, seed, shuffle
         args = config.train_neg_sample_args
         counts = None if shard is None else shard.item_count.numpy()
+        per_user = config.negatives == "per_pair"
         self.sampler = NegativeSampler(
-            self.user, self.item, n_users, n_items, seed, args.distribution, args.alpha, counts
+            self.user, self.item, n_users, n_items, seed, args.distribution, args.alpha, counts, per_user
         )
         self.shard, self.n_pairs = shard, len(self.user) if shard is None else shard.n_pairs
         self._rank, self._world = (0, 1) if shard is None else (shard.rank, shard.world_size)

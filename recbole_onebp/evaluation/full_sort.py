@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from numba import njit
 from recbole.config import Config
 from recbole.data.interaction import Interaction
 from recbole.evaluator import Collector, Evaluator
@@ -27,6 +26,7 @@ from recbole_onebp.distributed.ranks import current
 from recbole_onebp.distributed.sharding import Shard
 from recbole_onebp.evaluation.bounded import MIN_ITEMS, ItemTable, Product, multiplies_int8, ranking_threads
 from recbole_onebp.evaluation.topk import top_items
+from recbole_onebp.util.compiled import njit
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["FastCollector", "bounded_ranking", "per_user_metrics"]

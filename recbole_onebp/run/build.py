@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -13,8 +14,10 @@ from recbole.trainer import TraditionalTrainer, Trainer
 from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_onebp.config import OneBPConfig, RunConfig
+from recbole_onebp.config.files import file_names
 from recbole_onebp.data.checks import check_dataset, check_files
-from recbole_onebp.data.parts import add_validation_to_train
+from recbole_onebp.data.needs import check_features, check_needs
+from recbole_onebp.data.parts import prepare_parts
 from recbole_onebp.data.sources.fetch import provide
 from recbole_onebp.distributed.ranks import DEFAULT_TIMEOUT, Ranks, current, join, launched_rank
 from recbole_onebp.distributed.sharding import share_users
@@ -22,9 +25,16 @@ from recbole_onebp.run.checkpoint.resume import check_resumable, find_checkpoint
 from recbole_onebp.run.checkpoint.saver import Saver
 from recbole_onebp.run.checkpoint.state import summary_of
 from recbole_onebp.run.folder import RunFolder
-from recbole_onebp.run.recbole_errors import as_user_error, missing_package_as_user_error
+from recbole_onebp.run.recbole_errors import (
+    as_user_error,
+    missing_package_as_user_error,
+    recbole_warnings_ignored,
+)
 from recbole_onebp.run.record import Record, recorded
 from recbole_onebp.run.run import Run
+from recbole_onebp.run.turns import Turn, one_at_a_time
+from recbole_onebp.util.compiled import tell_if_uncached
+from recbole_onebp.util import logs
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["build", "build_from", "load_config", "load_data", "parse_config", "read_config"]
@@ -33,7 +43,7 @@ __all__ = ["build", "build_from", "load_config", "load_data", "parse_config", "r
 def build(
     model: str,
     dataset: str,
-    config_file_list: Sequence[str] | None = None,
+    config_file_list: Sequence[str] | str | None = None,
     config_dict: Mapping[str, Any] | None = None,
 ) -> Run:
     """Load the data and make the model and its trainer.  Does not read ``sys.argv``.
@@ -42,7 +52,7 @@ def build(
         model: ``OneBP`` or any RecBole model.
         dataset: ``ml-100k``, which RecBole includes; a folder below ``data_path``; or a name that ``recbole-onebp
             fetch`` knows, which is fetched if there is no such folder.
-        config_file_list: YAML files; later ones override earlier ones.
+        config_file_list: YAML files; later ones override earlier ones.  One file may be given as a plain string.
         config_dict: overrides the files.
 
     Raises:
@@ -52,13 +62,15 @@ def build(
         >>> run = recbole_onebp.build("OneBP", "ml-100k", config_dict={"epochs": 20, "output_dir": "out"})
         >>> result = run.fit()
     """
-    return build_from(*load_config(config_file_list, {**(config_dict or {}), "model": model, "dataset": dataset}))
+    config, folder = load_config(config_file_list, {**(config_dict or {}), "model": model, "dataset": dataset})
+    with logs.shown(config.log_level):
+        return build_from(config, folder)
 
 
 # -------------------------------------------------------------------------------------------------------- configuration
 
 
-def load_config(config_file_list: Sequence[str] | None, config_dict: Mapping[str, Any]) -> tuple[RunConfig, RunFolder]:
+def load_config(config_file_list: Sequence[str] | str | None, config_dict: Mapping[str, Any]) -> tuple[RunConfig, RunFolder]:
     """The checked configuration and the run's folder, which stays locked until the run is over.
 
     Raises:
@@ -70,11 +82,12 @@ def load_config(config_file_list: Sequence[str] | None, config_dict: Mapping[str
         raise UserError("resume: auto needs output_dir: that is where it looks for a checkpoint")
     if resume not in (None, "auto") and not given:
         given = run_folder_of(resume)
-    if _join(config).rank > 0:
-        folder = RunFolder.temporary()
-    else:
-        folder = RunFolder(given) if given else RunFolder.fresh(config["dataset"], config["model"])
-    folder.lock()
+    with one_at_a_time():
+        if _join(config).rank > 0:
+            folder = RunFolder.temporary()
+        else:
+            folder = RunFolder(given) if given else RunFolder.fresh(config["dataset"], config["model"])
+        folder.lock()
     config["output_dir"] = config["checkpoint_dir"] = str(folder.path)
     return config, folder
 
@@ -100,7 +113,7 @@ def _join(config: RunConfig) -> Ranks:
     return ranks
 
 
-def read_config(config_file_list: Sequence[str] | None, config_dict: Mapping[str, Any]) -> RunConfig:
+def read_config(config_file_list: Sequence[str] | str | None, config_dict: Mapping[str, Any]) -> RunConfig:
     """The checked configuration.  Fetches the data set if needed, and checks its files.
 
     Raises:
@@ -109,17 +122,18 @@ def read_config(config_file_list: Sequence[str] | None, config_dict: Mapping[str
     config = parse_config(config_file_list, config_dict)
     provide(config["dataset"], Path(config["data_path"]).parent)
     check_files(config)
+    check_features(config)
     return config
 
 
-def parse_config(config_file_list: Sequence[str] | None, config_dict: Mapping[str, Any]) -> RunConfig:
+def parse_config(config_file_list: Sequence[str] | str | None, config_dict: Mapping[str, Any]) -> RunConfig:
     """The checked configuration, without a look at the data set.
 
     Raises:
         UserError: for a bad key or value.
     """
-    with as_user_error("configuration"), missing_package_as_user_error(str(config_dict.get("model"))):
-        config = RunConfig(config_file_list=list(config_file_list or []), config_dict=dict(config_dict))
+    with one_at_a_time(), as_user_error("configuration"), missing_package_as_user_error(str(config_dict.get("model"))):
+        config = RunConfig(config_file_list=file_names(config_file_list), config_dict=dict(config_dict))
         if config["model"] == "OneBP":
             OneBPConfig.from_recbole(config)  # before anything is loaded or written
     return config
@@ -136,14 +150,31 @@ def load_data(config: RunConfig) -> tuple[Any, Any, Any, Any]:
     """
     split_seed = config["split_seed"]
     init_seed(config["seed"] if split_seed is None else split_seed, config["reproducibility"])
-    with as_user_error(f"data set {config['dataset']}"):
+    with as_user_error(f"data set {config['dataset']}"), _only_named_pickles(config):
         dataset = create_dataset(config)
         check_dataset(config, dataset)
-        if config["refit"]:
-            add_validation_to_train(dataset)
+        check_needs(config, dataset)
+        prepare_parts(config, dataset)
         if current().is_distributed:
             share_users(dataset, current(), summary_of)
         return dataset, *data_preparation(config, dataset)
+
+
+@contextmanager
+def _only_named_pickles(config: RunConfig) -> Iterator[None]:
+    """Keep RecBole from unpickling data that it finds in the run's folder and that no key names.
+
+    Without these keys RecBole looks for fixed names in ``checkpoint_dir``, where a stranger may have left files.
+    """
+    no_file = "\0"  # no path holds a null character, so this file does not exist
+    given = {key: config[key] for key in ("dataset_save_path", "dataloaders_save_path")}
+    for key, path in given.items():
+        config[key] = path or no_file
+    try:
+        yield
+    finally:
+        for key, path in given.items():
+            config[key] = path
 
 
 def build_from(config: RunConfig, folder: RunFolder) -> Run:
@@ -154,19 +185,24 @@ def build_from(config: RunConfig, folder: RunFolder) -> Run:
     Raises:
         UserError: for bad data, or a checkpoint that does not fit.
     """
+    turn = Turn()
     try:
-        return _build(config, folder)
+        with turn.taken(), recbole_warnings_ignored():
+            run = _build(config, folder)
+        run.turn = turn
+        return run
     except BaseException:
         folder.unlock()
         raise
 
 
 def _build(config: RunConfig, folder: RunFolder) -> Run:
+    tell_if_uncached()
     rank_0_folder = _folder_of_rank_0(folder)
     checkpoint = find_checkpoint(config["resume"], rank_0_folder)
     start = perf_counter()
     dataset, train_data, valid_data, test_data = load_data(config)
-    valid_data = None if config["refit"] else valid_data
+    valid_data = None if _is_empty(valid_data._dataset) else valid_data
     loaders = {"train": train_data, "valid": valid_data, "test": test_data}
     if checkpoint is not None:
         check_resumable(checkpoint, config, dataset, loaders)
@@ -188,6 +224,11 @@ def _build(config: RunConfig, folder: RunFolder) -> Run:
         trainer.saver.resume(checkpoint)
         record.written = len(record.epochs)
     return Run(config, folder, dataset, train_data, valid_data, test_data, model, trainer, data_seconds, model_seconds)
+
+
+def _is_empty(part: Any) -> bool:
+    shard = getattr(part, "shard", None)  # of one process among several
+    return (len(part) if shard is None else shard.n_pairs) == 0
 
 
 def _folder_of_rank_0(folder: RunFolder) -> RunFolder:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["as_user_error", "missing_package_as_user_error"]
+__all__ = [
+    "as_user_error",
+    "missing_package_as_user_error",
+    "recbole_warnings_ignored",
+    "too_few_items_as_user_error",
+    "worker_memory_as_user_error",
+]
 
 _PIP_NAMES = {"faiss": "faiss-cpu", "kmeans_pytorch": "kmeans-pytorch"}
 
@@ -21,7 +30,7 @@ def as_user_error(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, NotImplementedError, AssertionError) as error:
         raise UserError(f"{what}: {error}") from error
 
 
@@ -35,3 +44,50 @@ def missing_package_as_user_error(model: str) -> Iterator[None]:
         raise UserError(f"{model} needs the package {name}: pip install {_PIP_NAMES.get(name, name)}") from None
     except ImportError as error:  # RecBole's own message, for wandb
         raise UserError(str(error)) from None
+
+
+_SHARED_MEMORY = re.compile(r"shared memory|\(shm\)|/torch_\d+|DataLoader worker|Bus error", re.IGNORECASE)
+
+
+@contextmanager
+def worker_memory_as_user_error(n_workers: int) -> Iterator[None]:
+    """Report that the processes that load the data ended, which is nearly always for lack of shared memory.
+
+    Args:
+        n_workers: RecBole's key ``worker``; with 0 there are no such processes, and nothing is reported.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        if not n_workers or not _SHARED_MEMORY.search(str(error)):
+            raise
+        free = ""
+        with suppress(OSError):
+            free = f" (/dev/shm has {shutil.disk_usage('/dev/shm').total / 2**20:.0f} MiB)"
+        raise UserError(
+            f"worker: {n_workers}: the processes that load the data ended for lack of shared memory{free}; set worker: "
+            "0, or start the container with a larger --shm-size"
+        ) from error
+
+
+@contextmanager
+def too_few_items_as_user_error(model: str, dataset: str, n_items: int) -> Iterator[None]:
+    """Report a model that picks more items than there are: some have keys for that, such as ``reranker_CAN_NUM``."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "selected index k out of range" not in str(error):
+            raise
+        raise UserError(
+            f"{model} picks more items at a time than the {n_items} of data set {dataset}; lower the model's own key "
+            "for that"
+        ) from error
+
+
+@contextmanager
+def recbole_warnings_ignored() -> Iterator[None]:
+    """Ignore Python's warnings about RecBole's own code, which a user cannot change: with ``python -W error`` each
+    would end the run.  RecBole's messages to users go to the log."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"recbole\.")
+        yield

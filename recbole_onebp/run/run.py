@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
+from logging import getLogger
 from time import perf_counter
 from typing import Any, Literal
 
@@ -14,9 +15,16 @@ import torch
 from recbole_onebp.config import RunConfig
 from recbole_onebp.run.environment import device_name, peak_rss_mb, versions
 from recbole_onebp.run.folder import RunFolder
-from recbole_onebp.run.recbole_errors import missing_package_as_user_error
+from recbole_onebp.run.recbole_errors import (
+    missing_package_as_user_error,
+    recbole_warnings_ignored,
+    too_few_items_as_user_error,
+    worker_memory_as_user_error,
+)
 from recbole_onebp.run.record import floats
 from recbole_onebp.run.result import Result
+from recbole_onebp.run.turns import Turn
+from recbole_onebp.util import logs
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["Run"]
@@ -42,6 +50,7 @@ class Run:
     trainer: Any
     data_seconds: float
     model_seconds: float
+    turn: Turn = field(default_factory=Turn, repr=False)
     _trained: bool = field(default=False, init=False)
 
     def per_user_metrics(self, part: Literal["valid", "test"] = "test") -> pd.DataFrame:
@@ -76,7 +85,8 @@ class Run:
             raise RuntimeError("this run has been trained already; build another one")
         self._trained = True
         try:
-            return self._train(saved, on_validation)
+            with self._running():
+                return self._train(saved, on_validation)
         finally:
             self.folder.unlock()
 
@@ -95,6 +105,19 @@ class Run:
         self._close()
         return trainer.record.best(trainer.best_valid_score, trainer.valid_metric)
 
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Messages are seen, and RecBole's errors for bad input are one line each."""
+        config, n_items = self.config, self.dataset.item_num - 1
+        with (
+            self.turn.taken(),
+            logs.shown(config.log_level),
+            recbole_warnings_ignored(),
+            worker_memory_as_user_error(config["worker"]),
+            too_few_items_as_user_error(config["model"], config["dataset"], n_items),
+        ):
+            yield
+
     def _close(self) -> None:
         self.trainer.record.write()
         self.trainer.tensorboard.close()  # ends its thread
@@ -102,12 +125,15 @@ class Run:
     def fit(self) -> Result:
         """Train, choose the epoch on validation, test it once, and write the run folder.
 
+        Runs of several threads wait for one another, because they share the global generators.
+
         Raises:
             UserError: if the folder cannot be written, or another process uses it.
         """
         self.folder.lock()
         try:
-            return self._fit()
+            with self._running():
+                return self._fit()
         finally:
             self.folder.unlock()
 
@@ -144,6 +170,9 @@ class Run:
             versions=versions(),
             device=device_name(config["device"]),
         )
+        for part in ("valid", "test"):
+            shown = "  ".join(f"{name}: {value:.4f}" for name, value in getattr(result, part).items())
+            getLogger().info("%s, epoch %d: %s", part, best_epoch, shown or "not evaluated")
         self.folder.draw_curves(record.epochs, trainer.valid_metric, f"{result.model} on {result.dataset}")
         self.folder.write_result(asdict(result))
         return result

@@ -1,4 +1,4 @@
-"""Logging of a command: to stdout and to the run's log file."""
+"""Logging: of a command, to stdout and to the run's log file; of a run in a notebook or script, to stderr."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import os
 import re
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-__all__ = ["start", "to_stdout"]
+__all__ = ["shown", "start", "to_stdout"]
 
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -72,3 +74,29 @@ def start(file: Path, level: str = "INFO", to_screen: bool = True) -> None:
 def to_stdout() -> None:
     """Send log messages to stdout as they are: for commands without a log file."""
     logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout, force=True)
+
+
+@contextmanager
+def shown(level: str) -> Iterator[None]:
+    """Context in which log messages go to stderr, if nobody has configured logging; else nothing changes.
+
+    RecBole logs to the root logger, which shows only warnings by default: a notebook would show neither loss nor
+    metrics.  An application that configures logging later finds the root logger as it was.
+
+    Args:
+        level: RecBole's key ``state``.
+    """
+    root = logging.getLogger()
+    if root.handlers:
+        yield
+        return
+    handler: _Handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Plain("%(message)s"))
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(level)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(before)

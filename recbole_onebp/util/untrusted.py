@@ -18,6 +18,8 @@ __all__ = ["map_array", "open_plain", "plain_name", "read_json", "read_text"]
 
 _MAX_JSON_BYTES = 64 << 20
 _MAX_JSON_DEPTH = 64
+_MAX_JSON_VALUES = 8_000_000
+"""Roughly: an object counts as four. A value takes up to 64 bytes of memory, also where it takes two in the file."""
 
 
 def plain_name(name: object, where: Path) -> str:
@@ -80,6 +82,9 @@ def read_json(path: Path, max_bytes: int = _MAX_JSON_BYTES) -> Any:
         UserError: if it is too large, nested too deeply, not JSON, or cannot be read.
     """
     text = read_text(path, max_bytes)
+    n_values = 4 * text.count("{") + sum(map(text.count, "[,:"))
+    if n_values > _MAX_JSON_VALUES:
+        raise UserError(f"{path}: holds about {n_values} values; at most {_MAX_JSON_VALUES} are read")
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
         json_depth(value)

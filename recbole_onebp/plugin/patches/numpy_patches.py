@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 import numpy as np
+import torch
+import wrapt
 
 from recbole_onebp.plugin.patches.registry import patch
 
-__all__ = ["numpy_aliases"]
+__all__ = ["array_wrap", "numpy_aliases"]
 
 _ALIASES: dict[str, Any] = {
     "bool": np.bool_,
@@ -39,3 +43,23 @@ def numpy_aliases() -> None:
 
     import_module("recbole.config").Config.compatibility_settings = compatibility_settings
     compatibility_settings()  # RecBole's data structures need them before there is a Config
+
+
+def _array_wrap_is_deprecated() -> bool:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        np.argsort(torch.zeros(1), kind="stable")  # type: ignore[call-overload]
+    return bool(caught)
+
+
+@patch("no issue yet: since numpy 2", _array_wrap_is_deprecated)
+def array_wrap() -> None:
+    """Interaction.sort passes a tensor to np.argsort, and numpy warns that torch's __array_wrap__ is outdated: with
+    python -W error no evaluation can be prepared."""
+
+    def quietly(wrapped: Callable[..., Any], _interaction: Any, args: Any, kwargs: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="__array_wrap__")
+            return wrapped(*args, **kwargs)
+
+    wrapt.wrap_function_wrapper("recbole.data.interaction", "Interaction.sort", quietly)

@@ -13,7 +13,7 @@ import wrapt
 
 from recbole_onebp.plugin.patches.registry import ModuleView, patch
 
-__all__ = ["fill_nan", "read_only_columns", "sequence_lengths"]
+__all__ = ["fill_nan", "inplace_keyword", "read_only_columns", "sequence_lengths"]
 
 
 def _chained_fillna_is_lost() -> bool:
@@ -98,3 +98,28 @@ def read_only_columns() -> None:
             return wrapped(*args, **kwargs)
 
     wrapt.wrap_function_wrapper("recbole.data.dataset.dataset", "Dataset._dataframe_to_interaction", quietly)
+
+
+def _inplace_is_deprecated() -> bool:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pd.DataFrame({"x": [0]}).drop(index=0, inplace=True)
+    return bool(caught)
+
+
+@patch("no issue yet: since pandas 3.1", _inplace_is_deprecated)
+def inplace_keyword() -> None:
+    """Datasets pass inplace=True to pandas, which warns that the keyword is deprecated: with python -W error, or
+    pytest's filterwarnings = error, no data set can be loaded."""
+
+    def quietly(wrapped: Callable[..., Any], _dataset: Any, args: Any, kwargs: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The inplace keyword")
+            return wrapped(*args, **kwargs)
+
+    for name, kind in (("dataset", "Dataset"), ("kg_dataset", "KnowledgeBasedDataset")):
+        module = import_module(f"recbole.data.dataset.{name}")
+        for method, function in [*vars(getattr(module, kind)).items()]:
+            constants = getattr(getattr(function, "__code__", None), "co_consts", ())
+            if any(isinstance(names, tuple) and "inplace" in names for names in constants):
+                wrapt.wrap_function_wrapper(module, f"{kind}.{method}", quietly)

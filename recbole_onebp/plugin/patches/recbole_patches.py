@@ -13,7 +13,7 @@ import wrapt
 
 from recbole_onebp.plugin.patches.registry import ModuleView, patch, replace_everywhere
 
-__all__ = ["download_barrier", "metric_counts", "output_folders", "pop_counts", "traditional_eval_step"]
+__all__ = ["download_barrier", "knowledge_loader", "metric_counts", "output_folders", "pop_counts", "traditional_eval_step"]
 
 
 def _counts_are_treated_as_tensors() -> bool:
@@ -161,3 +161,14 @@ def download_barrier() -> None:
     # The module uses one function of torch.distributed.
     dataset_module: Any = import_module("recbole.data.dataset.dataset")
     dataset_module.torch = ModuleView(torch, distributed=types.SimpleNamespace(barrier=barrier))
+
+
+def _knowledge_loader() -> Any:
+    return import_module("recbole.data.dataloader").KnowledgeBasedDataLoader
+
+
+@patch("R#1755, R#1680", lambda: not hasattr(_knowledge_loader(), "dataset"))
+def knowledge_loader() -> None:
+    """The loader of knowledge-aware models has no dataset, which metrics such as ItemCoverage, AveragePopularity and
+    GiniIndex read of every loader."""
+    _knowledge_loader().dataset = property(lambda loader: loader._dataset)

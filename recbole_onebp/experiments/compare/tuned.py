@@ -65,15 +65,11 @@ class Tuning:
         model = summary["models"][label]
         if "config" not in model:
             raise UserError(f"tuned: {folder}: no trial of {label} was completed")
-        best = safe_yaml.read_plain(
-            folder / label / "best.yaml"
-        )  # the file may come from anywhere: no name in it counts
+        best = safe_yaml.read_plain(folder / label / "best.yaml")  # a name in the summary could lead anywhere
         if not isinstance(best, dict) or not all(isinstance(key, str) for key in best):
             raise UserError(f"tuned: {folder / label / 'best.yaml'}: expected lines of 'key: value'")
         if named := sorted(key for key in best if _names_file(key) and best[key]):
-            raise UserError(
-                f"tuned: {folder}: {named[0]} names a file; leave it out there and set it in the comparison"
-            )
+            raise UserError(f"tuned: {folder}: {named[0]} names a file; set it in the comparison instead")
         split_seed = best.get("split_seed", summary["seed"])
         epochs = summary["budget"]["epochs"]
         counts = (model["trials"], model["pruned"], epochs)

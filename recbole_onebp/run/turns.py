@@ -76,7 +76,8 @@ class Turn:
 
 def _states() -> tuple[Any, ...]:
     # Asked for its states, torch would start CUDA, also for a run on the CPU.
-    on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    on_cuda = torch.cuda.get_rng_state_all() if started else None
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), on_cuda
 
 

@@ -75,8 +75,8 @@ def read_text(path: Path, max_bytes: int = _MAX_JSON_BYTES) -> str:
         raise UserError(f"{path}: damaged: not UTF-8: {error.reason} at byte {error.start}") from None
 
 
-def read_json(path: Path, max_bytes: int = _MAX_JSON_BYTES) -> Any:
-    """The content of a plain JSON file; NaN and infinities are refused.
+def read_json(path: Path, max_bytes: int = _MAX_JSON_BYTES, finite: bool = True) -> Any:
+    """The content of a plain JSON file; NaN and infinities are refused unless ``finite`` is false.
 
     Raises:
         UserError: if it is too large, nested too deeply, not JSON, or cannot be read.
@@ -86,7 +86,7 @@ def read_json(path: Path, max_bytes: int = _MAX_JSON_BYTES) -> Any:
     if n_values > _MAX_JSON_VALUES:
         raise UserError(f"{path}: holds about {n_values} values; at most {_MAX_JSON_VALUES} are read")
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant if finite else None)
         json_depth(value)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged: not JSON as expected: {error}") from None

@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 
 from recbole_onebp.config.suggest import nearest
-from recbole_onebp.data.sources.atomic_folder import counts, is_complete, write_manifest, write_parts
+from recbole_onebp.data.sources.atomic_folder import counts, is_complete, refuse_strangers, write_manifest, write_parts
 from recbole_onebp.data.sources.catalogue import CATALOGUE, Published, RemoteFile, mirrored
 from recbole_onebp.data.sources.download import SourceError, download
 from recbole_onebp.data.sources.published import read_pairs
@@ -75,8 +75,10 @@ def fetch(
     if is_complete(folder) and not force:
         getLogger().info("%s is already in %s; --force fetches it again", name, folder)
         return
-    if folder.exists() and not force:
-        raise UserError(f"{folder} exists and is not a complete data set of fetch; --force replaces it")
+    with writing(folder):
+        if folder.exists() and not force:
+            raise UserError(f"{folder} exists and is not a complete data set of fetch; --force replaces it if fetch made it")
+        refuse_strangers(folder, force)
     with writing(folder), whole_folder(folder, replace=force) as temporary:
         if name in CATALOGUE:
             published = CATALOGUE[name] if url is None else mirrored(CATALOGUE[name], url, pins)

@@ -44,9 +44,10 @@ def read_parquet(path: Path, content: bytes | None, form: TableFormat) -> pd.Dat
     try:
         source = path if content is None else io.BytesIO(content)
         with parquet.ParquetFile(source) as file:
-            names = file.schema_arrow.names
-            chosen = choose(str(path), names, form)
-            texts = [chosen[key] for key in ("user_id", "item_id")]
+            schema = file.schema_arrow
+            chosen = choose(str(path), schema.names, form)
+            ids = (chosen[key] for key in ("user_id", "item_id"))
+            texts = [name for name in ids if _is_text(schema.field(name).type)]
             metadata = file.metadata
             _check_size(path, metadata, [*chosen.values()], form.max_mb)
         source = path if content is None else io.BytesIO(content)
@@ -56,6 +57,12 @@ def read_parquet(path: Path, content: bytes | None, form: TableFormat) -> pd.Dat
         raise UserError(f"{path}: not a Parquet file: {error}") from None
     except (ValueError, OverflowError, KeyError) as error:
         raise UserError(f"{path}: not a Parquet file that can be read: {error}") from None
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
 def _check_size(path: Path, metadata: Any, columns: Sequence[str], max_mb: int | None) -> None:
@@ -105,16 +112,18 @@ def _add_ids(texts: Text, column: Any, key: str, fault: npt.NDArray[np.object_])
     import pyarrow as pa
 
     if pa.types.is_dictionary(column.type):
-        if pa.types.is_string(column.type.value_type) or pa.types.is_large_string(column.type.value_type):
+        if _is_text(column.type.value_type):
             codes = column.indices.cast(pa.int32()).fill_null(-1).to_numpy(zero_copy_only=False)
             texts.append_coded(codes, column.dictionary.to_pylist())
             return
         column = column.cast(column.type.value_type)
     kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or str(kind) == "string_view" or pa.types.is_null(kind):
+    if _is_text(kind) or str(kind) == "string_view" or pa.types.is_null(kind):
         texts.append(column.to_pylist())
     elif pa.types.is_integer(kind):
-        texts.append(column.cast(pa.string()).to_pylist())
+        encoded = column.dictionary_encode()
+        codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        texts.append_coded(codes, encoded.dictionary.cast(pa.string()).to_pylist())
     elif pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         values = column.to_pylist()
         exact = _EXACT[kind.bit_width] if pa.types.is_floating(kind) else None
@@ -164,7 +173,7 @@ def _values(column: Any) -> pd.Series:
         return pd.Series(as_numbers(column))
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return pd.Series(column.to_numpy(zero_copy_only=False))
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind):
+    if _is_text(kind) or str(kind) == "string_view" or pa.types.is_null(kind):
         return pd.Series(column.to_pylist(), dtype=object)
     given = column.is_valid().to_numpy(zero_copy_only=False)
     return pd.Series(np.where(given, _named(kind), None), dtype=object)

@@ -169,7 +169,8 @@ def _faults(
         if pd.api.types.is_numeric_dtype(frame[key]) and (key == "rating" or raw.attrs.get("times_are_seconds")):
             numbers = frame[key].to_numpy()
         else:
-            places, values = pd.factorize(frame[key])
+            fit = ~raw.reindex(columns=[FAULT, MORE]).notna().any(axis=1)
+            places, values = pd.factorize(frame[key].where(fit))
             numbers = np.append(_numbers(pd.Index(np.asarray(values)), key, path, form, remarks), np.nan)[places]
         frame[key] = numbers
         yield ~(np.abs(numbers.astype(np.float64)) < np.inf), f"{key} is no number"

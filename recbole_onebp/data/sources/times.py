@@ -71,6 +71,7 @@ def seconds(values: pd.Index, time_format: str | None, where: str) -> tuple[npt.
 
 
 def _unit(numbers: npt.NDArray[np.float64]) -> str:
+    numbers = numbers[numbers != 0]  # a common sign for a missing time
     for unit, (low, high) in _EPOCHS.items():
         if len(numbers) and numbers.min() >= low and numbers.max() < high:
             return unit

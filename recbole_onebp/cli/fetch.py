@@ -26,18 +26,23 @@ def add(commands: Any) -> None:
     fetch.add_argument("name", metavar="NAME")
     fetch.add_argument("--from", dest="source", type=Path, metavar="DIR", help="a folder with the published files, or "
                        "with train.* and test.*")  # fmt: skip
-    fetch.add_argument("--url", metavar="BASE", help="a mirror, with the files at BASE/path")
+    fetch.add_argument("--url", metavar="BASE", help="a mirror, with the files at BASE/path; http(s)://[user:password@]"
+                       "server/path, and what stands before @ is never shown")
     fetch.add_argument("--pins", type=Path, metavar="FILE", help="lines of 'path: git blob id or SHA-256'")
     fetch.add_argument("--data_path", type=Path, default=Path("dataset"), metavar="DIR", help="default: dataset")
-    fetch.add_argument("--force", action="store_true", help="replace an existing data set")
+    fetch.add_argument("--max_mb", type=int, default=1000, metavar="N", help="largest file in MB; default: 1000")
+    fetch.add_argument("--timeout", type=float, default=3600, metavar="SECONDS", help="for each file; default: 3600")
+    fetch.add_argument("--force", action="store_true", help="replace a data set that was made by this program")
     fetch.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run the command; any argument in ``rest`` is an error."""
     refuse_unknown(rest)
+    from recbole_onebp.data.sources.download import Limits
     from recbole_onebp.data.sources.fetch import fetch
 
     logs.to_stdout()
-    fetch(arguments.name, arguments.data_path, arguments.source, arguments.url, arguments.pins, arguments.force)
+    limits = Limits(arguments.max_mb, arguments.timeout)
+    fetch(arguments.name, arguments.data_path, arguments.source, arguments.url, arguments.pins, arguments.force, limits)
     return 0

@@ -18,7 +18,7 @@ from recbole_onebp.data.categories import arrow_index, categorical
 from recbole_onebp.data.text_table import columnar_titles, progress_bar
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["ArrowTable"]
+__all__ = ["ArrowTable", "as_numbers"]
 
 _BATCH = 1 << 20
 """Rows of one column that are read at a time."""
@@ -87,7 +87,7 @@ class ArrowTable:
             column = pa.chunked_array(values(), type_)
             if pa.types.is_dictionary(type_):
                 column = column.cast(type_.value_type)
-            return _as_numbers(column) if title.endswith(":float") else _as_tokens(column)
+            return as_numbers(column) if title.endswith(":float") else _as_tokens(column)
 
 
 def _kind(type_: Any) -> str | None:
@@ -101,7 +101,7 @@ def _kind(type_: Any) -> str | None:
     return "float" if any(is_kind(type_) for is_kind in numbers) else None
 
 
-def _as_numbers(column: Any) -> npt.NDArray[np.float64]:
+def as_numbers(column: Any) -> npt.NDArray[np.float64]:
     """Float64; dates become seconds since 1970, missing values NaN."""
     import pyarrow as pa
 

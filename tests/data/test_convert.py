@@ -158,7 +158,7 @@ def test_several_files_one_after_the_other():
         ("x.csv", b"", [], "x.csv: empty"),
         ("x.csv", b"user,item\n", [], "x: no rows are left for all (0 rows read"),
         ("x.csv", b"user,item\na,\n", [], "1 bad rows left out: no item_id"),
-        ("x.csv", b'user,item\na,"x\n', [], "x.csv: Error tokenizing data"),
+        ("x.csv", b'user,item\na,"x\n', [], "1 bad rows left out: the quotes of item_id make no sense"),
         ("x.csv", b"user,item\na,x\n", ["--min_rating=1"], "--min_rating: there is no column of ratings"),
         ("x.csv", b"user,item\na,x\n", ["--split=time"], "--split=time: there is no column of times"),
         ("x.csv", b"user,item\na,x\n", ["--split=leave_one_out"], "x: no rows are left for valid"),

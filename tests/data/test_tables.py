@@ -65,8 +65,8 @@ def test_parquet(kind):
 
 
 def test_parquet_without_pyarrow(monkeypatch, capsys):
-    found = sys.modules["recbole_onebp.data.sources.tables"].find_spec
-    monkeypatch.setattr("recbole_onebp.data.sources.tables.find_spec", lambda n: None if n == "pyarrow" else found(n))
+    found = sys.modules["recbole_onebp.data.sources.parquet"].find_spec
+    monkeypatch.setattr("recbole_onebp.data.sources.parquet.find_spec", lambda n: None if n == "pyarrow" else found(n))
     Path("x.parquet").write_bytes(b"")
     code, _, error = run("convert", "x.parquet", capsys=capsys)
     assert (code, error) == (2, "error: x.parquet: reading Parquet needs pyarrow: pip install 'recbole-onebp[parquet]'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import pandas as pd
 
 from recbole_onebp import __version__
+from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.hashes import sha256
+from recbole_onebp.util.untrusted import read_json
 
-__all__ = ["counts", "is_complete", "write_manifest", "write_parts"]
+__all__ = ["counts", "is_complete", "refuse_strangers", "write_manifest", "write_parts"]
 
 _TYPES = {"user_id": "token", "item_id": "token", "rating": "float", "timestamp": "float"}
 
@@ -54,7 +57,39 @@ def write_manifest(folder: Path, name: str, content: Mapping[str, Any]) -> None:
 def is_complete(folder: Path) -> bool:
     """Whether the folder has a manifest and all files listed in it."""
     try:
-        files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
+        files = _manifest(folder)["files"]
         return all((folder / file).is_file() for file in files)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, UserError, KeyError, TypeError, ValueError):
         return False
+
+
+def refuse_strangers(folder: Path, force: bool) -> None:
+    """Check that a data set can be written to ``folder``: that nothing is there, or only what we made.
+
+    Raises:
+        UserError: if the folder exists and ``force`` is not set, or if it holds anything that our manifest does not
+            list.
+    """
+    if not os.path.lexists(folder):
+        return
+    if not force:
+        raise UserError(f"{folder} exists already; --force replaces it, or choose another --name")
+    made = "which recbole-onebp did not make; --force replaces only data sets that it made: move it away"
+    if folder.is_symlink() or not folder.is_dir():
+        raise UserError(f"{folder} is a link or a file, {made}")
+    found = sorted(path.name for path in folder.iterdir())
+    if not found:
+        return
+    try:
+        manifest = _manifest(folder)
+        listed = {*manifest["files"], "manifest.json", ".cache"} if "recbole_onebp" in manifest else None
+    except (UserError, KeyError, TypeError):
+        listed = None
+    if listed is None:
+        raise UserError(f"{folder} holds {', '.join(found[:3])} and no manifest.json of a data set, {made}")
+    if others := [name for name in found if name not in listed]:
+        raise UserError(f"{folder / others[0]} is in the way, {made}")
+
+
+def _manifest(folder: Path) -> Any:
+    return read_json(folder / "manifest.json")

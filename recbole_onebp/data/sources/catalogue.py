@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from recbole_onebp.data.sources.download import check_url
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["CATALOGUE", "Published", "RemoteFile", "mirrored"]
 
+_MOST_PINS = 1 << 20
+"""Bytes of a list of pins."""
 _PIN = re.compile("(.+): +([0-9a-f]{40}|[0-9a-f]{64})", re.IGNORECASE)
 
 
@@ -92,8 +95,7 @@ def mirrored(published: Published, base: str, pins: Path | None) -> Published:
     Raises:
         UserError: if ``pins`` cannot be read, has other lines, or has not exactly one entry for each file.
     """
-    if not base.startswith(("http://", "https://")):
-        raise UserError(f"--url {base}: expected http://... or https://...")
+    check_url(base)
     files = published.files
     if pins is not None:
         listed = _read_pins(pins)
@@ -103,7 +105,11 @@ def mirrored(published: Published, base: str, pins: Path | None) -> Published:
 
 def _read_pins(path: Path) -> dict[str, str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with open(path, "rb") as file:
+            content = file.read(_MOST_PINS + 1)
+        if len(content) > _MOST_PINS:
+            raise UserError(f"--pins {path}: has more than {_MOST_PINS >> 20} MB; expected lines of 'path: id'")
+        lines = content.decode("utf-8").splitlines()
     except OSError as error:
         raise UserError(f"--pins {path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

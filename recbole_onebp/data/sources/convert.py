@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from logging import getLogger
 from pathlib import Path
@@ -13,10 +15,11 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from recbole_onebp.data.sources.atomic_folder import counts, write_manifest, write_parts
+from recbole_onebp.data.categories import concat_frames
+from recbole_onebp.data.sources.atomic_folder import counts, refuse_strangers, write_manifest, write_parts
 from recbole_onebp.data.sources.catalogue import CATALOGUE
 from recbole_onebp.data.sources.splits import by_ratio, by_time, leave_one_out
-from recbole_onebp.data.sources.tables import BadRow, TableFormat, read_table
+from recbole_onebp.data.sources.tables import BadRow, Table, TableFormat, read
 from recbole_onebp.util.errors import UserError, writing
 from recbole_onebp.util.files import whole_folder
 from recbole_onebp.util.hashes import sha256
@@ -24,6 +27,11 @@ from recbole_onebp.util.hashes import sha256
 __all__ = ["Conversion", "convert"]
 
 _SHOWN = 5
+_PARTS = ("train", "valid", "test")
+_PART = "part"
+_PAIR = ["user_id", "item_id"]
+_LONGEST_NAME = 200
+"""Bytes; the names of the files are a little longer than that of the data set."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,10 @@ class Conversion:
     min_rating: float | None = None
     """Drop rows with a lower rating."""
     duplicates: Literal["first", "last", "keep"] = "first"
-    """Which of several rows of one user and item to keep, by time if there is one, else in the order of the file."""
+    """Which of several rows of one user and item to keep, by time if there is one, else in the order of the file.  Of
+    a given split, the first is that of train and the last that of test."""
+    repeatable: bool = False
+    """Keep all rows of a user and item, also where the split puts them into different parts, and set ``repeatable``."""
     k_core: int = 0
     """Drop users and items until each has at least this many rows."""
     split: Literal["none", "ratio", "leave_one_out", "time"] = "none"
@@ -47,17 +58,28 @@ class Conversion:
     """Seed of random splits."""
 
     def __post_init__(self) -> None:
-        if len(self.ratios) != 3 or min(self.ratios) <= 0:
+        if len(self.ratios) != 3 or not all(0 < ratio < math.inf for ratio in self.ratios):
             raise UserError(f"--ratios {' '.join(map(str, self.ratios))}: expected three numbers above 0")
+        if self.min_rating is not None and not math.isfinite(self.min_rating):
+            raise UserError(f"--min_rating {self.min_rating}: expected a number")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed {self.seed}: expected 0 to {2**32 - 1}")
+        if self.form.max_mb is not None and self.form.max_mb < 1:
+            raise UserError(f"--max_mb {self.form.max_mb}: expected at least 1")
 
 
 def convert(
-    files: Sequence[Path], name: str, data_path: Path, conversion: Conversion | None = None, force: bool = False
+    files: Sequence[Path] | Mapping[str, Sequence[Path]],
+    name: str,
+    data_path: Path,
+    conversion: Conversion | None = None,
+    force: bool = False,
 ) -> None:
     """Write the interactions of ``files`` as the data set ``data_path/name``, completely or not at all.
 
     Args:
-        files: CSV, TSV, Parquet or GroupLens zip files, which are concatenated.
+        files: CSV, TSV, JSON lines, Parquet or GroupLens zip files, which are concatenated; or, for a split that is
+            given, those of ``train``, ``test`` and perhaps ``valid``.
         name: name of the data set.
         data_path: folder of data sets, RecBole's key ``data_path``.
         conversion: how to filter and split.
@@ -67,42 +89,58 @@ def convert(
         UserError: for a file or column that cannot be read, bad rows with ``bad_rows: refuse``, or an empty part.
     """
     conversion = conversion or Conversion()
+    given = files if isinstance(files, Mapping) else {"all": files}
+    if "all" not in given and conversion.split != "none":
+        raise UserError(f"--split={conversion.split}: the files of --train and --test are split already")
     folder = data_path / name
-    if Path(name).name != name:
-        raise UserError(f"--name {name}: expected the name of a folder below --data_path")
-    if name in {*CATALOGUE, "ml-100k"}:
-        raise UserError(
-            f"--name {name}: stands for another data set, which --dataset={name} would take; choose another"
-        )
-    if folder.exists() and not force:
-        raise UserError(f"{folder} exists already; --force replaces it, or choose another --name")
+    _check_name(name)
+    with writing(folder):
+        refuse_strangers(folder, force)
     steps: dict[str, int] = {}
-    frame = _filter(_read(files, conversion, steps), conversion, steps)
-    parts = _split(frame, conversion)
+    frame = _filter(_read(given, conversion, steps), conversion, steps)
+    parts = _split(frame, given, conversion)
     for part, rows in parts.items():
-        if rows.empty:
+        if rows.empty and not (part == "valid" and "all" not in given):
             raise UserError(
                 f"{name}: no rows are left for {part} ({', '.join(f'{n:,} {s}' for s, n in steps.items())})"
             )
         if part in ("valid", "test"):
-            seen = [rows[key].isin(parts["train"][key]) for key in ("user_id", "item_id")]
+            seen = [rows[key].isin(parts["train"][key]) for key in _PAIR]
             _note(steps, f"rows of {part} whose user or item is not in train", int((~(seen[0] & seen[1])).sum()))
+    _check_overlap(parts, conversion, steps)
     final = counts(parts)
-    settings: dict[str, object] = {"load_col": {"inter": list(frame)}}
-    if conversion.split != "none":
+    settings: dict[str, object] = {"load_col": {"inter": list(parts["all" if "all" in parts else "train"])}}
+    if "all" not in parts:
         settings["benchmark_filename"] = list(parts)
+    if conversion.repeatable:
+        settings["repeatable"] = True
     with writing(folder), whole_folder(folder, replace=force) as temporary:
         write_parts(temporary, name, parts)
         (temporary / f"{name}.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        source = [{"from": str(path), "bytes": path.stat().st_size, "sha256": sha256(path)} for path in files]
+        source = [
+            {"from": str(path), "bytes": path.stat().st_size, "sha256": sha256(path)}
+            for paths in given.values()
+            for path in paths
+        ]
         write_manifest(
             temporary, name, {"source": source, "conversion": asdict(conversion), "steps": steps, "counts": final}
         )
     getLogger().info("%s: %s", name, ", ".join(f"{number:,} {what}" for what, number in final.items()))
+    flags = (f"--dataset={name}", f"--data_path={data_path}", f"--config_files={folder / f'{name}.yaml'}")
     getLogger().info(
-        "wrote %s; train on it by: recbole-onebp train --model=OneBP --dataset=%s --data_path=%s --config_files=%s",
-        folder, name, data_path, folder / f"{name}.yaml",
-    )  # fmt: skip
+        "wrote %s; train on it by: recbole-onebp train --model=OneBP %s", folder, " ".join(map(shlex.quote, flags))
+    )
+
+
+def _check_name(name: str) -> None:
+    if Path(name).name != name or name in ("", "..") or not name.isprintable():
+        raise UserError(f"--name {name}: expected the name of a folder below --data_path")
+    if len(name.encode("utf-8", "surrogateescape")) > _LONGEST_NAME:
+        raise UserError(f"--name {name[:40]}...: expected at most {_LONGEST_NAME} bytes")
+    if name in {*CATALOGUE, "ml-100k"}:
+        raise UserError(
+            f"--name {name}: stands for another data set, which --dataset={name} would take; choose another"
+        )
 
 
 def _note(steps: dict[str, int], what: str, number: int) -> None:
@@ -110,31 +148,44 @@ def _note(steps: dict[str, int], what: str, number: int) -> None:
     getLogger().info("%12s  %s", f"{number:,}", what)
 
 
-def _read(files: Sequence[Path], conversion: Conversion, steps: dict[str, int]) -> pd.DataFrame:
-    frames: list[pd.DataFrame] = []
-    bad: list[BadRow] = []
-    for file in files:
-        frame, wrong = read_table(file, conversion.form)
-        if frames and list(frame) != list(frames[0]):
-            columns, first = (", ".join(table.columns) for table in (frame, frames[0]))
-            raise UserError(f"{file}: its columns are {columns}, those of {files[0]} {first}")
-        frames.append(frame)
-        bad += wrong
-    frame = pd.concat(frames, ignore_index=True)
-    _note(steps, "rows read", len(frame) + len(bad))
+# ----------------------------------------------------------------------------------------------------------------- rows
+
+
+def _read(given: Mapping[str, Sequence[Path]], conversion: Conversion, steps: dict[str, int]) -> pd.DataFrame:
+    """All rows, of a given split with the number of their part."""
+    tables: list[Table] = []
+    files = [(part, file) for part, some in given.items() for file in some]
+    for part, file in files:
+        table = read(file, conversion.form)
+        first = tables[0].frame if tables else table.frame
+        if [*table.frame] != [name for name in first if name != _PART]:
+            columns = (", ".join(name for name in frame if name != _PART) for frame in (table.frame, first))
+            raise UserError(f"{file}: its columns are {next(columns)}, those of {files[0][1]} {next(columns)}")
+        if part != "all":
+            table.frame[_PART] = np.int8(_PARTS.index(part))
+        for remark in table.remarks:
+            getLogger().warning("%s: %s", file, remark)
+        tables.append(table)
+    frame = concat_frames([table.frame for table in tables])
+    bad = [table.bad for table in tables if len(table.bad)]
+    n_bad = sum(map(len, bad))
+    _note(steps, "rows read", len(frame) + n_bad)
+    first_bad = [row for rows in bad for row in rows[:_SHOWN]][:_SHOWN]
     if bad and conversion.bad_rows == "refuse":
-        raise UserError(f"{len(bad):,} bad rows, the first: {_shown(bad[0])}; --bad_rows=drop leaves them out")
-    for reason, number in sorted(Counter(row.reason for row in bad).items()):
+        raise UserError(f"{n_bad:,} bad rows, the first: {_shown(first_bad[0])}; --bad_rows=drop leaves them out")
+    for reason, number in sorted(sum((rows.counts() for rows in bad), Counter[str]()).items()):
         _note(steps, f"bad rows left out: {reason}", number)
-    for row in bad[:_SHOWN]:
+    for row in first_bad:
         getLogger().info("              %s", _shown(row))
-    if len(bad) > _SHOWN:
-        getLogger().info("              ... and %s more", f"{len(bad) - _SHOWN:,}")
+    if n_bad > _SHOWN:
+        getLogger().info("              ... and %s more", f"{n_bad - _SHOWN:,}")
     return frame
 
 
 def _shown(row: BadRow) -> str:
-    return f"{row.where}: {row.reason}: {row.text}"
+    """With control characters escaped, and not too long."""
+    line = f"{row.where}: {row.reason}: {row.text[:_LONGEST_NAME]}"
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
 
 
 def _filter(frame: pd.DataFrame, conversion: Conversion, steps: dict[str, int]) -> pd.DataFrame:
@@ -144,9 +195,10 @@ def _filter(frame: pd.DataFrame, conversion: Conversion, steps: dict[str, int]) 
         kept = frame[frame["rating"] >= conversion.min_rating]
         _note(steps, f"left out: rated below {conversion.min_rating:g}", len(frame) - len(kept))
         frame = kept
-    if conversion.duplicates != "keep":
-        ordered = frame.sort_values("timestamp", kind="stable") if "timestamp" in frame else frame
-        kept = ordered.drop_duplicates(["user_id", "item_id"], keep=conversion.duplicates).sort_index()
+    if conversion.duplicates != "keep" and not conversion.repeatable:
+        order = [key for key in (_PART, "timestamp") if key in frame]
+        ordered = frame.sort_values(order, kind="stable") if order else frame
+        kept = ordered.drop_duplicates(_PAIR, keep=conversion.duplicates).sort_index()
         _note(steps, f"left out: the same user and item as another row, the {conversion.duplicates} kept",
               len(frame) - len(kept))  # fmt: skip
         frame = kept
@@ -158,7 +210,7 @@ def _filter(frame: pd.DataFrame, conversion: Conversion, steps: dict[str, int]) 
 
 
 def _core(frame: pd.DataFrame, k: int) -> pd.DataFrame:
-    codes = [pd.factorize(frame[key])[0] for key in ("user_id", "item_id")]
+    codes = [pd.factorize(frame[key])[0] for key in _PAIR]
     kept = np.arange(len(frame))
     while True:
         enough = np.logical_and.reduce([np.bincount(code[kept])[code[kept]] >= k for code in codes])
@@ -167,10 +219,14 @@ def _core(frame: pd.DataFrame, k: int) -> pd.DataFrame:
         kept = kept[enough]
 
 
-def _split(frame: pd.DataFrame, conversion: Conversion) -> dict[str, pd.DataFrame]:
-    if conversion.split == "none":
+def _split(
+    frame: pd.DataFrame, given: Mapping[str, Sequence[Path]], conversion: Conversion
+) -> dict[str, pd.DataFrame]:
+    if _PART in frame:
+        part = frame.pop(_PART).to_numpy()
+    elif conversion.split == "none":
         return {"all": frame}
-    if conversion.split == "ratio":
+    elif conversion.split == "ratio":
         part = by_ratio(frame["user_id"], conversion.ratios, conversion.seed)
     elif conversion.split == "leave_one_out":
         part = leave_one_out(frame["user_id"], frame.get("timestamp"), conversion.seed)
@@ -178,4 +234,27 @@ def _split(frame: pd.DataFrame, conversion: Conversion) -> dict[str, pd.DataFram
         part = by_time(frame["timestamp"], conversion.ratios)
     else:
         raise UserError("--split=time: there is no column of times; name it by --time")
-    return {name: frame[part == number] for number, name in enumerate(("train", "valid", "test"))}
+    return {name: frame[part == number] for number, name in enumerate(_PARTS)}
+
+
+def _check_overlap(parts: Mapping[str, pd.DataFrame], conversion: Conversion, steps: dict[str, int]) -> None:
+    """Rows of validation and test that are in an earlier part too: a wish that has to be said."""
+    if len(parts) == 1 or (conversion.duplicates != "keep" and not conversion.repeatable):
+        return
+    codes = pd.concat(parts.values())[_PAIR]
+    pairs = codes.groupby(_PAIR, sort=False, observed=True).ngroup().to_numpy()
+    ends = np.cumsum([0, *map(len, parts.values())])
+    found = {
+        part: int(np.isin(pairs[ends[number] : ends[number + 1]], pairs[: ends[number]]).sum())
+        for number, part in enumerate(parts)
+        if number
+    }
+    if conversion.repeatable:
+        for part, number in found.items():
+            _note(steps, f"rows of {part} whose user and item are in an earlier part too", number)
+    elif sum(found.values()):
+        said = " and ".join(f"{number:,} rows of {part}" for part, number in found.items() if number)
+        raise UserError(
+            f"--duplicates=keep: {said} are of a user and item that an earlier part has too, so the split leaks; leave "
+            "out --duplicates, or add --repeatable if users are to be recommended what they have had"
+        )

@@ -15,11 +15,12 @@ import pandas as pd
 import yaml
 
 from recbole_onebp.config.suggest import nearest
-from recbole_onebp.data.sources.atomic_folder import counts, is_complete, write_manifest, write_parts
+from recbole_onebp.data.sources.atomic_folder import counts, is_complete, refuse_strangers, write_manifest, write_parts
 from recbole_onebp.data.sources.catalogue import CATALOGUE, Published, RemoteFile, mirrored
-from recbole_onebp.data.sources.download import SourceError, download
+from recbole_onebp.data.sources.download import Limits, SourceError, download, shown
 from recbole_onebp.data.sources.published import read_pairs
 from recbole_onebp.data.sources.splits import by_ratio
+from recbole_onebp.data.sources.unpack import DAMAGED, bound
 from recbole_onebp.util.errors import UserError, writing
 from recbole_onebp.util.files import whole_folder
 from recbole_onebp.util.hashes import git_blob_id, matches
@@ -28,6 +29,8 @@ __all__ = ["SEED", "fetch", "provide"]
 
 SEED = 2020
 """Seed of the validation part; fixed, so that a name means the same split on every machine."""
+_MOST_MEMBERS = 1000
+"""Files in an archive."""
 _VALID_RULE = (
     "10 % of each user's train pairs, drawn from the pairs sorted by user and item: of n pairs floor(n / 10), but 1 of "
     "2 to 9 and none of 1"
@@ -41,6 +44,7 @@ def fetch(
     url: str | None = None,
     pins: Path | None = None,
     force: bool = False,
+    limits: Limits | None = None,
 ) -> None:
     """Write a data set to ``data_path/name``, as atomic files with a manifest, completely or not at all.
 
@@ -52,6 +56,7 @@ def fetch(
         url: a mirror to download from.
         pins: list of the mirror's files and their ids; see :func:`~recbole_onebp.data.sources.catalogue.mirrored`.
         force: replace an existing data set; without it, a complete one is kept.
+        limits: bytes and seconds that a download may take.
 
     Raises:
         UserError: for an unknown name, a server that does not answer or sends something else, files that are not
@@ -75,14 +80,16 @@ def fetch(
     if is_complete(folder) and not force:
         getLogger().info("%s is already in %s; --force fetches it again", name, folder)
         return
-    if folder.exists() and not force:
-        raise UserError(f"{folder} exists and is not a complete data set of fetch; --force replaces it")
+    with writing(folder):
+        if folder.exists() and not force:
+            raise UserError(f"{folder} exists and is not a complete data set of fetch; --force replaces it if fetch made it")
+        refuse_strangers(folder, force)
     with writing(folder), whole_folder(folder, replace=force) as temporary:
         if name in CATALOGUE:
             published = CATALOGUE[name] if url is None else mirrored(CATALOGUE[name], url, pins)
-            _write_published(temporary, name, published, source)
+            _write_published(temporary, name, published, source, limits)
         else:
-            _write_archive(temporary, name, archives[name])
+            _write_archive(temporary, name, archives[name], limits)
     getLogger().info("wrote %s", folder)
 
 
@@ -103,10 +110,10 @@ class _Local:
     origin: str
 
 
-def _write_published(folder: Path, name: str, published: Published, source: Path | None) -> None:
+def _write_published(folder: Path, name: str, published: Published, source: Path | None, limits: Limits | None) -> None:
     original = CATALOGUE[name]
     with tempfile.TemporaryDirectory(dir=folder) as downloads:
-        files = _find(source, published) if source else _download(Path(downloads), name, published)
+        files = _find(source, published) if source else _download(Path(downloads), name, published, limits)
         frames = {part: read_pairs(file.path) for part, file in files.items()}
         sources = {
             part: {"from": file.origin, "bytes": file.path.stat().st_size, "git_blob_id": git_blob_id(file.path)}
@@ -157,20 +164,20 @@ def _remarks(
         yield f"{repeated:,} pairs stand there more than once, inside a part or in both"
 
 
-def _download(folder: Path, name: str, published: Published) -> dict[str, _Local]:
+def _download(folder: Path, name: str, published: Published, limits: Limits | None) -> dict[str, _Local]:
     files = {}
     for part, file in published.files.items():
         url, path = f"{published.base}/{quote(file.path)}", folder / f"{part}{PurePosixPath(file.path).suffix}"
         try:
-            download(url, path)
+            download(url, path, limits)
             if not matches(path, file.pin):
                 raise SourceError(
-                    f"{url}: not the expected file: git blob id {git_blob_id(path)} "
+                    f"{shown(url)}: not the expected file: git blob id {git_blob_id(path)} "
                     f"({path.stat().st_size:,} bytes), expected {file.pin}"
                 )
         except SourceError as error:
             raise UserError(f"{error}; recbole-onebp fetch {name} --from DIR reads it from a folder") from None
-        files[part] = _Local(path, url)
+        files[part] = _Local(path, shown(url))
     return files
 
 
@@ -202,14 +209,18 @@ def _archives() -> dict[str, str]:
     return urls
 
 
-def _write_archive(folder: Path, name: str, url: str) -> None:
+def _write_archive(folder: Path, name: str, url: str, limits: Limits | None) -> None:
     archive = folder / PurePosixPath(url).name
     try:
-        download(url, archive)
+        download(url, archive, limits)
         source = {"from": url, "bytes": archive.stat().st_size, "git_blob_id": git_blob_id(archive)}
         with zipfile.ZipFile(archive) as content:
+            if len(content.infolist()) > _MOST_MEMBERS:
+                raise SourceError(f"{url}: {len(content.infolist()):,} files in the archive; expected a few")
+            # zipfile unpacks no more than this size, even if the archive declares a wrong one.
+            bound(url, sum(member.file_size for member in content.infolist()), limits and limits.max_mb, archive.stat().st_size)
             content.extractall(folder)
-    except (SourceError, zipfile.BadZipFile) as error:
+    except (SourceError, *DAMAGED) as error:
         said = error if isinstance(error, SourceError) else f"{url}: not a zip file"
         raise UserError(
             f"{said}; where RecBole's source is gone, recbole-onebp convert FILE --name={name} makes the atomic files "

@@ -65,7 +65,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     pairs.columns = ["user_id", "item_id", "rating"][: pairs.shape[1]]
     for column in pairs:
         numbers = pd.to_numeric(pairs[column], errors="coerce")
-        wrong = numbers.isna() | ((column != "rating") & (numbers % 1 != 0))
+        wrong = numbers.isna() | ((column != "rating") & ((numbers % 1 != 0) | (numbers.abs() >= 2**53)))
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
             expected = "a number" if column == "rating" else "an id"

@@ -1,57 +1,33 @@
-"""Read the user's own files of interactions (CSV, TSV, Parquet, GroupLens archives) and report bad rows."""
+"""Read the user's own files of interactions (CSV, TSV, JSON lines, Parquet, GroupLens archives), report bad rows."""
 
 from __future__ import annotations
 
 import io
-import lzma
-import struct
 import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from importlib.util import find_spec
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import overload
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
+from recbole_onebp.data.sources.forms import FAULT, MORE, TableFormat, Text
+from recbole_onebp.data.sources.parquet import read_parquet
+from recbole_onebp.data.sources.texts import read_json_lines, read_text
+from recbole_onebp.data.sources.times import seconds
+from recbole_onebp.data.sources.unpack import DAMAGED, base_suffix, bound, read_bytes
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["BadRow", "TableFormat", "read_table"]
+__all__ = ["BadRow", "BadRows", "Table", "TableFormat", "read_table"]
 
-_SEPARATORS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".data": "\t", ".dat": "::"}
-_USUAL = {
-    "user_id": {"user", "userid", "uid"},
-    "item_id": {"item", "itemid", "iid", "movie", "movieid", "product", "productid"},
-    "rating": {"rating"},
-    "timestamp": {"timestamp", "time"},
-}
-_FLAGS = {"user_id": "--user", "item_id": "--item", "rating": "--rating", "timestamp": "--time"}
 _POSITIONS = {"user_id": "1", "item_id": "2", "rating": "3", "timestamp": "4"}
 _GROUPLENS = {"u.data": "\t", "ratings.dat": "::", "ratings.csv": ","}
-_MOST_UNPACKED = 100
-"""Limit of the ratio of unpacked to packed size of an archive; interactions have about five."""
-_ONE_CHARACTER = "\x1f"
-"""Replaces separators such as ``::``, which pandas' fast parser does not support."""
-
-
-_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, struct.error, UnicodeDecodeError)
-"""Errors of zipfile for a damaged archive, an encrypted one or an unknown compression (both RuntimeError)."""
-
-
-@dataclass(frozen=True)
-class TableFormat:
-    """How to read a file."""
-
-    columns: Mapping[str, str] = field(default_factory=dict)
-    """``user_id``, ``item_id``, ``rating``, ``timestamp`` -> the file's column, by its name, or by its number from 1
-    if there is no header; a missing key is looked up by its usual names, and a rating or time given as ``""`` is not
-    read."""
-    separator: str | None = None
-    """One or more characters; None: by the suffix of the file."""
-    header: bool = True
-    encoding: str = "utf-8"
+_BREAKS = frozenset("\r\n\0")
+_LONGEST_ID = 1000
+"""Characters; RecBole keeps all ids in one array as wide as the longest."""
 
 
 @dataclass(frozen=True)
@@ -63,32 +39,84 @@ class BadRow:
     text: str
 
 
-def read_table(path: Path, form: TableFormat) -> tuple[pd.DataFrame, list[BadRow]]:
-    """Read the interactions of a file.
+class BadRows(Sequence[BadRow]):
+    """Rows that are left out, without an object for each."""
 
-    Returns:
-        (n, 2 to 4): ``user_id`` and ``item_id`` (str) and optionally ``rating`` and ``timestamp`` (float; dates as
-        seconds since 1970), in the order of the file; and the rows that are left out, each with its reason.
+    def __init__(self, raw: pd.DataFrame, where: str, reasons: Sequence[str], codes: npt.NDArray[np.int16]) -> None:
+        self._raw, self._where, self._reasons, self._codes = raw, where, reasons, codes
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    @overload
+    def __getitem__(self, row: int) -> BadRow: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[BadRow]: ...
+    def __getitem__(self, row: int | slice) -> BadRow | list[BadRow]:
+        if isinstance(row, slice):
+            return [self[number] for number in range(len(self))[row]]
+        number = range(len(self))[row]
+        values = ("" if pd.isna(value) else str(value) for value in self._raw.iloc[number])
+        text = " | ".join(values).rstrip(" |")
+        return BadRow(f"{self._where} {self._raw.index[number]}", self._reasons[self._codes[number]], text)
+
+    def __eq__(self, other: object) -> bool:
+        return [*self] == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def counts(self) -> Counter[str]:
+        """How many rows there are for each reason."""
+        numbers = np.bincount(self._codes, minlength=len(self._reasons))
+        return Counter({reason: int(n) for reason, n in zip(self._reasons, numbers, strict=True) if n})
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file as it was read."""
+
+    frame: pd.DataFrame
+    """(n, 2 to 4): ``user_id`` and ``item_id`` (categories of str) and optionally ``rating`` and ``timestamp`` (float;
+    dates as seconds since 1970), in the order of the file."""
+    bad: BadRows
+    remarks: Sequence[str]
+    """What the user should know about how it was read."""
+
+
+def read_table(path: Path, form: TableFormat) -> tuple[pd.DataFrame, BadRows]:
+    """The interactions of a file, and the rows that are left out, each with its reason; see :class:`Table`.
 
     Raises:
         UserError: for a file that cannot be read, or a missing column.
     """
+    table = read(path, form)
+    return table.frame, table.bad
+
+
+def read(path: Path, form: TableFormat) -> Table:
+    """The same, with remarks."""
     try:
-        if path.suffix == ".zip":
-            raw, unit = _read_grouplens(path, form)
-        elif path.suffix in (".parquet", ".pq"):
-            raw, unit = _read_parquet(path, form), "row"
+        suffix = base_suffix(path).lower()
+        remarks: list[str] = []
+        if suffix == ".zip":
+            raw, unit, remarks = _read_grouplens(path, form)
+        elif suffix in (".parquet", ".pq"):
+            content = read_bytes(path, form.max_mb) if suffix != path.suffix.lower() else None
+            if not path.is_file() and path.exists():
+                raise UserError(f"{path}: cannot be read: not a plain file")
+            raw, unit = read_parquet(path, content, form), "row"
         else:
-            raw, unit = _read_text(path.read_bytes(), str(path), path.suffix, form), "line"
+            content, unit = read_bytes(path, form.max_mb), "line"
+            is_json = suffix in (".json", ".jsonl", ".ndjson")
+            raw, remarks = (
+                read_json_lines(content, str(path), form) if is_json else read_text(content, str(path), suffix, form)
+            )
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    return _sift(raw, f"{path}, {unit}")
+    return _sift(raw, f"{path}, {unit}", str(path), form, remarks)
 
 
-# ---------------------------------------------------------------------------------------------------------------- files
-
-
-def _read_grouplens(path: Path, form: TableFormat) -> tuple[pd.DataFrame, str]:
+def _read_grouplens(path: Path, form: TableFormat) -> tuple[pd.DataFrame, str, list[str]]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [name for name in archive.namelist() if PurePosixPath(name).name in _GROUPLENS]
@@ -98,145 +126,115 @@ def _read_grouplens(path: Path, form: TableFormat) -> tuple[pd.DataFrame, str]:
                     f"{', '.join(archive.namelist()[:5])}; unpack it and name the file"
                 )
             # zipfile unpacks no more than this size, even if the archive declares a wrong one.
-            if archive.getinfo(members[0]).file_size > _MOST_UNPACKED * path.stat().st_size:
-                raise UserError(f"{path}: {members[0]} unpacks to more than {_MOST_UNPACKED} times its size")
+            bound(f"{path}: {members[0]}", archive.getinfo(members[0]).file_size, form.max_mb, path.stat().st_size)
             content = archive.read(members[0])
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise UserError(f"{path}: not a zip file that can be read: {error}") from None
     name = PurePosixPath(members[0]).name
     header = name == "ratings.csv"
     known = TableFormat({} if header else _POSITIONS, _GROUPLENS[name], header)
-    return _read_text(content, f"{path}/{members[0]}", "", known), f"line of {name}"
-
-
-def _read_parquet(path: Path, form: TableFormat) -> pd.DataFrame:
-    if find_spec("pyarrow") is None:
-        raise UserError(f"{path}: reading Parquet needs pyarrow: pip install 'recbole-onebp[parquet]'")
-    from pyarrow import ArrowException, parquet
-
-    try:
-        chosen = _choose(str(path), parquet.read_schema(path).names, form)
-        table = parquet.read_table(path, columns=list(dict.fromkeys(chosen.values())))
-        raw = table.to_pandas(ignore_metadata=True)
-    except ArrowException as error:
-        raise UserError(f"{path}: not a Parquet file: {error}") from None
-    frame = raw[list(chosen.values())].set_axis(list(chosen), axis=1).set_axis(range(1, len(raw) + 1))
-    for key in ("user_id", "item_id"):
-        if pd.api.types.is_float_dtype(frame[key]):  # whole numbers with missing values among them
-            frame[key] = frame[key].astype("Int64")
-        frame[key] = frame[key].astype("string").astype(object)
-    return frame
-
-
-def _read_text(content: bytes, where: str, suffix: str, form: TableFormat) -> pd.DataFrame:
-    separator = form.separator or _SEPARATORS.get(suffix)
-    if separator is None:
-        raise UserError(f"{where}: which character separates its columns? give it by --sep")
-    try:
-        text = content.decode("utf-8-sig" if form.encoding.lower() in ("utf-8", "utf8") else form.encoding)
-    except UnicodeError:
-        raise UserError(f"{where}: not text in {form.encoding}; give its own by --encoding") from None
-    except LookupError:
-        raise UserError(f"--encoding {form.encoding}: Python does not know it") from None
-    if len(separator) > 1:
-        text, separator = text.replace(separator, _ONE_CHARACTER), _ONE_CHARACTER
-    settings: dict[str, Any] = {"sep": separator, "dtype": str, "keep_default_na": False, "na_values": [""]}
-    try:
-        first = pd.read_csv(io.StringIO(text), header=None, nrows=1, **settings).iloc[0].fillna("")
-        names = [str(name) for name in (first if form.header else range(1, len(first) + 1))]
-        chosen = _choose(where, names, form)
-        # An empty first row makes room for one more column, in which a row with too many fields shows: with usecols,
-        # the parser itself does not report such rows.
-        raw = pd.read_csv(
-            io.StringIO(separator * len(names) + "\n" + text),
-            header=None,
-            usecols=[*(names.index(column) for column in chosen.values()), len(names)],
-            skiprows=[1] if form.header else [],
-            skip_blank_lines=False,
-            **settings,
-        )
-    except (pd.errors.EmptyDataError, IndexError):  # IndexError: only blank lines
-        raise UserError(f"{where}: empty") from None
-    except UserError:
-        raise
-    except (ValueError, OverflowError) as error:  # a ParserError is one
-        raise UserError(f"{where}: {error}") from None
-    raw.index += int(form.header)  # now the number of the line
-    frame = pd.DataFrame({**{key: raw[names.index(column)] for key, column in chosen.items()}, "more": raw[len(names)]})
-    return frame[frame.notna().any(axis=1)]
-
-
-def _choose(where: str, names: list[str], form: TableFormat) -> dict[str, str]:
-    """Our name -> the file's column."""
-    listed = f"its columns are {', '.join(names)}"
-    chosen = {key: column for key, column in form.columns.items() if column}
-    if unknown := [column for column in chosen.values() if column not in names]:
-        raise UserError(f"{where}: no column {unknown[0]}; {listed}")
-    for key, usual in _USUAL.items():
-        fitting = [name for name in names if name.partition(":")[0].replace("_", "").lower() in usual]
-        if key not in form.columns and len(fitting) == 1:
-            chosen[key] = fitting[0]
-        elif key not in chosen and key in ("user_id", "item_id"):
-            hint = "" if form.header else ", by their numbers"
-            raise UserError(f"{where}: which column is the {key[:4]}? name it by {_FLAGS[key]}{hint}; {listed}")
-    if len(set(chosen.values())) < len(chosen):
-        raise UserError(
-            f"{where}: one column cannot have two meanings: {', '.join(f'{k}={v}' for k, v in chosen.items())}"
-        )
-    return {key: chosen[key] for key in _USUAL if key in chosen}
+    raw, remarks = read_text(content, f"{path}/{members[0]}", "", known)
+    return raw, f"line of {name}", remarks
 
 
 # ----------------------------------------------------------------------------------------------------------------- rows
 
 
-def _sift(raw: pd.DataFrame, where: str) -> tuple[pd.DataFrame, list[BadRow]]:
-    reason = pd.Series(None, index=raw.index, dtype=object)
-    frame = raw.drop(columns="more", errors="ignore")
-    for wrong, said in _faults(raw, frame):
-        reason[reason.isna() & wrong] = said
-    bad = reason.notna()
-    rows = [
-        BadRow(
-            f"{where} {row}",
-            str(reason[row]),
-            " | ".join("" if pd.isna(v) else str(v) for v in raw.loc[row]).rstrip(" |"),
-        )
-        for row in raw.index[bad]
-    ]
-    return frame[~bad].reset_index(drop=True), rows
+def _sift(raw: pd.DataFrame, where: str, path: str, form: TableFormat, remarks: list[str]) -> Table:
+    frame = raw.drop(columns=[MORE, FAULT], errors="ignore")
+    reasons, codes, remarks = [""], np.zeros(len(raw), np.int16), [*remarks]
+    for wrong, said in _faults(raw, frame, path, form, remarks):
+        chosen = wrong & (codes == 0)
+        if chosen.any():
+            codes[chosen] = len(reasons)
+            reasons.append(said)
+    bad = codes > 0
+    left_out = BadRows(raw.drop(columns=FAULT, errors="ignore")[bad], where, reasons, codes[bad])
+    good = frame[~bad] if bad.any() else frame
+    return Table(good.reset_index(drop=True), left_out, remarks)
 
 
-def _faults(raw: pd.DataFrame, frame: pd.DataFrame) -> Iterator[tuple[pd.Series, str]]:
-    """Masks of bad rows with their reason; converts the columns of numbers in ``frame``."""
-    if "more" in raw:
-        yield raw["more"].notna(), "more fields than columns"
+def _faults(
+    raw: pd.DataFrame, frame: pd.DataFrame, path: str, form: TableFormat, remarks: list[str]
+) -> Iterator[tuple[npt.NDArray[np.bool_], str]]:
+    """Masks of bad rows with their reason; converts the columns of ``frame`` and adds to ``remarks``."""
+    if FAULT in raw:
+        for said in sorted(raw[FAULT].dropna().unique()):
+            yield (raw[FAULT] == said).to_numpy(), said
+    if MORE in raw:
+        yield raw[MORE].notna().to_numpy(), "more fields than columns"
     for key in frame:
-        yield frame[key].isna(), f"no {key}"
+        yield frame[key].isna().to_numpy(), f"no {key}"
     for key in frame.columns.intersection(["rating", "timestamp"]):
-        frame[key] = _seconds(frame[key]) if key == "timestamp" else pd.to_numeric(frame[key], errors="coerce")
-        yield ~frame[key].astype(np.float64).abs().lt(np.inf), f"{key} is no number"
+        if pd.api.types.is_numeric_dtype(frame[key]) and (key == "rating" or raw.attrs.get("times_are_seconds")):
+            numbers = frame[key].to_numpy()
+        else:
+            fit = ~raw.reindex(columns=[FAULT, MORE]).notna().any(axis=1)
+            places, values = pd.factorize(frame[key].where(fit))
+            numbers = np.append(_numbers(pd.Index(np.asarray(values)), key, path, form, remarks), np.nan)[places]
+        frame[key] = numbers
+        yield ~(np.abs(numbers.astype(np.float64)) < np.inf), f"{key} is no number"
     for key in ("user_id", "item_id"):
-        yield frame[key].isin(_misread(frame[key].dropna().unique())), f"RecBole would not read this {key} back"
+        column = frame[key].array
+        if raw.attrs.get("ids_are_typed") is None:
+            column = _whole(column, key, form, remarks)
+            frame[key] = column
+        ids = column.categories
+        for wrong, said in (
+            (ids.str.len() > _LONGEST_ID, f"{key} is longer than {_LONGEST_ID:,} characters"),
+            (_misread([*ids]), f"RecBole would not read this {key} back"),
+        ):
+            yield np.append(np.asarray(wrong, bool), False)[column.codes], said
 
 
-def _seconds(values: pd.Series) -> pd.Series:
-    if pd.api.types.is_datetime64_any_dtype(values):
-        dates = pd.to_datetime(values, utc=True)
-    else:
-        numbers = pd.to_numeric(values, errors="coerce")
-        if numbers.notna().any() or values.isna().all():
-            return numbers.astype(np.float64)
-        dates = pd.to_datetime(values, utc=True, errors="coerce", format="ISO8601")
-    return (dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
+def _numbers(values: pd.Index, key: str, path: str, form: TableFormat, remarks: list[str]) -> npt.NDArray[np.float64]:
+    if key == "rating":
+        return pd.to_numeric(pd.Series(values), errors="coerce").to_numpy(np.float64)
+    found, remark = seconds(values, form.time_format, path)
+    if remark:
+        remarks.append(remark)
+    return found
 
 
-def _misread(ids: Any) -> set[str]:
-    """The ids that RecBole would read differently from an atomic file: NA, null and other words for missing values,
-    and what its parser splits."""
-    written = pd.DataFrame({"id": ids, "beside": "x"}).to_csv(sep="\t", index=False, lineterminator="\n")
-    read = pd.read_csv(io.StringIO(written), delimiter="\t", dtype=str, engine="python")["id"]
-    if len(read) != len(ids):  # a line break in an id shifts all that follow: check such ids separately
-        return {value for value in ids if set(value) & set("\r\n")} | _misread(
-            [value for value in ids if not set(value) & set("\r\n")]
-        )
-    return {value for value, back in zip(ids, read, strict=True) if value != back}
+def _whole(column: pd.Categorical, key: str, form: TableFormat, remarks: list[str]) -> pd.Categorical:
+    """Ids of the form ``17850.0`` as ``17850``, or a remark that they are there."""
+    is_float = np.asarray(column.categories.str.fullmatch(r"[0-9]+\.0+"), bool)
+    if not is_float.any():
+        return column
+    if form.whole_ids:
+        texts = [text.partition(".")[0] if whole else text for text, whole in zip(column.categories, is_float, strict=True)]
+        whole = Text()
+        whole.append_coded(column.codes, texts)
+        return whole.column()
+    example = column.categories[is_float][0]
+    rows = int(np.append(is_float, False)[column.codes].sum())
+    remarks.append(
+        f"{rows:,} rows whose {key} is a whole number with decimals, such as {example}: kept as it stands; --whole_ids "
+        f"reads it as {example.partition('.')[0]}"
+    )
+    return column
+
+
+def _misread(ids: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Which ids RecBole would read differently from an atomic file: NA, null and other words for missing values, line
+    breaks, and what its parser splits."""
+    wrong = np.array([not _BREAKS.isdisjoint(text) or len(text) > _LONGEST_ID for text in ids], bool)
+    fit = np.flatnonzero(~wrong)
+    wrong[fit] = _not_the_same([ids[place] for place in fit])
+    return wrong
+
+
+def _not_the_same(ids: Sequence[str]) -> npt.NDArray[np.bool_]:
+    written = pd.DataFrame({"id": pd.Series(ids, dtype=object), "beside": "x"}).to_csv(
+        sep="\t", index=False, lineterminator="\n"
+    )
+    try:
+        written.encode()
+        read = pd.read_csv(io.StringIO(written), delimiter="\t", dtype=str, engine="python")["id"].tolist()
+    except ValueError:  # a half of a surrogate pair, or what the parser refuses
+        read = []
+    if len(read) == len(ids):
+        return np.array([one != other for one, other in zip(ids, read, strict=True)], bool)
+    if len(ids) == 1:
+        return np.ones(1, bool)
+    return np.concatenate([_not_the_same(ids[: len(ids) // 2]), _not_the_same(ids[len(ids) // 2 :])])

@@ -1,0 +1,101 @@
+"""How a file of the user's own is read, and which of its columns mean what."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from recbole_onebp.util.errors import UserError
+
+__all__ = ["FAULT", "MORE", "TableFormat", "Text", "choose"]
+
+MORE, FAULT = "more fields", "fault"
+"""Columns of a raw table beside those of :class:`TableFormat`: a field too many, and what is wrong with the row."""
+_USUAL = {
+    "user_id": {"user", "userid", "uid"},
+    "item_id": {"item", "itemid", "iid", "movie", "movieid", "product", "productid"},
+    "rating": {"rating"},
+    "timestamp": {"timestamp", "time"},
+}
+_FLAGS = {"user_id": "--user", "item_id": "--item", "rating": "--rating", "timestamp": "--time"}
+
+
+@dataclass(frozen=True)
+class TableFormat:
+    """How to read a file."""
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """``user_id``, ``item_id``, ``rating``, ``timestamp`` -> the file's column, by its name, or by its number from 1
+    if there is no header; a missing key is looked up by its usual names, and a rating or time given as ``""`` is not
+    read."""
+    separator: str | None = None
+    """One or more characters; None: by the suffix of the file."""
+    header: bool = True
+    encoding: str = "utf-8"
+    time_format: str | None = None
+    """``s``, ``ms``, ``us`` or ``ns``, or a format of ``strptime``; None: see
+    :func:`~recbole_onebp.data.sources.times.seconds`."""
+    whole_ids: bool = False
+    """Read ids of text files such as ``17850.0`` as ``17850``."""
+    max_mb: int | None = None
+    """Largest file, after unpacking; see :func:`~recbole_onebp.data.sources.unpack.bound`."""
+
+
+def choose(where: str, names: Sequence[str], form: TableFormat) -> dict[str, str]:
+    """Our name -> the file's column."""
+    listed = f"its columns are {', '.join(names)}"
+    chosen = {key: column for key, column in form.columns.items() if column}
+    if unknown := [column for column in chosen.values() if column not in names]:
+        raise UserError(f"{where}: no column {unknown[0]}; {listed}")
+    for key, usual in _USUAL.items():
+        fitting = [name for name in names if name.partition(":")[0].replace("_", "").lower() in usual]
+        if key not in form.columns and len(fitting) == 1:
+            chosen[key] = fitting[0]
+        elif key not in chosen and key in ("user_id", "item_id"):
+            hint = "" if form.header else ", by their numbers"
+            raise UserError(f"{where}: which column is the {key[:4]}? name it by {_FLAGS[key]}{hint}; {listed}")
+    if len(set(chosen.values())) < len(chosen):
+        raise UserError(
+            f"{where}: one column cannot have two meanings: {', '.join(f'{k}={v}' for k, v in chosen.items())}"
+        )
+    for column, number in Counter(names).items():
+        if number > 1 and column in chosen.values():
+            raise UserError(f"{where}: {number} columns are called {column}; rename them")
+    return {key: chosen[key] for key in _USUAL if key in chosen}
+
+
+class Text:
+    """A column of texts that is collected in pieces, without an object for each row."""
+
+    def __init__(self) -> None:
+        self._codes: dict[str, int] = {}
+        self._pieces: list[npt.NDArray[np.int32]] = []
+
+    def append(self, texts: Sequence[str | None] | npt.NDArray[Any]) -> None:
+        """Add rows; None: there is no text."""
+        codes, new = self._codes, len(self._codes)
+        piece = np.empty(len(texts), np.int32)
+        for row, text in enumerate(texts):
+            if text is None or text == "":
+                piece[row] = -1
+            else:
+                piece[row] = codes.setdefault(text, new)
+                new = len(codes)
+        self._pieces.append(piece)
+
+    def append_coded(self, codes: npt.NDArray[np.int32], texts: Sequence[str | None]) -> None:
+        """Add rows as numbers of ``texts``, -1 for none."""
+        known = Text.__new__(Text)
+        known._codes, known._pieces = self._codes, []
+        known.append([*texts, None])
+        self._pieces.append(known._pieces[0][codes])
+
+    def column(self) -> pd.Categorical:
+        pieces = np.concatenate(self._pieces) if self._pieces else np.empty(0, np.int32)
+        return pd.Categorical.from_codes(pieces, pd.Index([*self._codes], dtype=object))

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
+import glob
 import json
 import os
 import shutil
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["sync", "whole_folder", "write_atomically", "write_json"]
+__all__ = ["restore", "sync", "whole_folder", "write_atomically", "write_json"]
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+"""Of Linux's ``renameat2``."""
 
 
 def sync(path: Path) -> None:
@@ -64,6 +71,7 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     Raises:
         OSError: if it cannot be written.
     """
+    restore(path)
     made = [parent for parent in path.parents if not parent.exists()]
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
     try:
@@ -71,8 +79,13 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         if replace and path.exists():
-            os.replace(path, old)
-        os.rename(temporary, path)
+            if _exchange(temporary, path):
+                old = temporary  # a crash at any moment leaves one of the two at path
+            else:
+                os.replace(path, old)
+                os.rename(temporary, path)
+        else:
+            os.rename(temporary, path)
     except BaseException:
         if old.exists() and not path.exists():
             os.replace(old, path)
@@ -83,3 +96,32 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
                 parent.rmdir()
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def restore(path: Path, idle_seconds: float = 0) -> None:
+    """Bring back a folder whose replacement was killed between two renames, where the system cannot exchange folders.
+
+    Args:
+        path: the folder.
+        idle_seconds: leave it to a process that has renamed it so recently.
+
+    Raises:
+        OSError: if it cannot be renamed.
+    """
+    if os.path.lexists(path) or not path.parent.is_dir():
+        return
+    left = [folder for folder in path.parent.glob(f".{glob.escape(path.name)}.*.old") if folder.is_dir()]
+    last = max(left, key=lambda folder: folder.stat().st_ctime, default=None)
+    if last is not None and time.time() - last.stat().st_ctime >= idle_seconds:
+        os.replace(last, path)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two folders in one step; False where the system or the file system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):  # an old C library
+        return False
+    return bool(rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0)

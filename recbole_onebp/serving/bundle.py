@@ -37,7 +37,16 @@ from recbole_onebp.util.files import restore, whole_folder
 from recbole_onebp.util.hashes import sha256, sha256_of
 from recbole_onebp.util.untrusted import blocks, map_array, open_plain, read_json
 
-__all__ = ["FORMAT_VERSION", "LARGEST", "LARGEST_WEIGHT", "LEAST_WEIGHT", "Bundle", "read_bundle", "read_fields", "write_bundle"]
+__all__ = [
+    "FORMAT_VERSION",
+    "LARGEST",
+    "LARGEST_WEIGHT",
+    "LEAST_WEIGHT",
+    "Bundle",
+    "read_bundle",
+    "read_fields",
+    "write_bundle",
+]
 
 LARGEST = 1e12
 """Largest absolute value of an embedding or a bias: scores of larger ones could overflow float32."""

@@ -22,6 +22,7 @@ LARGEST_SIZE = 1 << 16
 
 _MAX_BYTES = 4 << 20
 _MAX_FILES = 100
+_REQUIRED = ("files", "model", "score", "aggregation", "embedding_size", "ordered", "title_field")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -46,6 +47,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         )
     if manifest.get("checksum") != checksum_of(manifest):
         raise UserError(f"{file}: damaged: it does not match its checksum; export the bundle again")
+    for key in _REQUIRED:
+        if key not in manifest:
+            raise UserError(f"{file}: has no {key}; export the bundle again")
     for key, (allowed, expected) in _VALUES.items():
         if not allowed(manifest.get(key)):
             raise UserError(f"{file}: {key}: {manifest.get(key)!r:.80} is not allowed; expected {expected}")

@@ -66,7 +66,7 @@ _NAMES = frozenset({"manifest.json", _CARD, *_REQUIRED, *_OPTIONAL})
 
 _ID_BYTES, _FIELD_BYTES = 1 << 10, 1 << 14
 """Bytes of JSON that an id, or the fields of an item, may take on average."""
-_MORE_BYTES = 1 << 16
+_MORE_BYTES, _OTHER_BYTES = 1 << 16, 1 << 26
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,8 @@ def read_bundle(path: str | Path, verify: bool = True) -> Bundle:
         raise UserError(f"{path / 'item_encodings.npy'}: expected rows of length 1, because scores are cosines")
     user_e = _embeddings(path / "user_encodings.npy", size)
     n_items, n_users = len(item_e), len(user_e)
+    for name in files:
+        _check_enormous(path / name, files[name]["bytes"], n_items, n_users, size)
     start = map_array(path / "history_start.npy", (n_users + 1,), np.int64)
     history = map_array(path / "history_item.npy", (-1,), np.int32)
     _check_history(path, start, history, n_items)
@@ -249,6 +251,17 @@ def _check_size(path: Path, size: int) -> None:
         found = os.fstat(file.fileno()).st_size
     if found != size:
         raise UserError(f"{path}: damaged: {found} bytes instead of {size} in the manifest; export the bundle again")
+
+
+def _check_enormous(path: Path, found: int, n_items: int, n_users: int, size: int) -> None:
+    """Refuse a file that is much larger than its items or users need, before it is read."""
+    most = {
+        "item_ids.json": _ID_BYTES * n_items,
+        "user_ids.json": _ID_BYTES * n_users,
+        "item_fields.json": _FIELD_BYTES * n_items,
+    }.get(path.name, _OTHER_BYTES + n_items * (1024 + 16 * size))
+    if path.suffix != ".npy" and found > _MORE_BYTES + most:
+        raise UserError(f"{path}: has {found} bytes; at most {_MORE_BYTES + most} are read")
 
 
 def _check_hash(path: Path, sha256_in_manifest: str) -> None:

@@ -238,6 +238,8 @@ def plant_pickles(folder: Path, mark: Path, dataset: str = "tiny") -> Path:
         "x.pth",
     ):
         (folder / name).write_bytes(pickle.dumps(_Payload(mark)))
+    evil = f"dataset_save_path: {folder / 'x.pth'}\n"  # RecBole's and our YAML files are found by a name
+    (folder / "evil.yaml").write_text(f"{evil}all: {{{evil.strip()}}}\ndatasets: {{}}\n")
     return folder / "x.pth"
 
 
@@ -260,6 +262,7 @@ def run_changes(draw: Any, pristine: Path, path: Path, pickled: Path) -> list[st
 
     shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(pristine, path)
+    plant_pickles(path, pickled.parent.with_name("mark"))
     tensors, metadata = read_tensors(path / "model.safetensors")
     config, done = json.loads(metadata["config"]), []
     for _ in range(draw(st.integers(1, 3))):
@@ -277,9 +280,11 @@ def run_changes(draw: Any, pristine: Path, path: Path, pickled: Path) -> list[st
             config[key] = draw(VALUES)
             done.append(key)
         elif how == "yaml":
+            replace_file(path / "config.yaml", "absent")
             (path / "config.yaml").write_bytes(draw(_config_texts(pickled)))
         elif how == "result":
             odd_result = {"valid": draw(VALUES), "test": {draw(NAMES): draw(VALUES)}, "best_epoch": draw(VALUES)}
+            replace_file(path / "result.json", "absent")
             (path / "result.json").write_text(json.dumps(draw(st.sampled_from([odd_result, [], None, 5]))))
         elif how == "file":
             name = draw(st.sampled_from(["config.yaml", "result.json"]))
@@ -289,7 +294,7 @@ def run_changes(draw: Any, pristine: Path, path: Path, pickled: Path) -> list[st
             table = tensors[name]
             odd_tables = [
                 None,
-                table[:-1],
+                table.reshape(-1)[:-1],
                 table.flatten(),
                 table.int(),
                 table * float("nan"),

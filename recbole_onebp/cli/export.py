@@ -28,6 +28,8 @@ def add(commands: Any) -> None:
     export.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="default: float32")
     export.add_argument("--ann", choices=("faiss",), help="add an index for approximate search")
     export.add_argument("--onnx", action="store_true", help="add the scorer as an ONNX file")
+    export.add_argument("--data_path", type=Path, metavar="DIR", help="the folder that holds the data set's folder; "
+                        "default: the one that the run names, which is shown")  # fmt: skip
     export.add_argument("--force", action="store_true", help="replace an earlier bundle")
     export.set_defaults(run=run)
 
@@ -39,7 +41,9 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from recbole_onebp.serving.export.exporter import export
 
     run_dir, bundle_dir = arguments.run_dir, arguments.bundle_dir
-    manifest = export(run_dir, bundle_dir, arguments.dtype, arguments.force, arguments.ann, arguments.onnx)
+    manifest = export(
+        run_dir, bundle_dir, arguments.dtype, arguments.force, arguments.ann, arguments.onnx, arguments.data_path, print
+    )
     if arguments.ann:
         print("index: recall@{k} {recall:.4f} of the exact lists, {queries_a_second} queries a second; exact: "
               "{exact_queries_a_second}".format(**manifest["ann"]))  # fmt: skip

@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         arguments.bundle, users, arguments.out, request, jobs=arguments.jobs, force=arguments.force, show_progress=True
     )
     for item in written.unknown_items:
-        print(f"unknown item: {item}", file=sys.stderr)
+        batch.say(f"unknown item: {item}", sys.stderr)
     if written.n_unknown_users:
         print(f"unknown users: {written.n_unknown_users}, see {arguments.out}.unknown.txt", file=sys.stderr)
     print(f"wrote {arguments.out}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from recbole_onebp.serving.bundle import Bundle
+from recbole_onebp.serving.index_file import check_index
 from recbole_onebp.serving.search import DEFAULT_MEMORY_MB, Excluded, Ranked, best_items, best_of_pairs
-from recbole_onebp.serving.tables import Float32Array, ItemTable
+from recbole_onebp.serving.tables import Embeddings, Float32Array, Float64Array, ItemTable
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import BundleRows
 
@@ -45,10 +46,7 @@ class Index:
         Raises:
             UserError: if faiss is missing.
         """
-        rows = np.concatenate([block for _, block in table.embeddings.blocks()])
-        bias = np.zeros(len(rows), np.float32) if table.bias is None else table.bias
-        squared = np.square(rows, dtype=np.float64).sum(axis=1) + np.square(bias, dtype=np.float64)
-        points = np.column_stack((rows, bias, np.sqrt(squared.max(initial=0) - squared))).astype(np.float32)
+        points = np.concatenate(list(_points(table)))
         graph = _faiss().IndexHNSWFlat(points.shape[1], _LINKS)
         graph.hnsw.efConstruction = _BUILD_EFFORT
         graph.add(points)
@@ -58,22 +56,24 @@ class Index:
         _faiss().write_index(self._graph, str(path))
 
     @classmethod
-    def load(cls, path: Path, size: int, n_items: int) -> Index:
+    def load(cls, path: Path, size: int, n_items: int, table: ItemTable | None = None) -> Index:
         """Open the index of ``n_items`` items of dimension ``size``.
+
+        Args:
+            path: the file.
+            size: dimension of the items.
+            n_items: number of items.
+            table: the items, to compare with those of the index.
 
         Raises:
             UserError: if faiss is missing, or the file cannot be read or belongs to other items.
         """
         faiss = _faiss()
+        check_index(path, size + 2, n_items, None if table is None else _points(table))
         try:
-            graph = faiss.read_index(str(path))
-        except RuntimeError as error:
+            return cls(faiss.read_index(str(path)))
+        except (RuntimeError, MemoryError) as error:
             raise UserError(f"{path}: damaged: {error}") from None
-        if (graph.ntotal, graph.d) != (n_items, size + 2):
-            raise UserError(
-                f"{path}: indexes {graph.ntotal} items of {graph.d - 2} dimensions; expected {n_items} of {size}"
-            )
-        return cls(graph)
 
     def nearest(self, user_e: Float32Array, count: int) -> BundleRows:
         """About the ``count`` best items of users ``(B, d)``; ``(B, count)``, -1 where fewer were found."""
@@ -131,7 +131,22 @@ def open_index(bundle: Bundle, kind: str) -> Index:
         raise UserError(f"index: {kind!r} is not allowed; expected faiss")
     if INDEX_FILE not in files:
         raise UserError(f"{bundle.path}: has no index of faiss; export it with --ann=faiss")
-    return Index.load(bundle.path / INDEX_FILE, bundle.manifest["embedding_size"], len(bundle.item_ids))
+    table = ItemTable(Embeddings(bundle.item_encodings), bundle.item_bias)
+    return Index.load(bundle.path / INDEX_FILE, bundle.manifest["embedding_size"], len(table), table)
+
+
+def _points(table: ItemTable) -> Iterator[Float32Array]:
+    """The points that stand for items, ``(n, d + 2)``, in blocks."""
+
+    def blocks() -> Iterator[tuple[Float32Array, Float32Array, Float64Array]]:
+        for start, rows in table.embeddings.blocks():
+            bias = np.zeros(len(rows), np.float32) if table.bias is None else table.bias[start : start + len(rows)]
+            squared = np.square(rows, dtype=np.float64).sum(axis=1) + np.square(bias, dtype=np.float64)
+            yield rows, bias, squared
+
+    longest = max((squared.max(initial=0) for _, _, squared in blocks()), default=0.0)
+    for rows, bias, squared in blocks():
+        yield np.column_stack((rows, bias, np.sqrt(longest - squared))).astype(np.float32)
 
 
 def _faiss() -> Any:

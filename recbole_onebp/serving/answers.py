@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import Token
 
-__all__ = ["Answers", "Explanation", "NewItems", "UnknownIdError", "Update"]
+__all__ = ["Answers", "Explanation", "NewItems", "Scores", "UnknownIdError", "Update"]
 
 
 class UnknownIdError(UserError):
@@ -34,6 +37,23 @@ class Answers(list[list[tuple[Token, float]]]):
     def unknown(self) -> list[Token]:
         """All unknown ids, users first."""
         return self.unknown_users + self.unknown_items
+
+
+class Scores(np.ndarray[Any, np.dtype[np.float64]]):
+    """A float64 array with the score of each pair asked; NaN where the user or the item is unknown.
+
+    Attributes:
+        unknown_users: the users that the bundle does not contain, each once, in the order asked.
+        unknown_items: the same for items.
+    """
+
+    unknown_users: Sequence[Token] = ()
+    unknown_items: Sequence[Token] = ()
+
+    @property
+    def unknown(self) -> list[Token]:
+        """All unknown ids, users first."""
+        return [*self.unknown_users, *self.unknown_items]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,21 +16,25 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
 from recbole_onebp.serving.answers import Answers
 from recbole_onebp.serving.bundle import read_bundle
 from recbole_onebp.serving.list_formats import PartWriter, format_of
 from recbole_onebp.serving.recommender import Recommender
 from recbole_onebp.serving.user_state import DEFAULT_RULE, Rule
-from recbole_onebp.util.errors import UserError, writing
+from recbole_onebp.util.errors import UserError, printable, writing
 from recbole_onebp.util.files import write_atomically
 from recbole_onebp.util.hashes import sha256
 from recbole_onebp.util.processes import Call, Ending, supervise
 
-__all__ = ["Request", "Written", "read_ids", "show", "write_lists"]
+__all__ = ["Request", "Written", "read_ids", "say", "show", "write_lists"]
 
 _PART = 4096
-"""Users of a part."""
+"""Users of a part, at most."""
+_PART_PAIRS = 1 << 22
+"""Pairs of a user and an item in a part, at most: longer lists make smaller parts."""
+_LONGEST_ID = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,9 @@ def read_ids(path: Path) -> Iterator[str]:
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
-            for line in file:
+            while line := file.readline(_LONGEST_ID + 2):
+                if len(line) > _LONGEST_ID:
+                    raise UserError(f"{path}: a line has more than {_LONGEST_ID} letters; expected one id per line")
                 if name := line.rstrip("\r\n"):
                     yield name
     except OSError as error:
@@ -89,19 +96,32 @@ def show(
         _print(["with this history"], request.answer_history(recommender, [history], rule), recommender)
         return
     ids = read_ids(users) if isinstance(users, Path) else iter(recommender.user_ids if users is None else users)
-    while chunk := list(islice(ids, _PART)):
+    part = _part_size(request, recommender.n_items)
+    while chunk := list(islice(ids, part)):
         _print(chunk, request.answer(recommender, chunk), recommender)
 
 
 def _print(users: Sequence[str], answers: Answers, recommender: Recommender) -> None:
     for user, answer in zip(users, answers, strict=True):
-        print(f"user {user}")
+        say(f"user {user}")
         for rank, (item, score) in enumerate(answer, start=1):
             title = recommender.title(item)
-            print(f"{rank:>4}. {f'{title} ({item})' if title else item}  {score:.4f}")
+            say(f"{rank:>4}. {f'{title} ({item})' if title else item}  {score:.4f}")
     for kind, unknown in (("user", answers.unknown_users), ("item", answers.unknown_items)):
         for name in unknown:
-            print(f"unknown {kind}: {name}", file=sys.stderr)
+            say(f"unknown {kind}: {name}", sys.stderr)
+
+
+def say(line: str, file: TextIO | None = None) -> None:
+    """Print a line with ids or titles; what a terminal could obey, or cannot show, is escaped."""
+    file = file or sys.stdout
+    encoding = file.encoding or "utf-8"
+    print(printable(line).encode(encoding, "backslashreplace").decode(encoding), file=file)
+
+
+def _part_size(request: Request, n_items: int) -> int:
+    """Number of users that are answered at a time."""
+    return max(1, min(_PART, _PART_PAIRS // max(1, min(request.k, n_items))))
 
 
 @dataclass(frozen=True)
@@ -142,28 +162,34 @@ def write_lists(
     Raises:
         UserError: if ``out`` exists and ``force`` is not set, cannot be written, or has another suffix.
     """
-    write_part, join = format_of(out)
-    if out.exists() and not force:
-        raise UserError(f"{out}: exists already; choose another file, or replace it with --force")
+    write_part, join, is_lists = format_of(out)
+    unknown_file = out.with_name(f"{out.name}.unknown.txt")
+    if os.path.lexists(out):
+        if not force:
+            raise UserError(f"{out}: exists already; choose another file, or replace it with --force")
+        if not is_lists(out):
+            raise UserError(f"{out}: exists already and holds no lists of this program; choose another file")
+    elif os.path.lexists(unknown_file):
+        raise UserError(f"{unknown_file}: is in the way: unknown users are written there; move it")
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs: {jobs} is not allowed: expected at least 1")
     bundle = read_bundle(bundle_dir)
     unknown_items = request.answer(Recommender(bundle), []).unknown_items  # this checks the request too
     given, users = users, bundle.user_ids if users is None else users
     n_users = sum(1 for _ in read_ids(users)) if isinstance(users, Path) else len(users)
+    part_size = _part_size(request, len(bundle.item_ids))
     plan = {
         "manifest": sha256(bundle_dir / "manifest.json"),
         "users": sha256(users) if isinstance(users, Path) else hashlib.sha256("\n".join(users).encode()).hexdigest(),
         "request": asdict(request),
-        "users_a_part": _PART,
+        "users_a_part": part_size,
     }
     parts_dir = out.with_name(f".{out.name}.parts")
     with writing(out):
         _prepare(parts_dir, json.dumps(plan))
-        unknown_file = out.with_name(f"{out.name}.unknown.txt")
-        parts = [parts_dir / f"{number:07d}{out.suffix}" for number in range(-(-n_users // _PART))]
-        with _progress(parts, n_users) if show_progress else nullcontext() as tick:
-            _run(bundle_dir, given, parts, request, write_part, jobs or os.cpu_count() or 1, tick)
+        parts = [parts_dir / f"{number:07d}{out.suffix}" for number in range(-(-n_users // part_size))]
+        with _progress(parts, part_size, n_users) if show_progress else nullcontext() as tick:
+            _run(bundle_dir, given, parts, part_size, request, write_part, jobs or os.cpu_count() or 1, tick)
         write_atomically(out, lambda file: join(parts, file))
         unknown = [name for part in parts if _unknown(part).exists() for name in read_ids(_unknown(part))]
         unknown_file.unlink(missing_ok=True)
@@ -173,9 +199,17 @@ def write_lists(
     return Written(len(unknown), unknown_items)
 
 
+_OF_PARTS = re.compile(r"plan\.json|\d{7,}\.(csv|jsonl|parquet|unknown)|\..+\.tmp")
+
+
 def _prepare(parts_dir: Path, plan: str) -> None:
-    """Create the folder of parts; parts of another plan are deleted."""
+    """Create the folder of parts; parts of another plan are deleted.  Nothing else is: it must be a folder of ours."""
     plan_file = parts_dir / "plan.json"
+    if os.path.lexists(parts_dir):
+        ours = parts_dir.is_dir() and not parts_dir.is_symlink()
+        others = [file.name for file in parts_dir.iterdir() if not _OF_PARTS.fullmatch(file.name)] if ours else []
+        if not ours or others:
+            raise UserError(f"{parts_dir / ''.join(others[:1])}: is in the way: parts are written there; move it")
     if not plan_file.is_file() or plan_file.read_text(encoding="utf-8") != plan:
         shutil.rmtree(parts_dir, ignore_errors=True)
         parts_dir.mkdir(parents=True)
@@ -193,6 +227,7 @@ def _run(
     bundle_dir: Path,
     users: Path | Sequence[str] | None,
     parts: Sequence[Path],
+    part_size: int,
     request: Request,
     write_part: PartWriter,
     jobs: int,
@@ -204,7 +239,7 @@ def _run(
         Call(
             f"worker {worker}",
             _work,
-            (bundle_dir, users, {n: parts[n] for n in missing[worker::jobs]}, _PART, request, write_part),
+            (bundle_dir, users, {n: parts[n] for n in missing[worker::jobs]}, part_size, request, write_part),
             {"OPENBLAS_NUM_THREADS": "1"},  # one process per core
         )
         for worker in range(min(jobs, len(missing)))
@@ -255,7 +290,7 @@ def _write_part(part: Path, users: list[str], answers: Answers, write: PartWrite
 
 
 @contextmanager
-def _progress(parts: Sequence[Path], n_users: int) -> Iterator[Callable[[], object] | None]:
+def _progress(parts: Sequence[Path], part_size: int, n_users: int) -> Iterator[Callable[[], object] | None]:
     """A bar of the users whose part is written; yields a function that updates it."""
     try:
         from tqdm import tqdm
@@ -264,7 +299,7 @@ def _progress(parts: Sequence[Path], n_users: int) -> Iterator[Callable[[], obje
         return
 
     def n_done() -> int:
-        return min(sum(part.exists() for part in parts) * _PART, n_users)
+        return min(sum(part.exists() for part in parts) * part_size, n_users)
 
     with tqdm(total=n_users, initial=n_done(), unit="user", file=sys.stderr) as bar:
         yield lambda: bar.update(n_done() - bar.n)

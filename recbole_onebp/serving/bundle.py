@@ -20,10 +20,10 @@ There is no padding row.  Items and users are sorted by token, as numbers if all
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,16 +31,42 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from recbole_onebp.serving.manifest import FORMAT, FORMAT_VERSION, checksum_of, is_manifest, read_manifest
 from recbole_onebp.util.errors import UserError, writing
-from recbole_onebp.util.files import whole_folder
-from recbole_onebp.util.hashes import sha256
+from recbole_onebp.util.files import restore, whole_folder
+from recbole_onebp.util.hashes import sha256, sha256_of
+from recbole_onebp.util.untrusted import blocks, map_array, open_plain, read_json
 
-__all__ = ["FORMAT_VERSION", "Bundle", "read_bundle", "read_fields", "write_bundle"]
+__all__ = [
+    "FORMAT_VERSION",
+    "LARGEST",
+    "LARGEST_WEIGHT",
+    "LEAST_WEIGHT",
+    "Bundle",
+    "read_bundle",
+    "read_fields",
+    "write_bundle",
+]
 
-FORMAT_VERSION = 1
-_FORMAT = "recbole_onebp bundle"
-_IDS = {"item": "item_ids.json", "user": "user_ids.json"}
+LARGEST = 1e12
+"""Largest absolute value of an embedding or a bias: scores of larger ones could overflow float32."""
+LARGEST_WEIGHT = 1e9
+"""Largest weight of an item."""
+LEAST_WEIGHT = float(np.finfo(np.float32).smallest_subnormal)
+"""Smallest weight of an item: above 0."""
+
 _ENCODINGS = (np.float32, np.float16)
+_REQUIRED = (
+    "item_encodings.npy", "user_encodings.npy", "history_start.npy", "history_item.npy", "item_ids.json",
+    "user_ids.json",
+)  # fmt: skip
+_CARD = "MODEL_CARD.md"
+_OPTIONAL = ("item_bias.npy", "item_weight.npy", "item_fields.json", "index.faiss", "index.hnswlib", "scorer.onnx")
+_NAMES = frozenset({"manifest.json", _CARD, *_REQUIRED, *_OPTIONAL})
+
+_ID_BYTES, _FIELD_BYTES = 1 << 10, 1 << 14
+"""Bytes of JSON that an id, or the fields of an item, may take on average."""
+_MORE_BYTES, _OTHER_BYTES = 1 << 16, 1 << 26
 
 
 @dataclass(frozen=True)
@@ -92,12 +118,12 @@ def write_bundle(
     Raises:
         UserError: if it cannot be written, or the folder exists and must not be replaced.
     """
-    if path.exists() and not (replace and (path / "manifest.json").is_file()):
-        raise UserError(
-            f"{path}: exists already and is not a bundle; choose another folder"
-            if replace or not (path / "manifest.json").is_file()
-            else f"{path}: exists already; choose another folder, or replace it with --force"
-        )
+    with writing(path):
+        restore(path)
+        if os.path.lexists(path):
+            _check_replaceable(path)
+            if not replace:
+                raise UserError(f"{path}: exists already; choose another folder, or replace it with --force")
     with writing(path), whole_folder(path, replace=replace) as folder:
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
@@ -106,50 +132,94 @@ def write_bundle(
         for name, write in (others or {}).items():
             write(folder / name)
         files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(folder.iterdir())}
-        content = {"format": _FORMAT, "format_version": FORMAT_VERSION, **manifest, "files": files}
-        content["checksum"] = _checksum(content)
+        content = {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest, "files": files}
+        content["checksum"] = checksum_of(content)
         (folder / "manifest.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+        (folder / _CARD).write_text(card, encoding="utf-8")
         for file in folder.iterdir():
             with open(file, "rb") as opened:
                 os.fsync(opened.fileno())
 
 
+def _check_replaceable(path: Path) -> None:
+    """Refuse to replace anything but a bundle, or a bundle in which somebody keeps files of their own."""
+    if path.is_symlink() or not path.is_dir():
+        raise UserError(f"{path}: exists already and is not a folder; choose another name")
+    names = {file.name for file in path.iterdir()}
+    try:
+        ours = is_manifest(read_json(path / "manifest.json"))
+    except UserError:
+        ours = False  # a damaged bundle has the names of one
+    if not ours and not names.issuperset(_REQUIRED):
+        raise UserError(f"{path}: exists already and is not a bundle; choose another folder")
+    others = sorted(name for name in names if name not in _NAMES or (path / name).is_dir())
+    if others:
+        raise UserError(f"{path}: holds {others[0]}, which is no part of a bundle; move it, or choose another folder")
+
+
 def read_bundle(path: str | Path, verify: bool = True) -> Bundle:
     """Open a bundle.
 
+    Whatever the files hold, it is checked before it is used: names, sizes and shapes first, then checksums, then
+    values.  Files are plain files in the folder; links are not followed.
+
     Args:
         path: the folder.
-        verify: compare every file with its checksum, which reads all files.  Without, only sizes and shapes are
-            checked.
+        verify: compare every file with its checksum, which reads all files.
 
     Raises:
         UserError: if the folder is not a bundle, has an unknown format version, is incomplete or damaged.
     """
     path = Path(path)
-    manifest = _read_manifest(path)
-    for name, file in manifest["files"].items():
-        _check_file(path / name, file, verify)
-    ids = {kind: _read_ids(path / name) for kind, name in _IDS.items() if name in manifest["files"]}
-    if len(ids) < len(_IDS):
-        raise UserError(f"{path}: incomplete: the manifest does not list {' or '.join(_IDS.values())}")
-    n_items, n_users, size = len(ids["item"]), len(ids["user"]), manifest["embedding_size"]
+    with suppress(OSError):
+        restore(path, idle_seconds=10)
+    manifest = read_manifest(path)
+    files = manifest["files"]
+    for name in _REQUIRED:
+        if name not in files:
+            raise UserError(f"{path}: incomplete: the manifest does not list {name}")
+    for name in files:
+        _check_size(path / name, files[name]["bytes"])
 
-    def values(name: str) -> npt.NDArray[np.float32] | None:
-        return _read_array(path / name, (n_items,), np.float32) if name in manifest["files"] else None
-
-    start = _read_array(path / "history_start.npy", (n_users + 1,), np.int64)
+    size = manifest["embedding_size"]
+    item_e = _embeddings(path / "item_encodings.npy", size)
+    if manifest["score"] == "cosine" and not _has_unit_rows(item_e):
+        raise UserError(f"{path / 'item_encodings.npy'}: expected rows of length 1, because scores are cosines")
+    user_e = _embeddings(path / "user_encodings.npy", size)
+    n_items, n_users = len(item_e), len(user_e)
+    for name in files:
+        _check_enormous(path / name, files[name]["bytes"], n_items, n_users, size)
+    start = map_array(path / "history_start.npy", (n_users + 1,), np.int64)
+    history = map_array(path / "history_item.npy", (-1,), np.int32)
+    _check_history(path, start, history, n_items)
+    bias, weight = (
+        map_array(path / name, (n_items,), np.float32) if name in files else None
+        for name in ("item_bias.npy", "item_weight.npy")
+    )
+    if bias is not None and not _within(bias, -LARGEST, LARGEST):
+        raise UserError(f"{path / 'item_bias.npy'}: has values beyond {LARGEST:g}; export the bundle again")
+    if weight is not None and not _within(weight, LEAST_WEIGHT, LARGEST_WEIGHT):
+        raise UserError(f"{path / 'item_weight.npy'}: expected weights above 0 and up to {LARGEST_WEIGHT:g}")
+    for key, count in (("n_items", n_items), ("n_users", n_users), ("n_interactions", len(history))):
+        if manifest.get(key) not in (None, count):
+            raise UserError(f"{path / 'manifest.json'}: {key}: {manifest[key]}, but the arrays have {count}")
+    for name, dtype in (("item_encodings.npy", item_e.dtype), ("user_encodings.npy", user_e.dtype)):
+        if manifest.get("dtype") not in (None, dtype.name):
+            raise UserError(f"{path / name}: {dtype.name}, but the manifest says {manifest['dtype']}")
+    if verify:
+        for name in files:
+            _check_hash(path / name, files[name]["sha256"])
     return Bundle(
         path=path,
         manifest=manifest,
-        item_ids=ids["item"],
-        user_ids=ids["user"],
-        item_encodings=_read_array(path / "item_encodings.npy", (n_items, size), *_ENCODINGS),
-        item_bias=values("item_bias.npy"),
-        item_weight=values("item_weight.npy"),
-        user_encodings=_read_array(path / "user_encodings.npy", (n_users, size), *_ENCODINGS),
+        item_ids=_read_ids(path / "item_ids.json", n_items),
+        user_ids=_read_ids(path / "user_ids.json", n_users),
+        item_encodings=item_e,
+        item_bias=bias,
+        item_weight=weight,
+        user_encodings=user_e,
         history_start=start,
-        history_item=_read_array(path / "history_item.npy", (int(start[-1]),), np.int32),
+        history_item=history,
     )
 
 
@@ -162,76 +232,91 @@ def read_fields(bundle: Bundle) -> dict[str, list[str]]:
     path = bundle.path / "item_fields.json"
     if path.name not in bundle.manifest["files"]:
         return {}
-    fields = _read_json(path)
     n_items = len(bundle.item_ids)
-    if not isinstance(fields, dict) or any(
-        not _is_list_of_str(value) or len(value) != n_items for value in fields.values()
+    fields = read_json(path, _MORE_BYTES + _FIELD_BYTES * n_items)
+    if (
+        not isinstance(fields, dict)
+        or not _is_list_of_text(list(fields))
+        or not all(_is_list_of_text(value) and len(value) == n_items for value in fields.values())
     ):
         raise UserError(f"{path}: damaged: expected fields with {n_items} values each")
+    title = bundle.manifest["title_field"]
+    if title is not None and title not in fields:
+        raise UserError(f"{path}: has no field {title[:80]!r}, the title_field of manifest.json")
     return fields
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    if not (path / "manifest.json").is_file():
-        raise UserError(
-            f"{path}: not a bundle: there is no manifest.json; create one with recbole-onebp export RUN_DIR {path}"
-        )
-    manifest = _read_json(path / "manifest.json")
-    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-        raise UserError(f"{path / 'manifest.json'}: not the manifest of a bundle, or damaged")
-    version = manifest.get("format_version")
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"{path}: a bundle of format version {version}; this recbole_onebp reads version {FORMAT_VERSION}: export "
-            "the run again, or install the version of recbole_onebp that wrote it"
-        )
-    if manifest.get("checksum") != _checksum(manifest):
-        raise UserError(f"{path / 'manifest.json'}: damaged: it does not match its checksum; export the bundle again")
-    return manifest
+def _check_size(path: Path, size: int) -> None:
+    with open_plain(path) as file:
+        found = os.fstat(file.fileno()).st_size
+    if found != size:
+        raise UserError(f"{path}: damaged: {found} bytes instead of {size} in the manifest; export the bundle again")
 
 
-def _checksum(manifest: Mapping[str, Any]) -> str:
-    content = {name: value for name, value in manifest.items() if name != "checksum"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _check_enormous(path: Path, found: int, n_items: int, n_users: int, size: int) -> None:
+    """Refuse a file that is much larger than its items or users need, before it is read."""
+    most = {
+        "item_ids.json": _ID_BYTES * n_items,
+        "user_ids.json": _ID_BYTES * n_users,
+        "item_fields.json": _FIELD_BYTES * n_items,
+    }.get(path.name, _OTHER_BYTES + n_items * (1024 + 16 * size))
+    if path.suffix != ".npy" and found > _MORE_BYTES + most:
+        raise UserError(f"{path}: has {found} bytes; at most {_MORE_BYTES + most} are read")
 
 
-def _check_file(path: Path, file: Mapping[str, Any], verify: bool) -> None:
-    try:
-        size = path.stat().st_size
-        same = size == file["bytes"] and (not verify or sha256(path) == file["sha256"])
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; export the bundle again") from None
+def _check_hash(path: Path, sha256_in_manifest: str) -> None:
+    with open_plain(path) as file:
+        try:
+            same = sha256_of(file) == sha256_in_manifest
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}; export the bundle again") from None
     if not same:
-        what = "its checksum differs from" if size == file["bytes"] else f"{size} bytes instead of {file['bytes']} in"
-        raise UserError(f"{path}: damaged: {what} the manifest; export the bundle again")
+        raise UserError(f"{path}: damaged: its checksum differs from the manifest; export the bundle again")
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: damaged: not JSON: {error}") from None
+def _embeddings(path: Path, size: int) -> npt.NDArray[np.floating]:
+    array = map_array(path, (-1, size), *_ENCODINGS)
+    if not _within(array, -LARGEST, LARGEST):
+        raise UserError(f"{path}: has values beyond {LARGEST:g}; export the bundle again")
+    return array
 
 
-def _is_list_of_str(value: Any) -> bool:
-    return isinstance(value, list) and all(type(text) is str for text in value)
+def _within(array: npt.NDArray[Any], least: float, most: float) -> bool:
+    return all(least <= float(block.min()) and float(block.max()) <= most for block in blocks(array))
 
 
-def _read_ids(path: Path) -> list[str]:
-    ids: Sequence[str] = _read_json(path)
-    if not _is_list_of_str(ids) or len(set(ids)) < len(ids):
-        raise UserError(f"{path}: damaged: expected a list of distinct ids")
-    return list(ids)
+def _has_unit_rows(array: npt.NDArray[np.floating]) -> bool:
+    """Whether each row has length 1, up to the rounding of float16, or is zero."""
+    for block in blocks(array):
+        squared = np.square(block, dtype=np.float32).sum(axis=1)
+        if not bool(((np.abs(squared - 1) < 0.02) | (squared == 0)).all()):
+            return False
+    return True
 
 
-def _read_array(path: Path, shape: tuple[int, ...], *dtypes: type[np.generic]) -> npt.NDArray[Any]:
-    try:
-        array = np.load(path, mmap_mode="r" if 0 not in shape else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: damaged: {error}") from None
-    if array.shape != shape or array.dtype not in dtypes or not array.flags.c_contiguous:
-        names = " or ".join(np.dtype(dtype).name for dtype in dtypes)
-        raise UserError(f"{path}: {array.dtype.name} {array.shape}; expected {names} {shape}")
-    return array.view(np.ndarray)  # np.memmap only makes indexing slower
+def _check_history(path: Path, start: npt.NDArray[np.int64], item: npt.NDArray[np.int32], n_items: int) -> None:
+    ends = int(start[0]), int(start[-1])
+    if ends != (0, len(item)) or bool((start[1:] < start[:-1]).any()):
+        raise UserError(
+            f"{path / 'history_start.npy'}: expected numbers that ascend from 0 to {len(item)}, the length of "
+            "history_item.npy; export the bundle again"
+        )
+    if not _within(item, 0, n_items - 1):
+        raise UserError(f"{path / 'history_item.npy'}: expected rows of the {n_items} items; export the bundle again")
+
+
+def _is_list_of_text(value: Any) -> bool:
+    if not isinstance(value, list) or not all(type(text) is str for text in value):
+        return False
+    try:  # a lone surrogate can neither be printed nor written
+        "".join(value).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _read_ids(path: Path, count: int) -> list[str]:
+    ids: list[str] = read_json(path, _MORE_BYTES + _ID_BYTES * count)
+    if not _is_list_of_text(ids) or len(ids) != count or len(set(ids)) < count:
+        raise UserError(f"{path}: damaged: expected a list of {count} distinct ids")
+    return ids

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from recbole_onebp.serving.answers import Answers
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import Token
+from recbole_onebp.util.untrusted import open_plain
 
 __all__ = ["ListFormat", "PartWriter", "format_of"]
 
@@ -19,13 +20,16 @@ PartWriter = Callable[[Path, list[Token], Answers], None]
 """Writes the lists of some users to a file."""
 
 _COLUMNS = ("user", "item", "rank", "score")
+_HEAD = (",".join(_COLUMNS) + "\n").encode()
+_JSON_HEAD = b'{"user": "'
 
 
 class ListFormat(NamedTuple):
-    """How a part is written, and how parts are joined to one file."""
+    """How a part is written, how parts are joined to one file, and how such a file is told from others."""
 
     write_part: PartWriter
     join: Callable[[Sequence[Path], Path], None]
+    is_lists: Callable[[Path], bool]
 
 
 def format_of(out: Path) -> ListFormat:
@@ -35,9 +39,9 @@ def format_of(out: Path) -> ListFormat:
         UserError: for another suffix, or if pyarrow is missing.
     """
     formats = {
-        ".csv": ListFormat(_write_csv, _join_csv),
-        ".jsonl": ListFormat(_write_jsonl, _join),
-        ".parquet": ListFormat(_write_parquet, _join_parquet),
+        ".csv": ListFormat(_write_csv, _join_csv, _begins_as_csv),
+        ".jsonl": ListFormat(_write_jsonl, _join, _begins_as_jsonl),
+        ".parquet": ListFormat(_write_parquet, _join_parquet, _is_parquet),
     }
     if out.suffix not in formats:
         raise UserError(f"{out}: its suffix is {out.suffix or 'missing'}; expected {', '.join(formats)}")
@@ -81,6 +85,34 @@ def _parquet_schema() -> Any:
     return pa.schema(dict(zip(_COLUMNS, (pa.string(), pa.string(), pa.int32(), pa.float64()), strict=True)))
 
 
+def _begins_as_csv(file: Path) -> bool:
+    return _beginning(file, len(_HEAD)) == _HEAD
+
+
+def _begins_as_jsonl(file: Path) -> bool:
+    return _beginning(file, len(_JSON_HEAD)) in (b"", _JSON_HEAD)  # without users the file is empty
+
+
+def _beginning(file: Path, size: int) -> bytes | None:
+    """The first bytes; None if it is not a plain file."""
+    try:
+        with open_plain(file) as opened:
+            return opened.read(size)
+    except UserError:
+        return None
+
+
+def _is_parquet(file: Path) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with open_plain(file) as opened:
+            return bool(pq.read_schema(opened).names == list(_COLUMNS))
+    except (UserError, pa.ArrowException, OSError, ValueError):
+        return False
+
+
 def _join(parts: Sequence[Path], file: Path, head: bytes = b"") -> None:
     with open(file, "wb") as joined:
         joined.write(head)
@@ -90,7 +122,7 @@ def _join(parts: Sequence[Path], file: Path, head: bytes = b"") -> None:
 
 
 def _join_csv(parts: Sequence[Path], file: Path) -> None:
-    _join(parts, file, (",".join(_COLUMNS) + "\n").encode())
+    _join(parts, file, _HEAD)
 
 
 def _join_parquet(parts: Sequence[Path], file: Path) -> None:

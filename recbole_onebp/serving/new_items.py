@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recbole_onebp.serving.bundle import Bundle
+from recbole_onebp.serving.bundle import LARGEST_WEIGHT, LEAST_WEIGHT, Bundle
 from recbole_onebp.serving.tables import Float32Array, IntArray, ItemTable, dots, unit_rows
 
 __all__ = ["ItemEstimate", "ItemEstimator", "append_values"]
@@ -58,8 +58,13 @@ class ItemEstimator:
     def _weight(self, n_users: int) -> float:
         """Weight of an item with so many users, see :func:`recbole_onebp.functional.popularity_weights`."""
         aggregation = self._bundle.manifest["aggregation"]
-        alpha = aggregation["alpha"] if aggregation else 0.0
-        return float((n_users / self._popularity[self._popularity > 0].mean()) ** -alpha)
+        alpha = float(aggregation["alpha"]) if aggregation else 0.0
+        counts = self._popularity[self._popularity > 0]
+        if not len(counts):
+            return 1.0
+        with np.errstate(over="ignore"):
+            weight = float((n_users / counts.mean()) ** -alpha)
+        return min(max(weight, LEAST_WEIGHT), LARGEST_WEIGHT)
 
     @cached_property
     def _popularity(self) -> IntArray:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from recbole_onebp.serving.answers import Answers, Explanation, UnknownIdError
+from recbole_onebp.serving.answers import Answers, Explanation, Scores, UnknownIdError
 from recbole_onebp.serving.bundle import Bundle, read_bundle
 from recbole_onebp.serving.bundle_state import BundleState
 from recbole_onebp.serving.explain import Composition, compose_history, compose_user, split_score
@@ -199,6 +199,39 @@ class Recommender(BundleState):
         own = [known[place : place + 1] for place in range(len(known))]
         ranked, unknown_others = self._rank(table, table.embeddings.rows(known), k, own, allow, deny)
         return Answers(self._lists(ranked, rows >= 0), [], list(dict.fromkeys(unknown + unknown_others)))
+
+    def score(self, users: Iterable[TokenLike], items: Iterable[TokenLike]) -> Scores:
+        """The scores of chosen pairs, the n-th user with the n-th item; the same numbers as in a list, to the last bit.
+
+        Args:
+            users: ids of m users.
+            items: ids of m items.
+
+        Returns:
+            A float64 array ``(m,)``, NaN where the user or the item is unknown.  Its attributes ``unknown_users`` and
+            ``unknown_items`` name these.
+
+        Raises:
+            UserError: if an argument has a wrong type, or the two have different lengths.
+
+        Example:
+            >>> scores = rec.score(["u1", "u1", "nobody"], ["i5", "i9", "i5"])
+            >>> float(scores[1]) == dict(rec.recommend(["u1"], k=60, exclude_seen=False)[0])["i9"]
+            True
+            >>> float(scores[2]), scores.unknown
+            (nan, ['nobody'])
+        """
+        user_rows, unknown_users = self._user_tokens.find(as_list(users, "users"))
+        item_rows, unknown_items = self._item_tokens.find(as_list(items, "items"))
+        if len(user_rows) != len(item_rows):
+            raise UserError(f"score: {len(user_rows)} users and {len(item_rows)} items; expected a user for each item")
+        known = (user_rows >= 0) & (item_rows >= 0)
+        distinct, place = np.unique(user_rows[known], return_inverse=True)
+        user_e = self._scored(self._users.rows(distinct))
+        scores = np.full(len(known), np.nan).view(Scores)
+        scores[known] = self._items.score_pairs(user_e, place.reshape(-1), item_rows[known])
+        scores.unknown_users, scores.unknown_items = unknown_users, unknown_items
+        return scores
 
     # ---------------------------------------------------------------------------------------------------- explanations
 

@@ -6,9 +6,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["LostRankError", "UserError", "writing"]
+__all__ = ["LostRankError", "UserError", "printable", "writing"]
 
 _MAX_LENGTH = 2000
+
+
+def printable(text: str) -> str:
+    r"""``text`` with control characters and other unprintable ones escaped, safe to show on a terminal.
+
+    Example:
+        >>> printable("\x1b[2Jé")
+        '\\x1b[2Jé'
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 class UserError(Exception):
@@ -20,7 +32,7 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         line = " ".join(message[: 2 * _MAX_LENGTH].split())
-        line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+        line = printable(line)
         super().__init__(line if len(line) <= _MAX_LENGTH else f"{line[:_MAX_LENGTH]} ...")
 
 

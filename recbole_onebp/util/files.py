@@ -6,11 +6,13 @@ Every folder that this program makes holds a marker file. Nothing in a folder wi
 from __future__ import annotations
 
 import ctypes
+import glob
 import json
 import os
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +27,7 @@ __all__ = [
     "claim_folder",
     "is_claimed",
     "mark_folder",
+    "restore",
     "sync",
     "whole_folder",
     "write_atomically",
@@ -167,6 +170,7 @@ def whole_folder(path: Path, replace: bool = False, kind: str | None = None) -> 
     Raises:
         OSError: if it cannot be written.
     """
+    restore(path)
     made = [parent for parent in path.parents if not parent.exists()]
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
     try:
@@ -190,6 +194,24 @@ def whole_folder(path: Path, replace: bool = False, kind: str | None = None) -> 
         raise
     for left in (temporary, old):  # one of them is what was replaced
         shutil.rmtree(left, ignore_errors=True)
+
+
+def restore(path: Path, idle_seconds: float = 0) -> None:
+    """Bring back a folder whose replacement was killed between two renames, where the system cannot exchange folders.
+
+    Args:
+        path: the folder.
+        idle_seconds: leave it to a process that has renamed it so recently.
+
+    Raises:
+        OSError: if it cannot be renamed.
+    """
+    if os.path.lexists(path) or not path.parent.is_dir():
+        return
+    left = [folder for folder in path.parent.glob(f".{glob.escape(path.name)}.*.old") if folder.is_dir()]
+    last = max(left, key=lambda folder: folder.stat().st_ctime, default=None)
+    if last is not None and time.time() - last.stat().st_ctime >= idle_seconds:
+        os.replace(last, path)
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,12 +15,13 @@ import numpy.typing as npt
 
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["map_array", "open_plain", "plain_name", "read_json", "read_text"]
+__all__ = ["blocks", "map_array", "open_plain", "plain_name", "read_json", "read_text"]
 
 _MAX_JSON_BYTES = 64 << 20
 _MAX_JSON_DEPTH = 64
 _MAX_JSON_VALUES = 8_000_000
 """Roughly: an object counts as four. A value takes up to 64 bytes of memory, also where it takes two in the file."""
+_BLOCK_VALUES = 1 << 20
 
 
 def plain_name(name: object, where: Path) -> str:
@@ -90,6 +92,8 @@ def read_json(path: Path, max_bytes: int = _MAX_JSON_BYTES, finite: bool = True)
         json_depth(value)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged: not JSON as expected: {error}") from None
+    except MemoryError:
+        raise UserError(f"{path}: needs more memory than there is") from None
     return value
 
 
@@ -142,7 +146,16 @@ def map_array(path: Path, shape: tuple[int, ...], *dtypes: type[np.generic], fin
             raise UserError(f"{path}: damaged: {size} bytes do not fit an array {found} of {dtype}")
         if 0 in found:
             return np.empty(found, dtype)
-        array: npt.NDArray[Any] = np.memmap(file, dtype, "r", offset, found).view(np.ndarray)
-    if finite and dtype.kind == "f" and not np.isfinite(array).all():
+        try:
+            array: npt.NDArray[Any] = np.memmap(file, dtype, "r", offset, found).view(np.ndarray)
+        except (OSError, OverflowError, ValueError) as error:  # larger than the address space
+            raise UserError(f"{path}: cannot be mapped into memory: {error}") from None
+    if finite and dtype.kind == "f" and not all(np.isfinite(block).all() for block in blocks(array)):
         raise UserError(f"{path}: holds values that are not finite numbers; export the bundle again")
     return array
+
+
+def blocks(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """The rows of an array in blocks of about a million values, so that a check of them takes little memory."""
+    rows = max(1, _BLOCK_VALUES * len(array) // max(array.size, 1))
+    return (array[start : start + rows] for start in range(0, len(array), rows))

@@ -88,7 +88,7 @@ def test_an_empty_file_of_users():
 def test_resume_computes_only_missing_parts(rec, short_parts, monkeypatch):
     done = []
 
-    def run(bundle_dir, users, parts, request, write_part, jobs, tick):
+    def run(bundle_dir, users, parts, part_size, request, write_part, jobs, tick):
         for number, part in enumerate(parts):
             if part.exists():
                 continue

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recbole_onebp import Recommender
 from recbole_onebp.serving.bundle import read_bundle, read_fields
+from recbole_onebp.util import files
 from recbole_onebp.util.errors import UserError
 from support.bundles import made_bundle
+from support.hostile import KINDS, little_time, replace_file, reseal
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +137,183 @@ def test_damaged_headers_are_refused_without_checksums(pristine, name, data):
         _, refusal = outcome(read_fields, bundle)
         assert bundle.item_encodings.shape == (60, 8)
     assert refusal is None or str(path) in refusal
+
+
+# ------------------------------------------------------------------------------------------ right checksums, wrong rest
+
+
+def resealed(pristine, tmp_path, change):
+    """A copy with ``change(folder, manifest)`` applied and the checksums made right again."""
+    path = Path(shutil.copytree(pristine, tmp_path / "copy"))
+    manifest = json.loads((path / "manifest.json").read_text())
+    change(path, manifest)
+    reseal(path, manifest)
+    return path
+
+
+def refused(path):
+    with little_time(), pytest.raises(UserError) as error:
+        read_fields(Recommender.load(path).bundle)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["../item_ids.json", "/dev/zero", "a/b", "..", "", "a\\b", "\0", "x" * 300])
+def test_a10_a_name_that_leaves_the_folder(pristine, tmp_path, name):
+    path = resealed(pristine, tmp_path, lambda path, manifest: manifest["files"].update({name: FILE}))
+    assert "is not the name of a file in the same folder" in refused(path)
+
+
+FILE = {"bytes": 0, "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["item_ids.json", "item_encodings.npy", "history_start.npy"])
+def test_a10_a_file_that_is_not_plain(pristine, tmp_path, name, kind):
+    assert name in refused(resealed(pristine, tmp_path, lambda path, _: replace_file(path / name, kind)))
+
+
+def test_a10_a_device_as_the_manifest(pristine, tmp_path):
+    for kind in KINDS:
+        path = Path(shutil.copytree(pristine, tmp_path / kind))
+        replace_file(path / "manifest.json", kind)
+        assert "manifest.json" in refused(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("name", ["item_encodings", "user_encodings", "item_bias", "item_weight"])
+def test_a10_one_row_that_is_no_number_is_refused_by_name(pristine, tmp_path, name, value):
+    def change(path, _):
+        array = np.load(path / f"{name}.npy")
+        array[7] = value
+        np.save(path / f"{name}.npy", array)
+
+    path = resealed(pristine, tmp_path, change)
+    assert f"{name}.npy" in refused(path)
+    with pytest.raises(UserError, match=name):
+        read_bundle(path, verify=False)
+
+
+def with_array(name, change):
+    def apply(path, _):
+        np.save(path / f"{name}.npy", change(np.load(path / f"{name}.npy")), allow_pickle=True)
+
+    return apply
+
+
+def with_json(name, value):
+    return lambda path, _: (path / f"{name}.json").write_text(json.dumps(value))
+
+
+def with_value(**values):
+    return lambda _, manifest: manifest.update(values)
+
+
+def with_number(place, number):
+    def change(array):
+        array[place] = number
+        return array
+
+    return change
+
+
+ITEMS = [f"i{number}" for number in range(60)]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (with_array("history_start", with_number(0, 1)), "history_start.npy: expected numbers that ascend"),
+        (with_array("history_start", with_number(3, 0)), "history_start.npy: expected numbers that ascend"),
+        (with_array("history_start", with_number(-1, 5)), "history_start.npy: expected numbers that ascend"),
+        (with_array("history_start", with_number(-1, 2**62)), "history_start.npy: expected numbers that ascend"),
+        (with_array("history_item", with_number(0, 60)), "history_item.npy: expected rows of the 60 items"),
+        (with_array("history_item", with_number(0, -1)), "history_item.npy: expected rows of the 60 items"),
+        (with_array("item_weight", with_number(0, 0)), "item_weight.npy: expected weights above 0"),
+        (with_array("item_weight", with_number(0, -1)), "item_weight.npy: expected weights above 0"),
+        (with_array("item_bias", lambda array: array[:-1]), "item_bias.npy: float32 (59,); expected float32 (60,)"),
+        (with_array("item_encodings", lambda array: array[:-1]), "history_item.npy: expected rows of the 59 items"),
+        (with_array("user_encodings", lambda array: array[:, :-1]), "user_encodings.npy: float32 (20, 7)"),
+        (with_array("item_encodings", lambda array: array.astype(object)), "item_encodings.npy"),
+        (with_array("item_encodings", lambda array: array.astype(">f4")), "item_encodings.npy"),
+        (with_value(score="cosine"), "item_encodings.npy: expected rows of length 1"),
+        (with_value(score="sum"), "score: 'sum' is not allowed; expected dot or cosine"),
+        (with_value(aggregation="mean"), "aggregation: 'mean' is not allowed"),
+        (with_value(aggregation={"rule": "mean", "beta": 2, "alpha": 0}), "aggregation: "),
+        (with_value(aggregation={"rule": "mean", "beta": True, "alpha": 0}), "aggregation: "),
+        (with_value(embedding_size=True), "embedding_size: True is not allowed"),
+        (with_value(embedding_size=2**40), "embedding_size: "),
+        (with_value(title_field=5), "title_field: 5 is not allowed"),
+        (with_value(title_field="name"), "has no field 'name', the title_field"),
+        (with_value(ordered="no"), "ordered: 'no' is not allowed"),
+        (with_value(n_users=21), "n_users: 21, but the arrays have 20"),
+        (with_value(dtype="float16"), "item_encodings.npy: float32, but the manifest says float16"),
+        (with_value(files=[]), "files: [] is not allowed"),
+        (with_value(created="\x1b[2J"), r"created: '\x1b[2J' is not allowed"),
+        (lambda _, manifest: manifest.pop("aggregation"), "has no aggregation"),
+        (with_json("item_ids", ITEMS[:-1]), "item_ids.json: damaged: expected a list of 60 distinct ids"),
+        (with_json("item_ids", [*ITEMS[:-1], "i0"]), "item_ids.json: damaged: expected a list of 60 distinct ids"),
+        (with_json("item_ids", [*ITEMS[:-1], 59]), "item_ids.json: damaged: expected a list of 60 distinct ids"),
+        (with_json("item_ids", [*ITEMS[:-1], "\ud800"]), "item_ids.json: damaged: expected a list of 60 distinct ids"),
+        (with_json("item_ids", [*ITEMS[:-1], "x" * 200_000]), "at most 126976 are read"),
+        (with_json("item_fields", {"title": ITEMS[:-1]}), "item_fields.json: damaged: expected fields with 60 values"),
+        (with_json("item_fields", {"title": ITEMS, "x": ["x" * 2_000_000]}), "at most 1048576 are read"),
+        (with_json("item_ids", json.loads("[" * 65 + "]" * 65)), "nested more than 64 deep"),
+    ],
+)
+def test_a10_what_does_not_fit(pristine, tmp_path, change, words):
+    assert words in refused(resealed(pristine, tmp_path, change))
+
+
+# ------------------------------------------------------------------------------------------------------------ replacing
+
+
+def test_a15_only_a_bundle_is_replaced(tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "manifest.json").write_text('{"name": "a web page"}')
+    with pytest.raises(UserError, match="exists already and is not a bundle"):
+        made_bundle(mine, replace=True)
+    bundle = made_bundle(tmp_path / "bundle")
+    (tmp_path / "link").symlink_to(bundle)
+    with pytest.raises(UserError, match="exists already and is not a folder"):
+        made_bundle(tmp_path / "link", replace=True)
+    (bundle / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds notes\.txt, which is no part of a bundle"):
+        made_bundle(bundle, replace=True)
+    (bundle / "notes.txt").unlink()
+    (bundle / "manifest.json").write_text("damaged")
+    made_bundle(bundle, replace=True, n_items=70)
+    assert Recommender.load(bundle).n_items == 70
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "link", "mine"]
+
+
+@pytest.mark.parametrize("swaps", [True, False], ids=["exchange", "two renames"])
+@pytest.mark.parametrize("moment", range(4))
+def test_a18_a_killed_replacement_leaves_a_bundle(tmp_path, monkeypatch, swaps, moment):
+    """The process ends at the n-th of the calls that rename or remove."""
+    bundle = made_bundle(tmp_path / "bundle")
+    if os.fork() == 0:
+        left = moment
+
+        def ending(call):
+            def counted(*arguments, **keywords):
+                nonlocal left
+                if left == 0:
+                    os._exit(0)
+                left -= 1
+                return call(*arguments, **keywords)
+
+            return counted
+
+        try:
+            files._exchange = ending(files._exchange) if swaps else lambda *_: False
+            os.replace, os.rename, shutil.rmtree = map(ending, (os.replace, os.rename, shutil.rmtree))
+            made_bundle(bundle, replace=True, n_items=70)
+        finally:
+            os._exit(0)
+    os.wait()
+    later = time.time() + 60
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert Recommender.load(bundle).n_items in (60, 70)
+    made_bundle(bundle, replace=True, n_items=80)
+    assert Recommender.load(bundle).n_items == 80

@@ -27,6 +27,7 @@ def made_bundle(
     aggregates: bool = True,
     ordered: bool = False,
     others: Any = None,
+    replace: bool = False,
     **arrays: Any,
 ) -> Path:
     """A bundle at ``path``: users u0, u1, ..., items i0, i1, ... with titles; each user has 1 to 8 items."""
@@ -58,5 +59,5 @@ def made_bundle(
         "user_ids": [f"u{number}" for number in range(n_users)],
         "item_fields": {"title": [f"Item {number}" for number in range(n_items)]},
     }
-    write_bundle(path, manifest, made, texts, "# Model card\n", others=others)
+    write_bundle(path, manifest, made, texts, "# Model card\n", replace, others)
     return path

@@ -202,7 +202,9 @@ def _whole(column: pd.Categorical, key: str, form: TableFormat, remarks: list[st
     if not is_float.any():
         return column
     if form.whole_ids:
-        texts = [text.partition(".")[0] if whole else text for text, whole in zip(column.categories, is_float, strict=True)]
+        texts = [
+            text.partition(".")[0] if whole else text for text, whole in zip(column.categories, is_float, strict=True)
+        ]
         whole = Text()
         whole.append_coded(column.codes, texts)
         return whole.column()

@@ -29,7 +29,12 @@ def read_item_fields(config: Any, item_ids: Sequence[Token]) -> dict[str, list[s
     path = Path(config["data_path"]) / f"{config['dataset']}.item"
     if not path.is_file():
         return {}
-    lines = path.read_text(encoding=config["encoding"]).splitlines()
+    try:
+        text = path.read_text(encoding=config["encoding"])
+        text.encode()  # an encoding may give letters that no file can hold
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    lines = text.split("\n")
     names = columns(path, config)
     key = config["ITEM_ID_FIELD"]
     if key not in names:

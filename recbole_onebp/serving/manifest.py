@@ -1,0 +1,132 @@
+"""The manifest of a bundle: read, and checked value by value, because a stranger may have written it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from recbole_onebp.util.errors import UserError
+from recbole_onebp.util.untrusted import plain_name, read_json
+
+__all__ = ["FORMAT", "FORMAT_VERSION", "LARGEST_SIZE", "checksum_of", "is_manifest", "read_manifest"]
+
+FORMAT = "recbole_onebp bundle"
+FORMAT_VERSION = 1
+LARGEST_SIZE = 1 << 16
+"""Largest dimension of embeddings."""
+
+_MAX_BYTES = 4 << 20
+_MAX_FILES = 100
+_REQUIRED = ("files", "model", "score", "aggregation", "embedding_size", "ordered", "title_field")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of the bundle at ``path``.
+
+    Raises:
+        UserError: if there is none, it is damaged or of another format version, or a value is not allowed.
+    """
+    file = path / "manifest.json"
+    if not file.is_file():
+        raise UserError(
+            f"{path}: not a bundle: there is no manifest.json; create one with recbole-onebp export RUN_DIR {path}"
+        )
+    manifest = read_json(file, _MAX_BYTES)
+    if not is_manifest(manifest):
+        raise UserError(f"{file}: not the manifest of a bundle, or damaged")
+    version = manifest.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: a bundle of format version {version!s:.40}; this recbole_onebp reads version {FORMAT_VERSION}: "
+            "export the run again, or install the version of recbole_onebp that wrote it"
+        )
+    if manifest.get("checksum") != checksum_of(manifest):
+        raise UserError(f"{file}: damaged: it does not match its checksum; export the bundle again")
+    for key in _REQUIRED:
+        if key not in manifest:
+            raise UserError(f"{file}: has no {key}; export the bundle again")
+    for key, (allowed, expected) in _VALUES.items():
+        if not allowed(manifest.get(key)):
+            raise UserError(f"{file}: {key}: {manifest.get(key)!r:.80} is not allowed; expected {expected}")
+    for name in manifest["files"]:
+        plain_name(name, file)
+    return manifest
+
+
+def is_manifest(content: Any) -> bool:
+    """Whether a value is that of a ``manifest.json`` of ours, of any version."""
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def checksum_of(manifest: Mapping[str, Any]) -> str:
+    """The checksum of all other values."""
+    content = {name: value for name, value in manifest.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**62
+
+
+def _is_number(value: Any, least: float, most: float) -> bool:
+    return type(value) in (int, float) and least <= value <= most
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str and value.isprintable() and len(value) <= 1000
+
+
+def _is_files(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and len(value) <= _MAX_FILES
+        and all(
+            isinstance(file, dict)
+            and _is_count(file.get("bytes"))
+            and type(file.get("sha256")) is str
+            and re.fullmatch("[0-9a-f]{64}", file["sha256"]) is not None
+            for file in value.values()
+        )
+    )
+
+
+def _is_aggregation(value: Any) -> bool:
+    if value is None:
+        return True
+    return (
+        isinstance(value, dict)
+        and value.get("rule") in ("moving", "mean")
+        and _is_number(value.get("beta"), 0, 1)
+        and _is_number(value.get("alpha"), 0, math.nextafter(math.inf, 0))
+    )
+
+
+def _optional(allowed: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or allowed(value)
+
+
+_COUNT = _optional(_is_count), "a whole number"
+_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "files": (_is_files, f"at most {_MAX_FILES} files with bytes and sha256"),
+    "model": (_is_text, "the name of a model"),
+    "score": (lambda value: value in ("dot", "cosine"), "dot or cosine"),
+    "aggregation": (_is_aggregation, "null, or rule moving or mean, beta from 0 to 1 and alpha of at least 0"),
+    "embedding_size": (lambda value: _is_count(value) and 1 <= value <= LARGEST_SIZE, f"from 1 to {LARGEST_SIZE}"),
+    "ordered": (lambda value: type(value) is bool, "true or false"),
+    "title_field": (_optional(lambda value: type(value) is str), "null or the name of a field"),
+    "created": (_optional(_is_text), "a time"),
+    "dtype": (_optional(lambda value: value in ("float32", "float16")), "float32 or float16"),
+    "n_users": _COUNT,
+    "n_items": _COUNT,
+    "n_interactions": _COUNT,
+    "best_epoch": (_optional(lambda value: type(value) is int), "a whole number"),
+    **{
+        key: (_optional(lambda value: isinstance(value, dict)), "an object")
+        for key in ("metrics", "data", "config", "versions", "ann")
+    },
+}

@@ -13,7 +13,7 @@ RULES = ["sequential", "last", "mean"]
 
 
 def aggregate_in_a_loop(table, user, item_e, beta, duplicates):
-    """The rules as METHOD states them, one pair at a time."""
+    """The rules as documented, one pair at a time."""
     table = table.clone()
     for u in user.unique():
         items = item_e[user == u]
@@ -141,7 +141,7 @@ def test_rare_items_weigh_more():
     assert torch.equal(popularity_weights(torch.tensor([3, 0, 5]), 0.0), torch.ones(3))
 
 
-def test_spread_tells_collapse():
+def test_spread_detects_collapse():
     assert spread(torch.ones(10, 4)) == pytest.approx(0, abs=1e-6)
     assert spread(torch.eye(4)) == pytest.approx(0.75)
     assert spread(torch.cat([torch.eye(4), -torch.eye(4)])) == pytest.approx(1)

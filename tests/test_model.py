@@ -39,7 +39,7 @@ def test_padding_is_never_touched(tiny, score, options):
 
 
 def test_every_positive_counts_once(tiny):
-    """RecBole's loader repeats a batch once a negative; neither loss nor aggregation may."""
+    """RecBole's loader repeats a batch once per negative; loss and aggregation count each pair once."""
     run = tiny(train_batch_size=50)
     model, batch = run.model, batch_of(run)
     assert len(batch) == 50
@@ -59,10 +59,10 @@ def test_every_positive_counts_once(tiny):
 def test_negatives_are_not_the_users_own_items(tiny):
     run = tiny()
     pairs = run.train_data.dataset.inter_feat
-    taken = set(zip(pairs["user_id"].tolist(), pairs["item_id"].tolist(), strict=True))
+    positives = set(zip(pairs["user_id"].tolist(), pairs["item_id"].tolist(), strict=True))
     for batch in run.train_data:
         drawn = set(zip(batch["user_id"].tolist(), batch["neg_item_id"].tolist(), strict=True))
-        assert not drawn & taken
+        assert not drawn & positives
         assert 0 not in batch["neg_item_id"]
 
 
@@ -96,7 +96,7 @@ def test_two_backpropagations_train_both_tables_and_move_nobody(tiny):
     assert {name for name, _ in run.model.named_parameters()} == {"item_table", "user_table"}
     run.model.calculate_loss(batch_of(run)).backward()
     assert run.model.user_table.grad.abs().sum() > 0
-    run.trainer._move_users = run.model.move_users = None  # would raise if anybody called them
+    run.trainer._move_users = run.model.move_users = None  # calling them would raise
     before = run.model.user_table.detach().clone()
     assert run.fit().parameters == (31 + 41) * 8
     assert not torch.equal(run.model.user_table, before)
@@ -112,13 +112,13 @@ def test_one_backpropagation_gives_users_no_gradient(tiny):
 
 def test_training_without_onebp_trainer_is_refused(tiny):
     run = tiny()
-    run.model._users_are_moved = False  # as made by get_model, before a trainer takes it
+    run.model._users_are_moved = False  # as returned by get_model, before a trainer is created
     trainer = Trainer(run.config, run.model)
     with pytest.raises(RuntimeError, match="OneBPTrainer"):
         trainer.fit(run.train_data, run.valid_data, saved=False)
 
 
-def test_a_loop_of_ones_own_can_promise_to_move_users(tiny):
+def test_a_custom_training_loop_can_move_users(tiny):
     run = tiny()
     run.model._users_are_moved = False
     run.model.users_will_be_moved()

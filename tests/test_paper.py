@@ -1,4 +1,4 @@
-"""OneBP against the paper's method, restated here in a few lines and run in float64."""
+"""OneBP against a short implementation of the paper's method in float64."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 class Reference:
-    """Tables, loss, Adam and user update as the paper and its code have them, one pair at a time."""
+    """Tables, loss, Adam and user update as in the paper and its code, one pair at a time."""
 
     def __init__(self, users, items, beta, temperature, learning_rate, weight_decay):
         self.users, self.items = users.clone(), items.clone()

@@ -1,4 +1,4 @@
-"""Aggregation of all users at once, weights, leaving one out and a decaying learning rate, restated in numpy."""
+"""Aggregation of all users, weights, leave-one-out and learning rate decay, against an implementation in numpy."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Restated:
         return self.config.score == "cosine"
 
     def user_of(self, user, item):
-        """As the loss takes it."""
+        """The user embedding in the loss."""
         if not self.config.leave_one_out:
             return self.users[user]
         others = list(self.items_of[user])
@@ -114,7 +114,7 @@ class Restated:
     "options",
     [
         {},
-        {"aggregation_interval": 5},  # which the 10 steps of an epoch are a multiple of
+        {"aggregation_interval": 5},  # a divisor of the 10 steps of an epoch
         {"aggregation": "epoch"},
         {"score": "dot", "temperature": 1.0},
         {"leave_one_out": False, "beta": 0.6},
@@ -122,7 +122,7 @@ class Restated:
         {"leave_one_out": False, "beta": 0.9, "aggregation": "step", "item_bias": False},
     ],
 )
-def test_three_epochs_equal_a_restatement(tiny, options):
+def test_three_epochs_equal_the_implementation_in_numpy(tiny, options):
     run = tiny(**{**RECIPE, **options}, engine="reference")
     run.model.double()
     run.trainer._schedule_of(run.train_data)
@@ -155,7 +155,7 @@ def with_a_lone_item(tmp_path):
 
 @pytest.mark.parametrize("engine", ["reference", "fast"])
 @pytest.mark.parametrize("score", ["dot", "cosine"])
-def test_of_a_pair_whose_user_has_no_other_item_only_the_bias_learns(tiny, with_a_lone_item, engine, score):
+def test_only_biases_are_updated_for_users_with_one_item(tiny, with_a_lone_item, engine, score):
     run = tiny(**{**with_a_lone_item, "score": score, "engine": engine})
     dataset, before = run.train_data._dataset, run.model.item_table.detach().clone()
     lone = dataset.inter_feat["user_id"] == run.dataset.token2id("user_id", "u0")
@@ -187,7 +187,7 @@ def test_fresh_users_are_the_mean_of_the_final_items(tiny, aggregation):
     moved, fresh = tiny(**options), tiny(**options, user_encoding="fresh")
     moved.trainer.fit(moved.train_data, saved=False)
     fresh.trainer.fit(fresh.train_data, saved=False)
-    assert torch.equal(moved.model.user_table, fresh.model.user_table)  # training does not know of it
+    assert torch.equal(moved.model.user_table, fresh.model.user_table)  # the key does not affect training
     before, model, restated = fresh.model.user_table.clone(), fresh.model.eval(), Restated(fresh)
     users = [restated.shares[items].mean(axis=0) for items in restated.items_of.values()]
     expected = restated.scored(np.array(users)) @ restated.scored(restated.items).T
@@ -205,7 +205,7 @@ def test_fresh_users_are_the_mean_of_the_final_items(tiny, aggregation):
 
 
 @pytest.mark.parametrize("engine", ["reference", "fast"])
-def test_the_learning_rate_decays_by_the_epoch_and_goes_on_after_a_checkpoint(tiny, engine, tmp_path, caplog):
+def test_the_learning_rate_decays_by_epoch_and_continues_after_a_checkpoint(tiny, engine, tmp_path, caplog):
     caplog.set_level("INFO")
     run = tiny(**RECIPE, engine=engine, epochs=3, recbole_checkpoint=True)
     run.fit()

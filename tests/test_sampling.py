@@ -1,4 +1,4 @@
-"""Negatives: never a positive, exactly the distribution asked for, the same on every device."""
+"""Negative sampling: never a positive, exactly the requested distribution, the same on every device."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ DISTRIBUTIONS = ["uniform", "popularity"]
 
 
 @st.composite
-def taken_pairs(draw):
-    """Pairs that leave every user something to take, by count as well as by popularity; user 0 took nothing."""
+def interactions(draw):
+    """Interactions that leave every user a negative with both distributions; user 0 has no interactions."""
     pair = st.tuples(st.integers(1, N_USERS - 1), st.integers(1, N_ITEMS - 1))
     pairs = draw(st.lists(pair, min_size=1, max_size=60))
     occurring = {item for _, item in pairs}
@@ -32,8 +32,8 @@ def taken_pairs(draw):
 
 
 @settings(deadline=None)
-@given(taken_pairs(), st.sampled_from(DISTRIBUTIONS), st.integers(0, 2**40))
-def test_what_is_drawn_was_not_taken(pairs, distribution, seed):
+@given(interactions(), st.sampled_from(DISTRIBUTIONS), st.integers(0, 2**40))
+def test_negatives_are_not_items_of_the_user(pairs, distribution, seed):
     user, item = pairs
     sampler = NegativeSampler(user, item, N_USERS, N_ITEMS, seed, distribution, alpha=0.5)
     asked = np.repeat(np.unique(user), 7)
@@ -42,15 +42,15 @@ def test_what_is_drawn_was_not_taken(pairs, distribution, seed):
     assert drawn.dtype == np.int64
     assert drawn.min() >= 1
     assert drawn.max() < N_ITEMS
-    taken = set(zip(user.tolist(), item.tolist(), strict=True))
-    assert not taken & {(int(u), int(i)) for u, row in zip(asked, drawn, strict=True) for i in row}
+    positives = set(zip(user.tolist(), item.tolist(), strict=True))
+    assert not positives & {(int(u), int(i)) for u, row in zip(asked, drawn, strict=True) for i in row}
     if distribution == "popularity":
         assert set(drawn.ravel().tolist()) <= set(item.tolist())
 
 
 @settings(deadline=None)
-@given(taken_pairs(), st.sampled_from(DISTRIBUTIONS), st.integers(0, 2**40), st.integers(-3, 3))
-def test_every_device_draws_the_same(pairs, distribution, seed, epoch):
+@given(interactions(), st.sampled_from(DISTRIBUTIONS), st.integers(0, 2**40), st.integers(-3, 3))
+def test_every_device_samples_the_same_items(pairs, distribution, seed, epoch):
     user, item = pairs
     sampler = NegativeSampler(user, item, N_USERS, N_ITEMS, seed, distribution)
     pair = np.arange(len(user)) * 3
@@ -61,7 +61,7 @@ def test_every_device_draws_the_same(pairs, distribution, seed, epoch):
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_the_distribution_is_exact(distribution):
-    """A chi-square test: of 19 degrees of freedom, 50 is exceeded once in 7,000 times."""
+    """Chi-square test: with 19 degrees of freedom, 50 is exceeded once in 7,000 times."""
     rng = np.random.default_rng(1)
     user, item = rng.integers(1, 40, 900), rng.integers(1, 31, 900)
     sampler = NegativeSampler(user, item, 40, 31, seed=5, distribution=distribution, alpha=0.7)
@@ -80,7 +80,7 @@ def test_the_distribution_is_exact(distribution):
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-def test_shared_draws_have_the_share_that_is_told(distribution):
+def test_shared_negatives_have_the_reported_probability(distribution):
     rng = np.random.default_rng(1)
     item = np.minimum(rng.geometric(0.2, 500), 20)
     sampler = NegativeSampler(np.arange(1, 501), item, 501, 25, seed=5, distribution=distribution, alpha=0.5)
@@ -93,7 +93,7 @@ def test_shared_draws_have_the_share_that_is_told(distribution):
     assert ((count - expected) ** 2)[expected > 0] @ (1 / expected[expected > 0]) < 60
 
 
-def test_a_draw_depends_on_seed_epoch_and_pair_alone():
+def test_samples_depend_on_seed_epoch_and_pair_only():
     user, item = np.array([1, 1, 2, 3]), np.array([1, 2, 3, 4])
     sampler = NegativeSampler(user, item, 5, 1000, seed=1)
     whole = sampler.draw(user, 3, np.arange(4), epoch=2)
@@ -112,7 +112,7 @@ def test_a_user_with_one_item_left_gets_it():
 
 
 @pytest.mark.parametrize(
-    ("user", "item", "n_items", "distribution", "said"),
+    ("user", "item", "n_items", "distribution", "message"),
     [
         ([1, 1, 2], [1, 2, 1], 3, "uniform", "user 1 has interacted with all 2 items"),
         ([1], [1], 2, "uniform", "user 1 has interacted with all 1 items"),
@@ -123,8 +123,8 @@ def test_a_user_with_one_item_left_gets_it():
         ([1], [0], 5, "uniform", "items must lie in 1..4"),
     ],
 )
-def test_where_there_is_nothing_to_draw_it_says_so(user, item, n_items, distribution, said):
-    with pytest.raises(UserError, match=said):
+def test_users_without_negatives_are_refused(user, item, n_items, distribution, message):
+    with pytest.raises(UserError, match=message):
         NegativeSampler(np.array(user, dtype=int), np.array(item, dtype=int), 3, n_items, 1, distribution)
 
 
@@ -135,7 +135,7 @@ def test_unknown_users_are_refused():
 
 
 @pytest.mark.parametrize(("distribution", "limit"), [("uniform", 5), ("popularity", 13)])
-def test_it_needs_a_few_bytes_an_interaction(distribution, limit):
+def test_memory_is_a_few_bytes_per_interaction(distribution, limit):
     rng = np.random.default_rng(1)
     sampler = NegativeSampler(
         rng.integers(1, 1000, 200_000), rng.integers(1, 5000, 200_000), 1000, 5000, 1, distribution
@@ -160,7 +160,7 @@ def test_a_baselines_negatives_keep_their_distribution(tiny, distribution, phase
     args = {"distribution": distribution, "sample_num": 1, "alpha": 0.5}
     run = tiny("BPR", fast_sampler=True, train_neg_sample_args=args)
     fast = getattr(run, f"{phase}_data")._sampler
-    assert fast.distribution == (distribution if phase == "train" else "uniform")  # as RecBole has it
+    assert fast.distribution == (distribution if phase == "train" else "uniform")  # as in RecBole
     stock = Sampler(fast.phases, fast.datasets, fast.distribution, 0.5).set_phase(phase)
     for user in (1, 2):
         assert fast.used_ids[user] == stock.used_ids[user]
@@ -197,18 +197,20 @@ def test_draws_follow_recboles_seed(tiny):
 
 def test_baselines_learn_with_the_fast_sampler(tiny):
     result = tiny("BPR", fast_sampler=True, epochs=20, learning_rate=0.05).fit()
-    assert result.test["recall@10"] > 0.8  # by chance 0.3; who knows a user's camp has some 10 items left, so nearly 1
+    assert (
+        result.test["recall@10"] > 0.8
+    )  # by chance 0.3; nearly 1 for a model that has learned the two groups of users
 
 
-def test_workers_draw_too(tiny):
-    """They are forks of a process that has used threads."""
+def test_workers_of_a_loader_sample_too(tiny):
+    """Workers are forks of a process that has used threads."""
     run = tiny()
     run.trainer._train_epoch(run.train_data, 0)
     run = tiny("BPR", fast_sampler=True, worker=1)
-    taken = run.train_data._sampler.used_ids
+    positives = run.train_data._sampler.used_ids
     for batch in run.train_data:
         assert not any(
-            i in taken[u] for u, i in zip(batch["user_id"].tolist(), batch["neg_item_id"].tolist(), strict=True)
+            i in positives[u] for u, i in zip(batch["user_id"].tolist(), batch["neg_item_id"].tolist(), strict=True)
         )
 
 

@@ -1,4 +1,4 @@
-"""Several processes against one: the same tables, the same metrics, whatever their number and wherever they run."""
+"""Several processes against one: the same tables and metrics for any number of processes and hosts."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ OPTIONS = {
     "shared, many": {"negatives": "shared", "n_shared_negatives": 600, "backprop": "two", "item_bias": True},
     "device shared": {"negatives": "shared", "n_shared_negatives": 16, "train_batch_size": 32, "backprop": "two"},
 }  # fmt: skip
-BEGUN = {f"{name}, begun": name for name in ("plain", "two", "shared recipe")}
-OPTIONS.update({begun: {**OPTIONS[name], "epochs": 2} for begun, name in BEGUN.items()})
+INTERRUPTED = {f"{name}, interrupted": name for name in ("plain", "two", "shared recipe")}
+OPTIONS.update({interrupted: {**OPTIONS[name], "epochs": 2} for interrupted, name in INTERRUPTED.items()})
 
 
 def rounded(shape, name):
-    """Whether gradients are summed rank by rank, or in other groups; all others are the same bit for bit."""
+    """Whether results may differ in rounding: gradients are summed rank by rank, or in other groups of users."""
     return "device" in name or shape[0] == 3
 
 
@@ -81,12 +81,12 @@ GROUPS = {
     (4, 2): ["recipe", "shared"],
     (2, 1): ["plain", "two", "shared recipe"],
 }
-"""What is trained by so many processes, so many a host."""
+"""Runs for each (number of processes, processes per host)."""
 
 
 @pytest.fixture(scope="module")
 def trained(tiny_path, tmp_path_factory):
-    """Trains a group, once, and returns the folder of one of its runs: ``trained((2, 2), "plain")``."""
+    """Trains a group once and returns the folder of one of its runs: ``trained((2, 2), "plain")``."""
     folders = {}
 
     def train(shape, name):
@@ -128,7 +128,7 @@ def test_tables_and_metrics_do_not_depend_on_the_number_of_processes(trained, sh
         else:
             assert torch.equal(found[key], table), key
     expected = seen(alone, name)
-    for rank in range(shape[0]):  # all know the result
+    for rank in range(shape[0]):  # all ranks have the result
         found = seen(several, name, rank)
         assert (found["valid"], found["test"]) == (expected["valid"], expected["test"])
         assert found["losses"] == pytest.approx(expected["losses"], rel=1e-6)
@@ -137,14 +137,14 @@ def test_tables_and_metrics_do_not_depend_on_the_number_of_processes(trained, sh
 
 
 @pytest.mark.parametrize(("shape", "name"), [((2, 2), "ml-100k"), ((4, 4), "ml-100k"), ((2, 2), "two")])
-def test_a_rank_holds_its_own_users_alone(trained, shape, name):
+def test_a_rank_has_its_own_users_only(trained, shape, name):
     n_users, world = seen(trained((1, 1), name), name)["user_rows"] - 1, shape[0]
     rows = [seen(trained(shape, name), name, rank)["user_rows"] - 1 for rank in range(world)]
     assert sum(rows) == n_users
     assert max(rows) == -(-n_users // world)
 
 
-def test_what_one_process_writes_evaluates_alone(trained, tiny_config):
+def test_one_process_evaluates_the_model_of_several(trained, tiny_config):
     folder = trained((2, 2), "recipe")
     run = recbole_onebp.build("OneBP", "tiny", config_dict={**tiny_config, **OPTIONS["recipe"], "metrics": METRICS})
     run.trainer.eval_collector.data_collect(run.train_data)
@@ -153,10 +153,10 @@ def test_what_one_process_writes_evaluates_alone(trained, tiny_config):
 
 
 @pytest.mark.parametrize(("before", "after"), [((1, 1), (2, 2)), ((2, 2), (1, 1))])
-def test_a_run_goes_on_in_another_number_of_processes(trained, tiny_path, tmp_path, before, after):
+def test_a_run_resumes_with_another_number_of_processes(trained, tiny_path, tmp_path, before, after):
     runs = {}
-    for begun, name in BEGUN.items():
-        shutil.copytree(trained(before, begun), tmp_path / name)
+    for interrupted, name in INTERRUPTED.items():
+        shutil.copytree(trained(before, interrupted), tmp_path / name)
         dataset, config = settings(tiny_path, tmp_path / name, name)
         runs[name] = dataset, {**config, "resume": "auto"}
     in_ranks(*after, runs)
@@ -190,7 +190,7 @@ def test_shards_are_parts_of_the_whole(world):
 @pytest.mark.parametrize("negatives", ["per_pair", "shared"])
 @pytest.mark.parametrize("distribution", ["uniform", "popularity"])
 def test_steps_of_all_ranks_make_the_steps_of_one(tiny, negatives, distribution, world):
-    """Rank after rank, even ones first; in 3 processes, whose groups are others, they stand in another order."""
+    """Pairs are ordered by rank, even ranks first.  With 3 processes the groups and the order within a step differ."""
     args = {"distribution": distribution, "sample_num": 2, "alpha": 0.5}
     run = tiny(negatives=negatives, train_neg_sample_args=args, train_batch_size=64, n_shared_negatives=4)
     schedule = run.trainer._schedule_of(run.train_data)
@@ -248,17 +248,17 @@ def test_the_parts_of_a_step_are_of_all_its_pairs(tiny, world):
         batch = next(schedule.batches(0))
         for part, groups in schedule.own_parts(batch).items():
             assert part not in brought
-            everybodys = shard.whole_ids(torch.from_numpy(batch.user)).numpy()
-            brought[part] = [everybodys[pairs] for pairs in groups]
+            whole_ids = shard.whole_ids(torch.from_numpy(batch.user)).numpy()
+            brought[part] = [whole_ids[pairs] for pairs in groups]
     assert sorted(brought) == list(range(max(2, world)))
     assert sum(len(group) for groups in brought.values() for group in groups) == batch.n_pairs
-    if world in (1, 2, 4):  # the same groups, and the same sums: of those that are 0 and 2 by four, and 1 and 3
+    if world in (1, 2, 4):  # the same groups in the same order: users 0 and 2 modulo 4, then 1 and 3
         found = [group for part in even_first(max(2, world)) for group in brought[part]]
         assert [set((group - 1) % 4) for group in found] == [{0}, {2}, {1}, {3}]
 
 
 @pytest.mark.parametrize(("n_users", "size"), [(3, 5), (100, 16), (50, 7)])
-def test_users_start_alike_though_nobody_draws_them_all(monkeypatch, n_users, size):
+def test_shards_start_with_the_rows_of_the_whole_table(monkeypatch, n_users, size):
     monkeypatch.setattr("recbole_onebp.model._ROWS_AT_ONCE", 16)
     torch.manual_seed(3)
     whole, after = _xavier_rows(n_users + 1, size), torch.rand(1)
@@ -269,7 +269,7 @@ def test_users_start_alike_though_nobody_draws_them_all(monkeypatch, n_users, si
         assert torch.equal(torch.rand(1), after)
 
 
-def test_a_rank_that_ends_is_missed_by_the_host():
+def test_a_lost_rank_of_a_host_is_an_error():
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     host = Host(Ranks())
     host._ranks, host._arrivals = Ranks(0, 2, 0, 2), np.zeros((2, 8), dtype=np.int64)
@@ -282,7 +282,7 @@ def test_a_rank_that_ends_is_missed_by_the_host():
     child.wait()
 
 
-def test_a_run_whose_rank_is_killed_ends_and_keeps_its_checkpoint(tmp_path):
+def test_a_killed_rank_ends_the_run_and_keeps_the_checkpoint(tmp_path):
     out = tmp_path / "out"
     arguments = ["train", "--model=OneBP", "--dataset=ml-100k", "--epochs=5000", "--nproc=2", "--show_progress=False"]
     code = f"import sys; from recbole_onebp.cli import main; sys.exit(main({[*arguments, f'--output_dir={out}']!r}))"
@@ -295,22 +295,22 @@ def test_a_run_whose_rank_is_killed_ends_and_keeps_its_checkpoint(tmp_path):
         while not list(out.glob("checkpoint/epoch-*")) and time.monotonic() < deadline:
             time.sleep(0.1)
         ranks = [child for child in psutil.Process(run.pid).children() if child.cmdline()[-1].startswith("--multipro")]
-        # Rank 0 is started first; the clock of starts has ticks that both may fall into.
+        # Rank 0 is started first.  Both may have the same start time, because the clock is coarse.
         os.kill(max(ranks, key=lambda rank: (rank.create_time(), rank.pid)).pid, signal.SIGKILL)
         start = time.monotonic()
         assert run.wait(timeout=60) == 1
         assert time.monotonic() - start < 20
         stderr.seek(0)
-        said = stderr.read()
-    last = said.strip().splitlines()[-1]
-    assert "leaked" not in said
+        output = stderr.read()
+    last = output.strip().splitlines()[-1]
+    assert "leaked" not in output
     assert last.startswith(("error: rank 1 of 2 was ended by SIGKILL", "error: rank 0 of 2: another process has ended"))
     assert find_checkpoint("auto", RunFolder(out)).values["epoch"] > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--negatives=per_pair"]])
-def test_torchrun_goes_on_with_a_run_whose_rank_is_killed(tmp_path, flags):
+def test_torchrun_resumes_a_run_with_a_killed_rank(tmp_path, flags):
     script = tmp_path / "train.py"
     script.write_text("import sys\nfrom recbole_onebp.cli import main\nsys.exit(main(['train', *sys.argv[1:]]))\n")
     common = ["--model=OneBP", "--dataset=ml-100k", "--epochs=12", "--show_progress=False", *flags]
@@ -344,7 +344,7 @@ def test_torchrun_goes_on_with_a_run_whose_rank_is_killed(tmp_path, flags):
         (["--nproc=2", "--world_size=4", "--group_offset=3"], "group_offset: 3"),
     ],
 )
-def test_numbers_that_do_not_fit_are_refused(capsys, flags, message):
+def test_invalid_numbers_of_processes_are_refused(capsys, flags, message):
     assert cli.main(["train", "--model=OneBP", "--dataset=ml-100k", *flags]) == 2
     assert message in capsys.readouterr().err
 
@@ -358,7 +358,7 @@ def test_numbers_that_do_not_fit_are_refused(capsys, flags, message):
         ({"eval_args": {"mode": "uni10"}}, "eval_args.mode"),
     ],
 )
-def test_what_does_not_go_in_several_processes_is_refused(tiny, monkeypatch, options, message):
+def test_unsupported_settings_in_several_processes_are_refused(tiny, monkeypatch, options, message):
     monkeypatch.setattr("recbole_onebp.trainer.current", lambda: Ranks(0, 2, 0, 2))
     with pytest.raises(recbole_onebp.util.errors.UserError, match=message):
         tiny(**options)

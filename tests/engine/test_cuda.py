@@ -1,4 +1,4 @@
-"""What a GPU does, held against the CPU; skipped where there is none."""
+"""The GPU against the CPU; skipped without a GPU."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from recbole_onebp.engine.cuda import DeviceEngine
 from recbole_onebp.serving.recommender import Recommender
 from support.draws import SameDraws
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 EPOCHS = 3
-ALL_NOW_AND_THEN = {"aggregation": "interval", "aggregation_interval": 3, "beta": 0.0, "leave_one_out": True}
+INTERVAL = {"aggregation": "interval", "aggregation_interval": 3, "beta": 0.0, "leave_one_out": True}
 
 
 @pytest.fixture
 def both(tiny):
-    """The same run on the CPU, by the reference engine, and on the GPU, by its own."""
+    """The same run on the CPU with the reference engine, and on the GPU with the fast engine."""
 
     def build(**overrides):
         settings = {"learning_rate": 0.01, "beta": 0.9, "temperature": 0.5, "n_shared_negatives": 16, **overrides}
@@ -30,10 +30,10 @@ def both(tiny):
 
 
 @pytest.mark.parametrize("learner", ["adam", "sparse_adam"])
-@pytest.mark.parametrize("options", [{}, {"duplicates": "last"}, {"backprop": "two"}, ALL_NOW_AND_THEN])
+@pytest.mark.parametrize("options", [{}, {"duplicates": "last"}, {"backprop": "two"}, INTERVAL])
 @pytest.mark.parametrize(("score", "negatives"), list(product(["dot", "cosine"], ["per_pair", "shared"])))
 def test_tables_agree_with_the_reference_engine_on_the_cpu(both, learner, options, score, negatives):
-    size = 32 if negatives == "shared" else 160  # 10 steps an epoch, of which all but two are replayed
+    size = 32 if negatives == "shared" else 160  # 10 steps per epoch; all but two are replayed
     on_cpu, on_gpu = both(
         learner=learner, score=score, negatives=negatives, train_batch_size=size, item_bias=True, **options
     )
@@ -46,7 +46,7 @@ def test_tables_agree_with_the_reference_engine_on_the_cpu(both, learner, option
         torch.testing.assert_close(table.cpu(), on_cpu.model.state_dict()[name], rtol=0, atol=1e-5)
 
 
-def test_a_step_that_is_replayed_has_the_epochs_learning_rate(both):
+def test_replayed_steps_use_the_learning_rate_of_the_epoch(both):
     on_cpu, on_gpu = both(negatives="shared", train_batch_size=32, learning_rate_decay=0.5)
     for epoch in range(EPOCHS):
         on_cpu.trainer._train_epoch(SameDraws(on_gpu, epoch), epoch)
@@ -69,7 +69,7 @@ def test_the_fast_evaluators_metrics_are_recboles(tiny, model):
 
 
 def test_a_run_from_start_to_export(tmp_path):
-    """Stopped and resumed on the GPU it is what it is on the CPU, but for the order that atomics add in."""
+    """A run resumed on the GPU equals one on the CPU, up to the order in which atomic operations add."""
 
     def run(name, epochs=3, **options):
         folder = {"output_dir": str(tmp_path / name), "data_cache": False, "show_progress": False}

@@ -1,4 +1,4 @@
-"""The fast engines against the reference: RecBole's loop with autograd and torch's optimizers, under the same draws."""
+"""The fast engines against the reference engine: RecBole's loop, autograd and torch's optimizers, same negatives."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_tables_and_moments_agree(tiny, engine, optimizer, score, negatives):
                 {"backprop": "two", "learner": "sparse_adam"}]
 )  # fmt: skip
 @pytest.mark.parametrize(("score", "negatives"), [("dot", "per_pair"), ("cosine", "shared")])
-def test_every_way_to_move_users_agrees(tiny, engine, options, score, negatives):
+def test_all_rules_for_moving_users_agree(tiny, engine, options, score, negatives):
     compare(tiny, engine, score=score, negatives=negatives, **options)
 
 
@@ -149,9 +149,13 @@ print(hashlib.sha256(b"".join(array.tobytes() for array in (scores, coefficient,
 """
 
 
-def test_whether_and_for_what_processor_a_process_compiles_does_not_matter(tmp_path):
-    """numba's copies of a loop are optimised apart: the one that was compiled is not the one that is cached."""
-    processors = ({}, {}, {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""})  # compiles, loads, compiles anew
+def test_compiled_and_cached_loops_give_the_same_bits_on_any_processor(tmp_path):
+    """numba optimises each copy of a loop separately: the copy that was compiled is not the copy in the cache."""
+    processors = (
+        {},
+        {},
+        {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""},
+    )  # compiles, loads the cache, compiles again
     bits = [
         subprocess.run(
             [sys.executable, "-c", ONE_STEP],
@@ -165,17 +169,17 @@ def test_whether_and_for_what_processor_a_process_compiles_does_not_matter(tmp_p
     assert bits == bits[:1] * 3
 
 
-def test_order_and_negatives_change_with_the_epoch_and_the_seed_alone(tiny):
-    plan, again, other = (run.trainer._schedule_of(run.train_data) for run in (tiny(), tiny(), tiny(seed=7)))
-    for one, two in zip(plan.batches(4), again.batches(4), strict=True):
+def test_order_and_negatives_depend_on_epoch_and_seed_only(tiny):
+    schedule, again, other = (run.trainer._schedule_of(run.train_data) for run in (tiny(), tiny(), tiny(seed=7)))
+    for one, two in zip(schedule.batches(4), again.batches(4), strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
-    assert not np.array_equal(plan.order(4), plan.order(5))
-    assert not np.array_equal(plan.order(4), other.order(4))
-    assert sorted(plan.order(4)) == list(range(300))
+    assert not np.array_equal(schedule.order(4), schedule.order(5))
+    assert not np.array_equal(schedule.order(4), other.order(4))
+    assert sorted(schedule.order(4)) == list(range(300))
     assert np.array_equal(tiny(shuffle=False).trainer._schedule_of(tiny().train_data).order(4), np.arange(300))
 
 
-def test_a_step_has_the_pairs_that_the_batch_size_says(tiny):
+def test_the_batch_size_sets_the_number_of_pairs_per_step(tiny):
     sizes = [len(batch.user) for batch in tiny(train_batch_size=160).trainer._schedule_of(tiny().train_data).batches(0)]
     assert sizes == [32] * 9 + [12]
     sizes = [
@@ -185,7 +189,7 @@ def test_a_step_has_the_pairs_that_the_batch_size_says(tiny):
     assert sizes == [160, 140]
 
 
-def test_auto_is_fast_where_it_can_be(tiny):
+def test_auto_chooses_the_fast_engine_where_possible(tiny):
     assert tiny().trainer.engine == "fast"
     assert tiny(engine="reference").trainer.engine == "reference"
     for options in (
@@ -201,8 +205,8 @@ def test_auto_is_fast_where_it_can_be(tiny):
 
 def test_the_device_chooses_the_engine(tiny):
     run = tiny()
-    plan = run.trainer._schedule_of(run.train_data)
-    assert isinstance(make_engine(run.model, run.trainer.optimizer, plan), FusedEngine)
+    schedule = run.trainer._schedule_of(run.train_data)
+    assert isinstance(make_engine(run.model, run.trainer.optimizer, schedule), FusedEngine)
 
 
 @pytest.mark.parametrize(
@@ -214,8 +218,8 @@ def test_the_device_chooses_the_engine(tiny):
         {"learning_rate_decay": 0.5},
     ],
 )
-def test_a_checkpoint_is_all_that_training_goes_on_from(tiny, tmp_path, options):
-    """Three epochs in a row equal two, a checkpoint, and one more."""
+def test_a_resumed_run_equals_an_uninterrupted_one(tiny, tmp_path, options):
+    """Three epochs without interruption equal two epochs, a checkpoint, and one more epoch."""
     straight = tiny(output_dir=str(tmp_path / "a"), **options)
     for epoch in range(3):
         straight.trainer._train_epoch(straight.train_data, epoch)
@@ -230,15 +234,15 @@ def test_a_checkpoint_is_all_that_training_goes_on_from(tiny, tmp_path, options)
         assert torch.equal(second.model.state_dict()[name], table)
 
 
-def test_a_loss_that_is_not_a_number_is_told(tiny):
+def test_a_nan_loss_is_an_error(tiny):
     run = tiny()
     run.model.item_table.data[5] = torch.nan
     with pytest.raises(ValueError, match="loss is nan"):
         run.trainer._train_epoch(run.train_data, 0)
 
 
-def test_engines_may_take_turns(tiny):
-    """The optimizer's state is torch's, so the reference engine goes on where the fast one stopped."""
+def test_the_reference_engine_continues_after_the_fast_one(tiny):
+    """Both use torch's optimizer state."""
     run = tiny()
     run.trainer._train_epoch(run.train_data, 0)
     run.trainer.engine = "reference"
@@ -247,7 +251,7 @@ def test_engines_may_take_turns(tiny):
     assert float(state["step"]) == 20
 
 
-def test_a_bias_takes_part_in_every_score(tiny):
+def test_the_bias_is_part_of_every_score(tiny):
     run = tiny(item_bias=True, temperature=0.5, epochs=1)
     model = run.model
     model.item_bias.data[7] = 4.0

@@ -28,7 +28,7 @@ RANKING = ["Recall", "NDCG", "MRR", "MAP", "Hit", "Precision"]
 OF_ALL_USERS = ["GAUC", "ItemCoverage", "GiniIndex", "ShannonEntropy"]
 OF_POPULARITY = ["AveragePopularity", "TailPercentage"]
 EVERY_METRIC = {"metrics": [*RANKING, *OF_ALL_USERS, *OF_POPULARITY], "metric_decimal_place": 12}
-# Of some model every kind: matrix product, graph, neighbourhood, closed form, autoencoder, all scores tied.
+# One model of each kind: matrix product, graph, neighbourhood, closed form, autoencoder, all scores tied.
 MODELS = ["OneBP", "BPR", "LightGCN", "ItemKNN", "EASE", "MultiVAE", "Pop"]
 
 
@@ -51,7 +51,7 @@ def ml100k(tmp_path) -> Callable[..., recbole_onebp.Run]:
 
 @pytest.fixture
 def both(tiny) -> Callable[..., tuple[recbole_onebp.Run, recbole_onebp.Run]]:
-    """The same trained model with the fast evaluator, and with RecBole's."""
+    """The same trained model with the fast evaluator and with RecBole's."""
 
     def build(model: str = "OneBP", maker: Any = tiny, **overrides: Any) -> tuple[recbole_onebp.Run, recbole_onebp.Run]:
         fast, stock = (maker(model, fast_evaluator=choice, **overrides) for choice in (True, False))
@@ -74,7 +74,7 @@ def evaluate(run: recbole_onebp.Run, part: str = "test") -> dict[str, float]:
 @pytest.mark.parametrize("model", MODELS)
 def test_every_ranking_metric_is_recboles_to_the_last_digit(model, both, ml100k):
     if model == "Pop" and sys.platform != "linux":
-        pytest.skip("its scores are full of ties, and those may fall differently here")
+        pytest.skip("its scores have many ties, which other systems may resolve differently")
     fast, stock = both(model, ml100k, metrics=[*RANKING, *OF_ALL_USERS], metric_decimal_place=12)
     for part in ("valid", "test"):
         expected = evaluate(stock, part)
@@ -94,7 +94,7 @@ def test_metrics_of_popularity_are_recboles_too(both):
     "overrides",
     [{}, {"score": "cosine", "item_bias": True}, {"metrics": [*RANKING, "GAUC"]}, {"user_encoding": "fresh"}],
 )
-def test_metrics_are_recboles_when_scores_are_bounded_first(overrides, both, ml100k, monkeypatch):
+def test_metrics_with_bounded_scores_are_recboles(overrides, both, ml100k, monkeypatch):
     for module in (evaluation, bounded):
         monkeypatch.setattr(module, "MIN_ITEMS", 0)  # more than ml-100k has
         monkeypatch.setattr(module, "multiplies_int8", lambda: True)
@@ -165,7 +165,7 @@ def test_batches_are_recboles(both):
 
 
 def test_a_pair_of_several_parts_is_found_and_not_hidden(tmp_path):
-    """RecBole hides what was taken in a part so far, less what is to be found; twice the same pair counts once."""
+    """RecBole hides interactions of earlier parts that are not positives; duplicate interactions count once."""
     folder = tmp_path / "parts"
     parts = {"train": [("a", "x"), ("a", "y"), ("b", "y"), ("c", "z"), ("c", "w")], "valid": [("a", "z")], "test": []}
     parts["test"] = [("a", "x"), ("a", "x"), ("b", "z")]
@@ -215,7 +215,7 @@ def test_metrics_do_not_depend_on_the_blocks(users_a_block, tiny):
 # --------------------------------------------------------------------------------------------------------------- hooks
 
 
-def test_who_gets_the_fast_evaluator(tiny):
+def test_runs_with_the_fast_evaluator(tiny):
     for run in (tiny(), tiny("BPR", fast_evaluator=True), tiny("EASE", fast_evaluator=True)):
         assert type(run.valid_data) is type(run.test_data) is FastFullSortEvalDataLoader
         assert type(run.trainer.eval_collector) is FastCollector
@@ -247,7 +247,7 @@ def test_sequential_models_are_recboles(tmp_path):
         run.per_user_metrics()
 
 
-def test_run_recbole_evaluates_alike_either_way(tiny_config):
+def test_run_recbole_gives_the_same_metrics_with_both_evaluators(tiny_config):
     results = [
         run_recbole(model="BPR", dataset="tiny", config_dict={**tiny_config, "fast_evaluator": fast})
         for fast in (True, False)
@@ -265,7 +265,7 @@ def test_the_keys_are_checked(tiny):
 def test_saved_loaders_are_loaded(tiny):
     run = tiny()
     loader = run.test_data
-    loader.generator = loader.sampler.generator = None  # as RecBole does before it saves them
+    loader.generator = loader.sampler.generator = None  # as RecBole does before saving
     again = pickle.loads(pickle.dumps(loader))
     assert (again.history != run.test_data.history).nnz == 0
     assert len(next(iter(again))[0]) == 30
@@ -279,10 +279,10 @@ def test_saved_loaders_are_loaded(tiny):
     [
         ("BPR", ["Recall"], 4),
         ("BPR", ["Recall", "GAUC"], 100),
-        ("NeuMF", ["Recall"], 4 + 8 + 8),  # pairs of a user's and an item's id
+        ("NeuMF", ["Recall"], 4 + 8 + 8),  # a user id and an item id per score
     ],
 )
-def test_the_budget_is_kept(model, metrics, bytes_a_score, tiny):
+def test_the_memory_budget_is_respected(model, metrics, bytes_a_score, tiny):
     budget = 41 * 10 * bytes_a_score
     config = {"metrics": metrics, "valid_metric": "Recall@10", "fast_evaluator": True}
     run = tiny(model, eval_memory_mb=(budget + 5) / 2**20, **config)
@@ -302,7 +302,7 @@ def test_the_budget_is_kept(model, metrics, bytes_a_score, tiny):
     assert tiny(model, eval_memory_mb=1e-6, **config).test_data.step == 1
 
 
-def test_an_interaction_takes_a_few_bytes(ml100k):
+def test_memory_is_a_few_bytes_per_interaction(ml100k):
     run = ml100k("BPR", fast_evaluator=True)
     for matrix in (run.test_data.history, run.test_data.positives):
         assert matrix.data.nbytes + matrix.indices.nbytes == 5 * matrix.nnz
@@ -328,16 +328,16 @@ def test_case_study_agrees_with_recboles(both):
 
 
 def test_case_study_of_a_user_without_a_test_item(tiny_path, tiny):
-    """RecBole's own loader has no history for such a user, and trips over None."""
+    """RecBole's own loader has None as the history of such a user and fails."""
     run = tiny(
         eval_args={"split": {"RS": [0.97, 0.0, 0.03]}, "group_by": "none", "order": "RO"}, valid_metric="NDCG@10"
     )
     absent = sorted(set(range(1, 31)) - set(run.test_data.uid_list.tolist()))
     assert absent
     scores, items = full_sort_topk(absent[:2], run.model, run.test_data, k=5)
-    taken = run.train_data.dataset.inter_feat
+    train = run.train_data.dataset.inter_feat
     for user, row in zip(absent, items.tolist(), strict=False):
-        assert not set(row) & set(taken["item_id"][taken["user_id"] == user].tolist())
+        assert not set(row) & set(train["item_id"][train["user_id"] == user].tolist())
     assert torch.isfinite(scores).all()
 
 

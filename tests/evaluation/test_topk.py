@@ -53,7 +53,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _narrow_tables_are_bounded() -> Iterator[None]:
-    """Whatever the processor."""
+    """On any processor."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bounded, "MIN_ITEMS", 0)
         patch.setattr(bounded, "multiplies_int8", lambda: True)
@@ -68,7 +68,7 @@ def expected_scores(users: torch.Tensor, items: torch.Tensor, hidden=NOTHING) ->
 
 
 def tables(generator: torch.Generator, n_items: int, size: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
-    """Users (9, d) and items (n, d) of few directions, in small integers: products are exact, and full of ties."""
+    """Users (9, d) and items (n, d) of few directions, in small integers: products are exact, with many ties."""
     directions = torch.randint(-1, 2, (3, size), generator=generator).float()
     users = torch.randint(-3, 4, (9, 3), generator=generator).float() @ directions
     items = torch.randint(-3, 4, (n_items, 3), generator=generator).float() @ directions
@@ -77,7 +77,7 @@ def tables(generator: torch.Generator, n_items: int, size: int = 24) -> tuple[to
 
 @given(st.integers(0, 2**32), st.integers(1, 6), st.integers(0, 500))
 @settings(deadline=None, max_examples=40)
-def test_the_best_of_bounded_scores_are_torchs(pool, seed, k, more):
+def test_bounded_scores_give_the_items_of_torch_topk(pool, seed, k, more):
     generator = torch.Generator().manual_seed(seed)
     users, items = tables(generator, 64 * k + more)
     few = (torch.full((len(items) - k // 2,), 3), torch.arange(k // 2, len(items)))  # fewer than k left
@@ -102,7 +102,7 @@ def test_bounds_hold_for_scores_of_any_size(scale, size, pool):
 
 
 @pytest.mark.parametrize(("users", "items"), [(1e-20, 1.0), (1.0, 1e20), (torch.inf, 1.0)])
-def test_vectors_whose_products_vanish_or_overflow_are_not_bounded(users, items, pool, monkeypatch):
+def test_bounds_are_not_used_if_products_underflow_or_overflow(users, items, pool, monkeypatch):
     monkeypatch.setattr(Product, "_scan", None)
     left, right = torch.rand(4, 16) * users, torch.rand(700, 16) * items
     left[:, 1:] = 0  # a sum of infinities of both signs would be NaN
@@ -110,7 +110,7 @@ def test_vectors_whose_products_vanish_or_overflow_are_not_bounded(users, items,
     assert torch.equal(product.top_items(5), torch.topk(product.scores(), 5)[1])
 
 
-def test_users_and_items_of_zeros_are_bounded(pool):
+def test_bounds_hold_for_zero_vectors(pool):
     users, items = torch.randn(4, 16), torch.randn(700, 16)
     users[1], items[:350] = 0, 0
     product = Product(users, ItemTable(items), NOTHING, pool)
@@ -118,7 +118,7 @@ def test_users_and_items_of_zeros_are_bounded(pool):
     assert torch.equal(product.top_items(5), torch.topk(expected_scores(users, items), 5)[1])
 
 
-def test_tiles_are_put_together(pool, monkeypatch):
+def test_several_tiles(pool, monkeypatch):
     monkeypatch.setattr(bounded, "_TILE", 100)
     users, items = torch.randn(5, 16), torch.randn(1234, 16)
     for k in (1, 7, 19):
@@ -126,16 +126,16 @@ def test_tiles_are_put_together(pool, monkeypatch):
         assert torch.equal(product.top_items(k), torch.topk(expected_scores(users, items), k)[1])
 
 
-def test_a_table_whose_bounds_spare_little_is_not_bounded_again(pool):
+def test_bounds_are_not_used_again_if_they_save_little(pool):
     torch.manual_seed(0)
-    users, items = torch.randn(4, 64), torch.randn(1, 64) + 1e-2 * torch.randn(3000, 64)  # all alike
+    users, items = torch.randn(4, 64), torch.randn(1, 64) + 1e-2 * torch.randn(3000, 64)  # all similar
     product = Product(users, ItemTable(items), NOTHING, pool)
     assert torch.equal(product.top_items(5), torch.topk(expected_scores(users, items), 5)[1])
     assert not product.table.pays
     assert torch.equal(product.top_items(5), torch.topk(expected_scores(users, items), 5)[1])
 
 
-def test_narrow_tables_and_short_vectors_are_not_bounded(monkeypatch):
+def test_bounds_are_not_used_for_few_items_or_short_vectors(monkeypatch):
     assert not ItemTable(torch.randn(300, 15)).pays
     monkeypatch.setattr(bounded, "MIN_ITEMS", 301)
     assert not ItemTable(torch.randn(300, 16)).pays

@@ -206,62 +206,89 @@ ROWS_A_GROUP = 1 << 22
 
 @dataclass(frozen=True)
 class Planted:
-    """The law of the interactions. Users and items are numbered from 0; item i is the i-th most popular one of all.
+    """The law of the interactions. Users and items are numbered from 0."""
 
-    The items i, i + ``n_groups``, i + 2 ``n_groups``, ... are group i, and in this order popular in it.
-    """
-
-    n_items: int
-    n_groups: int
+    group: Ids
+    """Of each item ``(n_items,)``; -1: none."""
+    weight: Floats
+    """Popularity of each item ``(n_items,)``."""
     groups_of: Ids
     """First and second group of each user ``(n_users, 2)``."""
 
     @classmethod
     def make(cls, n_users: int, n_items: int, rng: np.random.Generator) -> Planted:
         n_groups = max(4, n_items // 1000)
+        group = rng.permutation(np.arange(n_items, dtype=np.int32) % n_groups)
         first = rng.integers(n_groups, size=n_users, dtype=np.int32)
         second = (first + rng.integers(1, n_groups, size=n_users, dtype=np.int32)) % n_groups
-        return cls(n_items, n_groups, np.stack([first, second], axis=1))
-
-    def draw(self, user: Ids, rng: np.random.Generator, popular: bool = False) -> NDArray[np.int64]:
-        """An item for each user ``(n,)``, of all items if ``popular``."""
-        kind = rng.random(len(user))
-        group = self.groups_of[user, (kind >= SHARES[0]).astype(np.int8)]
-        item = group + self.n_groups * _ranks(self.n_items // self.n_groups, len(user), rng)
-        anywhere = (kind >= sum(SHARES)) | popular
-        item[anywhere] = _ranks(self.n_items, int(anywhere.sum()), rng)
-        return item
+        return cls(group, rng.permutation(_power_law(n_items)), np.stack([first, second], axis=1))
 
     @cached_property
-    def _probabilities(self) -> tuple[Floats, Floats]:
-        """Of all items, and of the items of a group, in order of popularity."""
-        sizes = self.n_items, self.n_items // self.n_groups
-        below = [(np.arange(size + 1) + size / 100) ** 0.2 for size in sizes]
-        of_all, of_group = (np.diff(part) / (part[-1] - part[0]) for part in below)
-        return of_all, np.append(of_group, 0)  # the last items may be in no group
+    def _cumulative(self) -> tuple[Ids, Floats, Floats]:
+        """Items by group, the sum of the weights up to each of them, and that at the bounds of the groups."""
+        by_group = np.argsort(self.group, kind="stable").astype(np.int32)
+        until = np.cumsum(self.weight[by_group])
+        return by_group, until, np.append(0, until[np.cumsum(np.bincount(self.group)) - 1])
 
-    def probability(self, user: int, item: NDArray[np.int64]) -> Floats:
-        """Probability of each item to be the user's next one."""
-        of_all, of_group = self._probabilities
-        found = (1 - sum(SHARES)) * of_all[item]
-        for group, share in zip(self.groups_of[user], SHARES, strict=True):
-            found += share * (item % self.n_groups == group) * of_group[item // self.n_groups]
-        return found
+    def draw(self, user: Ids, rng: np.random.Generator, popular: bool = False) -> Ids:
+        """An item for each user ``(n,)``, of all items if ``popular``."""
+        by_group, until, bounds = self._cumulative
+        kind = rng.random(len(user))
+        group = self.groups_of[user, (kind >= SHARES[0]).astype(np.int8)]
+        low, high = bounds[group], bounds[group + 1]
+        anywhere = (kind >= sum(SHARES)) | popular
+        low[anywhere], high[anywhere] = 0, until[-1]
+        at = np.searchsorted(until, low + (high - low) * rng.random(len(user)), side="right")
+        return by_group[np.minimum(at, len(until) - 1)]
+
+    @cached_property
+    def _totals(self) -> Floats:
+        """Popularity of each group, from -1."""
+        return np.bincount(self.group + 1, self.weight).astype(np.float64)
+
+    def probability(self, user: int, item: Ids) -> Floats:
+        """Probability of each item to be the user's next one, up to a factor."""
+        share = np.full(len(item), (1 - sum(SHARES)) / self._totals.sum())
+        for group, of_user in zip(self.groups_of[user], SHARES, strict=True):
+            share += (self.group[item] == group) * of_user / self._totals[group + 1]
+        return share * self.weight[item]
+
+    @cached_property
+    def _ranked(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """The most popular items first: by group, with the group's starts, and of all items."""
+        by_group = np.lexsort((-self.weight, self.group))
+        return by_group, np.cumsum(np.bincount(self.group + 1)), np.argsort(-self.weight)
 
     def best(self, user: int, k: int) -> NDArray[np.int64]:
         """A user's k most probable items: they are among the first k of all, or of one of the groups."""
-        first = np.arange(k)
-        groups = (group + self.n_groups * first for group in self.groups_of[user])
-        candidates = np.unique(np.concatenate([first, *groups]))
-        candidates = candidates[candidates < self.n_items]
+        by_group, starts, popular = self._ranked
+        groups = [by_group[starts[group] : starts[group + 1]][:k] for group in self.groups_of[user]]
+        candidates = np.unique(np.concatenate([*groups, popular[:k]]))
         return candidates[np.argsort(-self.probability(user, candidates), kind="stable")[:k]]
+
+
+def _power_law(size: int) -> Floats:
+    return np.asarray((np.arange(size) + size / 1000) ** -0.8, dtype=np.float64)
+
+
+def _counts(n: int, n_users: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Number of interactions of each user, ``n`` in all."""
+    if n < AT_LEAST * n_users:
+        raise UserError(f"{n:,} interactions are less than {AT_LEAST} for each of {n_users:,} users")
+    weight = rng.permutation(_power_law(n_users))
+    wanted = (n - AT_LEAST * n_users) * weight / weight.sum()
+    counts = AT_LEAST + np.floor(wanted + rng.random(n_users)).astype(np.int64)
+    off = n - int(counts.sum())
+    able = np.flatnonzero(counts > AT_LEAST) if off < 0 else np.arange(n_users)
+    counts[rng.choice(able, abs(off), replace=False)] += np.sign(off)
+    return counts
 
 
 def draw_pairs(n: int, planted: Planted, rng: np.random.Generator) -> tuple[Ids, Ids]:
     """``n`` distinct pairs, users ascending."""
-    n_users, n_items = len(planted.groups_of), planted.n_items
-    counts = AT_LEAST + np.bincount(_ranks(n_users, max(0, n - AT_LEAST * n_users), rng), minlength=n_users)
-    if n < AT_LEAST * n_users or counts.max() > n_items // 4:
+    n_users, n_items = len(planted.groups_of), len(planted.group)
+    counts = _counts(n, n_users, rng)
+    if counts.max() > n_items // 4:
         raise UserError(f"{n:,} distinct pairs of {n_users:,} users and {n_items:,} items would not be a power law")
     user, item = np.repeat(np.arange(n_users, dtype=np.int32), counts), np.empty(n, dtype=np.int32)
     ends = np.cumsum(counts)
@@ -363,28 +390,35 @@ def against_truth(run: Any, truth: Path) -> dict[str, float]:
     ``in their groups`` is the share of the run's first 20 items that belong to one of the user's two groups, for a
     thousand users.
     """
-    with np.load(truth) as law:
-        planted = Planted(int(law["n_items"]), int(law["n_groups"]), law["groups_of"])
-    users, items = (  # their numbers in the law, by RecBole's ids, whose 0 is padding
-        np.array([-1, *(int(token[1:]) for token in run.dataset.field2id_token[field][1:])])
-        for field in ("user_id", "item_id")
-    )
-    counts = np.bincount(run.train_data.dataset.inter_feat["item_id"].numpy(), minlength=len(items))
-    most_common, most = items[np.argsort(-counts[1:]) + 1], max(CUTOFFS)
+    planted = _in_internal_ids(run.dataset, truth)
+    found, hidden = run.test_data.positives, run.test_data.history
+    counts = np.bincount(run.train_data.dataset.inter_feat["item_id"].numpy(), minlength=len(planted.group))
+    by_count, most = np.argsort(-counts), max(CUTOFFS)
     recalls: dict[str, list[float]] = {f"{name} recall@{k}": [] for name in ("law", "popularity") for k in CUTOFFS}
     recalls["in their groups"] = []
-    for place, internal in enumerate(run.test_data.uid_list.tolist()):
-        user, hidden = users[internal], run.test_data.history[[internal]].indices
-        wanted, seen = items[run.test_data.positives[[internal]].indices], items[hidden]
+    for place, user in enumerate(run.test_data.uid_list.tolist()):
+        seen, wanted = hidden[[user]].indices, found[[user]].indices
         n = most + len(seen)
-        for name, ranked in (("law", planted.best(user, n)), ("popularity", most_common[:n])):
+        for name, ranked in (("law", planted.best(user, n)), ("popularity", by_count[:n])):
             free = ranked[~np.isin(ranked, seen)]
             for k in CUTOFFS:
                 recalls[f"{name} recall@{k}"].append(np.isin(wanted, free[:k]).mean())
         if place < 1000:
-            best = items[_recommended(run, internal, hidden, 20)]
-            recalls["in their groups"].append(np.isin(best % planted.n_groups, planted.groups_of[user]).mean())
+            best = _recommended(run, user, seen, 20)
+            recalls["in their groups"].append(np.isin(planted.group[best], planted.groups_of[user]).mean())
     return {name: float(np.mean(values)) for name, values in recalls.items()}
+
+
+def _in_internal_ids(dataset: Any, truth: Path) -> Planted:
+    """The law by RecBole's ids, whose 0 is padding."""
+    users, items = (
+        np.array([0, *(int(token[1:]) for token in dataset.field2id_token[field][1:])])
+        for field in ("user_id", "item_id")
+    )
+    with np.load(truth) as law:
+        planted = Planted(law["group"][items], law["weight"][items], law["groups_of"][users])
+    planted.group[0], planted.weight[0], planted.groups_of[0] = -1, 0, -1
+    return planted
 
 
 def _recommended(run: Any, user: int, seen: Ids, k: int) -> Ids:

@@ -466,11 +466,11 @@ def test_large_data_are_drawn_from_a_known_law():
     counts = np.bincount(user, minlength=200)
     assert counts.min() >= large.AT_LEAST
     assert counts.max() > 4 * counts.mean()
-    first, second = (item % planted.n_groups == planted.groups_of[user, place] for place in (0, 1))
+    first, second = (planted.group[item] == planted.groups_of[user, place] for place in (0, 1))
     assert 0.55 < first.mean() < 0.7
     assert 0.2 < second.mean() < 0.3
     every = np.arange(8_000)
-    share = np.bincount(every % planted.n_groups, planted.probability(7, every))
+    share = np.bincount(planted.group, planted.probability(7, every))
     assert share.sum() == pytest.approx(1)
     assert share[planted.groups_of[7]] == pytest.approx(np.add(large.SHARES, share[share.argmin()]), abs=0.02)
     by_hand = np.argsort(-planted.probability(7, every), kind="stable")[:50]

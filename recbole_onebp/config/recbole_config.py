@@ -14,10 +14,10 @@ from recbole.config import Config
 from recbole.utils import EvaluatorType
 
 from recbole_onebp.config.fields import check_values
+from recbole_onebp.config.files import file_names
 from recbole_onebp.config.keys import check_keys, check_model_name
 from recbole_onebp.config.kinds import check_metrics, check_negatives, prepare
 from recbole_onebp.config.parts import check_parts
-from recbole_onebp.config.files import file_names
 from recbole_onebp.config.settings import RunSettings
 from recbole_onebp.util import safe_yaml
 from recbole_onebp.util.errors import UserError

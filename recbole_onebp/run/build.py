@@ -33,8 +33,8 @@ from recbole_onebp.run.recbole_errors import (
 from recbole_onebp.run.record import Record, recorded
 from recbole_onebp.run.run import Run
 from recbole_onebp.run.turns import Turn, one_at_a_time
-from recbole_onebp.util.compiled import tell_if_uncached
 from recbole_onebp.util import logs
+from recbole_onebp.util.compiled import tell_if_uncached
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["build", "build_from", "load_config", "load_data", "parse_config", "read_config"]
@@ -70,7 +70,9 @@ def build(
 # -------------------------------------------------------------------------------------------------------- configuration
 
 
-def load_config(config_file_list: Sequence[str] | str | None, config_dict: Mapping[str, Any]) -> tuple[RunConfig, RunFolder]:
+def load_config(
+    config_file_list: Sequence[str] | str | None, config_dict: Mapping[str, Any]
+) -> tuple[RunConfig, RunFolder]:
     """The checked configuration and the run's folder, which stays locked until the run is over.
 
     Raises:

@@ -13,7 +13,14 @@ import wrapt
 
 from recbole_onebp.plugin.patches.registry import ModuleView, patch, replace_everywhere
 
-__all__ = ["download_barrier", "knowledge_loader", "metric_counts", "output_folders", "pop_counts", "traditional_eval_step"]
+__all__ = [
+    "download_barrier",
+    "knowledge_loader",
+    "metric_counts",
+    "output_folders",
+    "pop_counts",
+    "traditional_eval_step",
+]
 
 
 def _counts_are_treated_as_tensors() -> bool:

@@ -1,4 +1,4 @@
-"""What each kind of RecBole's models needs of the configuration: negatives, labels, and metrics that fit the evaluation.
+"""What each kind of RecBole's models needs of the configuration: negatives, labels, and metrics that fit the mode.
 
 General, sequential and knowledge-aware models take every interaction as a positive one.  Context-aware models learn
 from labels.

@@ -79,7 +79,7 @@ def _check_labels(config: Config, dataset: Any) -> None:
 
 
 def _check_item_features(config: Config, dataset: Any) -> None:
-    """Check the features of items that some sequential models name in their settings; RecBole's default is ``class``."""
+    """Check the features of items that some sequential models name in their settings, by default ``class``."""
     loaded = [] if dataset.item_feat is None else [name for name in dataset.item_feat if name != dataset.iid_field]
     named = {key: config[key] for key in ("selected_features", "item_attribute") if config[key]}
     for key, fields in named.items():

@@ -33,10 +33,12 @@ def check_files(config: Config) -> None:
         )
     parts, ids = config["benchmark_filename"], [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]]
     files = InteractionFiles(config)
-    for table in files.tables:
+    for number, table in enumerate(files.tables):
         if not table.path.exists():
-            raise UserError(f"data set {name}: no file {table.path}")
-        _check_table(table, "inter", ids, config, files)
+            packed = [path for suffix in (".gz", ".zst") if (path := Path(f"{table.path}{suffix}")).exists()]
+            hint = f"; unpack {packed[0]}, or give it to recbole-onebp convert" if packed else ""
+            raise UserError(f"data set {name}: no file {table.path}{hint}")
+        _check_table(table, "inter", ids, config, files, may_be_empty=number == 1 and len(files.tables) == 3)
     for kind in ("user", "item"):
         path = folder / f"{name}.{kind}"
         if path.is_file() and (config["load_col"] is None or kind in config["load_col"]):
@@ -49,7 +51,12 @@ def check_files(config: Config) -> None:
 
 
 def _check_table(
-    table: Table, kind: str, ids: list[str], config: Config, files: InteractionFiles | None = None
+    table: Table,
+    kind: str,
+    ids: list[str],
+    config: Config,
+    files: InteractionFiles | None = None,
+    may_be_empty: bool = False,
 ) -> None:
     """Check one file; the values are not checked again if the cache holds what was made of them."""
     columnar = table.path.suffix in COLUMNAR
@@ -66,6 +73,8 @@ def _check_table(
     hint = "" if columnar else f", with {config['field_separator']!r} as field_separator"
     _check_columns(table.path, ids, wanted, titles, hint)
     if not table.has_rows():
+        if may_be_empty:  # a validation part
+            return
         what = "interactions" if kind == "inter" else "rows"
         raise UserError(f"{table.path}: no {what}{'' if columnar else ' below the header'}")
     if isinstance(table, TextTable) and (files is None or files.cached is None):

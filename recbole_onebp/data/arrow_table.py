@@ -118,8 +118,14 @@ def as_numbers(column: Any) -> npt.NDArray[np.float64]:
 def _as_tokens(column: Any) -> pd.Categorical:
     import pyarrow as pa
 
-    if pa.types.is_floating(column.type) or pa.types.is_nested(column.type):
-        raise pa.ArrowInvalid("ids and tokens are text or whole numbers; these are neither")
+    kind = column.type
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or str(kind) == "string_view"
+    is_whole = pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale <= 0)
+    if not (is_text or is_whole or pa.types.is_null(kind)):
+        raise pa.ArrowInvalid(
+            f"ids and tokens are text or whole numbers; these are of type {kind}; recbole-onebp convert reads whole "
+            "numbers and shows the others row by row"
+        )
     if column.null_count:
         row = next(row for row, value in enumerate(column, start=1) if not value.is_valid)
         raise pa.ArrowInvalid(f"row {row} has none; leave such rows out by recbole-onebp convert")

@@ -35,9 +35,10 @@ def check_files(config: Config) -> None:
     files = InteractionFiles(config)
     for number, table in enumerate(files.tables):
         if not table.path.exists():
-            raise UserError(f"data set {name}: no file {table.path}")
-        may_be_empty = number == 1 and len(files.tables) == 3  # without validation
-        _check_table(table, "inter", ids, config, files, may_be_empty)
+            packed = [path for suffix in (".gz", ".zst") if (path := Path(f"{table.path}{suffix}")).exists()]
+            hint = f"; unpack {packed[0]}, or give it to recbole-onebp convert" if packed else ""
+            raise UserError(f"data set {name}: no file {table.path}{hint}")
+        _check_table(table, "inter", ids, config, files, may_be_empty=number == 1 and len(files.tables) == 3)
     for kind in ("user", "item"):
         path = folder / f"{name}.{kind}"
         if path.is_file() and (config["load_col"] is None or kind in config["load_col"]):
@@ -71,7 +72,9 @@ def _check_table(
     wanted = _wanted(kind, titles, config)
     hint = "" if columnar else f", with {config['field_separator']!r} as field_separator"
     _check_columns(table.path, ids, wanted, titles, hint)
-    if not table.has_rows() and not may_be_empty:
+    if not table.has_rows():
+        if may_be_empty:  # a validation part
+            return
         what = "interactions" if kind == "inter" else "rows"
         raise UserError(f"{table.path}: no {what}{'' if columnar else ' below the header'}")
     if isinstance(table, TextTable) and (files is None or files.cached is None):

@@ -23,6 +23,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from recbole_onebp.data.categories import categorical
+from recbole_onebp.data.quotes import quoted_rows
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["SMALL_BYTES", "TextTable", "columnar_titles", "progress_bar"]
@@ -157,13 +158,46 @@ class TextTable:
         Raises:
             UserError: names the line, the column and its value.
         """
+        self.check_quotes()
         with suppress(ValueError):
             if self.content is not None:
                 self._checked = self._parse(columns) if self.is_csv else self._read_if_plain(columns)
+                if self._checked is not None and self._has_header_again(self._checked, columns, ids):
+                    self._checked = None
         if self._checked is None:
             self.check_rows(columns, ids)
         else:
             self.content = None  # no longer needed
+
+    def check_quotes(self) -> None:
+        """Check that no quote swallows rows: that none is left open, or closed rows later.
+
+        Raises:
+            UserError: names the line of the quote.
+        """
+        if not self._contains(b'"'):
+            return
+        try:
+            with io.TextIOWrapper(self._open(), encoding=self.encoding) as lines:
+                for row in quoted_rows(lines, self.separator):
+                    if row.swallows:
+                        raise UserError(
+                            f"{self.path}, line {row.line}: a quote that is not closed in this line would swallow the "
+                            "next ones; take it out, or use recbole-onebp convert"
+                        )
+        except UnicodeError:
+            raise self._not_text() from None
+        except LookupError:
+            raise UserError(f"encoding: Python does not know {self.encoding!r}") from None
+
+    def _contains(self, byte: bytes) -> bool:
+        with self._open() as file:
+            return any(byte in block for block in iter(lambda: file.read(1 << 20), b""))
+
+    def _has_header_again(self, frame: pd.DataFrame, columns: Mapping[str, str], ids: Sequence[str]) -> bool:
+        """Whether ids may be the names of their columns, as in files that were joined."""
+        found = [columns[title] in frame[title].array.categories for title in ids if title in frame]
+        return bool(found) and all(found)
 
     def _read_if_plain(self, columns: Mapping[str, str], show_progress: bool = False) -> pd.DataFrame | None:
         if not all(title.endswith((":token", ":float")) for title in columns) or not self._is_plain():
@@ -217,7 +251,10 @@ class TextTable:
                         column = np.fromiter(map(ids[title].__getitem__, column), np.int32, len(column))
                     pieces[title].append(column)
                 bar.update(file.tell() - bar.n)
-        frame = pd.DataFrame({title: np.concatenate(parts) for title, parts in pieces.items()}, copy=False)
+        empty = {title: np.empty(0, np.int32 if title in ids else np.float64) for title in columns}
+        frame = pd.DataFrame(
+            {title: np.concatenate(parts) if parts else empty[title] for title, parts in pieces.items()}, copy=False
+        )
         for title, tokens in ids.items():
             frame[title] = categorical(frame[title].to_numpy(), pd.Index([*tokens], dtype=object))
         return frame
@@ -226,6 +263,7 @@ class TextTable:
 
     def check_rows(self, columns: Mapping[str, str], ids: Sequence[str]) -> None:
         """Check ids and numbers row by row, whether or not :meth:`read` can read the file; see :meth:`check`."""
+        self.check_quotes()
         columns = {title: name for title, name in columns.items() if title in ids or title.endswith(":float")}
         if not columns:
             return
@@ -235,12 +273,19 @@ class TextTable:
                 for chunk in chunks:
                     if not isinstance(chunk.index, pd.RangeIndex):  # pandas takes the first column for row names
                         raise UserError(f"{self.path}, line 2: more fields than columns")
+                    self._check_no_header(chunk[[columns[title] for title in columns if title in ids]])
                     for title, name in columns.items():
                         self._check_values(chunk[name], names[name], title in ids)
         except pd.errors.ParserError as error:
             raise UserError(f"{self.path}: {error}") from None
         except UnicodeDecodeError:
             raise self._not_text() from None
+
+    def _check_no_header(self, ids: pd.DataFrame) -> None:
+        again = (ids == [*ids]).all(axis=1) if len(ids.columns) else pd.Series(dtype=bool)
+        if again.any():
+            line = again.index[again.to_numpy()][0] + 2
+            raise UserError(f"{self.path}, line {line}: the header once more: were files joined? take it out")
 
     def _check_values(self, values: pd.Series, column: str, is_id: bool) -> None:
         if is_id:

@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 import torch
-from numba import njit, prange
+from numba import prange
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from recbole_onebp.util.compiled import njit
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["DeviceSampler", "Distribution", "NegativeSampler", "csr"]

@@ -62,9 +62,12 @@ def report() -> bool:
     import torch
 
     from recbole_onebp.plugin import patches
+    from recbole_onebp.util.compiled import cache_folder
 
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     print(f"device          cpu, {torch.get_num_threads()} threads; CUDA device: {cuda}")
+    folder, reason = cache_folder()
+    print(f"numba's cache   {folder or 'none'} ({reason})")
     print("\npatches of RecBole")
     for patch in patches.PATCHES.values():
         print(f"  {patch.name}: {patches.STATUS[patch.name]}\n    {patch.why} [{patch.issue}]")

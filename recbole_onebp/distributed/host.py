@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
 from recbole_onebp.distributed.ranks import Ranks
+from recbole_onebp.util.compiled import njit
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["Host"]

@@ -6,13 +6,19 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
 
+from recbole_onebp.distributed import MEETING_FILE
 from recbole_onebp.util.errors import LostRankError
 from recbole_onebp.util.processes import Call, Ending, supervise, thread_limits
 
 __all__ = ["free_port", "launch"]
+
+_LOOPBACK = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), "lo0" if sys.platform == "darwin" else "lo")
+"""The network interface of gloo and NCCL for processes of one host."""
 
 
 def launch(
@@ -33,7 +39,8 @@ def launch(
         world_size: number of processes on all hosts.
         group_offset: rank of this host's first process.
         ip: address of the host of rank 0.
-        port: a port of that host; if None, a free port of this host.
+        port: a port of that host.  Processes of a single host need neither: they meet in a file, see
+            :data:`~recbole_onebp.distributed.ranks.MEETING_FILE`, and listen on the loopback interface alone.
 
     Returns:
         0, or the exit code of the first process that failed.
@@ -41,13 +48,7 @@ def launch(
     Raises:
         LostRankError: if a process was killed.
     """
-    shared = {
-        **thread_limits(nproc),
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(nproc),
-        "MASTER_ADDR": ip,
-        "MASTER_PORT": str(free_port() if port is None else port),
-    }
+    shared = {**thread_limits(nproc), "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(nproc)}
 
     def done(call: Call, ending: Ending) -> None:
         if ending.exit_code < 0:
@@ -57,19 +58,24 @@ def launch(
         if not ending.ok:
             raise _FailedError(ending.exit_code)
 
-    calls = [
-        Call(
-            f"rank {group_offset + number}",
-            _run,
-            (main, list(arguments)),
-            {**shared, "RANK": str(group_offset + number), "LOCAL_RANK": str(number)},
-        )
-        for number in range(nproc)
-    ]
-    try:
-        supervise(calls, nproc, done)
-    except _FailedError as failed:
-        return failed.exit_code
+    with TemporaryDirectory(prefix="recbole-onebp-", ignore_cleanup_errors=True) as folder:  # of mode 700
+        if nproc == world_size:
+            shared |= {MEETING_FILE: str(Path(folder) / "ranks"), **_LOOPBACK}
+        else:
+            shared |= {"MASTER_ADDR": ip, "MASTER_PORT": str(free_port() if port is None else port)}
+        calls = [
+            Call(
+                f"rank {group_offset + number}",
+                _run,
+                (main, list(arguments)),
+                {**shared, "RANK": str(group_offset + number), "LOCAL_RANK": str(number)},
+            )
+            for number in range(nproc)
+        ]
+        try:
+            supervise(calls, nproc, done)
+        except _FailedError as failed:
+            return failed.exit_code
     return 0
 
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from recbole_onebp.config.schema import default_of
+from recbole_onebp.distributed import MEETING_FILE
 from recbole_onebp.util.errors import LostRankError, UserError
 
 __all__ = ["DEFAULT_TIMEOUT", "Ranks", "current", "join", "launched_rank", "leave"]
@@ -167,7 +168,8 @@ def launched_rank() -> int | None:
 def join(gpu: bool, timeout: float = DEFAULT_TIMEOUT) -> Ranks:
     """Join the other processes, if this one was started as one of several and has not joined yet.
 
-    The environment is ``torchrun``'s: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
+    The environment is ``torchrun``'s: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT; or a
+    file in place of the last two.
 
     Args:
         gpu: tensors lie on CUDA devices, one per process.  NCCL then carries those tensors and gloo all others.
@@ -183,7 +185,11 @@ def join(gpu: bool, timeout: float = DEFAULT_TIMEOUT) -> Ranks:
     ranks = _of_environment(rank, int(os.environ["WORLD_SIZE"]), timeout)
     size = ranks.local_world_size
     with ranks.collective():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timedelta(seconds=timeout))
+        backend, limit = "cpu:gloo,cuda:nccl" if gpu else "gloo", timedelta(seconds=timeout)
+        if meeting := os.environ.get(MEETING_FILE):
+            dist.init_process_group(backend, f"file://{meeting}", limit, ranks.world_size, rank)
+        else:
+            dist.init_process_group(backend, timeout=limit)
         found = torch.stack(ranks.gather(torch.tensor([size, ranks.local_rank]))).tolist()
     if found != [[size, other % size] for other in range(ranks.world_size)]:
         raise UserError("nproc: every host needs the same number of processes, and ranks must count up host by host")

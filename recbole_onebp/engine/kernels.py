@@ -13,9 +13,10 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from recbole_onebp.util import simd
+from recbole_onebp.util.compiled import njit
 
 __all__ = [
     "LAST",

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from numba import njit
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from recbole_onebp.evaluation.topk import top_items
 from recbole_onebp.util import simd
+from recbole_onebp.util.compiled import njit
 
 __all__ = ["ItemTable", "Product", "ranking_threads"]
 

@@ -19,7 +19,6 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from numba import njit
 from recbole.config import Config
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.dataset import Dataset
@@ -35,6 +34,7 @@ from recbole_onebp.distributed.ranks import current
 from recbole_onebp.distributed.sharding import Shard
 from recbole_onebp.evaluation.bounded import MIN_ITEMS, ItemTable, Product, multiplies_int8, ranking_threads
 from recbole_onebp.evaluation.topk import top_items
+from recbole_onebp.util.compiled import njit
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["FastCollector", "FastFullSortEvalDataLoader", "bounded_ranking", "per_user_metrics"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -25,6 +26,8 @@ from recbole_onebp.run.folder import RunFolder
 from recbole_onebp.run.recbole_errors import as_user_error, missing_package_as_user_error
 from recbole_onebp.run.record import Record, recorded
 from recbole_onebp.run.run import Run
+from recbole_onebp.run.turns import Turn, one_at_a_time
+from recbole_onebp.util.compiled import tell_if_uncached
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["build", "build_from", "load_config", "load_data", "parse_config", "read_config"]
@@ -70,11 +73,12 @@ def load_config(config_file_list: Sequence[str] | None, config_dict: Mapping[str
         raise UserError("resume: auto needs output_dir: that is where it looks for a checkpoint")
     if resume not in (None, "auto") and not given:
         given = run_folder_of(resume)
-    if _join(config).rank > 0:
-        folder = RunFolder.temporary()
-    else:
-        folder = RunFolder(given) if given else RunFolder.fresh(config["dataset"], config["model"])
-    folder.lock()
+    with one_at_a_time():
+        if _join(config).rank > 0:
+            folder = RunFolder.temporary()
+        else:
+            folder = RunFolder(given) if given else RunFolder.fresh(config["dataset"], config["model"])
+        folder.lock()
     config["output_dir"] = config["checkpoint_dir"] = str(folder.path)
     return config, folder
 
@@ -118,7 +122,7 @@ def parse_config(config_file_list: Sequence[str] | None, config_dict: Mapping[st
     Raises:
         UserError: for a bad key or value.
     """
-    with as_user_error("configuration"), missing_package_as_user_error(str(config_dict.get("model"))):
+    with one_at_a_time(), as_user_error("configuration"), missing_package_as_user_error(str(config_dict.get("model"))):
         config = RunConfig(config_file_list=list(config_file_list or []), config_dict=dict(config_dict))
         if config["model"] == "OneBP":
             OneBPConfig.from_recbole(config)  # before anything is loaded or written
@@ -136,7 +140,7 @@ def load_data(config: RunConfig) -> tuple[Any, Any, Any, Any]:
     """
     split_seed = config["split_seed"]
     init_seed(config["seed"] if split_seed is None else split_seed, config["reproducibility"])
-    with as_user_error(f"data set {config['dataset']}"):
+    with as_user_error(f"data set {config['dataset']}"), _only_named_pickles(config):
         dataset = create_dataset(config)
         check_dataset(config, dataset)
         if config["refit"]:
@@ -144,6 +148,23 @@ def load_data(config: RunConfig) -> tuple[Any, Any, Any, Any]:
         if current().is_distributed:
             share_users(dataset, current(), summary_of)
         return dataset, *data_preparation(config, dataset)
+
+
+@contextmanager
+def _only_named_pickles(config: RunConfig) -> Iterator[None]:
+    """Keep RecBole from unpickling data that it finds in the run's folder and that no key names.
+
+    Without these keys RecBole looks for fixed names in ``checkpoint_dir``, where a stranger may have left files.
+    """
+    no_file = "\0"  # no path holds a null character, so this file does not exist
+    given = {key: config[key] for key in ("dataset_save_path", "dataloaders_save_path")}
+    for key, path in given.items():
+        config[key] = path or no_file
+    try:
+        yield
+    finally:
+        for key, path in given.items():
+            config[key] = path
 
 
 def build_from(config: RunConfig, folder: RunFolder) -> Run:
@@ -154,14 +175,19 @@ def build_from(config: RunConfig, folder: RunFolder) -> Run:
     Raises:
         UserError: for bad data, or a checkpoint that does not fit.
     """
+    turn = Turn()
     try:
-        return _build(config, folder)
+        with turn.taken():
+            run = _build(config, folder)
+        run.turn = turn
+        return run
     except BaseException:
         folder.unlock()
         raise
 
 
 def _build(config: RunConfig, folder: RunFolder) -> Run:
+    tell_if_uncached()
     rank_0_folder = _folder_of_rank_0(folder)
     checkpoint = find_checkpoint(config["resume"], rank_0_folder)
     start = perf_counter()

@@ -8,16 +8,34 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 
+from recbole_onebp.util import safe_yaml
 from recbole_onebp.util.errors import UserError
-from recbole_onebp.util.files import write_atomically
+from recbole_onebp.util.files import claim_folder, write_atomically
 
 __all__ = ["RunFolder", "checkpoints_of", "plain"]
+
+
+_REPLACED = (
+    "config.yaml", "metrics.jsonl", "result.json", "curves.png", "model.safetensors", "checkpoint.pth", "checkpoint",
+    "tensorboard",
+)  # fmt: skip
+_OPENED = ("run.log", ".lock")
+
+
+def _is_earlier_run(folder: Path) -> bool:
+    """Whether a folder without a marker holds the configuration of a run, as earlier versions left it."""
+    try:
+        config = safe_yaml.read_plain(folder / "config.yaml")
+    except UserError:
+        return False
+    return isinstance(config, dict) and {"model", "dataset", "checkpoint_dir", "recbole_checkpoint"} <= config.keys()
 
 
 def checkpoints_of(path: Path) -> Path:
@@ -40,11 +58,11 @@ class RunFolder:
         """Create the folder.  Files of an earlier run stay until :meth:`start`.
 
         Raises:
-            UserError: if it cannot be created or written.
+            UserError: if it cannot be created or written, or holds files of somebody else that a run would replace.
         """
         self.path = Path(path)
         with self._writing():
-            self.path.mkdir(parents=True, exist_ok=True)
+            claim_folder(self.path, "run", _REPLACED, _is_earlier_run, _OPENED)
             # A singleton per folder: a second run in the same process, as in a notebook, may use the folder too.
             self._lock = FileLock(self.path.resolve() / ".lock", timeout=0, thread_local=False, is_singleton=True)
             with tempfile.TemporaryFile(dir=self.path):
@@ -110,9 +128,15 @@ class RunFolder:
     def fresh(cls, dataset: str, model: str) -> RunFolder:
         """A new folder below ``runs/``, named after the data set, the model and the time."""
         stem = f"{dataset}-{model}-{datetime.now():%Y%m%d-%H%M%S}"
-        path, number = Path("runs") / stem, 2
-        while path.exists():
-            path, number = Path("runs") / f"{stem}-{number}", number + 1
+        for number in count(1):
+            path = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
+            try:
+                path.mkdir(parents=True)
+                break
+            except FileExistsError:
+                continue
+            except OSError:
+                break  # the constructor reports it
         return cls(path)
 
     @classmethod

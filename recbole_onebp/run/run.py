@@ -17,6 +17,7 @@ from recbole_onebp.run.folder import RunFolder
 from recbole_onebp.run.recbole_errors import missing_package_as_user_error
 from recbole_onebp.run.record import floats
 from recbole_onebp.run.result import Result
+from recbole_onebp.run.turns import Turn
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["Run"]
@@ -42,6 +43,7 @@ class Run:
     trainer: Any
     data_seconds: float
     model_seconds: float
+    turn: Turn = field(default_factory=Turn, repr=False)
     _trained: bool = field(default=False, init=False)
 
     def per_user_metrics(self, part: Literal["valid", "test"] = "test") -> pd.DataFrame:
@@ -76,7 +78,8 @@ class Run:
             raise RuntimeError("this run has been trained already; build another one")
         self._trained = True
         try:
-            return self._train(saved, on_validation)
+            with self.turn.taken():
+                return self._train(saved, on_validation)
         finally:
             self.folder.unlock()
 
@@ -102,12 +105,15 @@ class Run:
     def fit(self) -> Result:
         """Train, choose the epoch on validation, test it once, and write the run folder.
 
+        Runs of several threads wait for one another, because they share the global generators.
+
         Raises:
             UserError: if the folder cannot be written, or another process uses it.
         """
         self.folder.lock()
         try:
-            return self._fit()
+            with self.turn.taken():
+                return self._fit()
         finally:
             self.folder.unlock()
 

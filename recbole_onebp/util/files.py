@@ -1,4 +1,7 @@
-"""Files and folders that are written completely or not at all."""
+"""Files and folders that are written completely or not at all, and only where this program may write.
+
+Every folder that this program makes holds a marker file. Nothing in a folder without it is replaced or removed.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,110 @@ import glob
 import json
 import os
 import shutil
+import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["restore", "sync", "whole_folder", "write_atomically", "write_json"]
+from recbole_onebp.util.errors import UserError
+from recbole_onebp.util.untrusted import read_json
 
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-"""Of Linux's ``renameat2``."""
+__all__ = [
+    "MARKER",
+    "check_folder",
+    "claim_folder",
+    "is_claimed",
+    "mark_folder",
+    "restore",
+    "sync",
+    "whole_folder",
+    "write_atomically",
+    "write_json",
+]
+
+MARKER = ".recbole_onebp"
+"""Name of the file that marks a folder as made by this program: one line of JSON, ``{"kinds": ["run"]}``."""
+
+
+def claim_folder(
+    path: Path,
+    kind: str,
+    names: Iterable[str],
+    earlier: Callable[[Path], bool] = lambda _folder: False,
+    opened: Iterable[str] = (),
+) -> None:
+    """Make a folder, or take one that exists if nothing of somebody else is lost there.  Leaves the marker in it.
+
+    Args:
+        path: the folder.
+        kind: what it will be: ``run``, ``comparison``, ``data set``, ...
+        names: the files and folders in it that will be replaced or removed.
+        earlier: whether a folder without a marker was made by an earlier version, which left none.
+        opened: files in it that are opened for writing, but never replaced.
+
+    Raises:
+        UserError: if the folder holds one of ``names`` and is not ours, or if a name is a link or a device.
+        OSError: if it cannot be written.
+
+    Example:
+        >>> claim_folder(Path("out"), "run", ["result.json", "checkpoint"])
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    check_folder(path, kind, names, earlier, opened)
+    mark_folder(path, kind)
+
+
+def check_folder(
+    path: Path,
+    kind: str,
+    names: Iterable[str],
+    earlier: Callable[[Path], bool] = lambda _folder: False,
+    opened: Iterable[str] = (),
+) -> None:
+    """The checks of :func:`claim_folder`, for a folder that exists; changes nothing."""
+    names = list(names)
+    found = set()
+    for name in (*names, *opened, MARKER):
+        with suppress(FileNotFoundError):
+            mode = os.lstat(path / name).st_mode
+            found.add(name)
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise UserError(f"{path / name}: is a link or a device; expected a plain file or folder: remove it")
+    in_the_way = next((name for name in names if name in found), None)
+    if in_the_way is not None and not is_claimed(path, kind) and not earlier(path):
+        raise UserError(
+            f"{path}: holds {in_the_way}, which would be replaced, and this program has not made the folder as a "
+            f"{kind}; choose another folder, or move {in_the_way} away"
+        )
+
+
+def is_claimed(path: Path, kind: str) -> bool:
+    """Whether this program has made a folder, as a ``kind``."""
+    return kind in _kinds(path)
+
+
+def mark_folder(path: Path, kind: str) -> None:
+    """Leave the marker in a folder that this program makes.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    kinds = _kinds(path)
+    if kind not in kinds:
+        text = json.dumps({"kinds": sorted({*kinds, kind})}) + "\n"
+        write_atomically(path / MARKER, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def _kinds(path: Path) -> list[str]:
+    try:
+        content = read_json(path / MARKER, max_bytes=4096)
+    except UserError:
+        return []
+    kinds = content.get("kinds") if isinstance(content, dict) else None
+    return [kind for kind in kinds if isinstance(kind, str)] if isinstance(kinds, list) else []
 
 
 def sync(path: Path) -> None:
@@ -46,6 +142,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.unlink(missing_ok=True)  # it may be a link, which would be followed
         write(temporary)
         os.replace(temporary, path)
     finally:
@@ -59,14 +156,16 @@ def write_json(path: Path, values: Any) -> None:
 
 
 @contextmanager
-def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
+def whole_folder(path: Path, replace: bool = False, kind: str | None = None) -> Iterator[Path]:
     """Context that yields a temporary folder to fill.
 
-    When the block ends, the temporary folder is renamed to ``path``.  When the block raises, it is removed.
+    When the block ends, the temporary folder is renamed to ``path``.  When the block raises, it is removed.  A folder
+    that is replaced is exchanged in one step where the system can do that (Linux): there is always one of the two.
 
     Args:
         path: the folder; must not exist unless ``replace``.
         replace: replace a folder that exists.
+        kind: leave a marker, see :func:`claim_folder`.  Whether an old folder may be replaced, the caller has checked.
 
     Raises:
         OSError: if it cannot be written.
@@ -77,14 +176,12 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
+        if kind is not None:
+            mark_folder(temporary, kind)
         yield temporary
-        if replace and path.exists():
-            if _exchange(temporary, path):
-                old = temporary  # a crash at any moment leaves one of the two at path
-            else:
+        if not (replace and path.is_dir() and not path.is_symlink() and _exchange(temporary, path)):
+            if replace and path.exists():
                 os.replace(path, old)
-                os.rename(temporary, path)
-        else:
             os.rename(temporary, path)
     except BaseException:
         if old.exists() and not path.exists():
@@ -95,7 +192,8 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
             with suppress(OSError):
                 parent.rmdir()
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    for left in (temporary, old):  # one of them is what was replaced
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def restore(path: Path, idle_seconds: float = 0) -> None:
@@ -116,12 +214,10 @@ def restore(path: Path, idle_seconds: float = 0) -> None:
         os.replace(last, path)
 
 
-def _exchange(first: Path, second: Path) -> bool:
-    """Swap two folders in one step; False where the system or the file system cannot."""
+def _exchange(one: Path, other: Path) -> bool:
+    """Give two folders each other's name in one step; False where the system or the file system cannot."""
     if not sys.platform.startswith("linux"):
         return False
-    try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):  # an old C library
-        return False
-    return bool(rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0)
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0

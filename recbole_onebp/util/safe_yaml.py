@@ -9,19 +9,38 @@ from typing import Any
 import yaml
 
 from recbole_onebp.util.errors import UserError
+from recbole_onebp.util.untrusted import read_text
 
-__all__ = ["load", "read"]
+__all__ = ["load", "read", "read_plain"]
 
 _MAX_BYTES = 1 << 20
 """Maximum size of a file; the largest configurations have some thousand bytes."""
 _MAX_NODES = 100_000
 """Maximum number of values after expanding aliases: with aliases, a few lines can stand for millions of values."""
+_MAX_DEPTH = 64
+"""Maximum number of lists and mappings inside one another."""
 _MAX_DIGITS = 100
 """Maximum number of digits of an integer; Python refuses to print integers of some thousand digits."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses tags of Python objects, and reads ``1e-3`` as a number, as RecBole does."""
+    """Refuses tags of Python objects, and reads ``1e-3`` as a number, as RecBole does.
+
+    Size and depth are checked while the text is read, aliases before any of them is expanded.
+    """
+
+    _depth = _nodes = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self._nodes += 1
+        self._depth += 1
+        if self._nodes > _MAX_NODES:
+            raise yaml.YAMLError(f"more than {_MAX_NODES:,} values")
+        if self._depth > _MAX_DEPTH:
+            raise yaml.YAMLError(f"nested too deeply: more than {_MAX_DEPTH} levels")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def get_single_node(self) -> Any:
         node = super().get_single_node()
@@ -59,6 +78,15 @@ def read(path: Path, where: str) -> Any:
         raise UserError(f"{where}: not text in UTF-8") from None
 
 
+def read_plain(path: Path) -> Any:
+    """The content of a YAML file that somebody else may have made: a plain file, no link or device.
+
+    Raises:
+        UserError: as for :func:`read`.
+    """
+    return load(read_text(path, _MAX_BYTES), str(path))
+
+
 def load(text: str, where: str) -> Any:
     """The content of a YAML text.
 
@@ -79,7 +107,8 @@ def load(text: str, where: str) -> Any:
         raise UserError(f"{where}: not YAML: {error}") from None
     except RecursionError:
         raise UserError(f"{where}: not YAML: nested too deeply") from None
-    except (ValueError, TypeError, OverflowError) as error:  # dates such as 2024-99-99, lists as keys
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        # dates such as 2024-99-99, lists as keys, !!bool before other text
         raise UserError(f"{where}: not YAML: {error}") from None
 
 

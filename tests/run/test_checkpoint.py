@@ -450,13 +450,14 @@ def test_only_damaged_checkpoints_are_an_error(tiny, tmp_path):
 
 def test_two_checkpoints_are_kept_and_temporary_folders_removed(tmp_path):
     kept = store.Checkpoints(tmp_path / "checkpoint")
-    (tmp_path / "checkpoint" / ".a.123.tmp").mkdir(parents=True)
-    for name in "abc":
+    a, b, c = (f"epoch-{epoch:06d}-step-000000000" for epoch in range(3))
+    (tmp_path / "checkpoint" / f".{a}.123.tmp").mkdir(parents=True)
+    for name in (a, b, c):
         kept.save(name, {"at": name}, None)
-    assert sorted(path.name for path in kept.folder.iterdir()) == ["b", "c"]
-    assert store.Checkpoints(kept.folder).load().values == {"at": "c"}
-    kept.save("c", {"at": "again"}, None)
-    assert sorted(path.name for path in kept.folder.iterdir()) == ["b", "c"]
+    assert sorted(path.name for path in kept.folder.iterdir()) == [b, c]
+    assert store.Checkpoints(kept.folder).load().values == {"at": c}
+    kept.save(c, {"at": "again"}, None)
+    assert sorted(path.name for path in kept.folder.iterdir()) == [b, c]
     assert store.Checkpoints(kept.folder).load().values == {"at": "again"}
 
 

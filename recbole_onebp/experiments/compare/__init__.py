@@ -17,6 +17,7 @@ from recbole_onebp.experiments.compare.spec import ComparisonSpec, RunSpec
 from recbole_onebp.experiments.compare.split import Split
 from recbole_onebp.experiments.compare.worker import examine_data, train_and_test
 from recbole_onebp.util.errors import UserError, writing
+from recbole_onebp.util.files import claim_folder
 
 __all__ = ["compare"]
 
@@ -37,13 +38,23 @@ def compare(config_files: Sequence[str], overrides: Mapping[str, Any] | None = N
     spec = ComparisonSpec.read(config_files, overrides or {})
     runs, folder = spec.runs(), Path(spec.output_dir)
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        claim_folder(folder, "comparison", _REPLACED, _is_earlier, (".lock", "runs"))
         lock = FileLock(folder / ".lock")
     try:
         with lock.acquire(timeout=0):
             return _compare(spec, runs, folder)
     except Timeout:
         raise UserError(f"output_dir: {folder}: another comparison is running there") from None
+
+
+_REPLACED = (
+    "report.json", "report.md", "report.html", "table.tex", "per_user.parquet", "per_user.csv", "figures", "data"
+)  # fmt: skip
+
+
+def _is_earlier(folder: Path) -> bool:
+    """Whether a folder without a marker is a comparison of an earlier version."""
+    return "protocol" in (outcome_of(folder / "data") or {})
 
 
 def _compare(spec: ComparisonSpec, runs: Sequence[RunSpec], folder: Path) -> Path:

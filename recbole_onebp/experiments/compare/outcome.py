@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -13,13 +12,16 @@ from typing import Any
 
 from filelock import FileLock
 
-from recbole_onebp.util.errors import UserError
-from recbole_onebp.util.files import write_json
+from recbole_onebp.util.errors import UserError, writing
+from recbole_onebp.util.files import claim_folder, write_json
 from recbole_onebp.util.processes import Call, Ending, supervise, thread_limits
+from recbole_onebp.util.untrusted import read_json
 
 __all__ = ["Task", "outcome_of", "recorded", "run_tasks"]
 
 _FILE = "outcome.json"
+_MAX_BYTES = 1 << 20
+_REPLACED = (_FILE, "split.npz", "users.npz")
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,15 @@ class Task:
 def outcome_of(folder: Path) -> dict[str, Any] | None:
     """The outcome that a run's folder holds; None if there is none, or the file is damaged."""
     try:
-        outcome = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
+        outcome = read_json(folder / _FILE, _MAX_BYTES)
+    except UserError:
         return None
-    return outcome if isinstance(outcome, dict) and "status" in outcome else None
+    if not isinstance(outcome, dict) or not isinstance(outcome.get("status"), str):
+        return None
+    if outcome["status"] == "done":
+        memory = outcome.get("peak_device_mb", 0.0)
+        return outcome if type(memory) in (int, float) else None
+    return outcome if isinstance(outcome.get("reason"), str) else None
 
 
 def run_tasks(
@@ -55,7 +62,7 @@ def run_tasks(
     """
     by_name = {str(task.folder): task for task in tasks}
     for task in tasks:
-        task.folder.mkdir(parents=True, exist_ok=True)
+        _claim(task.folder)
         (task.folder / _FILE).unlink(missing_ok=True)
 
     def ended(call: Call, ending: Ending) -> None:
@@ -72,6 +79,17 @@ def run_tasks(
         for name, task in by_name.items()
     ]
     supervise(calls, jobs, ended, timeout=timeout)
+
+
+def _claim(folder: Path) -> None:
+    if folder.is_symlink():
+        raise UserError(f"{folder}: is a link; expected a folder of this comparison")
+
+    def is_earlier(folder: Path) -> bool:
+        return outcome_of(folder) is not None
+
+    with writing(folder):
+        claim_folder(folder, "part of a comparison", _REPLACED, is_earlier, ("output.txt", ".worker.lock"))
 
 
 def _unrecorded(folder: Path, ending: Ending) -> dict[str, Any]:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pydantic import TypeAdapter
 
 from recbole_onebp.evaluation.metrics import coverage, diversity, gini, novelty
 from recbole_onebp.experiments.compare.outcome import outcome_of
 from recbole_onebp.experiments.compare.split import Split
 from recbole_onebp.experiments.compare.tuned import Tuning
+from recbole_onebp.run.checkpoint.checks import EpochRecord
+from recbole_onebp.run.result import Result
+from recbole_onebp.util.errors import UserError
+from recbole_onebp.util.untrusted import open_plain, read_json, read_text
 
 __all__ = ["FinishedRun", "Model", "mean_std", "metric_title"]
 
@@ -32,6 +37,34 @@ def metric_title(metric: str) -> str:
     """The name of a metric for readers: ``NDCG@10`` for ``ndcg@10``."""
     kind, at, k = metric.partition("@")
     return f"{kind.upper() if kind in ('ndcg', 'mrr', 'map', 'gauc') else kind.capitalize()}{at}{k}"
+
+
+def _read_users(path: Path, split: Split) -> tuple[Array, Array, dict[str, Array]]:
+    """Test users, their lists, and their metrics by name, from ``users.npz``.
+
+    Raises:
+        UserError, ValueError, OSError, BadZipFile: if they do not fit one another and the split.
+    """
+    n_users, n_items = len(split.users), len(split.items)
+    with open_plain(path) as file:
+        with ZipFile(file) as archive:
+            size, most = sum(part.file_size for part in archive.infolist()), n_users * 8 * (n_items + 256) + (1 << 20)
+        if size > most:
+            raise ValueError(f"{path.name}: {size} bytes, at most {most} for {n_users - 1} users")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as kept:
+            metrics = {name: kept[name] for name in kept.files}
+    users, lists = metrics.pop("users"), metrics.pop("lists")
+    rows = (len(users),) if users.ndim == 1 else ()
+    for name, ids, shape, limit in (("users", users, rows, n_users), ("lists", lists, lists.shape[:1], n_items)):
+        if ids.dtype.kind != "i" or shape != rows or not ids.size or ids.min() < 0 or ids.max() >= limit:
+            raise ValueError(f"{path.name}: {name}: {ids.dtype} {ids.shape} do not fit the split")
+    if lists.ndim != 2:
+        raise ValueError(f"{path.name}: lists: {lists.shape}")
+    for name, values in metrics.items():
+        if values.shape != rows or values.dtype != np.float64:
+            raise ValueError(f"{path.name}: {name}: {values.dtype} {values.shape}")
+    return users, lists, metrics
 
 
 @dataclass(frozen=True)
@@ -55,18 +88,26 @@ class FinishedRun:
 
     @classmethod
     def load(cls, folder: Path, seed: int, split: Split) -> FinishedRun:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        with np.load(folder / "users.npz") as kept:
-            users, lists = kept["users"], kept["lists"]
-            per_user = pd.DataFrame({name: kept[name] for name in kept.files if name not in ("users", "lists")})
+        """Read a finished run.
+
+        Raises:
+            UserError: if a file is missing or damaged, or is of another split.
+        """
+        try:
+            result = asdict(TypeAdapter(Result).validate_python(read_json(folder / "result.json", finite=False)))
+            lines = read_text(folder / "metrics.jsonl").splitlines()
+            epochs = [EpochRecord.model_validate_json(line).model_dump() for line in lines]
+            users, lists, metrics = _read_users(folder / "users.npz", split)
+        except (UserError, ValueError, TypeError, LookupError, OSError, BadZipFile) as error:
+            raise UserError(f"{folder}: damaged: {error}; remove it, and the run is made again") from None
+        per_user = pd.DataFrame(metrics)
         k, n_items = lists.shape[1], len(split.items) - 1
         per_user[f"novelty@{k}"] = novelty(lists, split.popularity, len(split.users) - 1)
         if k > 1:
             per_user[f"diversity@{k}"] = diversity(lists, split.matrix("train"))
         overall = {name: value for name, value in result["test"].items() if name not in per_user}
         overall |= {f"coverage@{k}": coverage(lists, n_items), f"gini@{k}": gini(lists, n_items)}
-        device_mb = (outcome_of(folder) or {})["peak_device_mb"]
+        device_mb = (outcome_of(folder) or {}).get("peak_device_mb", 0.0)
         return cls(seed, result, device_mb, epochs, users, lists, per_user, overall)
 
     @property

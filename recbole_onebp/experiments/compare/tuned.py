@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +10,9 @@ from typing import Any
 
 from recbole.utils.argument_list import dataset_arguments, evaluation_arguments
 
-from recbole_onebp.config import RunConfig
+from recbole_onebp.util import safe_yaml
 from recbole_onebp.util.errors import UserError
+from recbole_onebp.util.untrusted import read_json
 
 __all__ = ["Tuning"]
 
@@ -19,6 +20,13 @@ _SPLIT = {*dataset_arguments, "eval_args", "dataset"}
 """Keys that a split depends on, besides its seed."""
 _FROM_COMPARISON = {*_SPLIT, *evaluation_arguments, "model", "data_path", "seed", "split_seed", "epochs", "eval_step",
                 "stopping_step"} - {"eval_batch_size"}  # fmt: skip
+
+
+def _names_file(key: str) -> bool:
+    """Whether a key, beside those that a comparison sets itself, names a file or folder that RecBole would open."""
+    return key not in _FROM_COMPARISON and (
+        key.endswith(("_path", "_dir", "_file", "_files")) or key in ("warm_up", "xgb_model", "lgb_model", "resume")
+    )
 
 
 @dataclass(frozen=True)
@@ -43,11 +51,11 @@ class Tuning:
             UserError: if there is none, or if no trial completed.
         """
         try:
-            summary = json.loads((folder / "tuning.json").read_text(encoding="utf-8"))
+            summary = read_json(folder / "tuning.json", finite=False)
             return cls._of(summary, folder, label)
         except UserError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"tuned: {folder / 'tuning.json'}, which recbole-onebp tune writes: {error!r}") from None
 
     @classmethod
@@ -57,10 +65,17 @@ class Tuning:
         model = summary["models"][label]
         if "config" not in model:
             raise UserError(f"tuned: {folder}: no trial of {label} was completed")
-        best = RunConfig.read_files([str(folder / model["config"])])
+        best = safe_yaml.read_plain(folder / label / "best.yaml")  # a name in the summary could lead anywhere
+        if not isinstance(best, dict) or not all(isinstance(key, str) for key in best):
+            raise UserError(f"tuned: {folder / label / 'best.yaml'}: expected lines of 'key: value'")
+        if named := sorted(key for key in best if _names_file(key) and best[key]):
+            raise UserError(f"tuned: {folder}: {named[0]} names a file; set it in the comparison instead")
         split_seed = best.get("split_seed", summary["seed"])
         epochs = summary["budget"]["epochs"]
-        return cls(model["trials"], model["pruned"], epochs, model["seconds"], best, split_seed)
+        counts = (model["trials"], model["pruned"], epochs)
+        if any(type(count) is not int or count < 0 for count in counts) or not 0 <= float(model["seconds"]) < math.inf:
+            raise ValueError(f"trials, pruned, epochs and seconds: {counts}, {model['seconds']!r}")
+        return cls(*counts, float(model["seconds"]), best, split_seed)
 
     def settings(self, shared: Mapping[str, Any]) -> dict[str, Any]:
         """The chosen settings of the model, without data, evaluation and epochs, which the comparison sets.

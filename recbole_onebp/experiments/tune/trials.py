@@ -31,8 +31,17 @@ def open_study(folder: Path, search: Search, budget: Budget) -> optuna.Study:
     """Open the study in ``folder / DATABASE``, or create it.
 
     Raises:
-        UserError: if its trials were made with other settings.
+        UserError: if its trials were made with other settings, or the file is damaged.
     """
+    try:
+        return _open_study(folder, search, budget)
+    except UserError:
+        raise
+    except Exception as error:  # SQLAlchemy and Optuna raise many kinds for a file of all kinds
+        raise UserError(f"{folder / DATABASE}: cannot be read as the trials of a search: {error}") from None
+
+
+def _open_study(folder: Path, search: Search, budget: Budget) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     # Several processes may write: they wait for the lock instead of failing.
     storage = optuna.storages.RDBStorage(

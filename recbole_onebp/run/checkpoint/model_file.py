@@ -49,7 +49,7 @@ def read_model(path: Path) -> SavedModel:
         given, data = json.loads(metadata["config"]), json.loads(metadata.get("data", "null"))
         if not all(isinstance(value, dict) for value in (given, other, data or {})):
             raise ValueError("not a model of recbole_onebp")
-    except (DamagedError, ArithmeticError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (DamagedError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as a model: {error}") from None
     state = {name: tensor for name, tensor in tensors.items() if not name.startswith(_OTHER)}
     return SavedModel(state, other, given, data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_onebp.distributed.ranks import current
+from recbole_onebp.run.checkpoint.checks import check_generators, check_model, check_other, checked_values
 from recbole_onebp.run.checkpoint.clock import CheckpointClock, TrainingTime
 from recbole_onebp.run.checkpoint.model_file import read_model, write_model
 from recbole_onebp.run.checkpoint.resume import resumable_epochs
@@ -20,6 +20,7 @@ from recbole_onebp.run.checkpoint.state import (
     VERSIONS,
     data_of,
     generator_states,
+    load_other_parameters,
     restore_trainer,
     set_generator_states,
     settings_of,
@@ -84,7 +85,15 @@ class Saver(Checkpointing):
         """
         values, trainer = checkpoint.values, self.trainer
         try:
-            epoch, step = operator.index(values["epoch"]), operator.index(values["step"])
+            checked = checked_values(values)
+            epoch, step = checked.epoch, checked.step
+            check_generators(values["generators"])
+            if not self._ranks.is_distributed:  # a rank's own model has the users of one rank
+                check_model(trainer.model, values["trainer"]["model"])
+                if checkpoint.best is not None:
+                    best_model = read_model(checkpoint.best)
+                    check_model(trainer.model, best_model.state)
+                    check_other(trainer.model, best_model.other_parameters)
             restore_trainer(trainer, values["trainer"])
             if self._ranks.is_distributed:
                 trainer.take_own_rows()
@@ -96,7 +105,7 @@ class Saver(Checkpointing):
             trainer.train_loss_dict.update({done["epoch"]: done["train_loss"] for done in self.epochs})
             if values["stopped_early"]:
                 trainer.epochs = epoch
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"{checkpoint.path}: does not fit this run: {error!r}") from None
         in_this_folder = checkpoint.lies_in(self.folder.checkpoints)
         if in_this_folder:
@@ -251,10 +260,17 @@ class Saver(Checkpointing):
                     write_model(self.folder.model, self.trainer, epoch, data)
 
     def load_best(self) -> None:
-        """Load the model in ``model.safetensors``."""
+        """Load the model in ``model.safetensors``.
+
+        Raises:
+            UserError: if it is damaged, or of another model.
+        """
         saved = read_model(self._best)
-        self.trainer.model.load_state_dict(saved.state)
-        self.trainer.model.load_other_parameter(saved.other_parameters)
+        try:
+            self.trainer.model.load_state_dict(saved.state)
+            load_other_parameters(self.trainer.model, saved.other_parameters)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"{self._best}: does not fit this run: {error}") from None
         getLogger().info("loaded the best model from %s", self._best)
 
     @cached_property

@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader
 
 from recbole_onebp import __version__
 from recbole_onebp.config.schema import NO_RESULT
+from recbole_onebp.distributed.ranks import current
+from recbole_onebp.run.checkpoint.checks import check_counters, check_optimizer, check_other
 from recbole_onebp.run.checkpoint.store import pack
 from recbole_onebp.run.folder import plain
 
@@ -24,6 +26,7 @@ __all__ = [
     "data_of",
     "differences",
     "generator_states",
+    "load_other_parameters",
     "other_parameters",
     "restore_trainer",
     "set_generator_states",
@@ -56,17 +59,36 @@ def trainer_state(trainer: Any) -> dict[str, Any]:
 
 
 def restore_trainer(trainer: Any, state: Mapping[str, Any]) -> None:
-    """Restore what :func:`trainer_state` returned."""
+    """Restore what :func:`trainer_state` returned.
+
+    Raises:
+        ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError: if it is of another trainer.
+    """
     trainer.model.load_state_dict(state["model"])
-    trainer.model.load_other_parameter(state["other_parameters"])
+    load_other_parameters(trainer.model, state["other_parameters"])
     for name, module in trainer.model.named_modules():
+        check_counters(_counters(module), state["counters"][name])
         for key in _counters(module):
             setattr(module, key, state["counters"][name][key])
     optimizers = _optimizers(trainer)
+    if optimizers.keys() != state["optimizers"].keys():
+        raise ValueError(f"optimizers {sorted(state['optimizers'])}")
     for name, values in state["optimizers"].items():
+        if not current().is_distributed:  # otherwise it holds the users of all ranks
+            check_optimizer(optimizers[name], values)
         optimizers[name].load_state_dict(values)
     for name in ("cur_step", "best_valid_score", "best_valid_result"):
         setattr(trainer, name, state["early_stopping"][name])
+
+
+def load_other_parameters(model: Any, values: Mapping[str, Any]) -> None:
+    """Set what :func:`other_parameters` returned, and nothing else.
+
+    Raises:
+        TypeError, ValueError: for an attribute that the model does not keep so, or of another type or shape.
+    """
+    check_other(model, values)
+    model.load_other_parameter(values)
 
 
 def other_parameters(model: Any) -> dict[str, Any]:

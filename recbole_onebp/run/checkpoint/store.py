@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.files import sync, whole_folder
-from recbole_onebp.util.hashes import sha256
+from recbole_onebp.util.hashes import sha256, sha256_of
+from recbole_onebp.util.untrusted import open_plain, read_json
 
 __all__ = [
     "Checkpoint",
@@ -41,10 +43,19 @@ __all__ = [
 _FORMAT, _VERSION = "recbole_onebp checkpoint", 1
 _KIND = "$"
 _STATE, _TENSORS, _BEST = "state.json", "state.safetensors", "best.safetensors"
+_MAX_STATE, _MAX_HEADER = 16 << 20, 16 << 20
+"""Bytes of ``state.json`` and of the header of a safetensors file."""
+_NAME = re.compile(r"epoch-\d+-step-\d+")
+"""The name of a checkpoint."""
 
 
 class DamagedError(Exception):
     """A file whose content is not what was written."""
+
+
+def _damaged(path: Path, error: Exception) -> DamagedError:
+    reason = str(error).removeprefix(f"{path}: ").removeprefix("damaged: ")
+    return DamagedError(f"{path}: damaged: {reason}")
 
 
 def pack(value: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
@@ -78,21 +89,32 @@ def pack(value: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
 
 
 def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The value that :func:`pack` converted."""
+    """The value that :func:`pack` converted.
+
+    Raises:
+        KeyError: if it refers to a tensor that is absent, or to one twice: a short text could then take much memory.
+        ValueError: for anything else that :func:`pack` does not write.
+    """
+    return _unpack(packed, dict(tensors))
+
+
+def _unpack(packed: Any, left: dict[str, Tensor]) -> Any:
     if isinstance(packed, list):
-        return [unpack(item, tensors) for item in packed]
+        return [_unpack(item, left) for item in packed]
     if not isinstance(packed, dict):
         return packed
     if _KIND not in packed:
-        return {key: unpack(item, tensors) for key, item in packed.items()}
+        return {key: _unpack(item, left) for key, item in packed.items()}
     kind, of = packed[_KIND], packed["of"]
     if kind == "tensor":
-        return tensors[of].clone()  # the original uses the file's memory
-    if kind == "float":
+        return left.pop(of).clone()  # the original uses the file's memory
+    if kind == "float" and isinstance(of, str):
         return float(of)
-    if kind == "tuple":
-        return tuple(unpack(of, tensors))
-    return {key: unpack(item, tensors) for key, item in of}
+    if kind == "tuple" and isinstance(of, list):
+        return tuple(_unpack(of, left))
+    if kind == "items" and isinstance(of, list):
+        return {key: _unpack(item, left) for key, item in of}
+    raise ValueError(f"{str(kind)[:40]!r} is no kind of value")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -123,14 +145,22 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
     Raises:
-        DamagedError: if it cannot be read.
+        DamagedError: if it cannot be read, is no plain file, or is larger than the free memory.
     """
     try:
+        with open_plain(path) as opened:
+            size, header = os.fstat(opened.fileno()).st_size, int.from_bytes(opened.read(8), "little")
+        if header > min(_MAX_HEADER, size - 8):
+            raise DamagedError(f"{path}: damaged: a header of {header} bytes in a file of {size}")
+        if size > (free := psutil.virtual_memory().available):
+            raise DamagedError(f"{path}: {size} bytes are more than the free memory, {free} bytes")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         return load_file(path), metadata
-    except (SafetensorError, OSError) as error:
-        raise DamagedError(f"{path}: damaged: {error}") from None
+    except DamagedError:
+        raise
+    except Exception as error:  # safetensors and torch raise many kinds for content of all kinds
+        raise _damaged(path, error) from None
 
 
 @dataclass(frozen=True)
@@ -150,32 +180,39 @@ class Checkpoint:
             DamagedError: if a file is missing or damaged.
         """
         try:
-            content = json.loads((path / _STATE).read_text(encoding="utf-8"))
-            checksum = _checksum(content) if isinstance(content, dict) else None
-        except (OSError, ValueError, RecursionError) as error:
-            raise DamagedError(f"{path / _STATE}: damaged: {error}") from None
+            content = read_json(path / _STATE, _MAX_STATE)
+        except UserError as error:
+            raise _damaged(path / _STATE, error) from None
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise DamagedError(f"{path / _STATE}: not a checkpoint")
         if content.get("version") != _VERSION:
             version = content.get("version")
             raise DamagedError(f"{path}: has format version {version}; this recbole_onebp reads version {_VERSION}")
-        if content.get("checksum") != checksum:
+        if content.get("checksum") != _checksum(content):
             raise DamagedError(f"{path / _STATE}: damaged: it does not match its checksum")
         try:
             best = path / _BEST if _BEST in content["files"] else None
             for file in (path / _TENSORS, best):
-                if file is not None and sha256(file) != content["files"][file.name]:
-                    raise DamagedError(f"{file}: damaged: it does not match its checksum")
+                if file is not None:
+                    _check_file(file, content["files"][file.name])
             tensors, _ = read_tensors(path / _TENSORS)
             return cls(path, unpack(content["state"], tensors), best)
-        except OSError as error:
-            raise DamagedError(f"{error.filename}: damaged: {error.strerror}") from None
-        except (ArithmeticError, KeyError, TypeError, ValueError, RecursionError) as error:
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise DamagedError(f"{path / _STATE}: damaged: {error!r}") from None
 
     def lies_in(self, folder: Path) -> bool:
         """Whether its parent is ``folder``."""
         return self.path.parent.resolve() == folder.resolve()
+
+
+def _check_file(path: Path, checksum: Any) -> None:
+    try:
+        with open_plain(path) as file:
+            found = sha256_of(file)
+    except (UserError, OSError) as error:
+        raise _damaged(path, error) from None
+    if found != checksum:
+        raise DamagedError(f"{path}: damaged: it does not match its checksum")
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -221,7 +258,7 @@ class Checkpoints:
         sync(self.folder)
         self._kept = [*[kept for kept in self._kept if kept != name][-1:], name]
         for other in self.folder.iterdir():  # also temporary folders of a killed process
-            if other.name not in self._kept:
+            if other.name not in self._kept and _NAME.search(other.name):
                 shutil.rmtree(other, ignore_errors=True)
 
     def keep(self, name: str) -> None:
@@ -232,9 +269,9 @@ class Checkpoints:
         """The newest intact checkpoint; None if there are no checkpoints.  A damaged one is reported.
 
         Raises:
-            UserError: if all of them are damaged.
+            UserError: if all of them are damaged, or the folder is a link.
         """
-        names = sorted((path.name for path in self.folder.glob("[!.]*") if path.is_dir()), reverse=True)
+        names = sorted((path.name for path in self._folders() if _NAME.fullmatch(path.name)), reverse=True)
         for name in names:
             try:
                 checkpoint = Checkpoint.read(self.folder / name)
@@ -245,3 +282,11 @@ class Checkpoints:
         if names:
             raise UserError(f"{self.folder}: all checkpoints are damaged; remove the folder to start a new run")
         return None
+
+    def _folders(self) -> list[Path]:
+        """Folders in this one; links are not followed, because the files in them are replaced."""
+        if self.folder.is_symlink():
+            raise UserError(f"{self.folder}: is a link; expected a folder of checkpoints")
+        if not self.folder.is_dir():
+            return []
+        return [path for path in self.folder.iterdir() if path.is_dir() and not path.is_symlink()]

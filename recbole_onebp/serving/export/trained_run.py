@@ -25,7 +25,7 @@ from recbole_onebp.run.checkpoint.state import data_of, differences
 from recbole_onebp.run.folder import plain
 from recbole_onebp.util import safe_yaml
 from recbole_onebp.util.errors import UserError
-from recbole_onebp.util.untrusted import read_json, read_text
+from recbole_onebp.util.untrusted import read_json
 
 __all__ = ["TrainedRun", "read_results", "read_run", "read_settings"]
 
@@ -211,7 +211,7 @@ def read_settings(run_dir: Path) -> dict[str, Any]:
         UserError: if it is missing, is no mapping, or stands for more than a megabyte of text.
     """
     path = run_dir / "config.yaml"
-    settings = safe_yaml.load(read_text(path, _MAX_TEXT), str(path))
+    settings = safe_yaml.read_plain(path)
     if not isinstance(settings, dict):
         raise UserError(f"{path}: expected lines of 'key: value'")
     if _length(settings) > _MAX_TEXT:

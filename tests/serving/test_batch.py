@@ -157,6 +157,7 @@ def test_resume_after_a_kill(tmp_path):
         (["--users=u1", "--rule=trained"], "--rule without --history"),
         (["--users="], "--users=: an id is empty; expected ids separated by commas"),
         (["--history=i1,,i2"], "--history=i1,,i2: an id is empty"),
+        (["--users=" + "u1," * 2000], "an id is empty"),
         (["--users=u1", "--k=0"], "k: 0 is not allowed"),
         (["--all_users", "--k=0", "--out=batch.csv"], "k: 0 is not allowed"),
         (["--all_users", "--out=bundle/manifest.json/batch.csv"], "batch.csv: cannot be written"),

@@ -261,6 +261,7 @@ def test_a01_no_setting_of_a_run_names_a_pickle(tiny, tmp_path, capsys):
         ({"load_col": {"../x": ["a"]}}, "model.safetensors: load_col.../x"),
         ({"load_col": {"inter": "user_id"}}, "model.safetensors: load_col.inter"),
         ({"encoding": "no such"}, "model.safetensors: encoding: unknown encoding"),
+        ({"field_separator": "(a+)+b"}, "model.safetensors: field_separator: "),
         ({"data_path": 5}, "model.safetensors: data_path: 5 is not allowed"),
         ({"data_path": "/no/such"}, "no folder /no/such/tiny"),
         ({"USER_ID_FIELD": ["a"]}, "model.safetensors: USER_ID_FIELD: ['a'] is not allowed"),

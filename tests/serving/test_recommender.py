@@ -30,6 +30,11 @@ def test_recommend(rec, k):
         assert answer == best(rec, embedding(rec, user), k)
 
 
+def test_a21_a_k_beyond_all_numbers(rec):
+    assert rec.recommend(["u1"], k=10**30) == rec.recommend(["u1"], k=60)
+    assert rec.similar_items(["i1"], k=10**30) == rec.similar_items(["i1"], k=60)
+
+
 def test_filters(rec):
     odd, low = {f"i{n}" for n in range(1, 60, 2)}, {f"i{n}" for n in range(30)}
     (answer,) = rec.recommend(["u4"], k=9, allow=low, deny=odd)

@@ -32,6 +32,8 @@ __all__ = ["TrainedRun", "read_results", "read_run", "read_settings"]
 _Word = Annotated[str, StringConstraints(pattern=r"^[^./\\:\x00-\x1f][^/\\:\x00-\x1f]{0,199}$")]
 """Part of a file's name: no separator, and no leading dot."""
 _Words = Annotated[list[_Word], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+_Separator = Annotated[str, StringConstraints(pattern=r"^(.|\n|[^\\^$.|?*+()\[\]{}]{1,10})$")]
+"""One letter, or a few that mean themselves: pandas reads longer ones as a regular expression."""
 _Columns = dict[_Word, list[str] | Literal["*"]] | None
 _MAX_TEXT = 1 << 20
 _UNFIT = (
@@ -49,8 +51,8 @@ class _DataKeys(BaseModel):
     data_path: str = ""
     preset: _Word = "default"
     encoding: str = "utf-8"
-    field_separator: str = "\t"
-    seq_separator: str = " "
+    field_separator: _Separator = "\t"
+    seq_separator: _Separator = " "
     USER_ID_FIELD: str = ""
     ITEM_ID_FIELD: str = ""
     RATING_FIELD: str = ""
@@ -191,7 +193,7 @@ _FORCED = {
 def _check_data(config: Any) -> None:
     """Refuse data files that are devices, pipes or sockets: opening one could wait for ever."""
     folder = Path(config["data_path"])
-    for path in sorted(folder.glob(f"{glob.escape(config['dataset'])}.*")):
+    for path in sorted(folder.glob(f"{glob.escape(config['dataset'])}*")):
         for file in path.rglob("*") if path.is_dir() else [path]:
             try:
                 mode = file.stat().st_mode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     allow, deny = (None if file is None else tuple(batch.read_ids(file)) for file in (arguments.allow, arguments.deny))
     request = batch.Request(arguments.k, not arguments.include_seen, allow, deny or ())
     users_file = arguments.users_file
-    if arguments.users and Path(arguments.users).is_file():
+    if arguments.users and os.path.isfile(arguments.users):  # false for ids too long for the name of a file
         users_file = Path(arguments.users)
     users = users_file or _ids("--users", arguments.users)
     if arguments.out is None:

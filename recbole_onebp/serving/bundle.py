@@ -33,7 +33,7 @@ import numpy.typing as npt
 
 from recbole_onebp.serving.manifest import FORMAT, FORMAT_VERSION, checksum_of, is_manifest, read_manifest
 from recbole_onebp.util.errors import UserError, writing
-from recbole_onebp.util.files import restore, whole_folder
+from recbole_onebp.util.files import MARKER, is_claimed, restore, whole_folder
 from recbole_onebp.util.hashes import sha256, sha256_of
 from recbole_onebp.util.untrusted import blocks, map_array, open_plain, read_json
 
@@ -62,11 +62,12 @@ _REQUIRED = (
 )  # fmt: skip
 _CARD = "MODEL_CARD.md"
 _OPTIONAL = ("item_bias.npy", "item_weight.npy", "item_fields.json", "index.faiss", "index.hnswlib", "scorer.onnx")
-_NAMES = frozenset({"manifest.json", _CARD, *_REQUIRED, *_OPTIONAL})
+_NAMES = frozenset({MARKER, "manifest.json", _CARD, *_REQUIRED, *_OPTIONAL})
 
 _ID_BYTES, _FIELD_BYTES = 1 << 10, 1 << 14
 """Bytes of JSON that an id, or the fields of an item, may take on average."""
-_MORE_BYTES, _OTHER_BYTES = 1 << 16, 1 << 26
+_MORE_BYTES, _MORE_VALUES = 1 << 16, 10_000
+_OTHER_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -124,14 +125,15 @@ def write_bundle(
             _check_replaceable(path)
             if not replace:
                 raise UserError(f"{path}: exists already; choose another folder, or replace it with --force")
-    with writing(path), whole_folder(path, replace=replace) as folder:
+    with writing(path), whole_folder(path, replace, "bundle") as folder:
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
         for name, value in texts.items():
             (folder / f"{name}.json").write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
         for name, write in (others or {}).items():
             write(folder / name)
-        files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(folder.iterdir())}
+        written = sorted(file for file in folder.iterdir() if file.name != MARKER)
+        files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in written}
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest, "files": files}
         content["checksum"] = checksum_of(content)
         (folder / "manifest.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -147,9 +149,9 @@ def _check_replaceable(path: Path) -> None:
         raise UserError(f"{path}: exists already and is not a folder; choose another name")
     names = {file.name for file in path.iterdir()}
     try:
-        ours = is_manifest(read_json(path / "manifest.json"))
+        ours = is_claimed(path, "bundle") or is_manifest(read_json(path / "manifest.json"))
     except UserError:
-        ours = False  # a damaged bundle has the names of one
+        ours = False  # a damaged bundle of an earlier version has the names of one
     if not ours and not names.issuperset(_REQUIRED):
         raise UserError(f"{path}: exists already and is not a bundle; choose another folder")
     others = sorted(name for name in names if name not in _NAMES or (path / name).is_dir())
@@ -233,7 +235,9 @@ def read_fields(bundle: Bundle) -> dict[str, list[str]]:
     if path.name not in bundle.manifest["files"]:
         return {}
     n_items = len(bundle.item_ids)
-    fields = read_json(path, _MORE_BYTES + _FIELD_BYTES * n_items)
+    fields = read_json(
+        path, _MORE_BYTES + _FIELD_BYTES * n_items, max_values=_MORE_VALUES + _FIELD_BYTES // 32 * n_items
+    )
     if (
         not isinstance(fields, dict)
         or not _is_list_of_text(list(fields))
@@ -260,7 +264,7 @@ def _check_enormous(path: Path, found: int, n_items: int, n_users: int, size: in
         "user_ids.json": _ID_BYTES * n_users,
         "item_fields.json": _FIELD_BYTES * n_items,
     }.get(path.name, _OTHER_BYTES + n_items * (1024 + 16 * size))
-    if path.suffix != ".npy" and found > _MORE_BYTES + most:
+    if not (path.suffix == ".npy" and path.name in _NAMES) and found > _MORE_BYTES + most:
         raise UserError(f"{path}: has {found} bytes; at most {_MORE_BYTES + most} are read")
 
 
@@ -316,7 +320,8 @@ def _is_list_of_text(value: Any) -> bool:
 
 
 def _read_ids(path: Path, count: int) -> list[str]:
-    ids: list[str] = read_json(path, _MORE_BYTES + _ID_BYTES * count)
+    most_values = _MORE_VALUES + _ID_BYTES // 32 * count
+    ids: list[str] = read_json(path, _MORE_BYTES + _ID_BYTES * count, max_values=most_values)
     if not _is_list_of_text(ids) or len(ids) != count or len(set(ids)) < count:
         raise UserError(f"{path}: damaged: expected a list of {count} distinct ids")
     return ids

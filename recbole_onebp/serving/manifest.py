@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,7 +33,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         UserError: if there is none, it is damaged or of another format version, or a value is not allowed.
     """
     file = path / "manifest.json"
-    if not file.is_file():
+    if not os.path.isfile(file):  # also for a name that is too long, or a folder that may not be read
         raise UserError(
             f"{path}: not a bundle: there is no manifest.json; create one with recbole-onebp export RUN_DIR {path}"
         )

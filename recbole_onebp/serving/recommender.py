@@ -310,7 +310,7 @@ class Recommender(BundleState):
         """The best items of a table for users as they are scored, and the unknown items of ``allow`` and ``deny``."""
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
             raise UserError(f"k: {k!r} is not allowed: expected a whole number of at least 1")
-        k, limits = int(k), (self._memory_mb, self._threads)
+        k, limits = min(int(k), max(len(table), 1)), (self._memory_mb, self._threads)
         denied, unknown = self._item_tokens.find(as_list(deny, "deny"))
         excluded = Excluded.of(seen, denied[denied >= 0])
         if allow is None and self._index is not None and table is self._items:

@@ -19,9 +19,9 @@ __all__ = ["blocks", "map_array", "open_plain", "plain_name", "read_json", "read
 
 _MAX_JSON_BYTES = 64 << 20
 _MAX_JSON_DEPTH = 64
+_BLOCK_VALUES = 1 << 20
 _MAX_JSON_VALUES = 8_000_000
 """Roughly: an object counts as four. A value takes up to 64 bytes of memory, also where it takes two in the file."""
-_BLOCK_VALUES = 1 << 20
 
 
 def plain_name(name: object, where: Path) -> str:
@@ -77,7 +77,9 @@ def read_text(path: Path, max_bytes: int = _MAX_JSON_BYTES) -> str:
         raise UserError(f"{path}: damaged: not UTF-8: {error.reason} at byte {error.start}") from None
 
 
-def read_json(path: Path, max_bytes: int = _MAX_JSON_BYTES, finite: bool = True) -> Any:
+def read_json(
+    path: Path, max_bytes: int = _MAX_JSON_BYTES, finite: bool = True, max_values: int = _MAX_JSON_VALUES
+) -> Any:
     """The content of a plain JSON file; NaN and infinities are refused unless ``finite`` is false.
 
     Raises:
@@ -85,8 +87,8 @@ def read_json(path: Path, max_bytes: int = _MAX_JSON_BYTES, finite: bool = True)
     """
     text = read_text(path, max_bytes)
     n_values = 4 * text.count("{") + sum(map(text.count, "[,:"))
-    if n_values > _MAX_JSON_VALUES:
-        raise UserError(f"{path}: holds about {n_values} values; at most {_MAX_JSON_VALUES} are read")
+    if n_values > max_values:
+        raise UserError(f"{path}: holds about {n_values} values; at most {max_values} are read")
     try:
         value = json.loads(text, parse_constant=_refuse_constant if finite else None)
         json_depth(value)

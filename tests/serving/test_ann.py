@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -85,6 +86,43 @@ def test_missing_and_damaged_indexes(tmp_path):
     (path / "index.faiss").write_bytes(b"no index")
     with pytest.raises(UserError, match=r"index\.faiss: damaged"):
         Index.load(path / "index.faiss", 8, 60)
+
+
+def indexed(path, seed, others=None, **values):
+    pytest.importorskip("faiss")
+    table = table_of(read_bundle(made_bundle(path.with_name(f"{path.name}-plain"), n_items=500, seed=seed, **values)))
+    return made_bundle(
+        path, n_items=500, seed=seed, others={"index.faiss": others or Index.build(table).save}, **values
+    )
+
+
+@pytest.mark.parametrize("score", SCORES, ids=str)
+def test_a10_the_index_of_another_bundle_is_refused(tmp_path, score):
+    mine, other = indexed(tmp_path / "mine", 0, **score), indexed(tmp_path / "other", 1, **score)
+    assert len(Recommender.load(mine, index="faiss").recommend(["u1"])[0]) == 10
+    swapped = indexed(tmp_path / "swapped", 0, lambda path: shutil.copyfile(other / "index.faiss", path), **score)
+    with pytest.raises(UserError, match=r"index\.faiss: is the index of other items"):
+        Recommender.load(swapped, index="faiss")
+
+
+def test_a10_a_damaged_index_never_reaches_the_library(tmp_path):
+    """Every change of a byte outside the unused ones is refused, or leaves an index that can be searched."""
+    path = indexed(tmp_path / "bundle", 0) / "index.faiss"
+    content, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    rec, expected = Recommender.load(path.parent), read_bundle(path.parent)
+    for _ in range(300):
+        changed = bytearray(content)
+        place = int(rng.integers(0, rng.choice([200, 4000, len(content)])))
+        changed[place : place + int(rng.choice([1, 4, 8]))] = rng.bytes(int(rng.choice([1, 4, 8])))
+        path.write_bytes(bytes(changed[: rng.integers(1, len(content))] if rng.random() < 0.1 else changed))
+        try:
+            index = Index.load(path, 8, 500, table_of(expected))
+        except UserError:
+            refused += 1
+        else:
+            index.nearest(expected.user_encodings, 20)
+    assert refused > 100
+    assert rec.n_items == 500
 
 
 def test_a_bundle_with_an_hnswlib_index_is_searched_exactly(tmp_path):

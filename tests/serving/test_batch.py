@@ -19,6 +19,7 @@ from recbole_onebp.serving import batch
 from recbole_onebp.serving.batch import Request, write_lists
 from recbole_onebp.util.errors import UserError
 from support.bundles import made_bundle
+from support.hostile import reseal
 
 BUNDLE = Path("bundle")
 
@@ -156,6 +157,7 @@ def test_resume_after_a_kill(tmp_path):
         (["--users=u1", "--rule=trained"], "--rule without --history"),
         (["--users="], "--users=: an id is empty; expected ids separated by commas"),
         (["--history=i1,,i2"], "--history=i1,,i2: an id is empty"),
+        (["--users=" + "u1," * 2000], "an id is empty"),
         (["--users=u1", "--k=0"], "k: 0 is not allowed"),
         (["--all_users", "--k=0", "--out=batch.csv"], "k: 0 is not allowed"),
         (["--all_users", "--out=bundle/manifest.json/batch.csv"], "batch.csv: cannot be written"),
@@ -194,3 +196,73 @@ def test_lists_for_a_file_of_users(rec, capsys):
     assert main(["recommend", "bundle", "--users=users.txt", "--k=3", "--out=batch.csv", "--jobs=1"]) == 0
     assert capsys.readouterr().out == "wrote batch.csv\n"
     assert read(Path("batch.csv")) == rows(rec, ["u1", "u2"], k=3)
+
+
+EVIL = "\x1b]0;title\x07\x1b[2J\r\u202e"
+
+
+def test_a10_ids_and_titles_are_escaped_on_the_screen(tmp_path, capsys):
+    made = made_bundle(tmp_path / "evil")
+    manifest = json.loads((made / "manifest.json").read_text())
+    ids = json.loads((made / "item_ids.json").read_text())
+    (made / "item_ids.json").write_text(json.dumps([f"{EVIL}{name}" for name in ids]))
+    (made / "user_ids.json").write_text(json.dumps([f"u{EVIL}{number}" for number in range(20)]))
+    (made / "item_fields.json").write_text(json.dumps({"title": [f"Item {EVIL}"] * 60}))
+    reseal(made, manifest)
+    Path("deny.txt").write_text("ghost\x1b[2J\n")
+    assert main(["recommend", str(made), "--all_users", "--deny=deny.txt"]) == 0
+    assert main(["recommend", str(made), f"--users=x{EVIL}"]) == 0
+    assert main(["recommend", str(made), "--all_users", "--deny=deny.txt", "--out=lists.csv", "--jobs=1"]) == 0
+    out, err = capsys.readouterr()
+    assert all(line.isprintable() for line in out.split("\n"))
+    assert all(line.isprintable() for line in err.split("\n") if "it/s" not in line and "user/s" not in line)
+    assert r"   1. Item \x1b]0;title\x07\x1b[2J\r\u202e (\x1b]0;title" in out
+    assert r"unknown item: ghost\x1b[2J" in err
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a15_force_replaces_only_lists(suffix, tmp_path):
+    out = Path(f"mine.{suffix}")
+    request = Request(k=2)
+    out.write_text('{"user": 5}\nmy own notes')
+    with pytest.raises(UserError, match="exists already and holds no lists of this program"):
+        write_lists(BUNDLE, None, out, request, jobs=1, force=True)
+    assert out.read_text() == '{"user": 5}\nmy own notes'
+    out.unlink()
+    write_lists(BUNDLE, None, out, request, jobs=1)
+    write_lists(BUNDLE, None, out, request, jobs=1, force=True)
+    out.rename(tmp_path / "other")
+    out.symlink_to(tmp_path / "other")
+    with pytest.raises(UserError, match="exists already and holds no lists"):
+        write_lists(BUNDLE, None, out, request, jobs=1, force=True)
+
+
+def test_a15_nothing_beside_the_lists_is_lost():
+    Path(".lists.csv.parts").mkdir()
+    Path(".lists.csv.parts/mine.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"mine\.txt: is in the way"):
+        write_lists(BUNDLE, None, Path("lists.csv"), Request(), jobs=1, force=True)
+    assert Path(".lists.csv.parts/mine.txt").read_text() == "mine"
+    Path("more.csv.unknown.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"more\.csv\.unknown\.txt: is in the way"):
+        write_lists(BUNDLE, ["ghost"], Path("more.csv"), Request(), jobs=1, force=True)
+    assert Path("more.csv.unknown.txt").read_text() == "mine"
+
+
+def test_c21_longer_lists_make_smaller_parts(monkeypatch):
+    """So that a part needs as much memory for any k."""
+    monkeypatch.setattr(batch, "_PART_PAIRS", 100)
+    seen = []
+    monkeypatch.setattr(
+        Request, "answer", lambda self, rec, users: seen.append(len(users)) or rec.recommend(users, self.k)
+    )
+    batch.show(BUNDLE, None, None, Request(k=10))
+    assert seen == [10] * 5
+    seen.clear()
+    batch.show(BUNDLE, None, None, Request(k=10**9))
+    assert seen == [1] * 50
+
+
+def test_c21_an_endless_line_is_refused():
+    with pytest.raises(UserError, match="a line has more than 65536 letters"):
+        list(batch.read_ids(Path("/dev/zero")))

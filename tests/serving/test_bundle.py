@@ -41,6 +41,12 @@ def test_not_a_bundle(tmp_path):
         Recommender.load(tmp_path)
 
 
+def test_a21_a_name_that_no_folder_can_have(tmp_path):
+    for name in ("x" * 5000, "a\0b"):
+        with pytest.raises(UserError, match="not a bundle"):
+            Recommender.load(tmp_path / name)
+
+
 def test_another_format_version(pristine, tmp_path):
     path = shutil.copytree(pristine, tmp_path / "copy")
     manifest = json.loads((path / "manifest.json").read_text())

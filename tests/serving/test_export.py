@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -13,9 +14,11 @@ from recbole_onebp import Recommender
 from recbole_onebp.cli import main
 from recbole_onebp.run.checkpoint.store import read_tensors, write_tensors
 from recbole_onebp.serving.export.exporter import export
+from recbole_onebp.serving.export.trained_run import read_results, read_settings
 from recbole_onebp.serving.user_state import fold_in
 from recbole_onebp.util.errors import UserError
 from support.bundles import made_bundle
+from support.hostile import PATH_KEYS, little_time, plant_pickles, replace_file
 
 
 @pytest.fixture
@@ -216,3 +219,123 @@ def test_changed_data_are_refused(tiny, tmp_path, tiny_path, change, said):
     write_tensors(run.folder.model, tensors, {**metadata, "config": json.dumps(config)})
     with pytest.raises(UserError, match=said):
         export(tmp_path / "run", tmp_path / "bundle")
+
+
+# ----------------------------------------------------------------------------------------------------- a stranger's run
+
+
+def with_settings(run, **settings):
+    tensors, metadata = read_tensors(run / "model.safetensors")
+    config = {**json.loads(metadata["config"]), **settings}
+    write_tensors(run / "model.safetensors", tensors, {**metadata, "config": json.dumps(config)})
+
+
+def test_a01_no_setting_of_a_run_names_a_pickle(tiny, tmp_path, capsys):
+    """The run names pickles in every way that RecBole knows, and others lie where RecBole looks for them."""
+    tiny(epochs=1).fit()
+    run, mark = tmp_path / "run", tmp_path / "mark"
+    pickled = plant_pickles(tmp_path / "evil", mark)
+    for folder in (tmp_path / "saved", run, tmp_path):
+        plant_pickles(folder, mark)
+    original = (run / "model.safetensors").read_bytes()
+    for key in PATH_KEYS:
+        if key in ("data_path", "dataset", "preset", "model", "encoding", "benchmark_filename", "load_col"):
+            continue
+        with_settings(run, **{key: str(pickled if key.endswith("save_path") else pickled.parent)})
+        code = main(["export", str(run), str(tmp_path / "bundle"), "--force"])
+        assert code == (2 if key == "additional_feat_suffix" else 0), key
+        assert not mark.exists(), key
+        (run / "model.safetensors").write_bytes(original)
+    err = capsys.readouterr().err
+    assert err.count("error: ") == err.count("\n") == 1
+    assert "model.safetensors: additional_feat_suffix.0: " in err
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"dataset": "../evil/evil"}, "model.safetensors: dataset: "),
+        ({"dataset": ".."}, "model.safetensors: dataset: "),
+        ({"preset": "../../evil/evil"}, "model.safetensors: preset: "),
+        ({"benchmark_filename": ["../x", "y", "z"]}, "model.safetensors: benchmark_filename.0: "),
+        ({"load_col": {"../x": ["a"]}}, "model.safetensors: load_col.../x"),
+        ({"load_col": {"inter": "user_id"}}, "model.safetensors: load_col.inter"),
+        ({"encoding": "no such"}, "model.safetensors: encoding: unknown encoding"),
+        ({"field_separator": "(a+)+b"}, "model.safetensors: field_separator: "),
+        ({"data_path": 5}, "model.safetensors: data_path: 5 is not allowed"),
+        ({"data_path": "/no/such"}, "no folder /no/such/tiny"),
+        ({"USER_ID_FIELD": ["a"]}, "model.safetensors: USER_ID_FIELD: ['a'] is not allowed"),
+        ({"embedding_size": 10**9}, "user_table has 8 dimensions, but embedding_size is 1000000000"),
+        ({"seed": "x"}, "seed: 'x' is not allowed"),
+    ],
+)
+def test_a01_settings_that_are_refused(tiny, tmp_path, settings, words):
+    tiny(epochs=1).fit()
+    plant_pickles(tmp_path / "evil", tmp_path / "mark")
+    with_settings(tmp_path / "run", **settings)
+    with pytest.raises(UserError) as error:
+        export(tmp_path / "run", tmp_path / "bundle")
+    assert words in str(error.value)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a01_the_place_of_the_data_is_shown_and_may_be_given(tiny, tiny_path, tmp_path, capsys):
+    tiny(epochs=1).fit()
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "bundle")]) == 0
+    assert f"data: {tiny_path}/tiny\n" in capsys.readouterr().out
+    moved = shutil.copytree(tiny_path, tmp_path / "moved")
+    with_settings(tmp_path / "run", data_path="/no/such")
+    arguments = ["export", str(tmp_path / "run"), str(tmp_path / "second"), f"--data_path={moved}"]
+    assert main(arguments) == 0
+    assert f"data: {moved}/tiny\n" in capsys.readouterr().out
+    for name in ("item_encodings.npy", "history_item.npy", "user_ids.json"):
+        assert (tmp_path / "second" / name).read_bytes() == (tmp_path / "bundle" / name).read_bytes()
+    (moved / "tiny" / "tiny.inter").unlink()
+    os.mkfifo(moved / "tiny" / "tiny.inter")
+    with little_time():
+        assert main([*arguments, "--force"]) == 2
+    assert "tiny.inter: is not a plain file" in capsys.readouterr().err
+
+
+LAUGHS = b"a0: &a0 [x]\n" + b"".join(b"a%d: &a%d [*a%d, *a%d]\n" % (n, n, n - 1, n - 1) for n in range(1, 40))
+LONG = b"a: &a " + b"x" * 10_000 + b"\nb: [" + b"*a, " * 200 + b"]"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.yaml", None, "config.yaml: cannot be read: No such file"),
+        ("config.yaml", b"", "config.yaml: expected lines of 'key: value'"),
+        ("config.yaml", b"[1, 2]", "config.yaml: expected lines of 'key: value'"),
+        ("config.yaml", b"a: [", "config.yaml: not YAML"),
+        ("config.yaml", b"a: !!python/name:os.system", "config.yaml: not YAML"),
+        ("config.yaml", b"\xff", "not UTF-8"),
+        ("config.yaml", LAUGHS, "more than 100,000 values"),
+        ("config.yaml", LONG, "stands for more than 1,048,576 letters"),
+        ("result.json", b"[]", "result.json: expected the result of a run"),
+        ("result.json", b"{", "result.json: damaged: not JSON"),
+        ("result.json", b'{"test": 5}', "result.json: test: expected metrics with numbers"),
+        ("result.json", b'{"test": {"recall@10": "x"}}', "result.json: test: expected metrics with numbers"),
+        ("result.json", b'{"valid": {"\\u001b[2J": 1}}', "result.json: valid: expected metrics with numbers"),
+        ("result.json", b'{"best_epoch": "x"}', "result.json: expected the result of a run"),
+    ],
+)  # fmt: skip
+def test_a12_odd_files_of_a_run(tmp_path, name, content, words):
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(content)
+    with little_time(), pytest.raises(UserError) as error:
+        read_settings(tmp_path), read_results(tmp_path)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["link", "endless", "pipe", "folder", "sparse"])
+@pytest.mark.parametrize("name", ["config.yaml", "result.json"])
+def test_a12_files_of_a_run_that_are_not_plain(tmp_path, name, kind):
+    for file in ("config.yaml", "result.json"):
+        (tmp_path / file).write_text("{}")
+    replace_file(tmp_path / name, kind)
+    with little_time(), pytest.raises(UserError, match=name):
+        read_settings(tmp_path), read_results(tmp_path)

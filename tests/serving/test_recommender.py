@@ -30,6 +30,11 @@ def test_recommend(rec, k):
         assert answer == best(rec, embedding(rec, user), k)
 
 
+def test_a21_a_k_beyond_all_numbers(rec):
+    assert rec.recommend(["u1"], k=10**30) == rec.recommend(["u1"], k=60)
+    assert rec.similar_items(["i1"], k=10**30) == rec.similar_items(["i1"], k=60)
+
+
 def test_filters(rec):
     odd, low = {f"i{n}" for n in range(1, 60, 2)}, {f"i{n}" for n in range(30)}
     (answer,) = rec.recommend(["u4"], k=9, allow=low, deny=odd)
@@ -118,6 +123,25 @@ def test_invalid_arguments(tmp_path, ask, words):
     with pytest.raises(UserError) as error:
         ask(rec)
     assert words in str(error.value)
+
+
+def test_c15_scores_of_chosen_pairs(rec):
+    """The same numbers as in a list, to the last bit, in any order; unknown ids are NaN and reported."""
+    rec.update([("new", "i3"), ("new", "i4"), ("u1", "i9")])
+    users = [f"u{n % 20}" for n in range(500)] + ["new"] * 60
+    items = [f"i{n * 7 % 60}" for n in range(500)] + list(rec.item_ids)
+    scores = rec.score(users, items)
+    assert (scores.dtype, scores.shape, scores.unknown) == (np.float64, (560,), [])
+    lists = {user: dict(rec.recommend([user], k=60, exclude_seen=False)[0]) for user in set(users)}
+    assert scores.tolist() == [lists[user][item] for user, item in zip(users, items, strict=True)]
+    scores = rec.score(["u1", "nobody", "u2", 7], ["ghost", "i1", "i5", "i5"])
+    assert np.isnan(scores).tolist() == [True, True, False, True]
+    assert (scores.unknown_users, scores.unknown_items) == (["nobody", "7"], ["ghost"])
+    assert rec.score([], []).shape == (0,)
+    with pytest.raises(UserError, match="2 users and 1 items; expected a user for each item"):
+        rec.score(["u1", "u2"], ["i1"])
+    with pytest.raises(UserError, match="users: expected a list"):
+        rec.score("u1", ["i1"])
 
 
 def test_users_trained_by_gradient_cannot_be_updated(tmp_path):

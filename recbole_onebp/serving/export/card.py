@@ -12,6 +12,7 @@ import numpy.typing as npt
 from recbole_onebp.evaluation.metrics import recall_and_ndcg
 from recbole_onebp.serving.search import DEFAULT_MEMORY_MB, Excluded, best_items
 from recbole_onebp.serving.tables import Embeddings, Float64Array, IntArray, ItemTable, unit_rows
+from recbole_onebp.util.errors import printable
 from recbole_onebp.util.ids import BundleRows, InternalIds
 
 __all__ = ["Groups", "Parts", "evaluate_groups", "model_card"]
@@ -176,7 +177,7 @@ def model_card(manifest: Mapping[str, Any], groups: Groups | None) -> str:
         "",
         "Users without a train interaction are not in the bundle. SHA-256 of the files:",
         "",
-        *(f"- `{name}` `{file['sha256']}`" for name, file in data["files"].items()),
+        *(f"- `{printable(name)}` `{file['sha256']}`" for name, file in data["files"].items()),
         "",
         "## Metrics",
         "",

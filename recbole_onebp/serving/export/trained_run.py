@@ -25,13 +25,15 @@ from recbole_onebp.run.checkpoint.state import data_of, differences
 from recbole_onebp.run.folder import plain
 from recbole_onebp.util import safe_yaml
 from recbole_onebp.util.errors import UserError
-from recbole_onebp.util.untrusted import read_json, read_text
+from recbole_onebp.util.untrusted import read_json
 
 __all__ = ["TrainedRun", "read_results", "read_run", "read_settings"]
 
 _Word = Annotated[str, StringConstraints(pattern=r"^[^./\\:\x00-\x1f][^/\\:\x00-\x1f]{0,199}$")]
 """Part of a file's name: no separator, and no leading dot."""
 _Words = Annotated[list[_Word], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+_Separator = Annotated[str, StringConstraints(pattern=r"^(.|\n|[^\\^$.|?*+()\[\]{}]{1,10})$")]
+"""One letter, or a few that mean themselves: pandas reads longer ones as a regular expression."""
 _Columns = dict[_Word, list[str] | Literal["*"]] | None
 _MAX_TEXT = 1 << 20
 _UNFIT = (
@@ -49,8 +51,8 @@ class _DataKeys(BaseModel):
     data_path: str = ""
     preset: _Word = "default"
     encoding: str = "utf-8"
-    field_separator: str = "\t"
-    seq_separator: str = " "
+    field_separator: _Separator = "\t"
+    seq_separator: _Separator = " "
     USER_ID_FIELD: str = ""
     ITEM_ID_FIELD: str = ""
     RATING_FIELD: str = ""
@@ -191,7 +193,7 @@ _FORCED = {
 def _check_data(config: Any) -> None:
     """Refuse data files that are devices, pipes or sockets: opening one could wait for ever."""
     folder = Path(config["data_path"])
-    for path in sorted(folder.glob(f"{glob.escape(config['dataset'])}.*")):
+    for path in sorted(folder.glob(f"{glob.escape(config['dataset'])}*")):
         for file in path.rglob("*") if path.is_dir() else [path]:
             try:
                 mode = file.stat().st_mode
@@ -211,7 +213,7 @@ def read_settings(run_dir: Path) -> dict[str, Any]:
         UserError: if it is missing, is no mapping, or stands for more than a megabyte of text.
     """
     path = run_dir / "config.yaml"
-    settings = safe_yaml.load(read_text(path, _MAX_TEXT), str(path))
+    settings = safe_yaml.read_plain(path)
     if not isinstance(settings, dict):
         raise UserError(f"{path}: expected lines of 'key: value'")
     if _length(settings) > _MAX_TEXT:

@@ -1,0 +1,44 @@
+"""Answers as JSON, in the thread that made them: a large one would stop the event loop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from recbole_onebp.util.errors import UserError
+
+try:
+    import orjson
+except ModuleNotFoundError:
+    orjson = None
+
+__all__ = ["check_size", "encode"]
+
+_ROW_BYTES = 32
+"""Names and numbers beside a text."""
+
+
+def encode(answer: Any) -> bytes:
+    """UTF-8 JSON."""
+    if orjson is not None:
+        try:
+            return bytes(orjson.dumps(answer))
+        except orjson.JSONEncodeError:  # half a surrogate pair in a title, which only json can write
+            pass
+    return json.dumps(answer, allow_nan=False, separators=(",", ":")).encode()
+
+
+def check_size(texts: Iterable[str], max_bytes: int) -> None:
+    """Refuse an answer that holds too much text, before it is encoded.
+
+    Args:
+        texts: ids and titles of the rows of the answer.
+        max_bytes: allowed, counted before letters are escaped.
+
+    Raises:
+        UserError: if it would be larger.
+    """
+    size = sum((1 if text.isascii() else 4) * len(text) + _ROW_BYTES for text in texts)
+    if size > max_bytes:
+        raise UserError(f"the answer has about {size} bytes; at most {max_bytes} are sent: ask for less at a time")

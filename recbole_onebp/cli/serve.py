@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
         "--allowed_hosts",
         default="",
         metavar="NAME,NAME",
-        help="names in the Host header of requests, as a proxy or a browser sends them; default: loopback names and --host",
+        help="names in the Host header of requests, beside loopback names and --host; * allows all",
     )
     serve.add_argument(
         "--max_new_users", type=int, default=200_000, help="users that events may add to the bundle's; default: 200000"
@@ -46,8 +46,9 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     refuse_unknown(rest)
     from recbole_onebp.serving.http.server import Service, serve
 
-    hosts = tuple(filter(None, arguments.allowed_hosts.split(",")))
-    where = arguments.host, arguments.port
-    how = arguments.watch, arguments.memory_mb, arguments.index, hosts, arguments.max_new_users
-    serve(Service(arguments.bundle, arguments.events, *where, *how))
+    service = Service(
+        arguments.bundle, arguments.events, arguments.host, arguments.port, arguments.watch, arguments.memory_mb,
+        arguments.index, tuple(filter(None, arguments.allowed_hosts.split(","))), arguments.max_new_users,
+    )  # fmt: skip
+    serve(service)
     return 0

@@ -37,8 +37,8 @@ class Recommender(BundleState):
     A list does not depend, to the last bit, on what else is asked in the same call.  Of equal scores the item that
     comes first in the bundle comes first; items are sorted by id there, and added items come last.
 
-    Several threads may ask at the same time, also while one thread calls :meth:`update`: an answer sees each user before
-    or after the events of a call.  Nothing else may run beside :meth:`add_items`.
+    Several threads may ask at the same time, also while one thread calls :meth:`update`: an answer sees each user
+    before or after the events of a call.  Nothing else may run beside :meth:`add_items`.
     """
 
     def __init__(

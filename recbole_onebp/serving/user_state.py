@@ -233,8 +233,9 @@ class Users:
         rows, weight = np.zeros((len(who), self._base.size), np.float32), np.zeros(len(who))
         trained = fresh & (who < len(self._base))
         rows[trained], weight[trained] = self._base.rows(who[trained]), self._weight_in_bundle(who[trained])
-        for number in np.flatnonzero(~fresh).tolist():
-            rows[number], weight[number], _ = before[number]
+        for number, moved in enumerate(before):
+            if moved is not None:
+                rows[number], weight[number], _ = moved
         means = RunningMeans(rows, weight, self._decay)
         of_event = None
         if item_weight is not None:

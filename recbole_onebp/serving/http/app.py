@@ -110,7 +110,7 @@ def _describe(app: FastAPI) -> None:
     """Put the bodies of requests, which our threads parse, into the OpenAPI schema."""
     described = app.openapi()
     described.setdefault("components", {}).setdefault("schemas", {}).update(json_schemas())
-    app.openapi = lambda: described  # type: ignore[method-assign]
+    app.openapi = lambda: described
 
 
 def _page_route(kind: str, content: bytes) -> Callable[[], Any]:

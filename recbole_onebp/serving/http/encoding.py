@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Any
 
 from recbole_onebp.util.errors import UserError
 
 try:
-    import orjson
+    orjson: Any = import_module("orjson")
 except ModuleNotFoundError:
     orjson = None
 

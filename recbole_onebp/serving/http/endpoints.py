@@ -95,9 +95,9 @@ class Endpoints:
     async def events(self, request: Request) -> Response:
         """Update users by their interactions.
 
-        An event counts when it is acknowledged: it is on the disk then.  One that was not acknowledged may be sent again;
-        with an ``id``, or a ``time``, it counts once however often it is sent.  ``new`` tells for each event whether it
-        counts now.  Events of unknown items are not stored.
+        An event counts when it is acknowledged: it is on the disk then.  One that was not acknowledged may be sent
+        again; with an ``id``, or a ``time``, it counts once however often it is sent.  ``new`` tells for each event
+        whether it counts now.  Events of unknown items are not stored.
         """
         body = await request.body()
 

@@ -60,8 +60,8 @@ def check_key(key: str | None) -> str | None:
 
 
 class Guard:
-    """ASGI middleware.  It refuses requests for other hosts, from foreign pages, without the key, too large or too slow,
-    and counts all requests."""
+    """ASGI middleware.  It refuses requests for other hosts, from foreign pages, without the key, too large or too
+    slow, and counts all requests."""
 
     def __init__(self, app: Any, metrics: Metrics, api_key: str | None, limits: Limits, origins: Origins) -> None:
         self._app, self._metrics, self._limits, self._origins = app, metrics, limits, origins

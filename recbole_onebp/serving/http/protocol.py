@@ -72,7 +72,7 @@ class _LimitedProtocol(H11Protocol):
             before = self.cycle
             super().data_received(data[start : start + _SLICE])
             if self.cycle is not before:  # the headers are complete; the app has not begun yet
-                self.scope["abort"] = self._abort  # type: ignore[typeddict-unknown-key]
+                self.scope["abort"] = self._abort
                 self._stop_timer()
                 if any(name == b"transfer-encoding" for name, _ in self.headers):
                     self._is_refused = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 __all__ = ["BusyError", "LateError", "Workers"]
@@ -23,8 +24,8 @@ class LateError(Exception):
 class Workers:
     """Threads for questions, others for large ones, and one each for events, bundles and checks.
 
-    There are no more threads for questions than cores: more would answer no faster, and would keep the event loop waiting
-    for Python's lock.  Large questions have threads of their own, so that small ones do not wait for them.
+    There are no more threads for questions than cores: more would answer no faster, and would keep the event loop
+    waiting for Python's lock.  Large questions have threads of their own, so that small ones do not wait for them.
     """
 
     def __init__(self, threads: int, waiting: int, seconds: float) -> None:
@@ -104,7 +105,5 @@ class Workers:
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
-    try:
+    with suppress(RuntimeError):  # the loop is closed: the service has ended
         loop.call_soon_threadsafe(call)
-    except RuntimeError:  # the loop is closed: the service has ended
-        pass

@@ -1,4 +1,4 @@
-"""The service while its bundle is replaced, and its journal compacted."""
+"""The service while its bundle is replaced, its events are compacted, and many threads ask."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from recbole_onebp import Recommender
 from recbole_onebp.serving.ann import Index
 from recbole_onebp.serving.bundle import read_bundle
 from recbole_onebp.serving.http.app import create_app
-from recbole_onebp.serving.http.events import Event, EventStore
+from recbole_onebp.serving.http.events import Event, EventStore, StoreError
 from recbole_onebp.serving.http.live import Live
 from recbole_onebp.serving.tables import Embeddings, ItemTable
 from recbole_onebp.util.errors import UserError
@@ -120,6 +120,19 @@ def test_many_events_are_compacted_while_served(live, bundle):
     history = [f"i{number % 60}" for number in range(200)]
     assert live.recommender.history("u1")[-200:] == history
     assert Live(bundle, live.store, 30).recommender.history("u1")[-200:] == history
+
+
+def test_a_compaction_that_fails_is_logged_and_tried_again_later(live, bundle, monkeypatch, caplog):
+    def fail():
+        raise StoreError("database or disk is full")
+
+    live = Live(bundle, live.store, 30, compact_at=5)
+    monkeypatch.setattr(live.store, "compact", fail)
+    for number in range(20):
+        live.record([Event("u1", f"i{number}")])
+        time.sleep(0.01)
+    assert [one.message for one in caplog.records] == ["the events cannot be compacted: database or disk is full"]
+    assert live.store.end == 20
 
 
 def test_a11_the_watcher_outlives_any_bundle(live, bundle, tmp_path, monkeypatch, caplog):

@@ -188,7 +188,7 @@ def test_the_key_is_required(live, client_of):
 def test_an_answer_that_takes_too_long(live, client_of, monkeypatch):
     client = client_of(create_app(live, limits=Limits(seconds=0.1)))
     blocked = threading.Event()
-    monkeypatch.setattr(live, "ask", lambda _: blocked.wait(10))
+    monkeypatch.setattr(live, "ask", lambda _: {"waited": blocked.wait(10)})
     response = client.post("/recommend", json={"users": ["u1"]})
     blocked.set()
     assert response.status_code == 503
@@ -377,7 +377,7 @@ def test_a05_an_answer_that_nobody_fetches_is_dropped(live, client_of):
 def test_a05_many_waiting_requests_are_refused(live, client_of, monkeypatch):
     client = client_of(create_app(live, limits=Limits(waiting=3, threads=1, seconds=5)))
     go_on = threading.Event()
-    monkeypatch.setattr(live, "ask", lambda _: go_on.wait(5))
+    monkeypatch.setattr(live, "ask", lambda _: {"waited": go_on.wait(5)})
     codes = []
     threads = [threading.Thread(target=lambda: codes.append(client.get("/users?q=u").status_code)) for _ in range(6)]
     for thread in threads:

@@ -46,7 +46,7 @@ class Endpoints:
     def __init__(self, live: Live, metrics: Metrics, limits: Limits) -> None:
         self._live, self._metrics, self._limits = live, metrics, limits
         self._workers = Workers(limits.threads, limits.waiting, limits.seconds)
-        self._checked, self._fault = 0.0, ""
+        self._checked, self._fault = float("-inf"), ""
 
     # ---------------------------------------------------------------------------------------------------------- answers
 
@@ -149,18 +149,20 @@ class Endpoints:
 
     async def ready(self) -> Response:
         """Whether events can be written now; 503 if not."""
-        if time.monotonic() >= self._checked + _CHECKED_SECONDS:
-            self._fault = await self._workers.check(self._check)
-            self._checked = time.monotonic()
+        await self._workers.check(self._check)
         answer = {"status": "events cannot be written", "error": self._fault} if self._fault else {"status": "ready"}
         return _json(encode(answer), 503 if self._fault else 200)
 
-    def _check(self) -> str:
+    def _check(self) -> None:
+        """Try to write, at most once a second."""
+        if time.monotonic() < self._checked + _CHECKED_SECONDS:
+            return
         try:
             self._live.store.check_writable()
+            self._fault = ""
         except StoreError as error:
-            return str(error)
-        return ""
+            self._fault = str(error)
+        self._checked = time.monotonic()
 
     async def metrics(self) -> Response:
         """Counters and latencies in Prometheus's format."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from logging import getLogger
@@ -26,6 +27,9 @@ MAX_NEW_USERS = 200_000
 
 _COMPACTED = 100_000
 """Events that wait before they are compacted."""
+
+_RETRIED_SECONDS = 60.0
+"""After a compaction that failed."""
 
 
 class TooManyUsersError(Exception):
@@ -80,6 +84,7 @@ class Live:
         self.store = store
         # Always acquired in this order: replacing, writing.
         self._replacing, self._writing, self._compacting = threading.Lock(), threading.Lock(), threading.Lock()
+        self._compact_after = float("-inf")
         self._stamp = self._manifest_stamp()
         self.recommender = self._load()
         self.n_replayed = self._replay(self.recommender, 0, store.end)
@@ -120,13 +125,15 @@ class Live:
             )
 
     def _compact_if_due(self) -> None:
-        if self.store.n_waiting >= self._compact_at and self._compacting.acquire(blocking=False):
+        is_due = time.monotonic() >= self._compact_after and self.store.n_waiting >= self._compact_at
+        if is_due and self._compacting.acquire(blocking=False):
             threading.Thread(target=self._compact_in_background, name="compact", daemon=True).start()
 
     def _compact_in_background(self) -> None:
         try:
             self.compact()
-        except Exception as error:  # the next request that adds events tries again
+        except Exception as error:
+            self._compact_after = time.monotonic() + _RETRIED_SECONDS
             getLogger(__name__).error("the events cannot be compacted: %s", error)
         finally:
             self._compacting.release()

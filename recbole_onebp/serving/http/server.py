@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import logging
 import os
@@ -95,6 +96,7 @@ def serve(service: Service) -> None:
                 listener.listen(_BACKLOG)  # from now on requests wait instead of being refused
             print(f"replayed {live.n_replayed} events; {url}", flush=True)
             sys.setswitchinterval(_SWITCH_SECONDS)
+            gc.freeze()  # so that collecting garbage does not look through the bundle's ids again and again
             config = uvicorn.Config(
                 app, log_level="warning", lifespan="off", ws="none", backlog=_ACCEPTED_AT_A_TIME,
                 http=limited_protocol(ConnectionLimits(_connections())),

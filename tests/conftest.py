@@ -23,7 +23,7 @@ TESTS = Path(__file__).parent
 
 UNIT = {
     "evaluation/test_topk.py",
-    "serving/test_journal.py",
+    "serving/test_events.py",
     "test_functional.py",
     "test_layout.py",
     "util/test_simd.py",

@@ -29,6 +29,15 @@ def add(commands: Any) -> None:
     serve.add_argument("--watch", type=float, metavar="SECONDS", help="check for a new bundle this often, and serve it")
     serve.add_argument("--memory_mb", type=float, default=30, help="memory for scores at a time; default: 30")
     serve.add_argument("--index", choices=("faiss",), help="search approximately, with the index of export --ann")
+    serve.add_argument(
+        "--allowed_hosts",
+        default="",
+        metavar="NAME,NAME",
+        help="names in the Host header of requests, beside loopback names and --host; * allows all",
+    )
+    serve.add_argument(
+        "--max_new_users", type=int, default=200_000, help="users that events may add to the bundle's; default: 200000"
+    )
     serve.set_defaults(run=run)
 
 
@@ -37,6 +46,9 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     refuse_unknown(rest)
     from recbole_onebp.serving.http.server import Service, serve
 
-    where = arguments.host, arguments.port
-    serve(Service(arguments.bundle, arguments.events, *where, arguments.watch, arguments.memory_mb, arguments.index))
+    service = Service(
+        arguments.bundle, arguments.events, arguments.host, arguments.port, arguments.watch, arguments.memory_mb,
+        arguments.index, tuple(filter(None, arguments.allowed_hosts.split(","))), arguments.max_new_users,
+    )  # fmt: skip
+    serve(service)
     return 0

@@ -41,6 +41,11 @@ class BundleState:
         return len(self._user_tokens)
 
     @property
+    def n_bundle_users(self) -> int:
+        """Number of users in the bundle; the others came with events."""
+        return len(self.bundle.user_encodings)
+
+    @property
     def n_items(self) -> int:
         """Number of items, added ones included."""
         return len(self._item_tokens)
@@ -54,6 +59,24 @@ class BundleState:
     def item_ids(self) -> Sequence[Token]:
         """All items; added ones come last."""
         return self._item_tokens.tokens
+
+    def knows_user(self, user: Token) -> bool:
+        """Whether a user is in the bundle or has come with an event.
+
+        Example:
+            >>> rec.knows_user("u1"), rec.knows_user("nobody")
+            (True, False)
+        """
+        return user in self._user_tokens
+
+    def knows_item(self, item: Token) -> bool:
+        """Whether an item is in the bundle or has been added.
+
+        Example:
+            >>> rec.knows_item("i7"), rec.knows_item("nothing")
+            (True, False)
+        """
+        return item in self._item_tokens
 
     @cached_property
     def _fields(self) -> dict[str, list[str]]:
@@ -142,15 +165,17 @@ class BundleState:
         items, unknown = self._item_tokens.find(item for _, item in pairs)
         tokens = [as_token(user, "user") for user, _ in pairs]
         known = items >= 0
-        new_users, users = [], np.empty(len(tokens), np.int64)
+        new_users: dict[Token, int] = {}
+        users = np.empty(len(tokens), np.int64)
         for place, (token, is_known) in enumerate(zip(tokens, known.tolist(), strict=True)):
             row = self._user_tokens.rows.get(token, -1)
             if row < 0 and is_known:
-                row = self._user_tokens.add(token)
-                new_users.append(token)
+                row = new_users.setdefault(token, len(self._user_tokens) + len(new_users))
             users[place] = row
         self._users.update(users[known], items[known], self._items.embeddings, self._item_weight)
-        return Update(int(known.sum()), new_users, unknown)
+        for token in new_users:  # only now, so that other threads find no user without an embedding
+            self._user_tokens.add(token)
+        return Update(int(known.sum()), list(new_users), unknown)
 
     def add_items(self, items: Mapping[TokenLike, Iterable[TokenLike]]) -> NewItems:
         """Add new items from the users who interacted with them.  These interactions are then applied as events.

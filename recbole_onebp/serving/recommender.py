@@ -37,7 +37,8 @@ class Recommender(BundleState):
     A list does not depend, to the last bit, on what else is asked in the same call.  Of equal scores the item that
     comes first in the bundle comes first; items are sorted by id there, and added items come last.
 
-    Several threads may ask at the same time, but not while :meth:`update` or :meth:`add_items` runs.
+    Several threads may ask at the same time, also while one thread calls :meth:`update`: an answer sees each user
+    before or after the events of a call.  Nothing else may run beside :meth:`add_items`.
     """
 
     def __init__(
@@ -118,8 +119,9 @@ class Recommender(BundleState):
         """
         rows, unknown = self._user_tokens.find(as_list(users, "users"))
         known = rows[rows >= 0]
-        seen = [self._users.items(user) for user in known.tolist()] if exclude_seen else [NO_ROWS] * len(known)
-        ranked, unknown_items = self._rank(self._items, self._scored(self._users.rows(known)), k, seen, allow, deny)
+        of_users = self._users.snapshot(known)
+        seen = [of_users.items(user) for user in known.tolist()] if exclude_seen else [NO_ROWS] * len(known)
+        ranked, unknown_items = self._rank(self._items, self._scored(of_users.rows(known)), k, seen, allow, deny)
         return Answers(self._lists(ranked, rows >= 0), unknown, unknown_items)
 
     def recommend_history(
@@ -255,8 +257,9 @@ class Recommender(BundleState):
         """
         self._check_foldable("explain")
         row, target = self._user_tokens.row(user), self._item_tokens.row(item)
-        composition = compose_user(self._users, row, self._item_weight)
-        return self._explain(self._users.rows(np.array([row])), composition, target, [])
+        of_user = self._users.snapshot(np.array([row]))
+        composition = compose_user(of_user, row, self._item_weight)
+        return self._explain(of_user.rows(np.array([row])), composition, target, [])
 
     def explain_history(self, history: Iterable[TokenLike], item: TokenLike, rule: Rule = DEFAULT_RULE) -> Explanation:
         """The same for a new user with this history; see :meth:`recommend_history`.

@@ -36,9 +36,10 @@ class TokenTable:
 
     def add(self, token: Token) -> BundleRow:
         """Append a token that is not in the table; its row."""
-        self.rows[token] = len(self.tokens)
+        row = len(self.tokens)
         self.tokens.append(token)
-        return self.rows[token]
+        self.rows[token] = row  # last: other threads may look up the token of any row that they find
+        return row
 
     def get(self, given: TokenLike) -> BundleRow | None:
         """The row of a token, None if it is unknown."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from copy import copy
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -66,24 +66,10 @@ class RunningMeans:
         weight: w, ``(m,)``.
     """
 
-    def __init__(self, size: int, decay: float) -> None:
-        self.rows: Float32Array = np.empty((0, size), np.float32)
-        self.weight = np.empty(0)
+    def __init__(self, rows: Float32Array, weight: Float64Array, decay: float) -> None:
+        """Start from means ``(m, d)`` with their weights ``(m,)``, which are changed in place."""
+        self.rows, self.weight = rows, weight
         self._decay = decay
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def add(self, rows: Float32Array, weight: Float64Array) -> None:
-        """Append means ``(m, d)`` with their weights ``(m,)``.  The arrays double in size when they are full."""
-        first, last = self._count, self._count + len(rows)
-        if last > len(self.rows):
-            room = max(last, 2 * len(self.rows)) - len(self.rows)
-            self.rows = np.concatenate((self.rows, np.empty((room, self.rows.shape[1]), np.float32)))
-            self.weight = np.concatenate((self.weight, np.empty(room)))
-        self.rows[first:last], self.weight[first:last] = rows, weight
-        self._count = last
 
     def update(
         self, slot: IntArray, item: BundleRows, embeddings: Embeddings, item_weight: Float32Array | None
@@ -139,12 +125,23 @@ def fold_in(
         item_weight: weight of each item, ``(n_items,)``; 1 if None.
         decay: see :class:`RunningMeans`.
     """
-    means = RunningMeans(embeddings.size, decay)
-    means.add(np.zeros((len(histories), embeddings.size), np.float32), np.zeros(len(histories)))
-    slot = np.repeat(np.arange(len(histories)), np.array([len(history) for history in histories], np.int64))
+    n_users = len(histories)
+    means = RunningMeans(np.zeros((n_users, embeddings.size), np.float32), np.zeros(n_users), decay)
+    slot = np.repeat(np.arange(n_users), np.array([len(history) for history in histories], np.int64))
     item = np.concatenate([NO_ROWS, *histories])
     means.update(slot, item, embeddings, None if item_weight is None else item_weight[item])
-    return means.rows[: len(histories)]
+    return means.rows
+
+
+class Moved(NamedTuple):
+    """A user whom events have moved. It is never changed: an event replaces it."""
+
+    row: Float32Array
+    """(d,)"""
+    weight: float
+    """w of :class:`RunningMeans`."""
+    items: BundleRows
+    """Items of the events, in order; ``(n,)``."""
 
 
 class Users:
@@ -153,6 +150,9 @@ class Users:
     The bundle's arrays are read-only.  Users that have changed since, and new ones, are kept beside them.  New users
     have the rows after the bundle's, in the order in which they came.  Item weights apply to the bundle's users; for
     new users all items weigh 1.
+
+    Threads may read while one thread updates.  To see a user's embedding and history of the same moment, read both from
+    one :meth:`snapshot`.
     """
 
     def __init__(
@@ -174,18 +174,26 @@ class Users:
         """
         self._base, self._start, self._item = Embeddings(base), start, item
         self._decay, self._trained_weight = decay, trained_weight
-        self._changed = RunningMeans(base.shape[1], decay)
-        self._slot: dict[BundleRow, int] = {}
-        self._new_items: defaultdict[BundleRow, list[BundleRow]] = defaultdict(list)
+        self._moved: dict[BundleRow, Moved] = {}
+
+    def snapshot(self, user: BundleRows) -> Users:
+        """These users as they are now; later events do not change the snapshot."""
+        frozen = copy(self)
+        found = ((row, self._moved.get(row)) for row in user.tolist())
+        frozen._moved = {row: moved for row, moved in found if moved is not None}
+        return frozen
 
     def rows(self, user: BundleRows) -> Float32Array:
         """Current embeddings of users ``(m,)``, shape ``(m, d)``."""
-        slot = np.array([self._slot.get(row, -1) for row in user.tolist()], np.int64)
-        if (slot < 0).all():
+        moved = [self._moved.get(row) for row in user.tolist()]
+        place = np.array([number for number, one in enumerate(moved) if one is not None], np.int64)
+        if not len(place):
             return self._base.rows(user)
         rows = np.empty((len(user), self._base.size), np.float32)
-        rows[slot < 0] = self._base.rows(user[slot < 0])
-        rows[slot >= 0] = self._changed.rows[slot[slot >= 0]]
+        rows[place] = np.stack([one.row for one in moved if one is not None])
+        rest = np.ones(len(user), bool)
+        rest[place] = False
+        rows[rest] = self._base.rows(user[rest])
         return rows
 
     def is_trained(self, user: BundleRow) -> bool:
@@ -200,7 +208,8 @@ class Users:
 
     def new_items(self, user: BundleRow) -> BundleRows:
         """The items of the user's events, in order."""
-        return np.array(self._new_items.get(user, ()), np.int64)
+        moved = self._moved.get(user)
+        return NO_ROWS if moved is None else moved.items
 
     def items(self, user: BundleRow) -> BundleRows:
         """The whole history: that of the bundle, then the events."""
@@ -209,7 +218,7 @@ class Users:
     def update(
         self, user: BundleRows, item: BundleRows, embeddings: Embeddings, item_weight: Float32Array | None
     ) -> None:
-        """Apply events ``(n,)`` in order.
+        """Apply events ``(n,)`` in order.  A reader sees all events of a user or none.
 
         Args:
             user: the user of each event.
@@ -218,18 +227,29 @@ class Users:
             item_weight: weight of each item, ``(n_items,)``; 1 if None.
         """
         who, inverse = np.unique(user, return_inverse=True)
-        fresh = np.array([row for row in who.tolist() if row not in self._slot], np.int64)
-        self._slot.update(zip(fresh.tolist(), range(len(self._changed), len(self._changed) + len(fresh)), strict=True))
-        trained = fresh < len(self._base)
-        rows, weight = np.zeros((len(fresh), self._base.size), np.float32), np.zeros(len(fresh))
-        rows[trained], weight[trained] = self._base.rows(fresh[trained]), self._weight_in_bundle(fresh[trained])
-        self._changed.add(rows, weight)
-        slot = np.array([self._slot[row] for row in who.tolist()], np.int64)
+        slot = inverse.reshape(-1)
+        before = [self._moved.get(row) for row in who.tolist()]
+        fresh = np.array([moved is None for moved in before], bool)
+        rows, weight = np.zeros((len(who), self._base.size), np.float32), np.zeros(len(who))
+        trained = fresh & (who < len(self._base))
+        rows[trained], weight[trained] = self._base.rows(who[trained]), self._weight_in_bundle(who[trained])
+        for number, moved in enumerate(before):
+            if moved is not None:
+                rows[number], weight[number], _ = moved
+        means = RunningMeans(rows, weight, self._decay)
+        of_event = None
         if item_weight is not None:
-            item_weight = np.where(user < len(self._base), item_weight[item], np.float32(1))
-        self._changed.update(slot[inverse.reshape(-1)], item, embeddings, item_weight)
-        for row, new_item in zip(user.tolist(), item.tolist(), strict=True):
-            self._new_items[row].append(new_item)
+            of_event = np.where(user < len(self._base), item_weight[item], np.float32(1))
+        means.update(slot, item, embeddings, of_event)
+        by_user = item[np.argsort(slot, kind="stable")]
+        ends = np.cumsum(np.bincount(slot, minlength=len(who))).tolist()
+        first = 0
+        for row, old, mean, w, last in zip(who.tolist(), before, rows, weight.tolist(), ends, strict=True):
+            new = by_user[first:last]
+            # Copies, because a view would keep the arrays of all users alive.
+            items = new.copy() if old is None else np.concatenate((old.items, new))
+            self._moved[row] = Moved(mean.copy(), w, items)
+            first = last
 
     def weights(self, user: BundleRow) -> tuple[float, Float64Array]:
         """How a user is composed: ``e = share * (its row in the bundle) + sum_j weights_j x_j`` over :meth:`new_items`.
@@ -237,7 +257,7 @@ class Users:
         Returns:
             The share of the bundle's row, and the weights ``(n,)``.
         """
-        age = np.arange(len(self._new_items.get(user, ())), dtype=float)[::-1]
+        age = np.arange(len(self.new_items(user)), dtype=float)[::-1]
         start = float(self._weight_in_bundle(np.array([user]))[0]) if self.is_trained(user) else 0.0
         if start == np.inf:
             return 1.0, np.zeros(len(age))

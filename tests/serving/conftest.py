@@ -12,8 +12,9 @@ import uvicorn
 
 from recbole_onebp import Recommender
 from recbole_onebp.serving.http.app import create_app
-from recbole_onebp.serving.http.journal import Journal
+from recbole_onebp.serving.http.events import EventStore
 from recbole_onebp.serving.http.live import Live
+from recbole_onebp.serving.http.protocol import ConnectionLimits, limited_protocol
 from recbole_onebp.serving.http.server import listening
 from support.bundles import made_bundle
 from support.oracle import KINDS
@@ -31,9 +32,9 @@ def bundle(tmp_path):
 
 @pytest.fixture
 def live(bundle, tmp_path):
-    journal = Journal(tmp_path / "events")
-    yield Live(bundle, journal, memory_mb=30)
-    journal.close()
+    live = Live(bundle, EventStore(tmp_path / "events"), memory_mb=30)
+    yield live
+    live.store.close()
 
 
 @pytest.fixture
@@ -43,7 +44,8 @@ def client_of():
 
         def serve(app):
             listener = stack.enter_context(listening("127.0.0.1", 0))
-            server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
+            http = limited_protocol(ConnectionLimits())
+            server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", http=http))
             thread = threading.Thread(target=server.run, args=([listener],))
             thread.start()
             stack.callback(thread.join)

@@ -56,20 +56,27 @@ def is_closed(connection, seconds):
         return False
 
 
-def test_headers_must_arrive_in_time(serve):
+def answer_of(connection):
+    answer = b""
+    while not answer.endswith(b"0\r\n\r\n"):  # the last chunk
+        answer += connection.recv(1000)
+    return answer
+
+
+def test_a04_headers_must_arrive_in_time(serve):
     place = serve(ConnectionLimits(header_seconds=0.5))
     silent, slow, kept = (socket.create_connection(place) for _ in range(3))
     slow.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n")
     kept.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert kept.recv(1000).startswith(b"HTTP/1.1 200")
+    assert answer_of(kept).startswith(b"HTTP/1.1 200")
     time.sleep(0.7)
     kept.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")  # a whole request in time is no reason to close
-    assert kept.recv(1000).startswith(b"HTTP/1.1 200")
+    assert answer_of(kept).startswith(b"HTTP/1.1 200")
     kept.sendall(b"GET / HTTP/1.1\r\n")  # the second of a connection too
     assert all(is_closed(connection, 2) for connection in (silent, slow, kept))
 
 
-def test_half_open_connections_keep_nobody_out(serve):
+def test_a04_half_open_connections_keep_nobody_out(serve):
     host, port = serve(ConnectionLimits(open=50, header_seconds=60))
     half_open = []
     for _ in range(205):
@@ -82,7 +89,7 @@ def test_half_open_connections_keep_nobody_out(serve):
     assert not is_closed(half_open[-1], 0.1)
 
 
-def test_chunks_are_refused_at_the_headers(serve):
+def test_a06_chunks_are_refused_at_the_headers(serve):
     host, port = serve(ConnectionLimits())
     connection = socket.create_connection((host, port))
     start = time.perf_counter()
@@ -98,3 +105,23 @@ def test_a_body_of_known_length_is_read_whole(serve):
     with httpx.Client() as client:
         for size in (0, 1, 5000, 1_000_000):
             assert client.post(f"http://{host}:{port}/", content=b"x" * size).text == str(size)
+
+
+@pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\n", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"])
+def test_a04_the_one_that_has_waited_longest_is_closed(serve, sent):
+    """Half of the headers or half of the body; a connection whose request is being answered stays."""
+    place = serve(ConnectionLimits(open=10, header_seconds=60))
+    connections = []
+    for _ in range(12):
+        connections.append(socket.create_connection(place))
+        connections[-1].sendall(sent)
+        time.sleep(0.01)
+    assert [is_closed(connection, 0.3) for connection in connections] == [True] * 2 + [False] * 10
+
+
+def test_a04_a_refused_connection_is_closed_even_if_nobody_reads(serve):
+    """What is left to send is not kept for ever."""
+    host, port = serve(ConnectionLimits(closing_seconds=0.2))
+    connection = socket.create_connection((host, port))
+    connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert is_closed(connection, 2)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from recbole_onebp import __version__
 from recbole_onebp.serving.answers import UnknownIdError
+from recbole_onebp.serving.http.docs_page import docs_page
 from recbole_onebp.serving.http.endpoints import Endpoints
-from recbole_onebp.serving.http.journal import JournalError
-from recbole_onebp.serving.http.live import Live
+from recbole_onebp.serving.http.events import StoreError
+from recbole_onebp.serving.http.live import Live, TooManyUsersError
 from recbole_onebp.serving.http.metrics import Metrics
-from recbole_onebp.serving.http.middleware import Guard, Limits
+from recbole_onebp.serving.http.middleware import Guard, Limits, busy, check_key
+from recbole_onebp.serving.http.origins import Origins
+from recbole_onebp.serving.http.requests import json_schemas
+from recbole_onebp.serving.http.workers import BusyError, LateError
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["create_app"]
@@ -26,52 +30,92 @@ __all__ = ["create_app"]
 _PAGE = Path(__file__).parent / "page"
 
 _PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'",
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
 }
 
 _STATUS: dict[type[Exception], int] = {
     RequestValidationError: 422,
+    ValidationError: 422,
     UserError: 422,
     UnknownIdError: 404,
-    JournalError: 503,
-    asyncio.TimeoutError: 503,
+    StoreError: 503,
+    TooManyUsersError: 507,
 }
 
+_BODIES = {
+    "recommend": "RecommendRequest",
+    "recommend_history": "HistoryRequest",
+    "similar": "SimilarRequest",
+    "explain": "ExplainRequest",
+    "events": "EventsRequest",
+    "reload": "ReloadRequest",
+}
 
-def create_app(live: Live, api_key: str | None = None, limits: Limits | None = None) -> FastAPI:
+_LONGEST = 200
+"""Letters of a request that an error message repeats."""
+
+
+def create_app(
+    live: Live, api_key: str | None = None, limits: Limits | None = None, origins: Origins | None = None
+) -> FastAPI:
     """The service as an ASGI application.
 
     Args:
         live: the recommender that answers.
-        api_key: required as ``Authorization: Bearer KEY``, except for the page and ``/health``; no key if None.
-        limits: size and time of requests; the defaults if None.
+        api_key: required as ``Authorization: Bearer KEY``, except for the pages, ``/health`` and ``/ready``; no key if
+            None.
+        limits: of requests and answers; the defaults if None.
+        origins: the hosts under which it may be addressed; loopback names if None.
+
+    Raises:
+        UserError: if the key cannot be sent in a header.
     """
-    limits = limits or Limits()
+    limits, api_key = limits or Limits(), check_key(api_key)
     metrics = Metrics(live)
-    endpoints = Endpoints(live, metrics, limits.seconds)
-    app = FastAPI(title="recbole_onebp", version=__version__, description="Recommendations from a bundle.")
-    for method, names in {
-        "POST": ("recommend", "recommend_history", "similar", "explain", "events", "reload"),
-        "GET": ("health", "history", "items", "users"),
+    endpoints = Endpoints(live, metrics, limits)
+    app = FastAPI(
+        title="recbole_onebp", version=__version__, description="Recommendations from a bundle.", docs_url=None,
+        redoc_url=None,
+    )  # fmt: skip
+    for name, model in _BODIES.items():
+        schema = {"$ref": f"#/components/schemas/{model}"}
+        extra = {"requestBody": {"required": name != "reload", "content": {"application/json": {"schema": schema}}}}
+        app.add_api_route(
+            f"/{name}", getattr(endpoints, name), methods=["POST"], response_class=Response, response_model=None,
+            openapi_extra=extra,
+        )  # fmt: skip
+    for name in ("health", "ready", "history", "items", "users", "metrics"):
+        app.add_api_route(f"/{name}", getattr(endpoints, name), response_class=Response, response_model=None)
+    _describe(app)
+    for path, (kind, content) in {
+        "/": ("text/html", (_PAGE / "index.html").read_bytes()),
+        "/page.js": ("text/javascript", (_PAGE / "page.js").read_bytes()),
+        "/page.css": ("text/css", (_PAGE / "page.css").read_bytes()),
+        "/docs": ("text/html", docs_page(app.openapi()).encode()),
     }.items():
-        for name in names:
-            app.add_api_route(f"/{name}", getattr(endpoints, name), methods=[method], response_model=None)
-    app.add_api_route("/metrics", endpoints.metrics, response_class=Response, response_model=None)
-    for path, file in {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}.items():
-        app.add_api_route(path, _file_route(_PAGE / file), methods=["GET"], include_in_schema=False)
+        app.add_api_route(path, _page_route(kind, content), methods=["GET"], include_in_schema=False)
 
     for error, status in _STATUS.items():
         app.add_exception_handler(error, _error_handler(status))
     app.add_exception_handler(HTTPException, _handle_http_exception)
-    app.add_middleware(Guard, metrics=metrics, api_key=api_key, limits=limits)
+    app.add_exception_handler(BusyError, _handle_busy)
+    app.add_exception_handler(LateError, _handle_busy)
+    app.add_middleware(Guard, metrics=metrics, api_key=api_key, limits=limits, origins=origins or Origins())
     return app
 
 
-def _file_route(file: Path) -> Callable[[], Any]:
-    async def send() -> FileResponse:
-        return FileResponse(file, headers=_PAGE_HEADERS)
+def _describe(app: FastAPI) -> None:
+    """Put the bodies of requests, which our threads parse, into the OpenAPI schema."""
+    described = app.openapi()
+    described.setdefault("components", {}).setdefault("schemas", {}).update(json_schemas())
+    app.openapi = lambda: described
+
+
+def _page_route(kind: str, content: bytes) -> Callable[[], Any]:
+    async def send() -> Response:
+        return Response(content, headers=_PAGE_HEADERS, media_type=kind)
 
     return send
 
@@ -84,16 +128,22 @@ def _error_handler(status: int) -> Callable[[Any, Exception], Any]:
 
 
 async def _handle_http_exception(_request: Any, error: HTTPException) -> JSONResponse:
-    return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+    return JSONResponse({"error": _short(str(error.detail))}, error.status_code, error.headers)
+
+
+async def _handle_busy(request: Any, error: Exception) -> JSONResponse:
+    return busy(str(error), status=429 if request.url.path == "/reload" else 503)
 
 
 def _message(error: Exception) -> str:
-    if isinstance(error, RequestValidationError):  # without the input, which may be long or hostile
+    if isinstance(error, (RequestValidationError, ValidationError)):  # without the input, which may be long or hostile
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))
-        return f"{where}: {first['msg']}" if where else str(first["msg"])
-    if isinstance(error, asyncio.TimeoutError):
-        return "the answer takes longer than allowed; ask for less at a time"
-    if isinstance(error, JournalError):
-        return f"the events could not be written and were not applied: {error}"
-    return str(error)
+        where = _short(".".join(str(part) for part in first["loc"] if part not in ("body", "query")))
+        return f"{where}: {_short(first['msg'])}" if where else _short(first["msg"])
+    if isinstance(error, StoreError):
+        return _short(f"the events could not be written and do not count: {error}")
+    return _short(str(error))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

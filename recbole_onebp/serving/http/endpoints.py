@@ -2,158 +2,235 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Query
+from fastapi import Query, Request
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from recbole_onebp import __version__
 from recbole_onebp.serving.answers import Answers, Explanation
-from recbole_onebp.serving.http.live import Live
+from recbole_onebp.serving.http import requests
+from recbole_onebp.serving.http.encoding import check_size, encode
+from recbole_onebp.serving.http.events import Event, StoreError
+from recbole_onebp.serving.http.live import Live, Recorded
 from recbole_onebp.serving.http.metrics import Metrics
-from recbole_onebp.serving.http.requests import (
-    EventsRequest,
-    ExplainRequest,
-    HistoryRequest,
-    RecommendRequest,
-    SimilarRequest,
-)
+from recbole_onebp.serving.http.middleware import Limits
+from recbole_onebp.serving.http.workers import Workers
 from recbole_onebp.serving.recommender import Recommender
+from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import Token
 
 __all__ = ["Endpoints"]
 
 _T = TypeVar("_T")
+_Model = TypeVar("_Model", bound=requests.Request)
 
 _FOUND = 20
 """Maximum number of users or items that a search returns."""
 
+_LARGE_BYTES = 4096
+"""Size from which on a request counts as large: it asks for many users, or with long filters."""
+
+_CHECKED_SECONDS = 1.0
+"""How long the result of a check of the disk is used."""
+
 
 class Endpoints:
-    """One method for each endpoint.  The work is done in threads, so that a slow request does not block the others."""
+    """One method for each endpoint.  Threads parse requests, do the work and encode answers: nothing of that may block
+    the event loop."""
 
-    def __init__(self, live: Live, metrics: Metrics, seconds: float) -> None:
-        """Answer from ``live``, each request in at most ``seconds``."""
-        self._live, self._metrics, self._seconds = live, metrics, seconds
-        self._threads = ThreadPoolExecutor(8, thread_name_prefix="ask")
+    def __init__(self, live: Live, metrics: Metrics, limits: Limits) -> None:
+        self._live, self._metrics, self._limits = live, metrics, limits
+        self._workers = Workers(limits.threads, limits.waiting, limits.seconds)
+        self._checked, self._fault = float("-inf"), ""
 
-    async def _do(self, work: Callable[[], _T]) -> _T:
-        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        return await asyncio.wait_for(future, self._seconds)
+    # ---------------------------------------------------------------------------------------------------------- answers
 
-    async def _ask(self, question: Callable[[Recommender], _T]) -> _T:
-        return await self._do(lambda: self._live.ask(question))
-
-    async def _lists(self, kind: str, asked: list[Any], question: Callable[[Recommender], Answers]) -> dict[str, Any]:
-        """The lists that a question returns, with titles; ``kind`` names what was asked for."""
-
-        def work(rec: Recommender) -> dict[str, Any]:
-            answers = question(rec)
-            lists = [
-                {kind: one, "items": _with_titles(rec, answer, "score")}
-                for one, answer in zip(asked, answers, strict=True)
-            ]
-            return {"lists": lists, "unknown_users": answers.unknown_users, "unknown_items": answers.unknown_items}
-
-        return await self._ask(work)
-
-    async def recommend(self, request: RecommendRequest) -> dict[str, Any]:
+    async def recommend(self, request: Request) -> Response:
         """The best items of users."""
-        return await self._lists("user", request.users, lambda rec: rec.recommend(**dict(request)))
+        return await self._lists(request, requests.RecommendRequest, "users", "user", Recommender.recommend)
 
-    async def recommend_history(self, request: HistoryRequest) -> dict[str, Any]:
+    async def recommend_history(self, request: Request) -> Response:
         """The best items of new users, from their histories."""
-        return await self._lists("history", request.histories, lambda rec: rec.recommend_history(**dict(request)))
+        ask = Recommender.recommend_history
+        return await self._lists(request, requests.HistoryRequest, "histories", "history", ask)
 
-    async def similar(self, request: SimilarRequest) -> dict[str, Any]:
+    async def similar(self, request: Request) -> Response:
         """The most similar items of items."""
-        return await self._lists("item", request.items, lambda rec: rec.similar_items(**dict(request)))
+        return await self._lists(request, requests.SimilarRequest, "items", "item", Recommender.similar_items)
 
-    async def explain(self, request: ExplainRequest) -> dict[str, Any]:
+    async def explain(self, request: Request) -> Response:
         """What each item of a user's history adds to the score of an item."""
 
-        def question(rec: Recommender) -> dict[str, Any]:
-            if request.user is not None:
-                return _explanation(rec, rec.explain(request.user, request.item))
-            return _explanation(rec, rec.explain_history(request.history or [], request.item, request.rule))
+        def work(rec: Recommender, asked: requests.ExplainRequest) -> dict[str, Any]:
+            if asked.user is not None:
+                return self._explanation(rec, rec.explain(asked.user, asked.item))
+            return self._explanation(rec, rec.explain_history(asked.history or [], asked.item, asked.rule))
 
-        return await self._ask(question)
+        return await self._post(request, requests.ExplainRequest, work)
 
-    async def events(self, request: EventsRequest) -> dict[str, Any]:
-        """Update users by their interactions.  The events are on the disk before the answer is sent."""
-        update = await self._do(lambda: self._live.record([(event.user, event.item) for event in request.events]))
-        self._metrics.events.labels("applied").inc(update.applied)
-        self._metrics.events.labels("unknown_item").inc(len(request.events) - update.applied)
-        return {"applied": update.applied, "new_users": update.new_users, "unknown_items": update.unknown}
+    async def history(self, user: Annotated[str, Query(max_length=256)]) -> Response:
+        """The history of a user: train interactions, then events in order; the latest ones if it is long."""
 
-    async def history(self, user: Annotated[str, Query(max_length=256)]) -> dict[str, Any]:
-        """The history of a user."""
-        return await self._ask(
-            lambda rec: {
-                "user": user,
-                "items": [{"item": item, "title": rec.title(item)} for item in rec.history(user)],
-            }
+        def work(rec: Recommender) -> dict[str, Any]:
+            items = rec.history(user)[-self._limits.rows :]
+            return {"user": user, "items": self._titled(rec, [{"item": item} for item in items])}
+
+        return await self._get(work)
+
+    async def items(self, q: Annotated[str, Query(max_length=256)]) -> Response:
+        """Items whose title contains a text, or whose id is the text."""
+        return await self._get(lambda rec: {"items": self._titled(rec, _found_items(rec, q))})
+
+    async def users(self, q: Annotated[str, Query(max_length=256)]) -> Response:
+        """Users whose id starts with a text."""
+        return await self._get(lambda rec: {"users": _found_users(rec, q)})
+
+    # ----------------------------------------------------------------------------------------------------------- events
+
+    async def events(self, request: Request) -> Response:
+        """Update users by their interactions.
+
+        An event counts when it is acknowledged: it is on the disk then.  One that was not acknowledged may be sent
+        again; with an ``id``, or a ``time``, it counts once however often it is sent.  ``new`` tells for each event
+        whether it counts now.  Events of unknown items are not stored.
+        """
+        body = await request.body()
+
+        def work() -> Recorded:
+            entries = requests.EventsRequest.model_validate_json(body).events
+            return self._live.record([Event(one.user, one.item, one.id, one.time) for one in entries])
+
+        recorded = await self._workers.record(work)
+        applied = sum(recorded.new)
+        self._metrics.events.labels("applied").inc(applied)
+        self._metrics.events.labels("not_new").inc(len(recorded.new) - applied)
+        return _json(
+            encode(
+                {
+                    "applied": applied,
+                    "new": recorded.new,
+                    "new_users": recorded.new_users,
+                    "unknown_items": recorded.unknown,
+                }
+            )
         )
 
-    async def items(self, q: Annotated[str, Query(max_length=256)]) -> dict[str, Any]:
-        """Items whose title contains a text, or whose id is the text."""
-        return {"items": await self._ask(lambda rec: _found_items(rec, q))}
+    async def reload(self, request: Request) -> Response:
+        """Load the bundle again and serve it.  The old one answers until the new one is ready.
 
-    async def users(self, q: Annotated[str, Query(max_length=256)]) -> dict[str, Any]:
-        """Users whose id starts with a text."""
-        return {"users": await self._ask(lambda rec: _found_users(rec, q))}
-
-    async def reload(self) -> dict[str, Any]:
-        """Load the bundle again and serve it.  The old one answers until the new one is ready."""
-        # No time limit: loading a large bundle is slow, and blocks nobody.
-        await asyncio.get_running_loop().run_in_executor(self._threads, self._live.replace)
+        One is loaded at a time, and one request may wait for its turn; others get 429.
+        """
+        requests.ReloadRequest.model_validate_json(await request.body() or b"{}")
+        await self._workers.load(self._live.replace)
         return await self.health()
 
-    async def health(self) -> dict[str, Any]:
+    # ----------------------------------------------------------------------------------------------------------- health
+
+    async def health(self) -> Response:
         """Whether the service answers, and which bundle it serves."""
-        return await self._ask(
-            lambda rec: {
-                "status": "ok",
-                "version": __version__,
-                "bundle": {
-                    "key": rec.bundle.key,
-                    **{name: rec.bundle.manifest.get(name) for name in ("created", "aggregation", "ordered")},
-                },
-                "users": rec.n_users,
-                "items": rec.n_items,
-            }
+        rec = self._live.recommender
+        about = {name: rec.bundle.manifest.get(name) for name in ("created", "aggregation", "ordered")}
+        return _json(
+            encode(
+                {
+                    "status": "ok",
+                    "version": __version__,
+                    "bundle": {"key": rec.bundle.key, **about},
+                    "users": rec.n_users,
+                    "items": rec.n_items,
+                }
+            )
         )
+
+    async def ready(self) -> Response:
+        """Whether events can be written now; 503 if not."""
+        await self._workers.check(self._check)
+        answer = {"status": "events cannot be written", "error": self._fault} if self._fault else {"status": "ready"}
+        return _json(encode(answer), 503 if self._fault else 200)
+
+    def _check(self) -> None:
+        """Try to write, at most once a second."""
+        if time.monotonic() < self._checked + _CHECKED_SECONDS:
+            return
+        try:
+            self._live.store.check_writable()
+            self._fault = ""
+        except StoreError as error:
+            self._fault = str(error)
+        self._checked = time.monotonic()
 
     async def metrics(self) -> Response:
         """Counters and latencies in Prometheus's format."""
-        return Response(await self._do(self._metrics.text), media_type=CONTENT_TYPE_LATEST)
+        return Response(await self._workers.ask(self._metrics.text), media_type=CONTENT_TYPE_LATEST)
+
+    # ---------------------------------------------------------------------------------------------------------- helpers
+
+    async def _get(self, work: Callable[[Recommender], Any]) -> Response:
+        return _json(await self._workers.ask(lambda: encode(self._live.ask(work))))
+
+    async def _post(
+        self, request: Request, model: type[_Model], work: Callable[[Recommender, _Model], Any]
+    ) -> Response:
+        body = await request.body()
+
+        def answer() -> bytes:
+            asked = model.model_validate_json(body)
+            return encode(self._live.ask(lambda rec: work(rec, asked)))
+
+        return _json(await self._workers.ask(answer, len(body) > _LARGE_BYTES))
+
+    async def _lists(
+        self, request: Request, model: type[requests.ListRequest], many: str, one: str, ask: Callable[..., Answers]
+    ) -> Response:
+        """The lists that a question returns, with titles; ``many`` and ``one`` name what was asked for."""
+
+        def work(rec: Recommender, asked: requests.ListRequest) -> dict[str, Any]:
+            what: Sequence[Any] = getattr(asked, many)
+            if len(what) * asked.k > self._limits.rows:
+                raise UserError(
+                    f"{len(what)} {many} times k = {asked.k} are {len(what) * asked.k} rows; at most "
+                    f"{self._limits.rows} are allowed: ask for at most {self._limits.rows // asked.k} {many} at a time"
+                )
+            answers = ask(rec, **dict(asked))
+            rows = [[{"item": item, "score": score} for item, score in answer] for answer in answers]
+            self._titled(rec, [row for answer in rows for row in answer])
+            lists = [{one: name, "items": answer} for name, answer in zip(what, rows, strict=True)]
+            return {"lists": lists, "unknown_users": answers.unknown_users, "unknown_items": answers.unknown_items}
+
+        return await self._post(request, model, work)
+
+    def _explanation(self, rec: Recommender, explanation: Explanation) -> dict[str, Any]:
+        rows = [{"item": item, "value": value} for item, value in explanation.contributions]
+        return {
+            "score": explanation.score,
+            "bias": explanation.bias,
+            "residual": explanation.residual,
+            "contributions": self._titled(rec, rows),
+            "unknown_items": explanation.unknown,
+        }
+
+    def _titled(self, rec: Recommender, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Add the title to each row."""
+        for row in rows:
+            row["title"] = rec.title(row["item"])
+        check_size((text for row in rows for text in (row["item"], row["title"])), self._limits.answer_bytes)
+        return rows
 
 
-def _with_titles(rec: Recommender, pairs: list[tuple[Token, float]], value: str) -> list[dict[str, Any]]:
-    return [{"item": item, "title": rec.title(item), value: number} for item, number in pairs]
-
-
-def _explanation(rec: Recommender, explanation: Explanation) -> dict[str, Any]:
-    return {
-        "score": explanation.score,
-        "bias": explanation.bias,
-        "residual": explanation.residual,
-        "contributions": _with_titles(rec, explanation.contributions, "value"),
-        "unknown_items": explanation.unknown,
-    }
+def _json(content: bytes, status: int = 200) -> Response:
+    return Response(content, status, media_type="application/json")
 
 
 def _found_users(rec: Recommender, text: str) -> list[Token]:
     return list(islice((user for user in rec.user_ids if user.startswith(text)), _FOUND))
 
 
-def _found_items(rec: Recommender, text: str) -> list[dict[str, str]]:
+def _found_items(rec: Recommender, text: str) -> list[dict[str, Any]]:
     text = text.casefold()
-    titled = ((item, rec.title(item)) for item in rec.item_ids)
-    found = ({"item": item, "title": title} for item, title in titled if text in title.casefold() or text == item)
+    found = ({"item": item} for item in rec.item_ids if text in rec.title(item).casefold() or text == item)
     return list(islice(found, _FOUND))

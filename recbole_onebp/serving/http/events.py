@@ -33,6 +33,10 @@ ID_SECONDS = 7 * 24 * 3600.0
 _APPLICATION_ID = 0x0EBB0001
 _FORMAT = 1
 _AT_A_TIME = 1 << 16
+_MERGED_AT_A_TIME = 1 << 12
+"""Events that are merged in one transaction; new events wait meanwhile."""
+_HISTORY_LETTERS = 1 << 16
+"""A longer history is continued in another row, so that no merge rewrites all of it."""
 _SCHEMA = """
 CREATE TABLE bundles (number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE) STRICT;
 CREATE TABLE events (
@@ -126,8 +130,10 @@ class EventStore:
 
     def _prepare(self) -> None:
         database = self._database
-        tables = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-        if tables == 0:  # new, or a process was killed before it had written the tables
+        schema = [
+            row[0] for row in database.execute("SELECT sql FROM sqlite_schema WHERE substr(name, 1, 7) <> 'sqlite_'")
+        ]
+        if not schema:  # new, or a process was killed before it had written the tables
             header = f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {_FORMAT};"
             database.executescript(f"BEGIN; {_SCHEMA} {header} COMMIT;")
             return
@@ -138,15 +144,21 @@ class EventStore:
         if version != _FORMAT:
             raise UserError(f"{self.path}: has format {version}; this version of recbole_onebp reads {_FORMAT}")
         found = database.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if found == "ok" and _statements(";".join(map(str, schema))) != _statements(_SCHEMA):
+            found = "its tables are not those of a store of events"
         if found != "ok":
             raise sqlite3.DatabaseError(found)
 
     def _import_journal(self) -> None:
-        if not legacy_journal.is_there(self.folder) or self.end:
+        if not legacy_journal.is_there(self.folder):
             return
-        with self._transaction() as database:
-            for bundle, events in legacy_journal.read(self.folder):
-                self._insert(database, bundle, events)
+        # The digest tells a journal that was imported just before a kill from one that was put there later.
+        digest = legacy_journal.digest(self.folder)
+        with _explained(self.path), self._transaction() as database:
+            row = digest, float("inf")  # never forgotten
+            if database.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", row).rowcount == 1:
+                for bundle, events in legacy_journal.read(self.folder):
+                    self._insert(database, bundle, events)
         legacy_journal.set_aside(self.folder)
 
     def close(self) -> None:
@@ -207,19 +219,26 @@ class EventStore:
 
         Args:
             up_to: the number of the last event to merge; all if None.
+
+        Raises:
+            StoreError: if it could not be written; what has been merged so far stays.
         """
-        end = self.end if up_to is None else up_to
-        merged = True
-        while merged:
+        try:
+            end = self.end if up_to is None else up_to
+            merged = True
+            while merged:
+                with self._transaction() as database:
+                    merged = self._merge(database, end)
             with self._transaction() as database:
-                merged = self._merge(database, end)
-        with self._transaction() as database:
-            database.execute("DELETE FROM ids WHERE received < ?", (time.time() - ID_SECONDS,))
+                database.execute("DELETE FROM ids WHERE received < ?", (time.time() - ID_SECONDS,))
+        except sqlite3.Error as error:
+            raise StoreError(str(error)) from error
 
     def _merge(self, database: sqlite3.Connection, end: int) -> bool:
         """Merge the next events; whether there were any."""
         rows = database.execute(
-            "SELECT number, bundle, user, item FROM events WHERE number <= ? ORDER BY number LIMIT ?", (end, _AT_A_TIME)
+            "SELECT number, bundle, user, item FROM events WHERE number <= ? ORDER BY number LIMIT ?",
+            (end, _MERGED_AT_A_TIME),
         ).fetchall()
         if not rows:
             return False
@@ -229,8 +248,8 @@ class EventStore:
                 found = database.execute(
                     "SELECT number, bundle, items FROM histories WHERE user = ? ORDER BY number DESC LIMIT 1", (user,)
                 ).fetchone()
-                if found and found[1] == bundle:
-                    latest[user] = (found[0], bundle, json.loads(found[2]))
+                if found and found[1] == bundle and len(found[2]) < _HISTORY_LETTERS:
+                    latest[user] = (found[0], bundle, _items(found[2]))
             if user in latest and latest[user][1] != bundle:
                 _write_history(database, user, *latest.pop(user))
             latest.setdefault(user, (None, bundle, []))[2].append(item)
@@ -282,21 +301,25 @@ class EventStore:
         """
         up_to = self.end if up_to is None else up_to
         keys = {row[0]: str(row[1]) for row in self._fetch("SELECT number, key FROM bundles", ())}
+        with _explained(self.path):
+            yield from self._read(keys, after, up_to)
+
+    def _read(self, keys: dict[int, str], after: int, up_to: int) -> Iterator[tuple[str, list[tuple[str, str]]]]:
         if after == 0:
             for rows in self._chunks("SELECT number, bundle, user, items FROM histories WHERE number > ? "
                                      "ORDER BY number LIMIT ?", 0, None):  # fmt: skip
                 for _, bundle, user, items in rows:
-                    yield keys[bundle], [(user, item) for item in json.loads(items)]
+                    yield _key(keys, bundle), [(user, item) for item in _items(items)]
         for rows in self._chunks("SELECT number, bundle, user, item FROM events WHERE number > ? "
                                  "ORDER BY number LIMIT ?", after, up_to):  # fmt: skip
             run: list[tuple[str, str]] = []
             current = rows[0][1]
             for _, bundle, user, item in rows:
                 if bundle != current:
-                    yield keys[current], run
+                    yield _key(keys, current), run
                     run, current = [], bundle
                 run.append((user, item))
-            yield keys[current], run
+            yield _key(keys, current), run
 
     def _chunks(self, query: str, after: int, up_to: int | None) -> Iterator[list[tuple[int, int, str, str]]]:
         while rows := self._fetch(query, (after, _AT_A_TIME)):
@@ -309,6 +332,27 @@ class EventStore:
     def _fetch(self, query: str, values: tuple[object, ...]) -> list[tuple[int, int, str, str]]:
         with self._lock, _explained(self.path):
             return self._database.execute(query, values).fetchall()
+
+
+def _statements(sql: str) -> list[str]:
+    return sorted(" ".join(statement.split()) for statement in sql.split(";") if statement.strip())
+
+
+def _key(keys: dict[int, str], bundle: int) -> str:
+    if bundle not in keys:
+        raise sqlite3.DatabaseError(f"there is no bundle number {bundle}")
+    return keys[bundle]
+
+
+def _items(text: str) -> list[str]:
+    """The items of a row of ``histories``."""
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError):
+        items = None
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise sqlite3.DatabaseError("a history is not a list of items")
+    return items
 
 
 def _write_history(database: sqlite3.Connection, user: str, number: int | None, bundle: int, items: list[str]) -> None:
@@ -372,7 +416,7 @@ def repair(folder: Path) -> tuple[int, Path]:
     for key, user, value, is_history in (*_salvage(path, "histories", "items"), *_salvage(path, "events", "item")):
         if not runs or runs[-1][0] != key:
             runs.append((key, []))
-        runs[-1][1].extend((user, item) for item in (json.loads(value) if is_history else [value]))
+        runs[-1][1].extend((user, item) for item in (_items(value) if is_history else [value]))
     kept, number = path.with_name(f"{FILE}.damaged"), 2
     while kept.exists():
         kept, number = path.with_name(f"{FILE}.damaged-{number}"), number + 1
@@ -415,6 +459,5 @@ def _salvage(path: Path, table: str, column: str) -> Iterator[tuple[str, str, st
             with suppress(sqlite3.Error, ValueError, TypeError):
                 for bundle, user, value in database.execute(query, (number,)).fetchall():
                     is_history = column == "items"
-                    good = not is_history or all(isinstance(item, str) for item in json.loads(value))
-                    if good and isinstance(user, str) and isinstance(value, str):
+                    if isinstance(user, str) and isinstance(value, str) and (not is_history or _items(value)):
                         yield keys.get(bundle, "unknown"), user, value, is_history

@@ -9,6 +9,7 @@ A journal is a folder of numbered segments. A line is a record: the CRC-32 of th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import zlib
@@ -19,7 +20,7 @@ from typing import Any
 
 from recbole_onebp.util.errors import UserError, writing
 
-__all__ = ["is_there", "read", "set_aside"]
+__all__ = ["digest", "is_there", "read", "set_aside"]
 
 _SEGMENT = re.compile(r"\d{8}\.log")
 _DONE = "imported-journal"
@@ -32,6 +33,14 @@ def _segments(folder: Path) -> list[Path]:
 def is_there(folder: Path) -> bool:
     """Whether a folder holds segments of a journal."""
     return any(path.read_bytes()[:9].endswith(b" ") for path in _segments(folder) if path.stat().st_size)
+
+
+def digest(folder: Path) -> bytes:
+    """16 bytes that identify the content of a journal."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for path in _segments(folder):
+        hashed.update(path.name.encode() + hashlib.blake2b(path.read_bytes()).digest())
+    return hashed.digest()
 
 
 def read(folder: Path) -> Iterator[tuple[str, list[tuple[str, str]]]]:
@@ -67,8 +76,10 @@ def read(folder: Path) -> Iterator[tuple[str, list[tuple[str, str]]]]:
 def set_aside(folder: Path) -> None:
     """Move the segments into a folder of their own; nothing is deleted."""
     with writing(folder):
-        done = folder / _DONE
-        done.mkdir(mode=0o700, exist_ok=True)
+        done, number = folder / _DONE, 2
+        while done.exists():
+            done, number = folder / f"{_DONE}-{number}", number + 1
+        done.mkdir(mode=0o700)
         for path in _segments(folder):
             path.rename(done / path.name)
 

@@ -17,7 +17,7 @@ class Metrics:
     Attributes:
         requests: by endpoint and status.
         latency: seconds by endpoint.
-        events: by outcome: ``applied`` or ``unknown_item``.
+        events: by outcome: ``applied`` or ``not_new`` (retries, and events of unknown items).
     """
 
     def __init__(self, live: Live) -> None:
@@ -33,7 +33,7 @@ class Metrics:
         for name, help_text, value in (
             ("recbole_onebp_users", "Users that the service knows.", lambda: live.ask(lambda rec: rec.n_users)),
             ("recbole_onebp_items", "Items that the service knows.", lambda: live.ask(lambda rec: rec.n_items)),
-            ("recbole_onebp_journal_bytes", "Size of the events on disk.", lambda: live.journal.bytes),
+            ("recbole_onebp_event_bytes", "Size of the events on disk.", lambda: live.store.bytes),
         ):
             Gauge(name, help_text, registry=registry).set_function(value)
 

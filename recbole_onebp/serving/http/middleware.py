@@ -1,100 +1,216 @@
-"""Checks of requests before they are parsed: key, size and time."""
+"""Checks of requests before they are parsed: host, origin, key, size and time; and bounds on what waits to be sent."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
 from fastapi.responses import JSONResponse
 
 from recbole_onebp.serving.http.metrics import Metrics
+from recbole_onebp.serving.http.origins import Origins
+from recbole_onebp.util.errors import UserError
 
-__all__ = ["Guard", "Limits"]
+__all__ = ["OPEN_PATHS", "Guard", "Limits", "busy", "check_key"]
+
+OPEN_PATHS = frozenset({"/", "/page.js", "/page.css", "/docs", "/health", "/ready"})
+"""Paths that need no key."""
+
+_JSON = re.compile(rb"application/json\s*(;.*)?", re.IGNORECASE | re.DOTALL)
+
+_SENT_AT_A_TIME = 1 << 16
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a request."""
+    """Limits of requests and answers."""
 
     body_bytes: int = 1 << 20
     seconds: float = 10.0
-    """For receiving the request, and again for answering it."""
+    """For receiving the request, again for answering it, and again for sending the answer."""
+    rows: int = 20_000
+    """Rows of an answer: users, histories or items asked, times k."""
+    answer_bytes: int = 16 << 20
+    memory_bytes: int = 64 << 20
+    """Bodies that are being received or worked on, and answers that are being sent, of all requests together."""
+    waiting: int = 64
+    """Questions that wait or are worked on; and as many requests with events."""
+    threads: int = field(default_factory=lambda: max(2, os.cpu_count() or 1))
+    """Questions that are worked on at a time; half as many large ones beside them."""
+
+
+def check_key(key: str | None) -> str | None:
+    """The key if it can be sent in a header; None is no key.
+
+    Raises:
+        UserError: for an empty key, and one with blanks or other than ASCII letters.
+    """
+    if key is not None and not re.fullmatch(r"[!-~]+", key):
+        raise UserError(
+            "RECBOLE_ONEBP_API_KEY: expected printable ASCII letters without blanks, at least one; unset it to serve "
+            "without a key"
+        )
+    return key
 
 
 class Guard:
-    """ASGI middleware.  It refuses requests without the key, too large or too slow, and counts all requests."""
+    """ASGI middleware.  It refuses requests for other hosts, from foreign pages, without the key, too large or too
+    slow, and counts all requests."""
 
-    _OPEN = frozenset({"/", "/page.js", "/page.css", "/health"})
-    """Paths that need no key."""
-
-    def __init__(self, app: Any, metrics: Metrics, api_key: str | None, limits: Limits) -> None:
-        self._app, self._metrics, self._limits = app, metrics, limits
+    def __init__(self, app: Any, metrics: Metrics, api_key: str | None, limits: Limits, origins: Origins) -> None:
+        self._app, self._metrics, self._limits, self._origins = app, metrics, limits, origins
         self._key = None if api_key is None else f"Bearer {api_key}".encode()
+        self._held = 0
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = 500
-
-        async def send_and_note_status(message: Mapping[str, Any]) -> None:
-            nonlocal status
-            status = message.get("status", status)
-            await send(message)
-
-        start = perf_counter()
+        request = _Request(self, scope, receive, send)
         try:
-            refusal, body = await self._check(scope, receive)
-            start = perf_counter()
-            if refusal:
-                await refusal(scope, receive, send_and_note_status)
-            else:
-                await self._app(scope, _replay(body, receive), send_and_note_status)
+            await request.answer()
         finally:
+            self._held -= request.held
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.requests.labels(route, str(status)).inc()
-            self._metrics.latency.labels(route).observe(perf_counter() - start)
+            self._metrics.requests.labels(route, str(request.status)).inc()
+            self._metrics.latency.labels(route).observe(perf_counter() - request.start)
 
-    async def _check(self, scope: dict[str, Any], receive: Any) -> tuple[JSONResponse | None, bytes]:
-        """A refusal, or the body of the request."""
+    def refusal(self, scope: Mapping[str, Any]) -> JSONResponse | None:
+        """A refusal by the headers alone."""
         headers = dict(scope["headers"])
-        if self._key is not None and scope["path"] not in self._OPEN:
+        host = headers.get(b"host")
+        if not self._origins.allows_host(host):
+            return _refuse(403, "the Host header names another host; allow it with --allowed_hosts")
+        if scope["method"] not in ("GET", "HEAD"):
+            if not self._origins.allows_origin(headers.get(b"origin"), host):
+                return _refuse(403, "requests from pages of other origins are refused; allow them with --allowed_hosts")
+            if not _JSON.fullmatch(headers.get(b"content-type", b"")):
+                return _refuse(415, "expected the header Content-Type: application/json")
+        if self._key is not None and scope["path"] not in OPEN_PATHS:
             given = headers.get(b"authorization", b"")
             if not hmac.compare_digest(given, self._key):  # in constant time
-                error = {"error": "expected the header Authorization: Bearer KEY, with the key of this service"}
-                return JSONResponse(error, 401, {"WWW-Authenticate": "Bearer"}), b""
+                words = "expected the header Authorization: Bearer KEY, with the key of this service"
+                return _refuse(401, words, {"WWW-Authenticate": "Bearer"})
+        if b"transfer-encoding" in headers:
+            return _refuse(411, "expected the header Content-Length; chunks are not accepted", {"Connection": "close"})
         length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self._limits.body_bytes:
-            return self._too_large(), b""
-        try:
-            body = await asyncio.wait_for(self._read(receive), self._limits.seconds)
-        except asyncio.TimeoutError:
-            return JSONResponse({"error": "the request did not arrive in time"}, 408, {"Connection": "close"}), b""
-        return (self._too_large(), b"") if len(body) > self._limits.body_bytes else (None, body)
+        if not length.isdigit() or len(length) > 18 or int(length) > self._limits.body_bytes:
+            words = f"the request is larger than {self._limits.body_bytes} bytes; ask for less at a time"
+            return _refuse(413, words, {"Connection": "close"})
+        return None
 
-    async def _read(self, receive: Any) -> bytes:
-        """The body; reading stops once it is too large."""
-        body, more = b"", True
-        while more and len(body) <= self._limits.body_bytes:
-            message = await receive()
-            body += message.get("body", b"")
+    def hold(self, n_bytes: int) -> bool:
+        """Take memory for a request; whether there is enough."""
+        if self._held + n_bytes > self._limits.memory_bytes:
+            return False
+        self._held += n_bytes
+        return True
+
+
+class _CutOffError(Exception):
+    """The client went away before it had sent the whole request."""
+
+
+class _Request:
+    """One request on its way through the guard."""
+
+    def __init__(self, guard: Guard, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        self._guard, self._scope, self._receive, self._send = guard, scope, receive, send
+        self._seconds = guard._limits.seconds
+        self._first: Mapping[str, Any] = {}
+        self.status, self.held, self.start = 500, 0, perf_counter()
+
+    async def answer(self) -> None:
+        refusal = self._guard.refusal(self._scope)
+        body = b""
+        if refusal is None:
+            try:
+                body = await asyncio.wait_for(self._read(), self._seconds)
+            except asyncio.TimeoutError:
+                refusal = _refuse(408, "the request did not arrive in time", {"Connection": "close"})
+            except _BusyError:
+                refusal = busy("the service has no memory for more requests; try again later", {"Connection": "close"})
+            except _CutOffError:
+                self.status = 499
+                return
+        self.start = perf_counter()
+        await (refusal or self._guard._app)(self._scope, self._replay(body), self._deliver)
+
+    async def _read(self) -> bytes:
+        """The whole body."""
+        body, more = bytearray(), True
+        while more:
+            message = await self._receive()
+            part = message.get("body", b"")
+            if message["type"] == "http.disconnect":
+                raise _CutOffError
+            if not self._hold(len(part)):
+                raise _BusyError
+            body += part
             more = message.get("more_body", False)
-        return body
+        if len(body) != int(dict(self._scope["headers"]).get(b"content-length", b"0")):
+            raise _CutOffError
+        return bytes(body)
 
-    def _too_large(self) -> JSONResponse:
-        error = {"error": f"the request is larger than {self._limits.body_bytes} bytes; ask for less at a time"}
-        return JSONResponse(error, 413, {"Connection": "close"})
+    def _hold(self, n_bytes: int) -> bool:
+        is_held = self._guard.hold(n_bytes)
+        self.held += n_bytes * is_held
+        return is_held
+
+    def _replay(self, body: bytes) -> Any:
+        """ASGI's ``receive`` for a body that has been read already."""
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def next_message() -> Any:
+            return messages.pop() if messages else await self._receive()
+
+        return next_message
+
+    async def _deliver(self, message: Mapping[str, Any]) -> None:
+        """Send an answer in parts, so that one that nobody fetches is held back here, where it is counted."""
+        if message["type"] == "http.response.start":
+            self._first = message
+            return
+        body = message.get("body", b"")
+        is_last = not message.get("more_body", False)
+        # Events that count are acknowledged in any case: these answers are short.
+        if self._first and not self._hold(len(body)) and self._scope["path"] != "/events":
+            refusal = busy("the service has no memory for more answers; try again later")
+            self.status = refusal.status_code
+            self._first = {}
+            await refusal(self._scope, self._receive, self._send)
+            return
+        try:
+            await asyncio.wait_for(self._send_parts(body, is_last), self._seconds)
+        except asyncio.TimeoutError:
+            self._scope.get("abort", lambda: None)()  # of our protocol: the client does not read
+
+    async def _send_parts(self, body: bytes, is_last: bool) -> None:
+        if self._first:
+            self.status = self._first["status"]
+            first, self._first = self._first, {}
+            await self._send(first)
+        view = memoryview(body)
+        for start in range(0, max(len(body), 1), _SENT_AT_A_TIME):
+            part = bytes(view[start : start + _SENT_AT_A_TIME])
+            more = not is_last or start + _SENT_AT_A_TIME < len(body)
+            await self._send({"type": "http.response.body", "body": part, "more_body": more})
 
 
-def _replay(body: bytes, receive: Any) -> Any:
-    """ASGI's ``receive`` for a body that has been read already."""
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
+class _BusyError(Exception):
+    """There is no memory for this request."""
 
-    async def next_message() -> Any:
-        return messages.pop() if messages else await receive()
 
-    return next_message
+def busy(words: str, headers: Mapping[str, str] | None = None, status: int = 503) -> JSONResponse:
+    """The answer to a request that may be sent again later."""
+    return _refuse(status, words, {"Retry-After": "1", **(headers or {})})
+
+
+def _refuse(status: int, words: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": words}, status, headers)

@@ -5,10 +5,19 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
+from pydantic.json_schema import models_json_schema
 
 from recbole_onebp.serving.user_state import DEFAULT_RULE, Rule
 
-__all__ = ["EventsRequest", "ExplainRequest", "HistoryRequest", "RecommendRequest", "SimilarRequest"]
+__all__ = [
+    "EventsRequest",
+    "ExplainRequest",
+    "HistoryRequest",
+    "RecommendRequest",
+    "ReloadRequest",
+    "SimilarRequest",
+    "json_schemas",
+]
 
 
 def _integer_to_text(given: Any) -> Any:
@@ -30,11 +39,15 @@ _Tokens = Annotated[list[_Token], Field(max_length=1000)]
 _Filter = Annotated[list[_Token], Field(max_length=10_000)]
 
 
-class _Request(BaseModel):
+class Request(BaseModel):
+    """A JSON object without unknown names."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class _ListRequest(_Request):
+class ListRequest(Request):
+    """A request for lists."""
+
     k: Annotated[StrictInt, Field(ge=1, le=1000)] = 10
     """Length of the lists."""
     allow: _Filter | None = None
@@ -43,7 +56,7 @@ class _ListRequest(_Request):
     """Leave these items out."""
 
 
-class RecommendRequest(_ListRequest):
+class RecommendRequest(ListRequest):
     """Users to recommend items to."""
 
     users: _Tokens
@@ -51,7 +64,7 @@ class RecommendRequest(_ListRequest):
     """Leave out the items of each user's history."""
 
 
-class HistoryRequest(_ListRequest):
+class HistoryRequest(ListRequest):
     """Histories of new users, each in order."""
 
     histories: Annotated[list[_Tokens], Field(max_length=100)]
@@ -61,13 +74,13 @@ class HistoryRequest(_ListRequest):
     """How items count: all the same (alike), weighted as in training (trained), or later ones more (recent)."""
 
 
-class SimilarRequest(_ListRequest):
+class SimilarRequest(ListRequest):
     """Items to find similar items for."""
 
     items: _Tokens
 
 
-class ExplainRequest(_Request):
+class ExplainRequest(Request):
     """An item, and either a user or a history."""
 
     item: _Token
@@ -83,14 +96,31 @@ class ExplainRequest(_Request):
         return self
 
 
-class Event(_Request):
+class EventEntry(Request):
     """A user interacted with an item."""
 
     user: _Token
     item: _Token
+    id: _Token | None = None
+    """An event whose id is known already is a retry and does not count again."""
+    time: Annotated[float, Field(allow_inf_nan=False, strict=True)] | None = None
+    """When it happened, in seconds.  Without an id, user, item and time identify the event."""
 
 
-class EventsRequest(_Request):
+class EventsRequest(Request):
     """Events in the order in which they happened."""
 
-    events: Annotated[list[Event], Field(max_length=1000)]
+    events: Annotated[list[EventEntry], Field(max_length=1000)]
+
+
+class ReloadRequest(Request):
+    """An empty object."""
+
+
+def json_schemas() -> dict[str, Any]:
+    """The JSON schemas of all requests by name, for OpenAPI."""
+    models = (EventsRequest, ExplainRequest, HistoryRequest, RecommendRequest, ReloadRequest, SimilarRequest)
+    _, made = models_json_schema(
+        [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
+    )
+    return dict(made["$defs"])

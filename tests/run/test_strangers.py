@@ -1,4 +1,4 @@
-"""Folders that somebody else made: no code in them runs, nothing in them leads elsewhere, and nothing of them is lost."""
+"""Folders that somebody else made: no code in them runs, nothing leads elsewhere, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_what_is_saved_is_saved(tiny, tmp_path):
     assert {"tiny-Dataset.pth", "tiny-for-BPR-dataloader.pth"} <= names
 
 
-# ------------------------------------------------------------------------------------------------------ whose a folder is
+# ---------------------------------------------------------------------------------------------------- whose a folder is
 
 
 @pytest.mark.parametrize("name", ["checkpoint", "tensorboard", "model.safetensors", "result.json", "config.yaml"])
@@ -129,7 +129,7 @@ def test_a_fresh_folder_belongs_to_one_run(monkeypatch):
     assert [RunFolder.fresh("a", "b").path.name for _ in range(3)] == ["a-b-now", "a-b-now-2", "a-b-now-3"]
 
 
-# ------------------------------------------------------------------------- checkpoints with checksums that fit: generator
+# ----------------------------------------------------------------------- checkpoints with checksums that fit: generator
 
 ODD = [
     None, True, -1, 0, 1, 2**70, 1.5, -0.5, 1e308, "", "x", "/etc/passwd", [], {}, [1], {"a": 1}, [[]] * 3,

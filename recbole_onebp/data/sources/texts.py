@@ -125,7 +125,7 @@ def _read_quoted(text: str, where: str, separator: str, form: TableFormat) -> tu
     remarks = []
     if stray:
         remarks.append(
-            f"{len(stray):,} rows with quotes that make no sense, which are read as ordinary characters: {_lines(stray)}"
+            f"{len(stray):,} rows with stray quotes, which are read as ordinary characters: {_lines(stray)}"
         )
     if spanning:
         remarks.append(f"{len(spanning):,} rows of several lines, with line breaks in quotes: {_lines(spanning)}")

@@ -10,9 +10,11 @@ import stat
 import subprocess
 import sys
 import zlib
+from contextlib import closing
 
 import pytest
 
+from recbole_onebp.serving.http import legacy_journal
 from recbole_onebp.serving.http.events import FILE, Event, EventStore, StoreError, repair
 from recbole_onebp.util.errors import UserError
 
@@ -47,7 +49,7 @@ def test_events_come_back_in_order(folder):
     assert stored(folder) == [("b", "u", "1"), ("b", "v", "2"), ("c", "u", "3")]
 
 
-def test_a_retry_counts_once(folder):
+def test_a09_a_retry_counts_once(folder):
     store = EventStore(folder)
     events = [Event("u", "1", id="a"), Event("u", "1", time=5.0), Event("u", "1")]
     assert store.append("b", events).new == [True, True, True]
@@ -88,7 +90,7 @@ def test_a_user_under_two_bundles_keeps_the_order(folder):
     assert stored(folder) == [("a", "u", "1"), ("b", "u", "2"), ("a", "u", "3"), ("a", "u", "4")]
 
 
-def test_files_are_for_their_owner_alone(folder):
+def test_a08_files_are_for_their_owner_alone(folder):
     before = os.umask(0)
     try:
         store = EventStore(folder)
@@ -141,7 +143,7 @@ def test_a_killed_process_loses_nothing_acknowledged(folder):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_damage_is_refused_and_repaired(folder, seed):
+def test_a03_damage_is_refused_and_repaired(folder, seed):
     """A part of the file is overwritten: the store says so, and repair keeps what can be read."""
     store = EventStore(folder)
     store.append("b", [Event(f"u{n % 50}", f"item {n}") for n in range(3000)])
@@ -183,6 +185,48 @@ def test_another_database_is_refused(folder):
     database.close()
     with pytest.raises(UserError, match="not a store of events"):
         EventStore(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "CREATE TRIGGER mine AFTER INSERT ON events BEGIN DELETE FROM events; END",
+        "CREATE TABLE mine (x)",
+        "DROP INDEX ids_by_time",
+        "ALTER TABLE events ADD COLUMN more TEXT",
+        "INSERT INTO histories (bundle, user, items) VALUES (1, 'u', 'no JSON')",
+        "INSERT INTO histories (bundle, user, items) VALUES (1, 'u', '{\"a\": 1}')",
+        "INSERT INTO histories (bundle, user, items) VALUES (1, 'u', '[1, null]')",
+        f"INSERT INTO histories (bundle, user, items) VALUES (1, 'u', '{'[' * 100_000}')",
+        "INSERT INTO histories (bundle, user, items) VALUES (9, 'u', '[]')",
+        "INSERT INTO events (bundle, user, item) VALUES (9, 'u', '1')",
+    ],
+)
+def test_a03_content_of_another_shape_is_refused(folder, change):
+    """Pages are whole, but not as this program writes them.  What fits is kept by the repair."""
+    store = EventStore(folder)
+    store.append("b", [Event("u", "1"), Event("v", "2")])
+    store.close()
+    with closing(sqlite3.connect(folder / FILE)) as database:
+        database.execute(change)
+        database.commit()
+    with pytest.raises(UserError, match=r"is damaged.*repair-events"):
+        stored(folder)
+    repair(folder)
+    assert {("b", "u", "1"), ("b", "v", "2")} <= set(stored(folder))
+
+
+def test_a_long_history_is_continued_in_another_row(folder, monkeypatch):
+    monkeypatch.setattr("recbole_onebp.serving.http.events._HISTORY_LETTERS", 50)
+    store = EventStore(folder)
+    for number in range(100):
+        store.append("b", [Event("u", str(number))])
+        if number % 5 == 0:
+            store.compact()
+    store.compact()
+    assert len(list(store.read())) > 3
+    store.close()
+    assert histories(folder) == {"u": [str(number) for number in range(100)]}
 
 
 def test_a_link_is_not_followed(folder, tmp_path):
@@ -232,8 +276,21 @@ def test_a_journal_is_imported(folder):
     assert stored(folder) == expected  # once
 
 
+def test_a03_each_journal_is_imported_once(folder, monkeypatch):
+    """A process is killed after the import, before the segments are moved; later another journal is put there."""
+    journal(folder, _1=[{"bundle": "a", "events": [["u", "1"]]}])
+    with monkeypatch.context() as patched:
+        patched.setattr(legacy_journal, "set_aside", lambda folder: None)
+        assert stored(folder) == [("a", "u", "1")]
+    assert stored(folder) == [("a", "u", "1")]
+    assert not list(folder.glob("*.log"))
+    (folder / "00000001.log").write_bytes(line({"bundle": "a", "events": [["u", "2"]]}))
+    assert stored(folder) == [("a", "u", "1"), ("a", "u", "2")]
+    assert len(list(folder.glob("imported-journal*/*.log"))) == 2
+
+
 @pytest.mark.parametrize("how", ["flip", "zeros", "cut", "shape", "missing"])
-def test_a_damaged_journal_is_refused(folder, how):
+def test_a03_a_damaged_journal_is_refused(folder, how):
     journal(folder, _1=[{"bundle": "a", "events": [["u", str(n)]]} for n in range(100)],
             _2=[{"bundle": "a", "events": []}], _3=[{"bundle": "a", "events": []}])  # fmt: skip
     path = folder / "00000001.log"
@@ -255,7 +312,7 @@ def test_a_damaged_journal_is_refused(folder, how):
     assert {file.name: file.read_bytes() for file in folder.glob("*.log")} == files
 
 
-def test_files_of_others_are_left_alone(folder):
+def test_a03_files_of_others_are_left_alone(folder):
     folder.mkdir()
     for name in ("20241128.log", "00000001-copy.log", "notes.txt"):
         (folder / name).write_text("mine, not a journal\n")

@@ -494,6 +494,27 @@ def test_a22_a_key_that_cannot_be_sent_is_refused(live, key):
         create_app(live, api_key=key)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"users":[' + b"[]," * 340_000 + b"[]]}",
+        b'{"users":[' + b'"",' * 250_000 + b'""]}',
+        b'{"histories":[' + b"[[],[],[]]," * 90_000 + b"[]]}",
+        b'{"histories":[[' + b"null," * 200_000 + b"null]]}",
+        b'{"events":[{' + b",".join(b'"a%d":1' % number for number in range(90_000)) + b"}]}",
+        b"{" + b",".join(b'"a%d":1' % number for number in range(90_000)) + b"}",
+    ],
+    ids=lambda body: body[:20].decode(),
+)
+def test_a06_a_million_faults_take_no_longer_than_one(client, body):
+    for path in ("/recommend", "/recommend_history", "/events", "/reload"):
+        start = time.process_time()
+        response = client.post(path, content=body, headers={"Content-Type": "application/json"})
+        assert response.status_code == 422
+        assert len(response.text) < 600
+        assert time.process_time() - start < 0.3  # of client and service
+
+
 def test_a22_long_input_is_not_repeated(client):
     long = "x" * 900_000
     for body in (

@@ -9,7 +9,6 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from recbole_onebp import __version__
@@ -21,7 +20,7 @@ from recbole_onebp.serving.http.live import Live, TooManyUsersError
 from recbole_onebp.serving.http.metrics import Metrics
 from recbole_onebp.serving.http.middleware import Guard, Limits, busy, check_key
 from recbole_onebp.serving.http.origins import Origins
-from recbole_onebp.serving.http.requests import json_schemas
+from recbole_onebp.serving.http.requests import describe, json_schemas
 from recbole_onebp.serving.http.workers import BusyError, LateError
 from recbole_onebp.util.errors import UserError
 
@@ -37,7 +36,6 @@ _PAGE_HEADERS = {
 
 _STATUS: dict[type[Exception], int] = {
     RequestValidationError: 422,
-    ValidationError: 422,
     UserError: 422,
     UnknownIdError: 404,
     StoreError: 503,
@@ -136,10 +134,8 @@ async def _handle_busy(request: Any, error: Exception) -> JSONResponse:
 
 
 def _message(error: Exception) -> str:
-    if isinstance(error, (RequestValidationError, ValidationError)):  # without the input, which may be long or hostile
-        first = error.errors()[0]
-        where = _short(".".join(str(part) for part in first["loc"] if part not in ("body", "query")))
-        return f"{where}: {_short(first['msg'])}" if where else _short(first["msg"])
+    if isinstance(error, RequestValidationError):
+        return describe(error.errors()[0])
     if isinstance(error, StoreError):
         return _short(f"the events could not be written and do not count: {error}")
     return _short(str(error))

@@ -102,7 +102,7 @@ class Endpoints:
         body = await request.body()
 
         def work() -> Recorded:
-            entries = requests.EventsRequest.model_validate_json(body).events
+            entries = requests.parse(requests.EventsRequest, body).events
             return self._live.record([Event(one.user, one.item, one.id, one.time) for one in entries])
 
         recorded = await self._workers.record(work)
@@ -125,7 +125,7 @@ class Endpoints:
 
         One is loaded at a time, and one request may wait for its turn; others get 429.
         """
-        requests.ReloadRequest.model_validate_json(await request.body() or b"{}")
+        requests.parse(requests.ReloadRequest, await request.body() or b"{}")
         await self._workers.load(self._live.replace)
         return await self.health()
 
@@ -179,7 +179,7 @@ class Endpoints:
         body = await request.body()
 
         def answer() -> bytes:
-            asked = model.model_validate_json(body)
+            asked = requests.parse(model, body)
             return encode(self._live.ask(lambda rec: work(rec, asked)))
 
         return _json(await self._workers.ask(answer, len(body) > _LARGE_BYTES))

@@ -27,7 +27,8 @@ _DONE = "imported-journal"
 
 
 def _segments(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if _SEGMENT.fullmatch(path.name) and path.is_file())
+    named = (path for path in folder.iterdir() if _SEGMENT.fullmatch(path.name))
+    return sorted(path for path in named if path.is_file() and not path.is_symlink())
 
 
 def is_there(folder: Path) -> bool:

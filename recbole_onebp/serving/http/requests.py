@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictInt,
+    ValidationError,
+    model_validator,
+)
 from pydantic.json_schema import models_json_schema
+from pydantic_core import from_json
 
 from recbole_onebp.serving.user_state import DEFAULT_RULE, Rule
+from recbole_onebp.util.errors import UserError
 
 __all__ = [
     "EventsRequest",
@@ -16,8 +28,16 @@ __all__ = [
     "RecommendRequest",
     "ReloadRequest",
     "SimilarRequest",
+    "describe",
     "json_schemas",
+    "parse",
 ]
+
+_BRACKETS = 20_000
+"""Most opening brackets of a request, those in texts included.  Making a million lists takes a second."""
+
+_NAMES, _ENTRIES, _TEXT = 16, 10_000, 256
+"""Most names of an object, entries of a list, and letters of a text in a request."""
 
 
 def _integer_to_text(given: Any) -> Any:
@@ -43,6 +63,9 @@ class Request(BaseModel):
     """A JSON object without unknown names."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+_Model = TypeVar("_Model", bound=Request)
 
 
 class ListRequest(Request):
@@ -115,6 +138,47 @@ class EventsRequest(Request):
 
 class ReloadRequest(Request):
     """An empty object."""
+
+
+def parse(model: type[_Model], body: bytes) -> _Model:
+    """A request from JSON, in time that does not depend on how many faults it has.
+
+    Raises:
+        UserError: for the first fault; without long input.
+    """
+    if body.count(b"[") + body.count(b"{") > _BRACKETS:
+        raise UserError(f"the request has more than {_BRACKETS} lists and objects; send less at a time")
+    try:
+        given = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise UserError(f"the request is no JSON: {error}") from None
+    _check(given, "the request", 0)
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise UserError(describe(error.errors(include_url=False, include_input=False)[0])) from None
+
+
+def describe(error: Mapping[str, Any]) -> str:
+    """An error of pydantic in one line, without long input."""
+    where = ".".join(str(part)[:_TEXT] for part in error["loc"] if part not in ("body", "query"))
+    return f"{where}: {error['msg'][:_TEXT]}" if where else str(error["msg"][:_TEXT])
+
+
+def _check(value: Any, where: str, depth: int) -> None:
+    """Refuse what no request has: pydantic would list a fault for each of a million entries."""
+    most = _NAMES if isinstance(value, dict) else _ENTRIES if isinstance(value, list) else _TEXT
+    if isinstance(value, (dict, list, str)) and len(value) > most:
+        raise UserError(f"{where}: has a length of {len(value)}; at most {most} is allowed")
+    if isinstance(value, (dict, list)):
+        if depth > 2:
+            raise UserError(f"{where}: is nested too deeply")
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, inner in entries:
+            place = str(name)[:_TEXT] if depth == 0 else where
+            if isinstance(value, list) and (isinstance(inner, (bool, float)) or inner is None or inner == ""):
+                raise UserError(f"{place}: {inner!r} is no id; expected text or an integer")
+            _check(inner, place, depth + 1)
 
 
 def json_schemas() -> dict[str, Any]:

@@ -48,8 +48,8 @@ def add(commands: Any) -> None:
     convert.add_argument("--duplicates", choices=("first", "last", "keep"), default="first",
                          help="which row of a user and item to keep; default: first; keep: all of them, which "
                          "is refused if a split then puts one pair into two parts")  # fmt: skip
-    convert.add_argument("--repeatable", action="store_true", help="keep all rows, whatever the split, and let users be "
-                         "recommended what they have had (RecBole's key repeatable)")  # fmt: skip
+    convert.add_argument("--repeatable", action="store_true", help="keep all rows, whatever the split, and let users "
+                         "be recommended what they have had (RecBole's key repeatable)")  # fmt: skip
     convert.add_argument("--k_core", type=int, default=0, help="minimum number of rows per user and per item")
     convert.add_argument("--split", choices=("none", "ratio", "leave_one_out", "time"), default="none",
                          help="default: none, so RecBole splits the data in each run")  # fmt: skip

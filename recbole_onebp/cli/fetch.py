@@ -26,8 +26,12 @@ def add(commands: Any) -> None:
     fetch.add_argument("name", metavar="NAME")
     fetch.add_argument("--from", dest="source", type=Path, metavar="DIR", help="a folder with the published files, or "
                        "with train.* and test.*")  # fmt: skip
-    fetch.add_argument("--url", metavar="BASE", help="a mirror, with the files at BASE/path; http(s)://[user:password@]"
-                       "server/path, and what stands before @ is never shown")
+    fetch.add_argument(
+        "--url",
+        metavar="BASE",
+        help="a mirror, with the files at BASE/path; http(s)://[user:password@]"
+        "server/path, and what stands before @ is never shown",
+    )
     fetch.add_argument("--pins", type=Path, metavar="FILE", help="lines of 'path: git blob id or SHA-256'")
     fetch.add_argument("--data_path", type=Path, default=Path("dataset"), metavar="DIR", help="default: dataset")
     fetch.add_argument("--max_mb", type=int, default=1000, metavar="N", help="largest file in MB; default: 1000")

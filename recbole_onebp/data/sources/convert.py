@@ -219,9 +219,7 @@ def _core(frame: pd.DataFrame, k: int) -> pd.DataFrame:
         kept = kept[enough]
 
 
-def _split(
-    frame: pd.DataFrame, given: Mapping[str, Sequence[Path]], conversion: Conversion
-) -> dict[str, pd.DataFrame]:
+def _split(frame: pd.DataFrame, given: Mapping[str, Sequence[Path]], conversion: Conversion) -> dict[str, pd.DataFrame]:
     if _PART in frame:
         part = frame.pop(_PART).to_numpy()
     elif conversion.split == "none":

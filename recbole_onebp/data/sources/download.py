@@ -9,7 +9,6 @@ import base64
 import random
 import socket
 import threading
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection, InvalidURL
@@ -82,7 +81,9 @@ def check_url(base: str) -> None:
     except ValueError:  # [::1 or a port above 65535
         fits = False
     if not fits:
-        raise UserError(f"--url {shown(base).partition('?')[0]}: expected http://... or https://..., a server and a path")
+        raise UserError(
+            f"--url {shown(base).partition('?')[0]}: expected http://... or https://..., a server and a path"
+        )
 
 
 def download(url: str, path: Path, limits: Limits | None = None) -> None:
@@ -137,7 +138,9 @@ class _Transfer:
             if attempt < ATTEMPTS:
                 deadline.sleep(BACKOFF * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
         if deadline.is_over:
-            raise SourceError(f"{self.url}: not complete after {self.limits.timeout:g} seconds; --timeout=N allows more")
+            raise SourceError(
+                f"{self.url}: not complete after {self.limits.timeout:g} seconds; --timeout=N allows more"
+            )
         raise SourceError(f"{self.url}: {_in_words(reason)}; tried {ATTEMPTS} times") from None
 
     def _receive(self, deadline: _Deadline) -> None:
@@ -169,8 +172,8 @@ class _Transfer:
                 self._check_size(self.size or 0)
             while chunk := response.read1(_CHUNK):
                 self._put(chunk)
-                if deadline.is_over:
-                    raise _BrokenOff("took too long")
+            if deadline.is_over:  # which looks like the end of the file
+                raise _BrokenOff("took too long")
         if self.size is not None and self.file.tell() < self.size:
             raise _BrokenOff(f"broke off after {self.file.tell():,} of {self.size:,} bytes")
 

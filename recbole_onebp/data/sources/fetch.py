@@ -82,7 +82,9 @@ def fetch(
         return
     with writing(folder):
         if folder.exists() and not force:
-            raise UserError(f"{folder} exists and is not a complete data set of fetch; --force replaces it if fetch made it")
+            raise UserError(
+                f"{folder} exists and is not a complete data set of fetch; --force replaces it if fetch made it"
+            )
         refuse_strangers(folder, force)
     with writing(folder), whole_folder(folder, replace=force) as temporary:
         if name in CATALOGUE:
@@ -218,7 +220,12 @@ def _write_archive(folder: Path, name: str, url: str, limits: Limits | None) -> 
             if len(content.infolist()) > _MOST_MEMBERS:
                 raise SourceError(f"{url}: {len(content.infolist()):,} files in the archive; expected a few")
             # zipfile unpacks no more than this size, even if the archive declares a wrong one.
-            bound(url, sum(member.file_size for member in content.infolist()), limits and limits.max_mb, archive.stat().st_size)
+            bound(
+                url,
+                sum(member.file_size for member in content.infolist()),
+                limits and limits.max_mb,
+                archive.stat().st_size,
+            )
             content.extractall(folder)
     except (SourceError, *DAMAGED) as error:
         said = error if isinstance(error, SourceError) else f"{url}: not a zip file"

@@ -136,12 +136,17 @@ def _add_ids(texts: Text, column: Any, key: str, fault: npt.NDArray[np.object_])
         values = np.full(len(column), None, dtype=object)
         values[is_given] = shown + ["..."] * (int(is_given.sum()) - len(shown))
         texts.append(values)
-        _mark(fault, [f"{key} is {_named(kind)}, neither text nor a whole number" if given else None for given in is_given])
+        _mark(
+            fault,
+            [f"{key} is {_named(kind)}, neither text nor a whole number" if given else None for given in is_given],
+        )
 
 
 def _named(kind: Any) -> str:
     text = str(kind).partition("<")[0]
-    return {"bool": "a truth value", "list": "a list", "large_list": "a list", "struct": "a struct"}.get(text, f"of type {text}")
+    return {"bool": "a truth value", "list": "a list", "large_list": "a list", "struct": "a struct"}.get(
+        text, f"of type {text}"
+    )
 
 
 def _number(value: Any, exact: int | None) -> tuple[str | None, str | None]:

@@ -56,7 +56,7 @@ class BadRows(Sequence[BadRow]):
         if isinstance(row, slice):
             return [self[number] for number in range(len(self))[row]]
         number = range(len(self))[row]
-        values = ("" if pd.isna(value) else str(value) for value in self._raw.iloc[number])
+        values = ("" if pd.isna(value) else str(value) for value in (self._raw[key].iat[number] for key in self._raw))
         text = " | ".join(values).rstrip(" |")
         return BadRow(f"{self._where} {self._raw.index[number]}", self._reasons[self._codes[number]], text)
 
@@ -202,7 +202,9 @@ def _whole(column: pd.Categorical, key: str, form: TableFormat, remarks: list[st
     if not is_float.any():
         return column
     if form.whole_ids:
-        texts = [text.partition(".")[0] if whole else text for text, whole in zip(column.categories, is_float, strict=True)]
+        texts = [
+            text.partition(".")[0] if whole else text for text, whole in zip(column.categories, is_float, strict=True)
+        ]
         whole = Text()
         whole.append_coded(column.codes, texts)
         return whole.column()

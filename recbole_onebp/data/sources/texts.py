@@ -124,7 +124,9 @@ def _read_quoted(text: str, where: str, separator: str, form: TableFormat) -> tu
     )
     remarks = []
     if stray:
-        remarks.append(f"{len(stray):,} rows with quotes that make no sense, which are read as ordinary characters: {_lines(stray)}")
+        remarks.append(
+            f"{len(stray):,} rows with quotes that make no sense, read as ordinary characters: {_lines(stray)}"
+        )
     if spanning:
         remarks.append(f"{len(spanning):,} rows of several lines, with line breaks in quotes: {_lines(spanning)}")
     return _rows(frame, chosen, form), remarks

@@ -32,8 +32,22 @@ _NAMED = re.compile(
 )
 _ZONE = re.compile(r"(?P<time>.*\d[^\s\[]*)(?:\s*\[(?P<inner>[\w/+-]+)\]|\s+(?P<word>[A-Za-z][\w/+-]*))")
 _LONGEST = 80
-_MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()
-_MONTH_NAMES = "january february march april may june july august september october november december sept".split()
+_MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
+_MONTH_NAMES = [
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
+    "sept",
+]
 
 
 def seconds(values: pd.Index, time_format: str | None, where: str) -> tuple[npt.NDArray[np.float64], str | None]:
@@ -90,7 +104,9 @@ def _by_format(values: pd.Index, time_format: str) -> npt.NDArray[np.float64]:
         times, zones = _without_zones(texts)
         return _in_zones(pd.to_datetime(times, format=time_format, errors="coerce"), zones)
     except (ValueError, TypeError, re.error) as error:
-        raise UserError(f"--time_format {time_format}: not a format of strptime or one of {', '.join(UNITS)}: {error}") from None
+        raise UserError(
+            f"--time_format {time_format}: not a format of strptime or one of {', '.join(UNITS)}: {error}"
+        ) from None
 
 
 def _dates(values: pd.Index, where: str) -> npt.NDArray[np.float64]:
@@ -147,7 +163,9 @@ def _as_iso(texts: list[str], where: str) -> list[str | None]:
             "'%d/%m/%Y' or '%m/%d/%Y %H:%M'"
         )
     return [
-        _one(match, day_first or match["sep"] == ".") if match else _one(_NAMED.fullmatch(text) or _YEAR_FIRST.fullmatch(text), True)
+        _one(match, day_first or match["sep"] == ".")
+        if match
+        else _one(_NAMED.fullmatch(text) or _YEAR_FIRST.fullmatch(text), True)
         for match, text in zip(numeric, texts, strict=True)
     ]
 

@@ -252,18 +252,14 @@ def test_a_comma_too_many(tmp_path, wrong, at, said_of_it):
     assert said_of_it in said(tmp_path)
 
 
-def test_bytes_are_text(both, tmp_path):
-    write_inter(tmp_path / "atomic" / "same", rows := events(150), RATED)
-    frame = rated(rows)
-    parquet_file(frame.assign(user_id=[user.encode() for user in frame["user_id"]]), place(tmp_path))
-    assert_same(*both())
-
-
 def test_ids_of_another_kind(tmp_path, wrong):
     parquet_file(rated(events(20)).assign(item_id=[["i1"]] * 20), wrong)
     assert "column item_id: ids and tokens are text or whole numbers" in said(tmp_path)
     parquet_file(rated(events(20)).assign(user_id=np.arange(20) / 2), wrong)
     assert "column user_id: ids and tokens are text or whole numbers" in said(tmp_path)
+    for values in ([b"a"] * 20, [True] * 20, [Decimal("1.5")] * 20, [datetime.date(2020, 1, 1)] * 20):
+        parquet_file(rated(events(20)).assign(user_id=values), wrong)
+        assert "column user_id: ids and tokens are text or whole numbers; these are of type " in said(tmp_path)
     parquet_file(rated(events(20)).rename(columns={"user_id": "user_id:float"}), wrong)
     assert "user_id:float: ids are tokens; write user_id:token" in said(tmp_path)
 

@@ -159,7 +159,7 @@ def _read(given: Mapping[str, Sequence[Path]], conversion: Conversion, steps: di
         table = read(file, conversion.form)
         first = tables[0].frame if tables else table.frame
         if [*table.frame] != [name for name in first if name != _PART]:
-            columns = (", ".join(name for name in frame if name != _PART) for frame in (table.frame, first))
+            columns = (", ".join(str(name) for name in frame if name != _PART) for frame in (table.frame, first))
             raise UserError(f"{file}: its columns are {next(columns)}, those of {files[0][1]} {next(columns)}")
         if part != "all":
             table.frame[_PART] = np.int8(_PARTS.index(part))

@@ -172,8 +172,8 @@ class _Transfer:
                 self._check_size(self.size or 0)
             while chunk := response.read1(_CHUNK):
                 self._put(chunk)
-                if deadline.is_over:
-                    raise _BrokenOff("took too long")
+            if deadline.is_over:  # which looks like the end of the file
+                raise _BrokenOff("took too long")
         if self.size is not None and self.file.tell() < self.size:
             raise _BrokenOff(f"broke off after {self.file.tell():,} of {self.size:,} bytes")
 

@@ -223,7 +223,7 @@ def _write_archive(folder: Path, name: str, url: str, limits: Limits | None) -> 
             bound(
                 url,
                 sum(member.file_size for member in content.infolist()),
-                limits and limits.max_mb,
+                limits.max_mb if limits else None,
                 archive.stat().st_size,
             )
             content.extractall(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,7 +89,7 @@ class Text:
                 new = len(codes)
         self._pieces.append(piece)
 
-    def append_coded(self, codes: npt.NDArray[np.int32], texts: Sequence[str | None]) -> None:
+    def append_coded(self, codes: npt.NDArray[np.integer[Any]], texts: Iterable[str | None]) -> None:
         """Add rows as numbers of ``texts``, -1 for none."""
         known = Text.__new__(Text)
         known._codes, known._pieces = self._codes, []

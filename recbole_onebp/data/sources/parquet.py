@@ -181,4 +181,4 @@ def _values(column: Any) -> pd.Series:
     if _is_text(kind) or str(kind) == "string_view" or pa.types.is_null(kind):
         return pd.Series(column.to_pylist(), dtype=object)
     given = column.is_valid().to_numpy(zero_copy_only=False)
-    return pd.Series(np.where(given, _named(kind), None), dtype=object)
+    return pd.Series([_named(kind) if is_there else None for is_there in given], dtype=object)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,10 @@ class BadRow:
     text: str
 
 
+def _text(value: Any) -> str:
+    return "" if pd.isna(value) else str(value)
+
+
 class BadRows(Sequence[BadRow]):
     """Rows that are left out, without an object for each."""
 
@@ -56,7 +60,7 @@ class BadRows(Sequence[BadRow]):
         if isinstance(row, slice):
             return [self[number] for number in range(len(self))[row]]
         number = range(len(self))[row]
-        values = ("" if pd.isna(value) else str(value) for value in self._raw.iloc[number])
+        values = (_text(self._raw[key].iat[number]) for key in self._raw)
         text = " | ".join(values).rstrip(" |")
         return BadRow(f"{self._where} {self._raw.index[number]}", self._reasons[self._codes[number]], text)
 
@@ -222,7 +226,7 @@ def _misread(ids: Sequence[str]) -> npt.NDArray[np.bool_]:
     breaks, and what its parser splits."""
     wrong = np.array([not _BREAKS.isdisjoint(text) or len(text) > _LONGEST_ID for text in ids], bool)
     fit = np.flatnonzero(~wrong)
-    wrong[fit] = _not_the_same([ids[place] for place in fit])
+    wrong[fit] = _not_the_same([ids[place] for place in fit.tolist()])
     return wrong
 
 

@@ -67,7 +67,8 @@ def _read_plain(content: bytes, where: str, separator: str, form: TableFormat) -
         ) as chunks:
             for chunk in chunks:
                 for place, column in columns.items():
-                    column.append_coded(*pd.factorize(chunk[place]))
+                    codes, texts = pd.factorize(chunk[place])
+                    column.append_coded(codes, texts)
     except (pd.errors.EmptyDataError, IndexError):  # IndexError: only blank lines
         raise UserError(f"{where}: empty") from None
     except (ValueError, OverflowError) as error:  # a ParserError is one
@@ -125,7 +126,7 @@ def _read_quoted(text: str, where: str, separator: str, form: TableFormat) -> tu
     remarks = []
     if stray:
         remarks.append(
-            f"{len(stray):,} rows with stray quotes, which are read as ordinary characters: {_lines(stray)}"
+            f"{len(stray):,} rows with quotes that make no sense, read as ordinary characters: {_lines(stray)}"
         )
     if spanning:
         remarks.append(f"{len(spanning):,} rows of several lines, with line breaks in quotes: {_lines(spanning)}")
@@ -143,8 +144,9 @@ def _rows(frame: pd.DataFrame, chosen: dict[str, str], form: TableFormat) -> pd.
         for key, column in chosen.items():
             again &= (frame[key].isin([column, f"\ufeff{column}"])).to_numpy()
         if again.any():
-            known = frame[FAULT].astype(object) if FAULT in frame else None
-            frame[FAULT] = pd.Series(np.where(again, "the header once more", known), index=frame.index, dtype=object)
+            faults = np.array(frame[FAULT], object) if FAULT in frame else np.full(len(frame), None, object)
+            faults[again] = "the header once more"
+            frame[FAULT] = faults
     given = frame.notna().any(axis=1)
     return frame if given.all() else frame[given]
 

@@ -89,7 +89,7 @@ def values_of(result):
     return [*result.valid.values(), *result.test.values()]
 
 
-# ------------------------------------------------------------------------------------------ c05: repeats in train and test
+# --------------------------------------------------------------------------------------- c05: repeats in train and test
 
 LEAK = re.compile(r"(\d+) of (\d+) interactions of the (\w+) part are in the train part too")
 
@@ -147,7 +147,7 @@ def test_c05_counts_as_sets_do():
         assert _n_shared(train, part) == sum(number in set(train.tolist()) for number in part.tolist())
 
 
-# ------------------------------------------------------------------------------------------------- c09: metrics and modes
+# ---------------------------------------------------------------------------------------------- c09: metrics and modes
 
 LABELED = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "group_by": "user", "mode": "labeled"}
 
@@ -193,10 +193,10 @@ def test_c09_a_model_that_needs_negatives(line, model):
     )
 
 
-# ----------------------------------------------------------------------- c10, c11: RecBole's kinds of models, and labels
+# -------------------------------------------------------------------- c10, c11: RecBole's kinds of models, and labels
 
 KG = {"load_col": {"inter": IDS, "kg": ["head_id", "relation_id", "tail_id"], "link": ["item_id", "entity_id"]}}
-IN_TIME = {"load_col": {"inter": [*IDS, "timestamp"]}}
+IN_TIME = {"load_col": {"inter": [*IDS, "timestamp"]}, "MAX_ITEM_LIST_LENGTH": 5}
 LIKED = {"threshold": {"rating": 4}}
 KINDS = {
     "BPR": {},

@@ -147,7 +147,7 @@ def test_c05_counts_as_sets_do():
         assert _n_shared(train, part) == sum(number in set(train.tolist()) for number in part.tolist())
 
 
-# ----------------------------------------------------------------------------------------------- c09: metrics and modes
+# ---------------------------------------------------------------------------------------------- c09: metrics and modes
 
 LABELED = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "group_by": "user", "mode": "labeled"}
 
@@ -193,10 +193,10 @@ def test_c09_a_model_that_needs_negatives(line, model):
     )
 
 
-# ---------------------------------------------------------------------- c10, c11: RecBole's kinds of models, and labels
+# -------------------------------------------------------------------- c10, c11: RecBole's kinds of models, and labels
 
 KG = {"load_col": {"inter": IDS, "kg": ["head_id", "relation_id", "tail_id"], "link": ["item_id", "entity_id"]}}
-IN_TIME = {"load_col": {"inter": [*IDS, "timestamp"]}}
+IN_TIME = {"load_col": {"inter": [*IDS, "timestamp"]}, "MAX_ITEM_LIST_LENGTH": 5}
 LIKED = {"threshold": {"rating": 4}}
 KINDS = {
     "BPR": {},
@@ -361,7 +361,7 @@ def test_c14_names_of_config_files(conf, text, names):
     assert file_names(text) == names
 
 
-@pytest.mark.parametrize("text", ["my conf/x.yaml", "c.yaml my conf/a b.yaml", "c.yaml 'my conf", "c.yaml \0 d.yaml"])
+@pytest.mark.parametrize("text", ["my conf/x.yaml", "c.yaml my conf/a b.yaml", "c.yaml 'my conf"])
 def test_c14_a_hint_for_names_with_blanks(conf, text):
     with pytest.raises(UserError, match=r"config.files?.*(put a name with blanks among several in quotes|quotation)"):
         file_names(text)
@@ -526,3 +526,34 @@ def test_c31_labels_below_one_are_told(build, caplog):
     build(threshold={"rating": 4}, eval_args=LABELED, metrics=["AUC"], valid_metric="AUC")
     below = sum(rating < 4 for _, _, rating, _ in rows_of())
     assert f"label: {below} interactions have a value below 1; OneBP takes every interaction as" in caplog.text
+
+
+# -------------------------------------------------------------------------------------------- a21: flags of every form
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--port=70000", "port: 70000: expected a number from 1 to 65535"),
+        ("--output_dir=a\0b", "output_dir: 'a\\\\x00b' holds a null character"),
+        ("--config_files=a\0b", "config_files: 'a\\\\x00b' holds a null character"),
+        ("--encoding=a\0b", "encoding: "),
+        ("--field_separator=", "field_separator: '' is not allowed"),
+        ("--field_separator=None", "field_separator: None is not allowed"),
+        ("--load_col={}", "load_col: {}: expected the ids"),
+        ("--load_col={'inter':['user_id']}", "expected the ids among the columns"),
+        ("--eval_args={'split':{}}", "eval_args.split: {}: expected one way to split"),
+        ("--eval_args={'split':{'RS':[0,0,0]}}", "eval_args.split: "),
+        ("--eval_args={'mode':'unix'}", "error: "),
+        ("--embedding_size=100000000000", "out of memory: lower embedding_size"),
+        ("--n_shared_negatives=10000000000000", "out of memory"),
+    ],
+)
+def test_a21_a_flag_that_cannot_be_used_is_one_line(sources, tmp_path, capsys, flag, said):
+    given = {"model": "OneBP", "dataset": "small", "data_path": sources, "output_dir": tmp_path / "run", "epochs": 1}
+    others = [f"--{key}={value}" for key, value in given.items() if not flag.startswith(f"--{key}=")]
+    assert main(["train", flag, "--show_progress=False", *others]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert said.replace("\\\\", "\\") in err

@@ -48,6 +48,8 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
             f"nproc: {arguments.nproc}, world_size: {world_size}, group_offset: {arguments.group_offset}: expected "
             "1 <= nproc, and group_offset + nproc <= world_size"
         )
+    if arguments.port is not None and not 0 < arguments.port < 1 << 16:
+        raise UserError(f"port: {arguments.port}: expected a number from 1 to 65535")
     if world_size > 1 and "RANK" not in os.environ:
         return _launch(arguments, world_size)
     flags = ("model", "dataset", "resume")

@@ -29,6 +29,8 @@ def file_names(files: Sequence[str] | str | PathLike[str] | None) -> list[str]:
     if not isinstance(files, (str, PathLike)):
         return [str(file) for file in files or ()]
     text = str(files)
+    if "\0" in text:
+        raise UserError(f"config_files: {text!r} holds a null character")
     if not text.split():
         return []
     if _is_file(text) or len(text.split()) == 1:

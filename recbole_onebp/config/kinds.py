@@ -14,7 +14,7 @@ from recbole.utils import EvaluatorType, InputType, ModelType
 
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["check_metrics", "check_negatives", "learns_from_labels", "prepare"]
+__all__ = ["check_data_keys", "check_metrics", "check_negatives", "learns_from_labels", "prepare"]
 
 
 def prepare(given: Mapping[str, Any], final: dict[str, Any], model_class: type) -> None:
@@ -82,6 +82,24 @@ def learns_from_labels(final: Any, model_class: type) -> bool:
         "LABEL_FIELD" in getattr(getattr(constructor, "__code__", None), "co_consts", ())
         for constructor in constructors
     )
+
+
+def check_data_keys(final: Mapping[str, Any]) -> None:
+    """Refuse a split without parts, and ``load_col`` without the ids.
+
+    Raises:
+        UserError: says what is allowed.
+    """
+    split = final["eval_args"].get("split")
+    if split is not None and (len(split) != 1 or ("RS" in split and not sum(split["RS"]))):
+        raise UserError(
+            f"eval_args.split: {split}: expected one way to split, such as {{'RS': [0.8, 0.1, 0.1]}} or "
+            "{'LS': 'valid_and_test'}"
+        )
+    columns, ids = final["load_col"], [final["USER_ID_FIELD"], final["ITEM_ID_FIELD"]]
+    inter = "*" if columns is None else columns.get("inter", [])
+    if inter != "*" and not set(ids) <= {*inter}:
+        raise UserError(f"load_col: {columns}: expected the ids among the columns, such as {{'inter': {ids}}}")
 
 
 def check_negatives(final: Mapping[str, Any]) -> None:

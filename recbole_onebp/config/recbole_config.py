@@ -16,7 +16,7 @@ from recbole.utils import EvaluatorType
 from recbole_onebp.config.fields import check_values
 from recbole_onebp.config.files import file_names
 from recbole_onebp.config.keys import check_keys, check_model_name
-from recbole_onebp.config.kinds import check_metrics, check_negatives, prepare
+from recbole_onebp.config.kinds import check_data_keys, check_metrics, check_negatives, prepare
 from recbole_onebp.config.parts import check_parts
 from recbole_onebp.config.settings import RunSettings
 from recbole_onebp.util import safe_yaml
@@ -93,6 +93,9 @@ class RunConfig(Config):
     def _merge_external_config_dict(self) -> None:
         super()._merge_external_config_dict()
         given = self.external_config_dict
+        for key, value in given.items():
+            if isinstance(value, str) and "\0" in value:  # neither a path nor a name can hold it
+                raise UserError(f"{key}: {value!r} holds a null character")
         for key in ("model", "dataset"):
             if not isinstance(given.get(key), str):
                 raise UserError(f"{key}: none given; pass --{key}=NAME, or name it in a config file")
@@ -104,6 +107,7 @@ class RunConfig(Config):
 
     def _set_default_parameters(self) -> None:
         given, final = self.external_config_dict, self.final_config_dict
+        check_data_keys(final)
         check_metrics(final)
         prepare(given, final, self.model_class)
         super()._set_default_parameters()

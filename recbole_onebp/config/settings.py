@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from recbole_onebp.config.fields import (
     ClipGradNorm,
@@ -111,6 +111,7 @@ class RecBoleSettings(TrainingKeys):
     dataset: Annotated[Any, _DATA] = None
     config_files: Annotated[Any, _RUN] = None
     encoding: Annotated[Any, _DATA] = None
+    field_separator: Annotated[str, Field(min_length=1), _DATA] = "\t"
     tail_ratio: Annotated[Any, _EVALUATION] = None
     neg_sampling: Annotated[Any, _ANY] = None
     training_neg_sample_num: Annotated[Any, _ANY] = None

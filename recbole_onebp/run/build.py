@@ -27,6 +27,7 @@ from recbole_onebp.run.checkpoint.state import summary_of
 from recbole_onebp.run.folder import RunFolder
 from recbole_onebp.run.recbole_errors import (
     as_user_error,
+    memory_as_user_error,
     missing_package_as_user_error,
     recbole_warnings_ignored,
 )
@@ -189,7 +190,7 @@ def build_from(config: RunConfig, folder: RunFolder) -> Run:
     """
     turn = Turn()
     try:
-        with turn.taken(), recbole_warnings_ignored():
+        with turn.taken(), recbole_warnings_ignored(), memory_as_user_error():
             run = _build(config, folder)
         run.turn = turn
         return run

@@ -12,6 +12,7 @@ from recbole_onebp.util.errors import UserError
 
 __all__ = [
     "as_user_error",
+    "memory_as_user_error",
     "missing_package_as_user_error",
     "recbole_warnings_ignored",
     "too_few_items_as_user_error",
@@ -91,3 +92,16 @@ def recbole_warnings_ignored() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"recbole\.")
         yield
+
+
+@contextmanager
+def memory_as_user_error() -> Iterator[None]:
+    """Report memory that the machine does not have."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
+        raise UserError(
+            "out of memory: lower embedding_size, train_batch_size, n_shared_negatives or eval_batch_size"
+        ) from error

@@ -16,6 +16,7 @@ from recbole_onebp.config import RunConfig
 from recbole_onebp.run.environment import device_name, peak_rss_mb, versions
 from recbole_onebp.run.folder import RunFolder
 from recbole_onebp.run.recbole_errors import (
+    memory_as_user_error,
     missing_package_as_user_error,
     recbole_warnings_ignored,
     too_few_items_as_user_error,
@@ -113,6 +114,7 @@ class Run:
             self.turn.taken(),
             logs.shown(config.log_level),
             recbole_warnings_ignored(),
+            memory_as_user_error(),
             worker_memory_as_user_error(config["worker"]),
             too_few_items_as_user_error(config["model"], config["dataset"], n_items),
         ):

@@ -87,7 +87,7 @@ def test_refit_with_a_split_of_recboles(tiny, split_args, mode):
         ({"refit": True, "benchmark_filename": ["train", "test", "test"]}, "refit: true with benchmark_filename"),
         ({"refit": True, "save_dataloaders": True}, "refit: true with save_dataloaders"),
         ({"refit": "yes"}, "refit: 'yes' is not allowed"),
-        ({"rm_dup_inter": "first"}, "benchmark_filename: ['train', 'valid', 'test'] with rm_dup_inter: RecBole takes"),
+        ({"rm_dup_inter": "first"}, "benchmark_filename: ['train', 'valid', 'test'] with rm_dup_inter: RecBole uses"),
         ({"val_interval": {"rating": "[3,inf)"}}, "with val_interval"),
         ({"user_inter_num_interval": "[5,inf)"}, "with user_inter_num_interval"),
         ({"item_inter_num_interval": "[5,inf)"}, "with item_inter_num_interval"),

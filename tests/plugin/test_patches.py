@@ -314,3 +314,29 @@ def test_distutils_version():
         "assert 'distutils' not in sys.modules"
     )
     assert (patched.returncode, patched.stderr) == (0, "")
+
+
+@needs("inplace_keyword")
+def test_data_sets_load_with_warnings_as_errors():
+    frame = pd.DataFrame({"x": [1.0]}, index=[5])
+    dataset = type("Dataset", (), {"feat_name_list": ["inter_feat"], "inter_feat": frame})()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset_module.Dataset._reset_index(dataset)
+    assert list(frame.index) == [0]
+
+
+@needs("array_wrap")
+def test_interactions_are_sorted_with_warnings_as_errors():
+    interaction = sys.modules["recbole.data.interaction"].Interaction({"x": torch.tensor([2, 1])})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        interaction.sort("x")
+    assert interaction["x"].tolist() == [1, 2]
+
+
+@needs("knowledge_loader")
+def test_the_loader_of_knowledge_models_has_a_data_set():
+    loader = object.__new__(sys.modules["recbole.data.dataloader"].KnowledgeBasedDataLoader)
+    loader._dataset = "data"
+    assert loader.dataset == "data"

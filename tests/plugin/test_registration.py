@@ -30,14 +30,14 @@ def test_run_recbole():
 
 def test_run_recbole_and_build_give_the_same_numbers(tiny, tiny_config):
     theirs = run_recbole(model="OneBP", dataset="tiny", config_dict=dict(tiny_config))
-    ours = tiny().fit()
+    ours = tiny(output_dir="ours").fit()
     assert ours.test == dict(theirs["test_result"])
     assert ours.valid == dict(theirs["best_valid_result"])
 
 
 def test_run_recbole_and_build_give_the_same_numbers_for_a_baseline(tiny, tiny_config):
     theirs = run_recbole(model="BPR", dataset="tiny", config_dict=dict(tiny_config))
-    assert tiny("BPR").fit().test == dict(theirs["test_result"])
+    assert tiny("BPR", output_dir="ours").fit().test == dict(theirs["test_result"])
 
 
 def test_config_has_our_defaults():

@@ -48,7 +48,7 @@ def numpy_aliases() -> None:
 def _array_wrap_is_deprecated() -> bool:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        np.argsort(torch.zeros(1), kind="stable")  # type: ignore[call-overload]
+        np.argsort(torch.zeros(1), kind="stable")
     return bool(caught)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import warnings
 from collections.abc import Callable
 from importlib import import_module
@@ -120,6 +121,7 @@ def inplace_keyword() -> None:
     for name, kind in (("dataset", "Dataset"), ("kg_dataset", "KnowledgeBasedDataset")):
         module = import_module(f"recbole.data.dataset.{name}")
         for method, function in [*vars(getattr(module, kind)).items()]:
-            constants = getattr(getattr(function, "__code__", None), "co_consts", ())
+            # What another patch has wrapped is quiet already.
+            constants = function.__code__.co_consts if type(function) is types.FunctionType else ()
             if any(isinstance(names, tuple) and "inplace" in names for names in constants):
                 wrapt.wrap_function_wrapper(module, f"{kind}.{method}", quietly)

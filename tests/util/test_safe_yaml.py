@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from time import perf_counter
 
 import pytest
@@ -33,12 +34,8 @@ def test_a12_aliases_and_depth_are_bounded_before_they_are_expanded(tmp_path, te
                                  "null", "python/tuple", "python/object/apply:os.system"])  # fmt: skip
 @pytest.mark.parametrize("value", ["x", "''", "[1]", "{}", "[{a: 1, b: 2}]", "=", "99999-99-99"])
 def test_a12_tags_before_any_value(tag, value):
-    said = None
-    try:
+    with suppress(UserError):  # no other exception
         safe_yaml.load(f"a: !!{tag} {value}", "a file")
-    except UserError as error:  # some tags fit some values
-        said = str(error)
-    assert said is None or said.startswith("a file: not YAML: ")
 
 
 def test_a12_a_config_is_a_plain_file(tmp_path):

@@ -12,7 +12,7 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from recbole_onebp.evaluation.metrics import coverage, diversity, gini, novelty
 from recbole_onebp.experiments.compare.outcome import outcome_of
@@ -98,6 +98,10 @@ class FinishedRun:
             lines = read_text(folder / "metrics.jsonl").splitlines()
             epochs = [EpochRecord.model_validate_json(line).model_dump() for line in lines]
             users, lists, metrics = _read_users(folder / "users.npz", split)
+        except ValidationError as error:
+            first = error.errors()[0]
+            what = f"{error.title}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise UserError(f"{folder}: damaged: {what}; remove it, and the run is made again") from None
         except (UserError, ValueError, TypeError, LookupError, OSError, BadZipFile) as error:
             raise UserError(f"{folder}: damaged: {error}; remove it, and the run is made again") from None
         per_user = pd.DataFrame(metrics)

@@ -1,4 +1,4 @@
-# make demo | test | test-unit | test-slow | test-matrix | lint | clean
+# make demo | test | test-unit | test-slow | test-matrix | lint | audit | clean
 # Another Python: make test PYTHON=python3.12 VENV=.venv-3.12
 
 PYTHON ?= python3
@@ -18,7 +18,7 @@ SOURCES := setup.cfg pyproject.toml README.md $(shell find recbole_onebp propert
 PYTEST := cd tests && $(BIN)/pytest
 PARALLEL := -n $(WORKERS) --dist loadgroup
 
-.PHONY: demo test test-unit test-quick test-slow test-matrix lint clean
+.PHONY: demo test test-unit test-quick test-slow test-matrix lint audit clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
@@ -49,6 +49,11 @@ lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Known holes of the packages in the environment, from the Python advisory database. CI does not run it: what it says
+# changes without a change of ours. This package itself is not on PyPI, so it is skipped.
+audit: $(VENV)/installed-audit
+	$(BIN)/pip-audit --local --skip-editable --progress-spinner=off $(ARGS)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

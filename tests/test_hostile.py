@@ -575,13 +575,14 @@ def test_a_cache_of_data(tmp_path, monkeypatch, deep):
     (folder / "hostile.inter").write_bytes(text_of("\t", TITLES))
     keys = {"load_col": None, "data_path": str(tmp_path), "model": "OneBP", "dataset": "hostile"}
     cache = InteractionFiles(RunConfig(config_dict=keys)).cache
-    assert cache.save(State({"a": 1}, {"b": np.arange(5), "c": np.array(["x", "yy"])}))
+    values = {"columns": ["user_id"], "file_sizes": None}
+    assert cache.save(State(values, {"column user_id": np.arange(2), "tokens user_id": np.array(["x", "yy"])}))
     sound = {path.name: path.read_bytes() for path in cache._folder.iterdir()}
 
     def take(name, data):
         (cache._folder / name).write_bytes(data.draw(damaged(sound[name])))
         state = cache.load()
-        assert state is None or state.values == {"a": 1}
+        assert state is None or state.values == values
         (cache._folder / name).write_bytes(sound[name])
 
     fuzz(take, deep, 60, name=st.sampled_from([*sound]), data=st.data())

@@ -21,11 +21,14 @@ from recbole.utils.argument_list import dataset_arguments
 
 from recbole_onebp.data.arrow_table import ArrowTable
 from recbole_onebp.data.text_table import SMALL_BYTES, TextTable
+from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.files import whole_folder
+from recbole_onebp.util.untrusted import open_plain, read_json
 
 __all__ = ["DataCache", "State", "fingerprint"]
 
 _FORMAT = 1
+_MAX_STATE = 16 << 20
 _KEYS = (*dataset_arguments, "encoding", "numerical_features", "discretization")
 """Keys that change a data set before it is split."""
 WORTH_BYTES = 4 << 20
@@ -105,20 +108,25 @@ class DataCache:
         if not (self._folder / "state.json").is_file():
             return None
         try:
-            kept = json.loads((self._folder / "state.json").read_text(encoding="utf-8"))
+            if self._folder.is_symlink() or self._folder.parent.is_symlink():
+                raise ValueError("it is a link")
+            kept = read_json(self._folder / "state.json", _MAX_STATE)
             if kept["checksum"] != _checksum(kept["content"]):
                 raise ValueError("state.json has changed since it was written")
             content = kept["content"]
             if content["files"] != fingerprints:
                 return None
-            return State(content["values"], dict(self._mapped(content["arrays"])))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError) as error:
+            state = State(content["values"], dict(self._mapped(content["arrays"])))
+            _check(state)
+            return state
+        except (UserError, OSError, ValueError, LookupError, TypeError, AttributeError, EOFError) as error:
             getLogger().warning("%s is damaged and will be rebuilt: %s", self._folder, error)
             return None
 
     def _mapped(self, arrays: Mapping[str, str]) -> Any:
         for number, (name, mark) in enumerate(arrays.items()):
             path = self._folder / f"{number}.npy"
+            open_plain(path).close()  # a pipe would be waited for
             if fingerprint(path) != mark:
                 raise ValueError(f"{path.name} has changed since it was written")
             # Copy on write: pages are shared with the file until they are written to. As a plain array, because a
@@ -147,6 +155,28 @@ class DataCache:
             getLogger().warning("data_cache: %s cannot be written: %s", self._folder, error.strerror or error)
             return False
         return True
+
+
+def _check(state: State) -> None:
+    """Raise an error for ids beyond their vocabulary, or for columns that do not fit one another.
+
+    The checksums tell damage, not who made the entry: with a data set of somebody else its cache may come along.
+    """
+    values, arrays = state.values, state.arrays
+    columns = {name: arrays[f"column {name}"] for name in values["columns"]}
+    if len({column.shape for column in columns.values()}) > 1:
+        raise ValueError("columns of different lengths")
+    for name, column in columns.items():
+        tokens = arrays.get(f"tokens {name}")
+        if column.ndim != 1 or column.dtype.kind not in "if":
+            raise ValueError(f"column {name}: {column.dtype} {column.shape}")
+        if tokens is None or not len(column):
+            continue
+        if tokens.ndim != 1 or column.dtype.kind != "i" or column.min() < 0 or column.max() >= len(tokens):
+            raise ValueError(f"column {name}: ids beyond its {tokens.shape} tokens")
+    sizes = values["file_sizes"]
+    if sizes is not None and any(type(size) is not int or size < 0 for size in sizes):
+        raise ValueError(f"sizes of files {sizes}")
 
 
 def _checksum(content: Any) -> str:

@@ -50,7 +50,10 @@ class OneBPDataset(Dataset):
         if cached is not None:
             self._get_preset()
             self._get_field_from_config()
-            self._restore(cached)
+            try:
+                self._restore(cached)
+            except (LookupError, TypeError, AttributeError) as error:
+                raise ValueError(f"its folder .cache is damaged; remove it: {error!r}") from None
 
     def _is_plain(self) -> bool:
         """Whether there are only interactions, with columns of ids and numbers."""

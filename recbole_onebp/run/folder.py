@@ -35,7 +35,9 @@ def _is_earlier_run(folder: Path) -> bool:
         config = safe_yaml.read_plain(folder / "config.yaml")
     except UserError:
         return False
-    return isinstance(config, dict) and {"model", "dataset", "checkpoint_dir", "recbole_checkpoint"} <= config.keys()
+    return (
+        isinstance(config, dict) and {"model", "dataset", "MODEL_TYPE", "checkpoint_dir", "output_dir"} <= config.keys()
+    )
 
 
 def checkpoints_of(path: Path) -> Path:

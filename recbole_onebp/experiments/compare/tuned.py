@@ -50,13 +50,15 @@ class Tuning:
         Raises:
             UserError: if there is none, or if no trial completed.
         """
+        path = folder / "tuning.json"
         try:
-            summary = read_json(folder / "tuning.json", finite=False)
+            summary = read_json(path, finite=False)
+        except UserError as error:
+            raise UserError(f"tuned: {path}, which recbole-onebp tune writes: {error}") from None
+        try:
             return cls._of(summary, folder, label)
-        except UserError:
-            raise
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise UserError(f"tuned: {folder / 'tuning.json'}, which recbole-onebp tune writes: {error!r}") from None
+        except (ArithmeticError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"tuned: {path}, which recbole-onebp tune writes: {error!r}") from None
 
     @classmethod
     def _of(cls, summary: Any, folder: Path, label: str) -> Tuning:

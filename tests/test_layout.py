@@ -77,7 +77,8 @@ def test_write_atomically_keeps_the_old_file_when_writing_fails(tmp_path):
 
 
 def test_of_two_that_write_one_folder_one_stays_and_nothing_else(tmp_path, monkeypatch):
-    """Another process puts its own in place while ours is put there."""
+    """Another process puts its own in place while ours is put there, where folders cannot be exchanged."""
+    monkeypatch.setattr("recbole_onebp.util.files._exchange", lambda *_: False)
     path = tmp_path / "entry"
     path.mkdir()
     rename = os.rename

@@ -80,5 +80,7 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 def _ids(flag: str, given: str | None) -> list[str] | None:
     ids = None if given is None else [part.strip() for part in given.split(",")]
     if ids and "" in ids:
-        raise UserError(f"{flag}={given}: an id is empty; expected ids separated by commas, such as 196,22")
+        raise UserError(
+            f"{flag}={(given or '')[:200]}: an id is empty; expected ids separated by commas, such as 196,22"
+        )
     return ids

@@ -35,7 +35,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     file = path / "manifest.json"
     if not os.path.isfile(file):  # also for a name that is too long, or a folder that may not be read
         raise UserError(
-            f"{path}: not a bundle: there is no manifest.json; create one with recbole-onebp export RUN_DIR {path}"
+            f"{str(path)[:500]}: not a bundle: there is no manifest.json; create one with recbole-onebp export RUN_DIR "
+            f"{str(path)[:500]}"
         )
     manifest = read_json(file, _MAX_BYTES)
     if not is_manifest(manifest):

@@ -59,6 +59,17 @@ def test_files_named_in_the_architecture_exist():
     assert [path for path in named if not ((PACKAGE / path).exists() or (top / path).exists())] == []
 
 
+def test_every_promise_of_security_names_a_test():
+    security = (ARCHITECTURE.parents[1] / "SECURITY.md").read_text()
+    rows = [line for line in security.splitlines() if line.startswith("| ") and "| test |" not in line]
+    assert len(rows) > 25
+    for row in rows:
+        names = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
+        assert names, row
+        for file, name in names:
+            assert f"def {name}(" in (ARCHITECTURE.parents[1] / file).read_text(), name
+
+
 def test_functions_of_the_method_need_no_recbole():
     fresh.check("import sys; import recbole_onebp.functional; assert 'recbole' not in sys.modules")
 

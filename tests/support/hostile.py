@@ -142,7 +142,7 @@ def _change_array(draw: Any, path: Path, manifest: dict[str, Any]) -> None:
     file = path / f"{draw(st.sampled_from(ARRAYS))}.npy"
     try:
         array = np.load(file, allow_pickle=False) if file.is_file() and file.stat().st_size < 1 << 26 else None
-    except (ArithmeticError, ValueError, EOFError, MemoryError):  # it has been changed before
+    except Exception:  # it has been changed before; numpy lets the errors of several parsers through
         return
     if array is None:
         return

@@ -101,8 +101,10 @@ def checked_values(values: Any) -> Values:
     return found
 
 
-def check_generators(states: Mapping[str, Any]) -> None:
-    """Raise an error for the state of a generator that it cannot have."""
+def check_generators(states: Mapping[str, Any], n_loaders: int) -> None:
+    """Raise an error for the state of a generator that it cannot have, or for other numbers of loaders."""
+    if len(states["loaders"]) != n_loaders:
+        raise ValueError(f"{len(states['loaders'])} generators of loaders, expected {n_loaders}")
     version, words, gauss = states["python"]
     random.Random().setstate((version, tuple(words), gauss))
     kind, keys, position, has_gauss, cached = states["numpy"]
@@ -120,6 +122,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer, values: Mapping[str, Any])
     """Raise an error if the saved state of an optimizer has parameters, settings or shapes that it could not have."""
     groups, own_groups = values["param_groups"], optimizer.state_dict()["param_groups"]
     for group, own in zip(groups, own_groups, strict=True):
+        if missing := own.keys() - group.keys() - _NEW_SETTINGS:
+            raise ValueError(f"{min(missing)}: missing")
         for key in own.keys() & group.keys() - {"lr", "initial_lr"}:
             if group[key] != own[key]:
                 raise ValueError(f"{key}: {str(group[key])[:40]}, expected {str(own[key])[:40]}")
@@ -133,6 +137,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer, values: Mapping[str, Any])
         if not needed <= state.keys() <= needed | allowed:
             raise ValueError(f"state of parameter {number}: {sorted(map(str, state))[:5]}")
         for key, value in state.items():
+            if key != "step" and value is not None and not isinstance(value, Tensor):
+                raise TypeError(f"{key}: {str(value)[:40]}")
             numbers = value if isinstance(value, Tensor) else torch.tensor(0.0 if value is None else float(value))
             if key != "step" and isinstance(value, Tensor) and value.shape != parameters[number].shape:
                 raise ValueError(f"{key}: shape {tuple(value.shape)}, expected {tuple(parameters[number].shape)}")
@@ -142,6 +148,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer, values: Mapping[str, Any])
                 raise ValueError(f"{key}: not finite, or below 0")
 
 
+_NEW_SETTINGS = {"foreach", "maximize", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
+"""Settings that older versions of torch do not save; torch fills them in."""
 _NOT_NEGATIVE = {"step", "sum", "square_avg", "exp_avg_sq", "max_exp_avg_sq"}
 _ADAM = {"step", "exp_avg", "exp_avg_sq"}, {"max_exp_avg_sq"}
 _STATES: dict[str, tuple[set[str], set[str]]] = {

@@ -21,6 +21,7 @@ from recbole_onebp.run.checkpoint.state import (
     data_of,
     generator_states,
     load_other_parameters,
+    n_generators,
     restore_trainer,
     set_generator_states,
     settings_of,
@@ -87,7 +88,7 @@ class Saver(Checkpointing):
         try:
             checked = checked_values(values)
             epoch, step = checked.epoch, checked.step
-            check_generators(values["generators"])
+            check_generators(values["generators"], n_generators(self._loaders.values()))
             if not self._ranks.is_distributed:  # a rank's own model has the users of one rank
                 check_model(trainer.model, values["trainer"]["model"])
                 if checkpoint.best is not None:

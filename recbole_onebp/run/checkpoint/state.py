@@ -27,6 +27,7 @@ __all__ = [
     "differences",
     "generator_states",
     "load_other_parameters",
+    "n_generators",
     "other_parameters",
     "restore_trainer",
     "set_generator_states",
@@ -146,6 +147,11 @@ def set_generator_states(states: Mapping[str, Any], loaders: Iterable[Any]) -> N
         torch.cuda.set_rng_state_all(states["cuda"])
     for generator, state in zip(_generators(loaders), states["loaders"], strict=True):
         generator.set_state(state)
+
+
+def n_generators(loaders: Iterable[Any]) -> int:
+    """Number of generators of the loaders."""
+    return len(_generators(loaders))
 
 
 def _generators(loaders: Iterable[Any]) -> list[torch.Generator]:

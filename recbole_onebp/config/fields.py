@@ -75,6 +75,11 @@ Learner = Annotated[Literal["adam", "adamw", "sgd", "adagrad", "rmsprop", "spars
 LogLevel = Annotated[Literal["debug", "info", "warning", "error", "critical"], Lower]
 
 
+def _as_text(value: Any) -> Any:
+    """A closed interval may come as a list: RecBole's own ``Config`` reads ``"[5,10]"`` as one."""
+    return str(list(value)) if isinstance(value, (list, tuple)) else value
+
+
 def _check_intervals(text: str) -> str:
     end = r"\s*-?(?:\d+(?:\.\d+)?|inf)\s*"
     if not all(re.fullmatch(rf"\s*[\[(]{end},{end}[\])]\s*", interval) for interval in text.split(";")):
@@ -82,7 +87,7 @@ def _check_intervals(text: str) -> str:
     return text
 
 
-Intervals = Annotated[str, AfterValidator(_check_intervals)]
+Intervals = Annotated[str, BeforeValidator(_as_text), AfterValidator(_check_intervals)]
 Threshold = Annotated[dict[str, FiniteFloat], Field(min_length=1, max_length=1)]
 
 

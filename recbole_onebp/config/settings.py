@@ -83,7 +83,8 @@ class RecBoleSettings(TrainingKeys):
     benchmark_filename: Annotated[list[str] | None, _DATA]
     user_inter_num_interval: Annotated[Intervals | None, _DATA]
     item_inter_num_interval: Annotated[Intervals | None, _DATA]
-    val_interval: Annotated[dict[str, Intervals] | None, _DATA]
+    val_interval: Annotated[dict[str, Intervals | list[Any]] | None, _DATA]
+    """By field: an interval of numbers, or a list of the tokens to keep."""
     threshold: Annotated[Threshold | None, _DATA]
     data_path: Annotated[str, Key(scope="data", result=False)]
     worker: Annotated[Count, _RUN]

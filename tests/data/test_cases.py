@@ -344,7 +344,8 @@ def test_c13_a_given_split(valid, tmp_path, capsys):
     assert sum(parts["train"].values()) == 36
     assert parts["valid"] == (Counter([("u1", "i9")]) if valid and "u1" in valid else Counter())
     assert parts["test"] == Counter([("u0", "i5"), ("u1", "i8")])  # u0 and i0 are in train
-    arguments = ["--dataset=mine", "--config_files=dataset/mine/mine.yaml", "--epochs=1", "--show_progress=false"]
+    arguments = ["--dataset=mine", "--config_files=dataset/mine/mine.yaml", "--epochs=1", "--show_progress=false",
+                 "--topk=[5]", "--valid_metric=MRR@5"]  # fmt: skip
     assert run("train", "--model=OneBP", *arguments, f"--output_dir={tmp_path / 'run'}", capsys=capsys)[0] == 0
     assert json.loads((tmp_path / "run" / "result.json").read_text())["n_train"] == 36
 

@@ -111,5 +111,6 @@ def pair_set(dataset, feat=None):
 
 
 def train_arguments(tmp_path, *more):
-    settings = ["--model=BPR", "--epochs=1", f"--output_dir={tmp_path / 'run'}", "--show_progress=false"]
+    settings = ["--model=BPR", "--epochs=1", f"--output_dir={tmp_path / 'run'}", "--show_progress=false", "--topk=[5]",
+                "--valid_metric=MRR@5"]  # fmt: skip
     return ["train", *settings, *more]

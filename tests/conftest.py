@@ -48,15 +48,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if only_unit and is_test and _name_of(collection_path) not in UNIT else None
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if _name_of(item.path) in UNIT:
-            item.add_marker("unit")
-        if _name_of(item.path) in PROCESS:
-            item.add_marker("process")
-        for fixture in SHARED.intersection(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group(fixture))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark a test as it is collected: pytest-xdist reads the groups before ``pytest_collection_modifyitems`` is here."""
+    if _name_of(item.path) in UNIT:
+        item.add_marker("unit")
+    if _name_of(item.path) in PROCESS:
+        item.add_marker("process")
+    for fixture in SHARED.intersection(getattr(item, "fixturenames", ())):
+        item.add_marker(pytest.mark.xdist_group(fixture))
 
 
 def _name_of(path: Path) -> str:

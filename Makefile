@@ -16,7 +16,7 @@ INSTALL := $(PIP) install $(addprefix --constraint ,$(CONSTRAINTS))
 SOURCES := setup.cfg pyproject.toml README.md $(shell find recbole_onebp properties -type f -not -name "*.pyc")
 # pytest, unlike python -m pytest, does not put this folder on the path: the tests use the installed wheel.
 PYTEST := cd tests && $(BIN)/pytest
-PARALLEL := -n $(WORKERS) --dist loadgroup
+PARALLEL := -n $(WORKERS) --dist loadscope
 
 .PHONY: demo test test-unit test-quick test-slow test-matrix lint audit clean
 

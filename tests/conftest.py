@@ -33,9 +33,6 @@ UNIT = {
 PROCESS = {"distributed/test_distributed.py", "serving/test_page.py", "test_packaging.py"}
 """Files whose tests are all marked ``process``.  Single tests elsewhere carry the mark themselves."""
 
-SHARED = {"compared", "pristine", "sources", "trained"}
-"""Costly fixtures of a module.  Tests that use one run in the same worker, so that it is made once."""
-
 
 def pytest_report_header() -> str:
     return f"recbole_onebp: {Path(recbole_onebp.__file__).parent}"
@@ -49,13 +46,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark a test as it is collected: pytest-xdist reads the groups before ``pytest_collection_modifyitems`` is here."""
     if _name_of(item.path) in UNIT:
         item.add_marker("unit")
     if _name_of(item.path) in PROCESS:
         item.add_marker("process")
-    for fixture in SHARED.intersection(getattr(item, "fixturenames", ())):
-        item.add_marker(pytest.mark.xdist_group(fixture))
 
 
 def _name_of(path: Path) -> str:

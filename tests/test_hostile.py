@@ -135,7 +135,7 @@ def load(data_path, name="hostile", **keys):
     given_keys = {
         "model": "OneBP", "dataset": name, "data_path": str(data_path), "load_col": None, "epochs": 0,
         "show_progress": False, "eval_args": {"order": "RO", "group_by": "user", "split": {"RS": [0.6, 0.2, 0.2]}},
-        **keys,
+        "topk": [2], "valid_metric": "MRR@2", **keys,
     }  # fmt: skip
     config = read_config(None, given_keys)
     return load_data(config)
@@ -547,7 +547,8 @@ def test_what_a_search_has_left(tmp_path, deep):
         "seed": 1, "budget": {"epochs": 3},
         "models": {"OneBP": {"trials": 3, "pruned": 1, "seconds": 1.0, "config": "best.yaml"}},
     }  # fmt: skip
-    (tmp_path / "best.yaml").write_text("beta: 0.5\n")
+    (tmp_path / "OneBP").mkdir()
+    (tmp_path / "OneBP" / "best.yaml").write_text("beta: 0.5\n")
 
     def take(content):
         (tmp_path / "tuning.json").write_bytes(content)

@@ -85,7 +85,7 @@ def learns_from_labels(final: Any, model_class: type) -> bool:
 
 
 def check_data_keys(final: Mapping[str, Any]) -> None:
-    """Refuse a split without parts, and ``load_col`` without the ids.
+    """Refuse names of columns that are none, a split without parts, and ``load_col`` without the ids.
 
     Raises:
         UserError: says what is allowed.
@@ -96,6 +96,9 @@ def check_data_keys(final: Mapping[str, Any]) -> None:
             f"eval_args.split: {split}: expected one way to split, such as {{'RS': [0.8, 0.1, 0.1]}} or "
             "{'LS': 'valid_and_test'}"
         )
+    for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "RATING_FIELD", "TIME_FIELD", "LABEL_FIELD"):
+        if not isinstance(final[key] or "", str) or (key in ("USER_ID_FIELD", "ITEM_ID_FIELD") and not final[key]):
+            raise UserError(f"{key}: {final[key]!r} is not allowed: expected the name of a column")
     columns, ids = final["load_col"], [final["USER_ID_FIELD"], final["ITEM_ID_FIELD"]]
     inter = "*" if columns is None else columns.get("inter", [])
     if inter != "*" and not set(ids) <= {*inter}:

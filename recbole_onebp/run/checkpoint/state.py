@@ -72,7 +72,8 @@ def restore_trainer(trainer: Any, state: Mapping[str, Any]) -> None:
         for key in _counters(module):
             setattr(module, key, state["counters"][name][key])
     optimizers = _optimizers(trainer)
-    if optimizers.keys() != state["optimizers"].keys():
+    # A new trainer of RecVAE also has the optimizer that its own ones replace when training begins.
+    if optimizers.keys() ^ state["optimizers"].keys() not in (set(), {"optimizer"}):
         raise ValueError(f"optimizers {sorted(state['optimizers'])}")
     for name, values in state["optimizers"].items():
         if not current().is_distributed:  # otherwise it holds the users of all ranks

@@ -46,7 +46,7 @@ def test_wheel(sources, tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {
         str(path.relative_to(sources))
-        for kind in ("**/*.py", "serving/page/*")
+        for kind in ("**/*.py", "serving/http/page/*")
         for path in sources.glob(f"recbole_onebp/{kind}")
     } | {
         f"recbole_onebp/{path.relative_to(sources)}" for path in (sources / "properties").rglob("*.yaml")

@@ -14,7 +14,10 @@ import pytest
 import wrapt
 
 CLONE = Path(__file__).parent.parent
-FIND = "import recbole_onebp.config.properties as r; print(r.__file__, r.property_file('model', 'OneBP'))"
+FIND = (
+    "import recbole_onebp; from recbole_onebp.config.properties import property_file; "
+    "print(recbole_onebp.__file__, property_file('model', 'OneBP'))"
+)
 
 
 def pip(*arguments: object) -> None:

@@ -55,7 +55,9 @@ def _listening(arguments):
     from recbole_onebp.distributed.ranks import join, leave
 
     rank = join(gpu=False, timeout=60).rank
-    sockets = psutil.Process().net_connections("inet")
+    process = psutil.Process()
+    connections = getattr(process, "net_connections", None) or process.connections  # before psutil 6
+    sockets = connections("inet")
     addresses = {some.laddr.ip for some in sockets if some.status == psutil.CONN_LISTEN}
     text = "" if addresses <= {"127.0.0.1", "::1"} else " ".join(sorted(addresses))
     (Path(arguments[0]) / f"{rank}").write_text(text)

@@ -17,7 +17,6 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from recbole_onebp.config.fields import Key, key_of
-from recbole_onebp.config.properties import properties_dir
 from recbole_onebp.config.schema import OneBPConfig, default_of, onebp_defaults
 from recbole_onebp.config.settings import RecBoleSettings, RunSettings
 
@@ -96,14 +95,18 @@ def readme(text: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write both files, or with ``--check`` name the stale ones.
+    """Write both files of a clone, or with ``--check`` name the stale ones.
+
+    Args:
+        arguments: ``--check``, and the folder of the clone; by default the working directory.
 
     Returns:
         The exit code: 1 if a file is stale.
     """
-    page = Path(__file__).parents[2] / "README.md"
+    clone = Path(next((argument for argument in arguments if argument != "--check"), "."))
+    page = clone / "README.md"
     wanted = {
-        properties_dir() / "model" / "OneBP.yaml": model_yaml(),
+        clone / "properties" / "model" / "OneBP.yaml": model_yaml(),
         page: readme(page.read_text(encoding="utf-8")),
     }
     stale = [path for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]

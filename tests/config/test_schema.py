@@ -68,17 +68,17 @@ def test_settings_of_a_run_are_typed_and_frozen():
         RunSettings.from_recbole(sampled)
 
 
-def test_stale_files_are_found(tmp_path, monkeypatch, capsys):
-    (tmp_path / "model").mkdir()
-    stale = tmp_path / "model" / "OneBP.yaml"
+def test_stale_files_are_found(tmp_path, capsys):
+    (tmp_path / "properties" / "model").mkdir(parents=True)
+    (tmp_path / "README.md").write_text(README.read_text())
+    stale = tmp_path / "properties" / "model" / "OneBP.yaml"
     stale.write_text("beta: 0.5\n")
-    monkeypatch.setattr("recbole_onebp.config.generate.properties_dir", lambda: tmp_path)
-    assert generate.main(["--check"]) == 1
+    assert generate.main(["--check", str(tmp_path)]) == 1
     assert "OneBP.yaml is stale" in capsys.readouterr().out
     assert stale.read_text() == "beta: 0.5\n"
-    assert generate.main([]) == 0
+    assert generate.main([str(tmp_path)]) == 0
     assert stale.read_text() == generate.model_yaml()
-    assert generate.main(["--check"]) == 0
+    assert generate.main(["--check", str(tmp_path)]) == 0
 
 
 def test_every_field_of_ours_states_its_scope():

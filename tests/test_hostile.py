@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import resource
 import zipfile
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +38,7 @@ from recbole_onebp.run.folder import RunFolder
 from recbole_onebp.serving.batch import read_ids
 from recbole_onebp.serving.export.exporter import export
 from recbole_onebp.util.errors import UserError
+from support.limits import little_memory
 
 MORE = {False: 1, True: 40}
 """The deeper settings, behind the mark ``slow``, try so many times as much."""
@@ -73,18 +72,6 @@ def refusal(function, *arguments):
         assert 10 < len(line) < 2100
         return line
     return None
-
-
-@contextmanager
-def little_memory(megabytes):
-    """No more than this is to be had above what is taken already."""
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (taken + (megabytes << 20), before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 # --------------------------------------------------------------------------------------------------------- interactions

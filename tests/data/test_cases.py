@@ -7,7 +7,6 @@ import datetime
 import gzip
 import json
 import lzma
-import resource
 import socket
 import threading
 import time
@@ -27,6 +26,7 @@ from recbole_onebp import build
 from recbole_onebp.data.quotes import quoted_rows
 from recbole_onebp.data.sources.tables import TableFormat, read, read_table
 from recbole_onebp.util.errors import UserError
+from support.limits import little_memory
 from support.sources import TEST, TRAIN, parts_of, run
 
 BIG = 7_003_921_450_000_000_000
@@ -462,17 +462,6 @@ def test_a22_a_password_in_a_url_is_never_shown(small, server, capsys):
 
 
 # ----------------------------------------------------------------------------------------------------- a14: conversions
-
-
-@contextmanager
-def little_memory(megabytes):
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (taken + (megabytes << 20), before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def test_a14_rows_of_parquet_are_counted_before_they_are_read(capsys):

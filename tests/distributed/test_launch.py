@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from recbole_onebp.distributed import MEETING_FILE, launch
+from support import tasks
 
 
 @pytest.fixture
@@ -43,23 +44,7 @@ def test_a19_several_hosts_meet_at_a_port(environments):
 @pytest.mark.process
 def test_a19_the_processes_listen_on_loopback_alone(tmp_path):
     """Both processes name the addresses on which they listen, from Linux's own list."""
-    code = launch.launch(_listening, [str(tmp_path)], 2, 2, 0, "localhost", None)
+    code = launch.launch(tasks.listen, [str(tmp_path)], 2, 2, 0, "localhost", None)
     assert code == 0
     found = {path.read_text() for path in tmp_path.iterdir()}
     assert found <= {"", "0100007F"}, "hexadecimal 127.0.0.1"
-
-
-def _listening(arguments):
-    import psutil
-
-    from recbole_onebp.distributed.ranks import join, leave
-
-    rank = join(gpu=False, timeout=60).rank
-    process = psutil.Process()
-    connections = getattr(process, "net_connections", None) or process.connections  # before psutil 6
-    sockets = connections("inet")
-    addresses = {some.laddr.ip for some in sockets if some.status == psutil.CONN_LISTEN}
-    text = "" if addresses <= {"127.0.0.1", "::1"} else " ".join(sorted(addresses))
-    (Path(arguments[0]) / f"{rank}").write_text(text)
-    leave()
-    return 0

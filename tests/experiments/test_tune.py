@@ -26,7 +26,7 @@ from recbole_onebp.experiments.tune import summary as report
 from recbole_onebp.experiments.tune import trials
 from recbole_onebp.experiments.tune.search_spec import Range, SearchSpec
 from recbole_onebp.util.errors import UserError
-from support import fresh
+from support import fresh, tasks
 
 LEARNING_RATE = {"low": 0.001, "high": 0.1, "log": True}
 
@@ -237,16 +237,8 @@ def test_time_limit(search):
     assert states(search(time_limit=1e6, trials=2)) == ["PRUNED", "COMPLETE"]
 
 
-def die_once(folder, search, budget):
-    study = trials.open_study(folder, search, budget)
-    if not study.trials:
-        study.ask()
-        os.kill(os.getpid(), signal.SIGKILL)
-    trials.run_trials(study, folder, search, budget)
-
-
 def test_a_process_that_dies_is_a_failed_trial(file, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "_work", die_once)
+    monkeypatch.setattr(runner, "_work", tasks.die_once)
     runner.tune(file(trials=2), {}, tmp_path / "out")
     model = json.loads((tmp_path / "out" / "tuning.json").read_text())["models"]["OneBP"]
     assert [trial["state"] for trial in model["history"]] == ["failed", "complete"]
@@ -254,12 +246,8 @@ def test_a_process_that_dies_is_a_failed_trial(file, tmp_path, monkeypatch):
     assert (model["trials"], model["failed"], model["cut_off"]) == (2, 1, 0)
 
 
-def die_always(folder, search, budget):
-    os._exit(3)
-
-
 def test_a_process_that_dies_between_trials_is_not_started_for_ever(file, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "_work", die_always)
+    monkeypatch.setattr(runner, "_work", tasks.die_always)
     with pytest.raises(RuntimeError, match="OneBP: its process ended with exit code 3 between two trials"):
         runner.tune(file(trials=2), {}, tmp_path / "out")
 

@@ -11,8 +11,12 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recbole_onebp.util.errors import UserError
+
+if TYPE_CHECKING:
+    from recbole_onebp.experiments.tune.search_spec import Budget, Search
 
 
 def succeed(folder: Path, value: int) -> None:
@@ -60,3 +64,35 @@ def rank(arguments: Sequence[str]) -> int:
     elif what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     return 2 if what == "refuse" else 0
+
+
+def listen(arguments: Sequence[str]) -> int:
+    """A rank's command: leaves the addresses other than loopback on which it listens."""
+    import psutil
+
+    from recbole_onebp.distributed.ranks import join, leave
+
+    rank = join(gpu=False, timeout=60).rank
+    process = psutil.Process()
+    connections = getattr(process, "net_connections", None) or process.connections  # before psutil 6
+    sockets = connections("inet")
+    addresses = {some.laddr.ip for some in sockets if some.status == psutil.CONN_LISTEN}
+    text = "" if addresses <= {"127.0.0.1", "::1"} else " ".join(sorted(addresses))
+    (Path(arguments[0]) / f"{rank}").write_text(text)
+    leave()
+    return 0
+
+
+def die_once(folder: Path, search: Search, budget: Budget) -> None:
+    """A search's process that is killed during its first trial, and works when it is started again."""
+    from recbole_onebp.experiments.tune import trials
+
+    study = trials.open_study(folder, search, budget)
+    if not study.trials:
+        study.ask()
+        os.kill(os.getpid(), signal.SIGKILL)
+    trials.run_trials(study, folder, search, budget)
+
+
+def die_always(_folder: Path, _search: Search, _budget: Budget) -> None:
+    os._exit(3)

@@ -278,7 +278,7 @@ def start(tmp_path):
 
 
 def test_killed_and_started_again_it_makes_the_trials_left(file, search, start, tmp_path):
-    long = {"epochs": 150, "stopping_step": 1000, "trials": 3, "startup_trials": 1, "prune": False}
+    long = {"epochs": 30, "stopping_step": 1000, "trials": 3, "startup_trials": 1, "prune": False}
     out = tmp_path / "killed"
     process, workers = start(file(**long), out, "0001")
     process.kill()

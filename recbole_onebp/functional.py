@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Duplicates", "fold_in", "info_nce", "moving_aggregate_", "popularity_weights", "spread"]
+__all__ = [
+    "Duplicates",
+    "bilateral_softmax",
+    "fold_in",
+    "info_nce",
+    "moving_aggregate_",
+    "popularity_weights",
+    "spread",
+]
 
 Duplicates = Literal["sequential", "last", "mean"]
 
@@ -46,6 +54,30 @@ def info_nce(pos_score: Tensor, neg_score: Tensor, temperature: float = 1.0) -> 
         raise ValueError(f"temperature must be greater than 0, got {temperature}")
     logits = torch.cat([pos_score.unsqueeze(1), neg_score], dim=1) / temperature  # (B, 1 + N), the positive first
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+
+
+def bilateral_softmax(pos_score: Tensor, neg_score: Tensor, temperature: float, negative_weight: float) -> Tensor:
+    """A softmax loss whose negatives weigh more: ``mean_b -pos_b / t + w * log sum_n exp(neg_bn / t)``.
+
+    Unlike in :func:`info_nce`, the positive is not in the sum.  Source: Wu et al., "BSL: Understanding and Improving
+    Softmax Loss for Recommendation", ICDE 2024.
+
+    Args:
+        pos_score: scores of the positive pairs, shape ``(B,)``.
+        neg_score: scores of each pair's negatives, shape ``(B, N)``; those at -inf do not count.
+        temperature: t, greater than 0.
+        negative_weight: w.
+
+    Returns:
+        The loss, a scalar tensor.
+
+    Example:
+        >>> bilateral_softmax(torch.tensor([1.0]), torch.tensor([[0.0]]), 1.0, 1.25)
+        tensor(-1.)
+    """
+    logits = neg_score / temperature
+    negative = torch.where(logits.isfinite().any(dim=1), logits.logsumexp(dim=1), 0.0)
+    return (negative_weight * negative - pos_score / temperature).mean()
 
 
 @torch.no_grad()

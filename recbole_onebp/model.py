@@ -20,10 +20,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_onebp.config.schema import OneBPConfig
+from recbole_onebp.data.order import has_times
 from recbole_onebp.distributed.sharding import Shard
-from recbole_onebp.functional import info_nce, moving_aggregate_, popularity_weights
+from recbole_onebp.functional import bilateral_softmax, info_nce, moving_aggregate_, popularity_weights
+from recbole_onebp.history import History
+from recbole_onebp.util.errors import UserError
 
 __all__ = ["OneBP"]
+
+
+_RECENCY = 0.8
+"""``recency: auto`` where the data are in order."""
 
 
 class OneBP(GeneralRecommender):
@@ -36,8 +43,9 @@ class OneBP(GeneralRecommender):
         user_table: user embeddings ``(n_users, d)``: a buffer, or a parameter with ``backprop: two``.
         item_bias: parameter ``(n_items, 1)``, or None without ``item_bias: True``.
         shared_negatives: with ``negatives: shared``, the negatives of the next step, ``(M,)``; set by the trainer.
-        history_item, history_start: the train items of user u, sorted, are
-            ``history_item[history_start[u] : history_start[u + 1]]``; missing where nothing needs them.
+        history: the train items of all users; None where nothing needs them.
+        recency: the resolved key: weight of an item by its age, 0 if all items of a user count the same.
+        has_earlier_users: whether the users of pairs are made of the items before the pair.
         item_weight: weight of each item in the aggregation, ``(n_items, 1)``; None with ``aggregation_alpha: 0``.
         shard: in several processes, the users of this rank; else None.
         shares: with ``leave_one_out: True``, the weighted item rows of the last aggregation, ``(n_items, d)``.
@@ -51,8 +59,7 @@ class OneBP(GeneralRecommender):
     user_table: Tensor
     item_bias: nn.Parameter | None
     shared_negatives: Tensor
-    history_item: Tensor
-    history_start: Tensor
+    history: History
     item_weight: Tensor | None
     shares: Tensor
     log_q: Tensor | None = None
@@ -83,7 +90,6 @@ class OneBP(GeneralRecommender):
         self._users_are_moved = False
         self._ranked: tuple[list[int], Tensor] | None = None
         self._fresh_users: tuple[int, Tensor] | None = None
-        self._history_key: Tensor | None = None
         self._keep_history(dataset)
         if self.config.aggregation == "interval" or self.config.leave_one_out:
             self._aggregate(beta=0.0)
@@ -91,12 +97,13 @@ class OneBP(GeneralRecommender):
     def _keep_history(self, dataset: Dataset) -> None:
         """Keep what aggregation needs of the train interactions, outside checkpoints: it is computed from the data."""
         config = self.config
+        self._resolve_order(dataset)
         if config.aggregation != "step" or config.user_encoding == "fresh" or config.negatives == "shared":
-            user, item = (dataset.inter_feat[field].long() for field in (self.USER_ID, self.ITEM_ID))
-            key, _ = (user * self.n_items + item).sort()
-            start = torch.searchsorted(key, self.n_items * torch.arange(self.n_users + 1))
-            self.register_buffer("history_item", key % self.n_items, persistent=False)
-            self.register_buffer("history_start", start, persistent=False)
+            inter, times = dataset.inter_feat, None
+            if self.recency or self.has_earlier_users:
+                times = inter[dataset.time_field]
+            user, item = inter[self.USER_ID], inter[self.ITEM_ID]
+            self.history = History(user, item, self.n_users, self.n_items, times, self.recency)
         weight = None
         if self.config.aggregation_alpha > 0:
             count = torch.bincount(dataset.inter_feat[self.ITEM_ID], minlength=self.n_items)
@@ -105,6 +112,22 @@ class OneBP(GeneralRecommender):
         self.register_buffer("item_weight", weight, persistent=False)
         shares = torch.zeros_like(self.item_table, requires_grad=False) if config.leave_one_out else None
         self.register_buffer("shares", shares, persistent=False)
+
+    def _resolve_order(self, dataset: Dataset) -> None:
+        """Set what depends on whether the data are in order.
+
+        Raises:
+            UserError: if a key needs times and there are none.
+        """
+        config, in_order = self.config, getattr(dataset, "in_order", False)
+        auto = _RECENCY if in_order else 0.0
+        self.recency = {"auto": auto, "none": 0.0}.get(config.recency, config.recency)
+        self.has_earlier_users = config.training_history == "earlier" or (
+            config.training_history == "auto" and in_order
+        )
+        if (self.recency or self.has_earlier_users) and not has_times(dataset):
+            key = "training_history: earlier" if self.has_earlier_users else f"recency: {self.recency:g}"
+            raise UserError(f"{key}: the interactions have no times: load a column {dataset.time_field} by load_col")
 
     # --------------------------------------------------------------------------------------------------- embeddings
 
@@ -128,24 +151,16 @@ class OneBP(GeneralRecommender):
     def users_of(self, user: Tensor, item: Tensor) -> Tensor:
         """The user embeddings of train pairs, ``(B, d)``, as used in the loss.
 
-        With ``leave_one_out: True`` they are the mean of the user's items without the item of the pair.  They are zero
-        for users with one item, so only the biases are updated for such pairs.
+        With ``leave_one_out: True`` they are the mean of the user's items without the item of the pair, and with
+        ``training_history: earlier`` that of the items before it.  They are zero where there is no such item, so only
+        the biases are updated for such pairs.
         """
+        if self.has_earlier_users:
+            with torch.no_grad():
+                return self.history.earlier(user, item, self._shares, self.config.training_recency)
         if not self.config.leave_one_out:
             return self._rows(self.user_table, user)
-        count = (self.history_start[user + 1] - self.history_start[user]).unsqueeze(1)
-        others = (count * self.user_table[user] - self.shares[item]) / (count - 1)
-        return torch.where(count > 1, others, 0.0)
-
-    def has_interacted(self, user: Tensor, item: Tensor) -> Tensor:
-        """Whether users ``(B,)`` have train interactions with items ``(M,)``, ``(B, M)``."""
-        if self._history_key is None:
-            count = self.history_start.diff()
-            owner = torch.repeat_interleave(torch.arange(self.n_users, device=count.device), count)
-            self._history_key = owner * self.n_items + self.history_item
-        key = user.unsqueeze(1) * self.n_items + item
-        place = torch.searchsorted(self._history_key, key).clamp_(max=len(self._history_key) - 1)
-        return self._history_key[place] == key
+        return self.history.without(user, item, self.user_table[user], self.shares[item])
 
     # --------------------------------------------------------------------------------------------------------- loss
 
@@ -176,12 +191,15 @@ class OneBP(GeneralRecommender):
         if self.config.negatives == "shared":
             negative = self.shared_negatives  # (M,)
             neg_score = user_e @ self._look_up(self.item_table, negative).T + self._shift(negative)  # (B, M)
-            neg_score = neg_score.masked_fill(self.has_interacted(user, negative), -torch.inf)
+            neg_score = neg_score.masked_fill(self.history.has(user, negative), -torch.inf)
         else:
             negative = interaction[self.NEG_ITEM_ID].view(-1, len(user)).T  # (B, N)
             negative_e = self._look_up(self.item_table, negative)  # (B, N, d)
             neg_score = (negative_e @ user_e.unsqueeze(-1)).squeeze(-1) + self._shift(negative)
-        return info_nce(pos_score, neg_score, self.config.temperature)
+        temperature, negative_weight = self.config.temperature, self.config.negative_weight
+        if negative_weight:
+            return bilateral_softmax(pos_score, neg_score, temperature, negative_weight)
+        return info_nce(pos_score, neg_score, temperature)
 
     def _shift(self, item: Tensor) -> Tensor | float:
         """Added to the items' scores in the loss: the bias, minus the log probability if that is corrected for."""
@@ -234,9 +252,8 @@ class OneBP(GeneralRecommender):
 
     def _aggregated(self, shares: Tensor, beta: float) -> Tensor:
         """The users after a move, ``(n_users, d)``; users without items are unchanged."""
-        start = self.history_start
-        mean = F.embedding_bag(self.history_item, shares, start, mode="mean", include_last_offset=True)
-        moved = beta * self.user_table + (1 - beta) * mean
+        start = self.history.start
+        moved = beta * self.user_table + (1 - beta) * self.history.mean(shares)
         return torch.where((start[1:] > start[:-1]).unsqueeze(1), moved, self.user_table)
 
     def _shares(self, item: Tensor | EllipsisType = ...) -> Tensor:

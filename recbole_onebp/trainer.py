@@ -126,6 +126,7 @@ class OneBPTrainer(Trainer):
                 self.settings.seed,
                 self.settings.shuffle,
                 self.model.shard,
+                self.model.has_earlier_users,
             )
         return self._schedule
 

@@ -36,6 +36,9 @@ def add(commands: Any) -> None:
     fetch.add_argument("--data_path", type=Path, default=Path("dataset"), metavar="DIR", help="default: dataset")
     fetch.add_argument("--max_mb", type=int, default=1000, metavar="N", help="largest file in MB; default: 1000")
     fetch.add_argument("--timeout", type=float, default=3600, metavar="SECONDS", help="for each file; default: 3600")
+    fetch.add_argument("--valid", choices=("last", "random"), help="train pairs of each user for validation; "
+                       "default: the last ones where the files are in order of time, else random ones")  # fmt: skip
+    fetch.add_argument("--valid_share", type=float, default=0.1, metavar="SHARE", help="default: 0.1")
     fetch.add_argument("--force", action="store_true", help="replace a data set that was made by this program")
     fetch.set_defaults(run=run)
 
@@ -48,5 +51,8 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
     logs.to_stdout()
     limits = Limits(arguments.max_mb, arguments.timeout)
-    fetch(arguments.name, arguments.data_path, arguments.source, arguments.url, arguments.pins, arguments.force, limits)
+    fetch(
+        arguments.name, arguments.data_path, arguments.source, arguments.url, arguments.pins, arguments.force, limits,
+        arguments.valid, arguments.valid_share,
+    )  # fmt: skip
     return 0

@@ -128,6 +128,28 @@ class OneBPConfig(TrainingKeys):
         Literal["moved", "fresh"],
         Key("Predict with the users as training left them, or with the mean of their final items (`fresh`)"),
     ] = "moved"
+    recency: Annotated[
+        Literal["auto", "none"] | NonNegative,
+        Key(
+            "Weight of an item in its user: (number of later items + 1) ^ -recency. `none`: all count the same. "
+            "`auto`: 0.8 if the data are in order (validation and test follow train in time); otherwise `none`",
+            unless=(When("aggregation", "step", "none"), When("backprop", "two", "none")),
+        ),
+    ] = "auto"
+    training_history: Annotated[
+        Literal["auto", "all", "earlier"],
+        Key(
+            "Items that make the user of a pair in the loss. `all`: all of the user's, without the pair's own with "
+            "`leave_one_out`. `earlier`: the 50 before the pair, weighted by `training_recency`. `auto`: `earlier` if "
+            "the data are in order",
+            unless=(When("aggregation", "step", "all"), When("backprop", "two", "all"), When("beta", NOT_ZERO, "all")),
+        ),
+    ] = "auto"
+    training_recency: Annotated[NonNegative, Key("`recency` of the items in `training_history: earlier`")] = 1.0
+    negative_weight: Annotated[
+        NonNegative,
+        Key("0: InfoNCE. Above 0: the positive is not in the denominator, whose logarithm has this weight"),
+    ] = 0.0
     learning_rate_decay: Annotated[
         FiniteFloat, Field(gt=0, le=1), Key("The learning rate of epoch k, from 0, is `learning_rate` times this ^ k")
     ] = 0.9

@@ -20,6 +20,7 @@ from recbole.utils import FeatureSource, FeatureType
 from recbole_onebp.data.cache import State
 from recbole_onebp.data.categories import as_categorical, concat_frames, token_table
 from recbole_onebp.data.interactions import COLUMNAR, InteractionFiles, Table
+from recbole_onebp.data.order import are_in_order
 from recbole_onebp.data.rows import Groups, Rows
 
 __all__ = ["OneBPDataset"]
@@ -38,6 +39,17 @@ class OneBPDataset(Dataset):
 
     Ids in ``inter_feat`` are int32 where no features share them; in batches they are int64, as in RecBole.
     """
+
+    in_order = False
+    """Whether each user's train interactions come before those of validation, and these before those of test."""
+
+    def build(self) -> list[Dataset]:
+        """See RecBole.  The parts know whether they are in order of time."""
+        parts: list[Dataset] = super().build()
+        in_order = are_in_order(parts)
+        for part in parts:
+            part.in_order = in_order
+        return parts
 
     def _from_scratch(self) -> None:
         self._files = InteractionFiles.take_from(self.config)

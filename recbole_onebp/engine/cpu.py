@@ -18,6 +18,7 @@ from torch import Tensor
 
 from recbole_onebp.engine import kernels
 from recbole_onebp.engine.schedule import Batch, Ids, Progress, Schedule
+from recbole_onebp.history import WINDOW, recency_weights
 from recbole_onebp.model import OneBP
 
 __all__ = ["Floats", "FusedEngine", "state_of"]
@@ -53,6 +54,13 @@ def state_of(parameter: Tensor, optimizer: torch.optim.Optimizer) -> dict[str, A
         state["exp_avg"] = torch.zeros_like(parameter)
         state["exp_avg_sq"] = torch.zeros_like(parameter)
     return state
+
+
+def history_of(model: OneBP) -> kernels.History:
+    """The model's history as arrays."""
+    history, none = model.history, np.empty(0, dtype=np.float32)
+    weight, total = (none if part is None else part.numpy() for part in (history.weight, history.total))
+    return kernels.History(history.start.numpy(), history.item.numpy(), weight, total)
 
 
 class _Trained:
@@ -136,7 +144,14 @@ class FusedEngine:
         self._item_weight: Floats = np.empty(0, dtype=np.float32) if weight is None else weight.squeeze(1).numpy()
         # The factors of the item rows in the last aggregation of all users, and with leave_one_out a copy of the rows.
         self._share = np.empty(len(model.item_table), dtype=np.float32)
-        self._aggregated = np.empty_like(model.item_table.detach().numpy()) if config.leave_one_out else None
+        copied = config.leave_one_out and not model.has_earlier_users
+        self._aggregated = np.empty_like(model.item_table.detach().numpy()) if copied else None
+        self._place, self._decay = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
+        if model.has_earlier_users or (copied and model.recency):
+            pairs = (torch.from_numpy(ids).long() for ids in (schedule.user, schedule.item))
+            self._place = model.history.place(*pairs).numpy()
+        if model.has_earlier_users:
+            self._decay = recency_weights(torch.arange(WINDOW), config.training_recency).numpy()
 
     def train_epoch(self, epoch: int, progress: Progress = iter, done: int = 0, loss: float = 0.0) -> float:
         """Train on every pair once, see :meth:`recbole_onebp.engine.Engine.train_epoch`."""
@@ -148,8 +163,8 @@ class FusedEngine:
         self._users = _Trained(model.user_table, self.optimizer) if two else None
         self._user_table: Floats = model.user_table.detach().numpy()
         if self.config.aggregation != "step" or self._n_shared:
-            self._history = kernels.History(model.history_start.numpy(), model.history_item.numpy())
-        if self.config.leave_one_out:  # a checkpoint does not contain the items of the last aggregation
+            self._history = history_of(model)
+        if self._aggregated is not None:  # a checkpoint does not contain the items of the last aggregation
             self._aggregate()
         self.loss = loss
         for number, batch in enumerate(progress(self._batches(epoch, done)), start=done):
@@ -199,19 +214,18 @@ class FusedEngine:
         return touched
 
     def _gather_users(self, batch: Batch, out: Floats) -> None:
-        if self._aggregated is None:
+        place = self._place[batch.pair] if len(self._place) else self._place
+        if len(self._decay):
+            kernels.gather_earlier(
+                batch.user, place, self._history, self._decay, self._items.table, self._item_weight, self._cosine, out
+            )
+        elif self._aggregated is None:
             kernels.gather(batch.user, self._user_table, self._cosine, out)
         else:
             kernels.gather_others(
-                batch.user,
-                batch.item,
-                self._history,
-                self._user_table,
-                self._aggregated,
-                self._share,
-                self._cosine,
-                out,
-            )
+                batch.user, batch.item, place, self._history, self._user_table, self._aggregated, self._share,
+                self._cosine, out,
+            )  # fmt: skip
 
     def _score_pairs(self, batch: Batch, user_e: Tensor) -> None:
         """Fill places, coefficients and loss."""
@@ -269,7 +283,7 @@ class FusedEngine:
         shift = np.empty(0, dtype=np.float32) if self._bias is None else self._bias.table[:, 0]
         if self._log_q is not None:
             shift = shift - self._log_q if len(shift) else -self._log_q
-        return kernels.Logits(shift, self._inverse_temperature, batch.n_pairs)
+        return kernels.Logits(shift, self._inverse_temperature, batch.n_pairs, np.float32(self.config.negative_weight))
 
     def _move(self, batch: Batch) -> None:
         """Move the users of a step."""

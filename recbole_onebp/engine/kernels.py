@@ -26,6 +26,7 @@ __all__ = [
     "Links",
     "Logits",
     "gather",
+    "gather_earlier",
     "gather_others",
     "link",
     "move_all_users",
@@ -61,11 +62,15 @@ class Links(NamedTuple):
 
 
 class History(NamedTuple):
-    """The items of user u are ``item[start[u] : start[u + 1]]``."""
+    """The items of user u are ``item[start[u] : start[u + 1]]``; see :class:`recbole_onebp.history.History`."""
 
     start: Any
     """``(n_users + 1,)``."""
     item: Any
+    weight: Any
+    """Of each item in its user, or empty."""
+    total: Any
+    """Sum of the weights of each user, or empty."""
 
 
 class Logits(NamedTuple):
@@ -76,6 +81,8 @@ class Logits(NamedTuple):
     inverse_temperature: Any
     n_pairs: int
     """Number of pairs that the loss is averaged over: those of the step, on all ranks."""
+    negative_weight: Any
+    """0 for InfoNCE; otherwise see :func:`recbole_onebp.functional.bilateral_softmax`."""
 
 
 class GradientTerms(NamedTuple):
@@ -139,25 +146,64 @@ def gather(ids, table, cosine, out):
 
 
 @njit(parallel=True, **_OPTIONS)
-def gather_others(user, item, history, user_table, item_table, share, cosine, out):
+def gather_others(user, item, place, history, user_table, item_table, share, cosine, out):
     """``out[b]``: a user without one of its items, see :meth:`recbole_onebp.model.OneBP.users_of`.
 
     Args:
+        user, item: ``(B,)``.
+        place: of each pair in the history, ``(B,)``; not read if all items of a user count the same.
         history, share: as in :func:`move_all_users`.
         item_table: the items at the last aggregation of all users.
     """
-    start = history.start
+    start, _, weight, total = history
     for b in prange(len(user)):
         row, own, others = user_table[user[b]], item_table[item[b]], out[b]
         n_others = np.float32(start[user[b] + 1] - start[user[b]] - 1)
-        part = _F1 / n_others if n_others > 0 else _F0
-        row_weight, own_weight = (n_others + _F1) * part, share[item[b]] * part
+        rest, whole, own_weight = n_others, n_others + _F1, _F1
+        if len(weight):
+            whole, own_weight = total[user[b]], weight[place[b]]
+            rest = whole - own_weight
+        part = _F1 / rest if n_others > 0 else _F0
+        row_weight, own_weight = whole * part, share[item[b]] * own_weight * part
         for k in range(len(row)):
             others[k] = row_weight * row[k] - own_weight * own[k]
         if cosine:
             inverse = _inverse_norm(others)
             for k in range(len(row)):
                 others[k] *= inverse
+
+
+@njit(parallel=True, **_OPTIONS)
+def gather_earlier(user, place, history, decay, item_table, item_weight, cosine, out):
+    """``out[b]``: the weighted mean of the items before a pair, see :meth:`recbole_onebp.history.History.earlier`.
+
+    Args:
+        user: ``(B,)``.
+        place: of each pair in the history, ``(B,)``.
+        history: the train items of all users, the earliest first.
+        decay: weight of the item just before the pair, of the one before that, ...; ``(window,)``.
+        item_table: ``(n_items, d)``.
+        item_weight: weight of each item in the aggregation, ``(n_items,)``, or empty.
+        cosine: whether item rows, and the result, are scaled to unit length.
+    """
+    start, items = history.start, history.item
+    for b in prange(len(user)):
+        mean, total = out[b], _F0
+        for k in range(len(mean)):
+            mean[k] = 0
+        for back in range(min(len(decay), place[b] - start[user[b]])):
+            item = items[place[b] - 1 - back]
+            row, weight = item_table[item], decay[back]
+            total += weight
+            if cosine:
+                weight *= _inverse_norm(row)
+            if len(item_weight):
+                weight *= item_weight[item]
+            for k in range(len(mean)):
+                mean[k] += weight * row[k]
+        scale = _inverse_norm(mean) if cosine else (_F1 / total if total > 0 else _F0)
+        for k in range(len(mean)):
+            mean[k] *= scale
 
 
 @njit(parallel=True, **_OPTIONS)
@@ -175,7 +221,7 @@ def pair_scores(item, negative, user_e, item_table, cosine, logits, ids, coeffic
         loss: filled, ``(B,)``.
         user_gradient: filled with the derivative by ``user_e``, ``(B, d)``, unless it is empty.
     """
-    shift, inverse_temperature, n_step = logits
+    shift, inverse_temperature, n_step, negative_weight = logits
     n_pairs, n_negatives = negative.shape
     size = user_e.shape[1]
     scale = np.float32(inverse_temperature / n_step)
@@ -197,17 +243,19 @@ def pair_scores(item, negative, user_e, item_table, cosine, logits, ids, coeffic
             if len(shift):
                 for n in range(1 + n_negatives):
                     logit[n] += shift[ids[b, n]]
-            first, highest, total = logit[0], logit[0], _F0
+            lowest = 0 if negative_weight == 0 else 1  # where the sum begins
+            factor = _F1 if negative_weight == 0 else negative_weight
+            first, highest, total = logit[0], logit[lowest], _F0
             for n in range(1, 1 + n_negatives):
                 highest = max(highest, logit[n])
-            for n in range(1 + n_negatives):
+            for n in range(lowest, 1 + n_negatives):
                 logit[n] = _exp(logit[n] - highest)
                 total += logit[n]
-            loss[b] = np.float32(math.log(total)) + highest - first
-            share = scale / total
-            for n in range(1 + n_negatives):
+            loss[b] = factor * (np.float32(math.log(total)) + highest) - first
+            share = factor * scale / total
+            for n in range(lowest, 1 + n_negatives):
                 logit[n] *= share
-            logit[0] -= scale
+            logit[0] = logit[0] - scale if negative_weight == 0 else -scale
         for b in range(start, min(end, len(user_gradient))):
             gradient = user_gradient[b]
             for k in range(size):
@@ -233,9 +281,9 @@ def shared_scores(user, item, negative, history, links, scores, user_e, item_e, 
         loss: filled, ``(B,)``.
         coefficient: filled with the derivative of the mean loss by the positive's score, ``(B,)``.
     """
-    start, history_item = history
+    start, history_item = history.start, history.item
     head, following = links
-    shift, inverse_temperature, n_step = logits
+    shift, inverse_temperature, n_step, negative_weight = logits
     n_pairs, n_negatives = scores.shape
     scale = np.float32(inverse_temperature / n_step)
     negative_shift = np.zeros(n_negatives, dtype=np.float32)
@@ -254,16 +302,22 @@ def shared_scores(user, item, negative, history, links, scores, user_e, item_e, 
             while place >= 0:
                 row[place] = _MASKED
                 place = following[place]
-        highest = max(first, simd.highest(row))
-        positive = _exp(first - highest)
+        highest = max(first, simd.highest(row)) if negative_weight == 0 else simd.highest(row)
+        positive = _exp(first - highest) if negative_weight == 0 else _F0
         for n in range(n_negatives):
             row[n] = _F0 if row[n] == _MASKED else _exp(row[n] - highest)
         total = positive + simd.total(row)
-        loss[b] = np.float32(math.log(total)) + highest - first
-        share = scale / total
+        if negative_weight == 0:
+            loss[b] = np.float32(math.log(total)) + highest - first
+            share = scale / total
+        elif total > 0:
+            loss[b] = negative_weight * (np.float32(math.log(total)) + highest) - first
+            share = negative_weight * scale / total
+        else:  # all negatives are masked
+            loss[b], share = -first, _F0
         for n in range(n_negatives):
             row[n] *= share
-        coefficient[b] = scale * (positive / total - _F1)
+        coefficient[b] = scale * (positive / total - _F1) if negative_weight == 0 else -scale
 
 
 @njit(**_OPTIONS)
@@ -460,7 +514,7 @@ def share_of_rows(item_table, item_weight, cosine, share):
 
 @njit(parallel=True, **_OPTIONS)
 def move_all_users(history, item_table, share, user_table, beta):
-    """Move every user with items towards the mean of its items.
+    """Move every user with items towards the (weighted) mean of its items.
 
     Args:
         history: the train items of all users.
@@ -469,7 +523,7 @@ def move_all_users(history, item_table, share, user_table, beta):
         user_table: ``(n_users, d)``; changed in place.
         beta: weight of the user's old row.
     """
-    start, item = history
+    start, item, item_in_user, totals = history
     n_users, size = user_table.shape
     old_weight, new_weight = np.float32(beta), np.float32(1 - beta)
     for task in prange((n_users + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK):
@@ -482,8 +536,11 @@ def move_all_users(history, item_table, share, user_table, beta):
                 total[k] = 0
             for place in range(start[user], start[user + 1]):
                 row, weight = item_table[item[place]], share[item[place]]
+                if len(item_in_user):
+                    weight *= item_in_user[place]
                 for k in range(size):
                     total[k] += weight * row[k]
-            weight = new_weight / np.float32(start[user + 1] - start[user])
+            whole = totals[user] if len(totals) else np.float32(start[user + 1] - start[user])
+            weight = new_weight / whole
             for k in range(size):
                 moved[k] = old_weight * moved[k] + weight * total[k]

@@ -28,6 +28,8 @@ def even_first(count: int) -> list[int]:
 class Batch(NamedTuple):
     """The pairs and negatives of a step."""
 
+    pair: Ids
+    """Indices among this process's train pairs, ``(B,)``."""
     user: Ids
     """Internal ids, ``(B,)``."""
     item: Ids
@@ -56,6 +58,7 @@ class Schedule:
         seed: seed of the order and the negatives.
         shuffle: RecBole's key; if False, the pairs keep their order.
         shard: in several processes, this rank's shard; ``user`` then contains the rank's own numbers of users.
+        aggregates_once: whether the steps do not need the users, so that moving them after an epoch is enough.
 
     Attributes:
         n_parts: number of parts in a sum over all pairs of a step: the even parts are summed, then the odd parts, then
@@ -75,7 +78,9 @@ class Schedule:
         seed: int,
         shuffle: bool = True,
         shard: Shard | None = None,
+        aggregates_once: bool = False,
     ) -> None:
+        self._aggregates_once = aggregates_once
         self.user = np.ascontiguousarray(user, dtype=np.int32)
         self.item = np.ascontiguousarray(item, dtype=np.int32)
         self.config, self.seed, self.shuffle = config, seed, shuffle
@@ -99,7 +104,8 @@ class Schedule:
         """Whether all users are moved after this step of an epoch; steps count from 0."""
         if self.config.aggregation == "step":
             return False
-        interval = self.config.aggregation_interval if self.config.aggregation == "interval" else len(self)
+        every = self.config.aggregation == "interval" and not self._aggregates_once
+        interval = self.config.aggregation_interval if every else len(self)
         return (step + 1) % interval == 0 or step + 1 == len(self)
 
     def order(self, epoch: int) -> npt.NDArray[np.int32]:
@@ -140,7 +146,7 @@ class Schedule:
         With ``leave_one_out`` this holds right after an aggregation of all users: the items they were made from are
         then the current items.
         """
-        return not self.config.leave_one_out or self.aggregates_after(step)
+        return not self.config.leave_one_out or self._aggregates_once or self.aggregates_after(step)
 
     def batches(
         self, epoch: int, done: int = 0, ordered: tuple[Ids, npt.NDArray[np.int64]] | None = None
@@ -162,7 +168,7 @@ class Schedule:
             bounds = np.cumsum([0, *np.bincount(group, minlength=len(self._groups))])
             user = self.user[pair]
             negative = self._negatives(user, self.numbers(pair), step, epoch)
-            yield Batch(user, self.item[pair], negative, bounds, self.pairs_of_step(step))
+            yield Batch(pair, user, self.item[pair], negative, bounds, self.pairs_of_step(step))
 
     def own_parts(self, batch: Batch) -> dict[int, list[slice]]:
         """The parts of a sum over all pairs of a step that this process computes, with the pairs of each group."""

@@ -15,7 +15,7 @@ from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.hashes import sha256
 from recbole_onebp.util.untrusted import read_json
 
-__all__ = ["counts", "is_complete", "refuse_strangers", "write_manifest", "write_parts"]
+__all__ = ["counts", "is_complete", "is_unordered", "refuse_strangers", "write_manifest", "write_parts"]
 
 _TYPES = {"user_id": "token", "item_id": "token", "rating": "float", "timestamp": "float"}
 
@@ -60,6 +60,14 @@ def is_complete(folder: Path) -> bool:
         files = _manifest(folder)["files"]
         return all((folder / file).is_file() for file in files)
     except (OSError, UserError, KeyError, TypeError, ValueError):
+        return False
+
+
+def is_unordered(folder: Path) -> bool:
+    """Whether the manifest of a folder lacks the word that its interactions are in order of time."""
+    try:
+        return not _manifest(folder).get("ordered")
+    except (OSError, UserError, AttributeError):
         return False
 
 

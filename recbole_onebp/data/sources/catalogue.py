@@ -32,17 +32,27 @@ class Published:
     """A data set with published train and test parts."""
 
     base: str
+    """URL of the folder; empty if it can be read from a folder only."""
     files: Mapping[str, RemoteFile]
     """``train`` and ``test``."""
     counts: Mapping[str, int]
     """Published numbers of users, items, train and test interactions."""
+    ordered: bool = False
+    """Whether a user's items are in order of time in its line, and its test line goes on where its train line ends."""
 
 
 def _published(
-    base: str, train: tuple[str, str], test: tuple[str, str], n_users: int, n_items: int, n_train: int, n_test: int
+    base: str,
+    train: tuple[str, str],
+    test: tuple[str, str],
+    n_users: int,
+    n_items: int,
+    n_train: int,
+    n_test: int,
+    ordered: bool = False,
 ) -> Published:
     counts = {"users": n_users, "items": n_items, "train": n_train, "test": n_test}
-    return Published(base, {"train": RemoteFile(*train), "test": RemoteFile(*test)}, counts)
+    return Published(base, {"train": RemoteFile(*train), "test": RemoteFile(*test)}, counts, ordered)
 
 
 _LIGHTGCN = "https://raw.githubusercontent.com/gusye1234/LightGCN-PyTorch/947ca2b3b1d2d3545b114145710cb06c4e57b3d2"
@@ -53,19 +63,27 @@ CATALOGUE: Mapping[str, Published] = {
         _LIGHTGCN,
         ("data/gowalla/train.txt", "a27782bd7a1d4d0744148dc0460ea94da74763f2"),
         ("data/gowalla/test.txt", "9ed5af4b5d21511f33740b4e22e3852f45671800"),
-        29_858, 40_981, 810_128, 217_242,
+        29_858, 40_981, 810_128, 217_242, ordered=True,
     ),
     "yelp2018": _published(
         _LIGHTGCN,
         ("data/yelp2018/train.txt", "cda12361055ba448ae4bd1070f6000c16dea8f22"),
         ("data/yelp2018/test.txt", "30dfbc3437b27b74cb2970b435a5ec93ad9f2468"),
-        31_668, 38_048, 1_237_259, 324_147,
+        31_668, 38_048, 1_237_259, 324_147, ordered=True,
     ),
     "amazon-book": _published(
         _LIGHTGCN,
         ("data/amazon-book/train.txt", "6ef55159c5f1fd7f6d86eb9ff290d0cc2854ac99"),
         ("data/amazon-book/test.txt", "09e5da4e0bf46c751c4ba0f4375e414fd13512cd"),
-        52_643, 91_599, 2_380_730, 603_378,
+        52_643, 91_599, 2_380_730, 603_378, ordered=True,
+    ),
+    # The first 10,529 users of amazon-book: as many lines as there are in nidhidanayak/NGCF-PyTorch's copy of the train
+    # file, and the same lines of the test file.
+    "amazon-book-part": _published(
+        "",
+        ("train.txt", "d71459455050196ca68ba6d18d638f5d06134ff5"),
+        ("test.txt", "1ef99baf908bd738a263b7f815842ad667b7442d"),
+        10_529, 74_008, 625_378, 159_285, ordered=True,
     ),
     "onebp-ml-100k": _published(
         _ONEBP,

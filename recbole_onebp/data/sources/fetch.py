@@ -9,17 +9,25 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from logging import getLogger
 from pathlib import Path, PurePosixPath
+from typing import Literal
 from urllib.parse import quote
 
 import pandas as pd
 import yaml
 
 from recbole_onebp.config.suggest import nearest
-from recbole_onebp.data.sources.atomic_folder import counts, is_complete, refuse_strangers, write_manifest, write_parts
+from recbole_onebp.data.sources.atomic_folder import (
+    counts,
+    is_complete,
+    is_unordered,
+    refuse_strangers,
+    write_manifest,
+    write_parts,
+)
 from recbole_onebp.data.sources.catalogue import CATALOGUE, Published, RemoteFile, mirrored
 from recbole_onebp.data.sources.download import Limits, SourceError, download, shown
 from recbole_onebp.data.sources.published import read_pairs
-from recbole_onebp.data.sources.splits import by_ratio
+from recbole_onebp.data.sources.splits import by_order, by_ratio
 from recbole_onebp.data.sources.unpack import DAMAGED, bound
 from recbole_onebp.util.errors import UserError, writing
 from recbole_onebp.util.files import whole_folder
@@ -31,9 +39,19 @@ SEED = 2020
 """Seed of the validation part; fixed, so that a name means the same split on every machine."""
 _MOST_MEMBERS = 1000
 """Files in an archive."""
-_VALID_RULE = (
-    "10 % of each user's train pairs, drawn from the pairs sorted by user and item: of n pairs floor(n / 10), but 1 of "
-    "2 to 9 and none of 1"
+VALID_SHARE = 0.1
+OLD_FOLDER = (
+    "%s: made by an earlier version, without the order of the interactions and with a random validation part; "
+    "recbole-onebp fetch %s --force makes it anew"
+)
+_VALID_RULES = {
+    "random": "drawn from the pairs sorted by user and item",
+    "last": "the last of each user, in the order of the file",
+}
+_ROUNDED = "of n pairs floor(n * share), but 1 if that is less than 1, and none of 1 pair"
+_ORDER = (
+    "timestamp is the place of a pair among those of its user, train before test. That these places are in order of "
+    "time is inferred from the files, not documented by their authors; recbole-onebp inspect shows how"
 )
 
 
@@ -45,6 +63,8 @@ def fetch(
     pins: Path | None = None,
     force: bool = False,
     limits: Limits | None = None,
+    valid: Literal["last", "random"] | None = None,
+    valid_share: float = VALID_SHARE,
 ) -> None:
     """Write a data set to ``data_path/name``, as atomic files with a manifest, completely or not at all.
 
@@ -57,6 +77,9 @@ def fetch(
         pins: list of the mirror's files and their ids; see :func:`~recbole_onebp.data.sources.catalogue.mirrored`.
         force: replace an existing data set; without it, a complete one is kept.
         limits: bytes and seconds that a download may take.
+        valid: which train pairs of each user become the validation part of a published split: the ``last``, or
+            ``random`` ones; by default the last where the files are in order of time.
+        valid_share: share of the train pairs in it, between 0 and 1.
 
     Raises:
         UserError: for an unknown name, a server that does not answer or sends something else, files that are not
@@ -74,10 +97,17 @@ def fetch(
         raise UserError(f"data set {name}: unknown name{hint}")
     if name not in CATALOGUE and (source or url):
         raise UserError(f"--from and --url are for {', '.join(CATALOGUE)}; recbole-onebp convert takes your own files")
+    if not 0 < valid_share < 1:
+        raise UserError(f"valid_share: {valid_share:g} is not allowed: expected more than 0 and less than 1")
+    ordered = name in CATALOGUE and CATALOGUE[name].ordered
+    if valid == "last" and not ordered:
+        raise UserError(f"valid: last: the files of {name} are not in order of time; leave it out, or use random")
     if name == "ml-100k":
         getLogger().info("ml-100k comes with RecBole: nothing to fetch")
         return
     if is_complete(folder) and not force:
+        if ordered and is_unordered(folder):
+            getLogger().warning(OLD_FOLDER, folder, name)
         getLogger().info("%s is already in %s; --force fetches it again", name, folder)
         return
     with writing(folder):
@@ -89,7 +119,8 @@ def fetch(
     with writing(folder), whole_folder(folder, replace=force) as temporary:
         if name in CATALOGUE:
             published = CATALOGUE[name] if url is None else mirrored(CATALOGUE[name], url, pins)
-            _write_published(temporary, name, published, source, limits)
+            wanted = valid or ("last" if ordered else "random")
+            _write_published(temporary, name, published, source, limits, wanted, valid_share)
         else:
             _write_archive(temporary, name, archives[name], limits)
     getLogger().info("wrote %s", folder)
@@ -112,7 +143,15 @@ class _Local:
     origin: str
 
 
-def _write_published(folder: Path, name: str, published: Published, source: Path | None, limits: Limits | None) -> None:
+def _write_published(
+    folder: Path,
+    name: str,
+    published: Published,
+    source: Path | None,
+    limits: Limits | None,
+    valid: Literal["last", "random"],
+    valid_share: float,
+) -> None:
     original = CATALOGUE[name]
     with tempfile.TemporaryDirectory(dir=folder) as downloads:
         files = _find(source, published) if source else _download(Path(downloads), name, published, limits)
@@ -121,9 +160,7 @@ def _write_published(folder: Path, name: str, published: Published, source: Path
             part: {"from": file.origin, "bytes": file.path.stat().st_size, "git_blob_id": git_blob_id(file.path)}
             for part, file in files.items()
         }
-    train, test = frames["train"].sort_values(["user_id", "item_id"], kind="stable", ignore_index=True), frames["test"]
-    in_valid = by_ratio(train["user_id"], [0.9, 0.1], SEED) == 1
-    parts = {"train": train[~in_valid], "valid": train[in_valid], "test": test}
+    parts = _with_validation(*frames.values(), original.ordered, valid, valid_share)
 
     found = counts(frames)
     remarks = list(_remarks(sources, original, frames, found))
@@ -138,13 +175,42 @@ def _write_published(folder: Path, name: str, published: Published, source: Path
             "source": {
                 part: {**entry, "published_git_blob_id": original.files[part].pin} for part, entry in sources.items()
             },
-            "split": {"test": "as published", "valid": _VALID_RULE, "seed": SEED},
+            "ordered": original.ordered,
+            **({"order": _ORDER} if original.ordered else {}),
+            "split": {
+                "test": "as published",
+                "valid": valid,
+                "valid_share": valid_share,
+                "rule": f"{valid_share:g} of each user's train pairs, {_VALID_RULES[valid]}; {_ROUNDED}",
+                **({"seed": SEED} if valid == "random" else {}),
+            },
             "counts": final,
             "published_counts": original.counts,
             "remarks": remarks,
         },
     )
     getLogger().info("%s: %s", name, ", ".join(f"{number:,} {what}" for what, number in final.items()))
+
+
+def _with_validation(
+    train: pd.DataFrame,
+    test: pd.DataFrame,
+    ordered: bool,
+    valid: Literal["last", "random"],
+    share: float,
+) -> dict[str, pd.DataFrame]:
+    """The three parts; with the place of each pair among those of its user as the time if they are ``ordered``."""
+    if ordered:
+        train["timestamp"] = train.groupby("user_id").cumcount()
+        n_train = test["user_id"].map(train["user_id"].value_counts()).fillna(0)
+        test["timestamp"] = (n_train + test.groupby("user_id").cumcount()).astype("int64")
+    train = train.sort_values(["user_id", "item_id"], kind="stable", ignore_index=True)
+    ratios = [1 - share, share]
+    if valid == "last":
+        in_valid = by_order(train["user_id"], train["timestamp"].to_numpy(float), ratios) == 1
+    else:
+        in_valid = by_ratio(train["user_id"], ratios, SEED) == 1
+    return {"train": train[~in_valid], "valid": train[in_valid], "test": test}
 
 
 def _remarks(
@@ -167,6 +233,8 @@ def _remarks(
 
 
 def _download(folder: Path, name: str, published: Published, limits: Limits | None) -> dict[str, _Local]:
+    if not published.base:
+        raise UserError(f"{name} cannot be downloaded as a whole; recbole-onebp fetch {name} --from DIR reads it")
     files = {}
     for part, file in published.files.items():
         url, path = f"{published.base}/{quote(file.path)}", folder / f"{part}{PurePosixPath(file.path).suffix}"

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-__all__ = ["by_ratio", "by_time", "leave_one_out"]
+__all__ = ["by_order", "by_ratio", "by_time", "leave_one_out"]
 
 _Parts = npt.NDArray[np.int64]
 
@@ -24,10 +24,7 @@ def _rank(user: npt.NDArray[np.int64], order: npt.NDArray[np.float64]) -> tuple[
 
 
 def by_ratio(user: pd.Series, ratios: Sequence[float], seed: int) -> _Parts:
-    """Split each user's rows at random by ``ratios``.
-
-    The counts are those of RecBole's ``RS`` split: of a user's n rows part k > 0 gets ``floor(n * ratio)``, but one
-    where that share lies between 0 and 1, the last part first, as long as part 0 keeps one; part 0 gets the rest.
+    """Split each user's rows at random by ``ratios``; see :func:`by_order`.
 
     Args:
         user: (n,) user of each row.
@@ -37,9 +34,25 @@ def by_ratio(user: pd.Series, ratios: Sequence[float], seed: int) -> _Parts:
     Returns:
         (n,) number of the part of each row.
     """
-    codes = pd.factorize(user)[0]
     # numpy guarantees the stream of RandomState for all versions, but not that of its newer generators.
-    place, n = _rank(codes, np.random.RandomState(seed).random_sample(len(codes)))
+    return by_order(user, np.random.RandomState(seed).random_sample(len(user)), ratios)
+
+
+def by_order(user: pd.Series, order: npt.NDArray[np.float64], ratios: Sequence[float]) -> _Parts:
+    """Split each user's rows by ``ratios``, the first ones to part 0.
+
+    The counts are those of RecBole's ``RS`` split: of a user's n rows part k > 0 gets ``floor(n * ratio)``, but one
+    where that share lies between 0 and 1, the last part first, as long as part 0 keeps one; part 0 gets the rest.
+
+    Args:
+        user: (n,) user of each row.
+        order: (n,) orders the rows of a user, ties in the order of rows.
+        ratios: share of each part; need not sum to 1.
+
+    Returns:
+        (n,) number of the part of each row.
+    """
+    place, n = _rank(pd.factorize(user)[0], order)
     shares = np.asarray(ratios, dtype=np.float64) / sum(ratios)
     sizes = [(n * share).astype(np.int64) for share in shares]
     sizes[0] = n - sum(sizes[1:])

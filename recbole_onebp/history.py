@@ -1,0 +1,158 @@
+"""The train items of all users: in which order they came, and how much each counts in its user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["WINDOW", "History", "recency_weights"]
+
+WINDOW = 50
+"""Items before a pair that make its user in the loss.  Older ones count little, and each costs time."""
+
+
+def recency_weights(age: Tensor, recency: float) -> Tensor:
+    """How much an item counts in its user: ``(age + 1) ** -recency``.
+
+    Args:
+        age: number of later items in the user's history, shape ``(n,)``.
+        recency: 0 gives all items the same weight; the larger, the more the latest count.
+
+    Returns:
+        The weights, float32, shape ``(n,)``.
+
+    Example:
+        >>> recency_weights(torch.tensor([3, 1, 0]), 1.0).tolist()
+        [0.25, 0.5, 1.0]
+    """
+    return (age.double() + 1).pow(-recency).float()
+
+
+class History(nn.Module):
+    """The train items of all users.  It has no parameters, and checkpoints leave it out: it comes from the data.
+
+    Attributes:
+        start: the items of user u are ``item[start[u] : start[u + 1]]``; ``(n_users + 1,)``.
+        item: the earliest first if times are known, otherwise by id; ``(n,)``.
+        weight: of each item in its user, ``(n,)``; None if all count the same.
+        total: the sum of the weights of each user, ``(n_users,)``; None if all count the same.
+    """
+
+    start: Tensor
+    item: Tensor
+    weight: Tensor | None
+    total: Tensor | None
+
+    def __init__(
+        self,
+        user: Tensor,
+        item: Tensor,
+        n_users: int,
+        n_items: int,
+        time: Tensor | None = None,
+        recency: float = 0.0,
+    ) -> None:
+        """Sort the pairs.
+
+        Args:
+            user: internal ids of the pairs, ``(n,)``.
+            item: ``(n,)``.
+            n_users: number of users, padding included.
+            n_items: number of items, padding included.
+            time: of each pair, ``(n,)``; pairs of the same time keep their order.  None if it is not known.
+            recency: see :func:`recency_weights`.
+        """
+        super().__init__()
+        self._n_items, self.is_ordered = n_items, time is not None
+        key = user.long() * n_items + item.long()
+        if time is None:
+            key = key.sort().values
+        else:
+            by_time = time.argsort(stable=True)
+            key = key[by_time[user[by_time].argsort(stable=True)]]
+        owner = key // n_items
+        start = torch.searchsorted(owner, torch.arange(n_users + 1))
+        self.register_buffer("start", start, persistent=False)
+        self.register_buffer("item", key % n_items, persistent=False)
+        weight = total = None
+        if recency:
+            weight = recency_weights(start[owner + 1] - 1 - torch.arange(len(key)), recency)
+            total = torch.zeros(n_users, dtype=torch.double).index_add_(0, owner, weight.double()).float()
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("total", total, persistent=False)
+        self._sorted: tuple[Tensor, Tensor] | None = None
+
+    def _places(self, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Where pairs ``user * n_items + item`` are in the history, and whether they are there; shape of ``key``."""
+        if self._sorted is None or self._sorted[0].device != key.device:
+            owner = torch.repeat_interleave(torch.arange(len(self.start) - 1, device=key.device), self.start.diff())
+            self._sorted = (owner * self._n_items + self.item).sort(stable=True)
+        keys, order = self._sorted
+        found = torch.searchsorted(keys, key).clamp_(max=len(keys) - 1)
+        return order[found], keys[found] == key
+
+    def place(self, user: Tensor, item: Tensor) -> Tensor:
+        """Where train pairs are in the history; the first place of a pair that occurs more than once.
+
+        Args:
+            user: ``(B,)``.
+            item: ``(B,)``.
+        """
+        return self._places(user * self._n_items + item)[0]
+
+    def has(self, user: Tensor, item: Tensor) -> Tensor:
+        """Whether users ``(B,)`` have interacted with items ``(M,)``; ``(B, M)``."""
+        return self._places(user.unsqueeze(1) * self._n_items + item)[1]
+
+    def mean(self, shares: Tensor) -> Tensor:
+        """The (weighted) mean of each user's items, ``(n_users, d)``; zero for users without items.
+
+        Args:
+            shares: what each item adds, ``(n_items, d)``.
+        """
+        if self.weight is None or self.total is None:
+            return F.embedding_bag(self.item, shares, self.start, mode="mean", include_last_offset=True)
+        total = F.embedding_bag(
+            self.item, shares, self.start, mode="sum", include_last_offset=True, per_sample_weights=self.weight
+        )
+        return total / self.total.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)
+
+    def without(self, user: Tensor, item: Tensor, mean: Tensor, share: Tensor) -> Tensor:
+        """The mean of the user's other items, ``(B, d)``; zero for users with one item.
+
+        Args:
+            user: users of B train pairs.
+            item: items of these pairs.
+            mean: of all the user's items, ``(B, d)``.
+            share: what the item of the pair has added to it, ``(B, d)``.
+        """
+        count = (self.start[user + 1] - self.start[user]).unsqueeze(1)
+        if self.weight is None or self.total is None:
+            others = (count * mean - share) / (count - 1)
+        else:
+            weight, total = self.weight[self.place(user, item)].unsqueeze(1), self.total[user].unsqueeze(1)
+            others = (total * mean - weight * share) / (total - weight)
+        return torch.where(count > 1, others, 0.0)
+
+    def earlier(
+        self, user: Tensor, item: Tensor, shares: Callable[[Tensor], Tensor], recency: float, window: int = WINDOW
+    ) -> Tensor:
+        """The weighted mean of the items before those of train pairs, ``(B, d)``; zero where there is none.
+
+        The item just before counts 1, the one before it ``2 ** -recency``, and so on.
+
+        Args:
+            user: users of B train pairs.
+            item: items of these pairs.
+            shares: returns what items ``(B, window)`` add, ``(B, window, d)``.
+            recency: see :func:`recency_weights`.
+            window: number of items before that count.
+        """
+        back = torch.arange(window, device=user.device)
+        place = self.place(user, item).unsqueeze(1) - 1 - back
+        weight = torch.where(place >= self.start[user].unsqueeze(1), recency_weights(back, recency), 0.0)
+        total = (weight.unsqueeze(1) @ shares(self.item[place.clamp(min=0)])).squeeze(1)
+        return total / weight.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)

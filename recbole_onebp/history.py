@@ -8,27 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["WINDOW", "History", "recency_weights"]
+from recbole_onebp.recency import recency_weights
+
+__all__ = ["WINDOW", "History"]
 
 WINDOW = 50
 """Items before a pair that make its user in the loss.  Older ones count little, and each costs time."""
-
-
-def recency_weights(age: Tensor, recency: float) -> Tensor:
-    """How much an item counts in its user: ``(age + 1) ** -recency``.
-
-    Args:
-        age: number of later items in the user's history, shape ``(n,)``.
-        recency: 0 gives all items the same weight; the larger, the more the latest count.
-
-    Returns:
-        The weights, float32, shape ``(n,)``.
-
-    Example:
-        >>> recency_weights(torch.tensor([3, 1, 0]), 1.0).tolist()
-        [0.25, 0.5, 1.0]
-    """
-    return (age.double() + 1).pow(-recency).float()
 
 
 class History(nn.Module):
@@ -39,12 +24,15 @@ class History(nn.Module):
         item: the earliest first if times are known, otherwise by id; ``(n,)``.
         weight: of each item in its user, ``(n,)``; None if all count the same.
         total: the sum of the weights of each user, ``(n_users,)``; None if all count the same.
+        earlier_weight: in the user of a pair, weight of the item just before it, of the one before that, ...;
+            ``(window,)``.
     """
 
     start: Tensor
     item: Tensor
     weight: Tensor | None
     total: Tensor | None
+    earlier_weight: Tensor
 
     def __init__(
         self,
@@ -54,6 +42,7 @@ class History(nn.Module):
         n_items: int,
         time: Tensor | None = None,
         recency: float = 0.0,
+        earlier_recency: float = 0.0,
     ) -> None:
         """Sort the pairs.
 
@@ -63,7 +52,8 @@ class History(nn.Module):
             n_users: number of users, padding included.
             n_items: number of items, padding included.
             time: of each pair, ``(n,)``; pairs of the same time keep their order.  None if it is not known.
-            recency: see :func:`recency_weights`.
+            recency: see :func:`recbole_onebp.recency.recency_weights`.
+            earlier_recency: the same for :meth:`earlier`.
         """
         super().__init__()
         self._n_items, self.is_ordered = n_items, time is not None
@@ -79,10 +69,11 @@ class History(nn.Module):
         self.register_buffer("item", key % n_items, persistent=False)
         weight = total = None
         if recency:
-            weight = recency_weights(start[owner + 1] - 1 - torch.arange(len(key)), recency)
+            weight = _weights(start[owner + 1] - 1 - torch.arange(len(key)), recency)
             total = torch.zeros(n_users, dtype=torch.double).index_add_(0, owner, weight.double()).float()
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("total", total, persistent=False)
+        self.register_buffer("earlier_weight", _weights(torch.arange(WINDOW), earlier_recency), persistent=False)
         self._sorted: tuple[Tensor, Tensor] | None = None
 
     def _places(self, key: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,22 +128,19 @@ class History(nn.Module):
             others = (total * mean - weight * share) / (total - weight)
         return torch.where(count > 1, others, 0.0)
 
-    def earlier(
-        self, user: Tensor, item: Tensor, shares: Callable[[Tensor], Tensor], recency: float, window: int = WINDOW
-    ) -> Tensor:
+    def earlier(self, user: Tensor, item: Tensor, shares: Callable[[Tensor], Tensor]) -> Tensor:
         """The weighted mean of the items before those of train pairs, ``(B, d)``; zero where there is none.
-
-        The item just before counts 1, the one before it ``2 ** -recency``, and so on.
 
         Args:
             user: users of B train pairs.
             item: items of these pairs.
             shares: returns what items ``(B, window)`` add, ``(B, window, d)``.
-            recency: see :func:`recency_weights`.
-            window: number of items before that count.
         """
-        back = torch.arange(window, device=user.device)
-        place = self.place(user, item).unsqueeze(1) - 1 - back
-        weight = torch.where(place >= self.start[user].unsqueeze(1), recency_weights(back, recency), 0.0)
+        place = self.place(user, item).unsqueeze(1) - 1 - torch.arange(len(self.earlier_weight), device=user.device)
+        weight = torch.where(place >= self.start[user].unsqueeze(1), self.earlier_weight, 0.0)
         total = (weight.unsqueeze(1) @ shares(self.item[place.clamp(min=0)])).squeeze(1)
         return total / weight.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _weights(age: Tensor, recency: float) -> Tensor:
+    return torch.from_numpy(recency_weights(age.numpy(), recency)).float()

@@ -103,7 +103,7 @@ class OneBP(GeneralRecommender):
             if self.recency or self.has_earlier_users:
                 times = inter[dataset.time_field]
             user, item = inter[self.USER_ID], inter[self.ITEM_ID]
-            self.history = History(user, item, self.n_users, self.n_items, times, self.recency)
+            self.history = History(user, item, self.n_users, self.n_items, times, self.recency, config.training_recency)
         weight = None
         if self.config.aggregation_alpha > 0:
             count = torch.bincount(dataset.inter_feat[self.ITEM_ID], minlength=self.n_items)
@@ -121,7 +121,8 @@ class OneBP(GeneralRecommender):
         """
         config, in_order = self.config, getattr(dataset, "in_order", False)
         auto = _RECENCY if in_order else 0.0
-        self.recency = {"auto": auto, "none": 0.0}.get(config.recency, config.recency)
+        given = config.recency
+        self.recency = {"auto": auto, "none": 0.0}[given] if isinstance(given, str) else given
         self.has_earlier_users = config.training_history == "earlier" or (
             config.training_history == "auto" and in_order
         )
@@ -157,7 +158,7 @@ class OneBP(GeneralRecommender):
         """
         if self.has_earlier_users:
             with torch.no_grad():
-                return self.history.earlier(user, item, self._shares, self.config.training_recency)
+                return self.history.earlier(user, item, self._shares)
         if not self.config.leave_one_out:
             return self._rows(self.user_table, user)
         return self.history.without(user, item, self.user_table[user], self.shares[item])

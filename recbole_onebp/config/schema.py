@@ -198,6 +198,13 @@ class OneBPConfig(TrainingKeys):
                 f"leave_one_out: True with aggregation: {self.aggregation} and beta: {self.beta}: an item can only be "
                 "left out of the plain mean of a user's items; use aggregation: interval or epoch, and beta: 0"
             )
+        if self.aggregation == "step" and (
+            self.recency not in ("auto", "none", 0) or self.training_history == "earlier"
+        ):
+            raise ValueError(
+                "aggregation: step with recency or training_history: earlier: a user moves in the order of the steps "
+                "then; use aggregation: interval or epoch"
+            )
         of_one = {"aggregation": "step", "aggregation_alpha": 0, "user_encoding": "moved"}
         for key, value in of_one.items():
             if self.backprop == "two" and getattr(self, key) != value:

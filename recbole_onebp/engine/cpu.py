@@ -18,7 +18,6 @@ from torch import Tensor
 
 from recbole_onebp.engine import kernels
 from recbole_onebp.engine.schedule import Batch, Ids, Progress, Schedule
-from recbole_onebp.history import WINDOW, recency_weights
 from recbole_onebp.model import OneBP
 
 __all__ = ["Floats", "FusedEngine", "state_of"]
@@ -151,7 +150,7 @@ class FusedEngine:
             pairs = (torch.from_numpy(ids).long() for ids in (schedule.user, schedule.item))
             self._place = model.history.place(*pairs).numpy()
         if model.has_earlier_users:
-            self._decay = recency_weights(torch.arange(WINDOW), config.training_recency).numpy()
+            self._decay = model.history.earlier_weight.numpy()
 
     def train_epoch(self, epoch: int, progress: Progress = iter, done: int = 0, loss: float = 0.0) -> float:
         """Train on every pair once, see :meth:`recbole_onebp.engine.Engine.train_epoch`."""

@@ -12,7 +12,7 @@ from recbole_onebp.serving.bundle import Bundle, read_fields
 from recbole_onebp.serving.new_items import ItemEstimate, ItemEstimator, append_values
 from recbole_onebp.serving.tables import Embeddings, ItemTable, unit_rows
 from recbole_onebp.serving.tokens import TokenTable, as_list, as_pair, as_token
-from recbole_onebp.serving.user_state import Users, decay_and_weight
+from recbole_onebp.serving.user_state import Aggregation, Users
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import Token, TokenLike
 
@@ -30,9 +30,8 @@ class BundleState:
         self._item_tokens, self._user_tokens = TokenTable(bundle.item_ids, "item"), TokenTable(bundle.user_ids, "user")
         self._items = ItemTable(Embeddings(bundle.item_encodings), bundle.item_bias)
         self._item_weight = bundle.item_weight
-        self._decay, trained_weight = decay_and_weight(bundle.manifest["aggregation"])
-        history = bundle.history_start, bundle.history_item
-        self._users = Users(bundle.user_encodings, *history, self._decay, trained_weight)
+        self._aggregation = Aggregation.of(bundle.manifest["aggregation"])
+        self._users = Users(bundle.user_encodings, bundle.history_start, bundle.history_item, self._aggregation)
         self._estimator = ItemEstimator(bundle)
 
     @property
@@ -113,7 +112,7 @@ class BundleState:
         return self._fields.get(self.bundle.manifest["title_field"] or "", [])
 
     def trained_history(self, user: TokenLike) -> list[Token]:
-        """The user's train interactions, sorted by item; empty for a new or an unknown user.
+        """The user's train interactions, by time with ``recency``, else by item; empty for a new or unknown user.
 
         Raises:
             UserError: if ``user`` is neither text nor an integer.
@@ -144,9 +143,9 @@ class BundleState:
 
         With ``aggregation: step`` an event does ``e_u <- beta e_u + (1 - beta) w_i e_i``, where the item's weight w_i
         is 1 without ``aggregation_alpha``.  Otherwise e_u is the mean of w_i e_i over the user's items, and the event
-        adds one.  A new user starts with its first event, and all its items weigh 1, as in :meth:`recommend_history`
-        with ``rule="alike"``.  Items do not change.  How events are divided into calls makes no difference, to the
-        last bit.
+        adds one; with ``recency`` the later items count more, and the event is the latest.  A new user starts with its
+        first event, and all its items weigh 1, as in :meth:`recommend_history` with ``rule="alike"``.  Items do not
+        change.  How events are divided into calls makes no difference, to the last bit.
 
         Args:
             events: (user, item) pairs in the order in which they happened.

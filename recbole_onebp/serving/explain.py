@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from recbole_onebp.serving.tables import TINY, Float32Array, Float64Array, ItemTable, dots, unit_rows
-from recbole_onebp.serving.user_state import Users
+from recbole_onebp.serving.user_state import Aggregation, Users
 from recbole_onebp.util.ids import BundleRow, BundleRows
 
 __all__ = ["Composition", "ScoreParts", "compose_history", "compose_user", "split_score"]
@@ -37,25 +37,20 @@ class ScoreParts(NamedTuple):
 def compose_user(users: Users, user: BundleRow, item_weight: Float32Array | None) -> Composition:
     """The history of a user with weights.
 
-    The weights of events are exact.  The train items share equally what is left of the user's row in the bundle.
-
     Args:
         users: all users.
         user: the user.
         item_weight: weight of each item for trained users, ``(n_items,)``; 1 if None.
     """
-    trained, new = users.trained_items(user), users.new_items(user)
-    share, weights = users.weights(user)
-    weights = np.concatenate((np.full(len(trained), share / max(len(trained), 1)), weights))
-    items = np.concatenate((trained, new))
+    items, weights = users.items(user), np.concatenate(users.weights(user))
     if item_weight is not None and users.is_trained(user):
         weights *= item_weight[items]
     return Composition(items, weights)
 
 
-def compose_history(items: BundleRows, item_weight: Float32Array | None, decay: float) -> Composition:
+def compose_history(items: BundleRows, item_weight: Float32Array | None, aggregation: Aggregation) -> Composition:
     """A history ``(n,)``, n > 0, with its weights in :func:`~recbole_onebp.serving.user_state.fold_in`."""
-    weights = decay ** np.arange(len(items), dtype=float)[::-1]
+    weights = aggregation.weights(len(items))
     weights /= weights.sum()
     if item_weight is not None:
         weights *= item_weight[items]

@@ -105,6 +105,7 @@ def _is_aggregation(value: Any) -> bool:
         and value.get("rule") in ("moving", "mean")
         and _is_number(value.get("beta"), 0, 1)
         and _is_number(value.get("alpha"), 0, math.nextafter(math.inf, 0))
+        and _is_number(value.get("recency", 0), 0, 100)
     )
 
 
@@ -117,7 +118,10 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "files": (_is_files, f"at most {_MAX_FILES} files with bytes and sha256"),
     "model": (_is_text, "the name of a model"),
     "score": (lambda value: value in ("dot", "cosine"), "dot or cosine"),
-    "aggregation": (_is_aggregation, "null, or rule moving or mean, beta from 0 to 1 and alpha of at least 0"),
+    "aggregation": (
+        _is_aggregation,
+        "null, or rule moving or mean, beta from 0 to 1, alpha of at least 0 and recency from 0 to 100",
+    ),
     "embedding_size": (lambda value: _is_count(value) and 1 <= value <= LARGEST_SIZE, f"from 1 to {LARGEST_SIZE}"),
     "ordered": (lambda value: type(value) is bool, "true or false"),
     "title_field": (_optional(lambda value: type(value) is str), "null or the name of a field"),

@@ -18,7 +18,7 @@ from recbole_onebp.serving.explain import Composition, compose_history, compose_
 from recbole_onebp.serving.search import DEFAULT_MEMORY_MB, NO_ROWS, Excluded, Ranked, best_items
 from recbole_onebp.serving.tables import Float32Array, ItemTable, unit_rows
 from recbole_onebp.serving.tokens import as_list
-from recbole_onebp.serving.user_state import DEFAULT_RULE, RECENT_DECAY, Rule, check_rule, fold_in
+from recbole_onebp.serving.user_state import DEFAULT_RULE, RECENT_DECAY, Aggregation, Rule, check_rule, fold_in
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import BundleRow, BundleRows, Token, TokenLike
 
@@ -143,7 +143,8 @@ class Recommender(BundleState):
             allow: see :meth:`recommend`.
             deny: see :meth:`recommend`.
             rule: how a history becomes a user: ``alike`` (all items count the same, as in :meth:`update` for a new
-                user), ``trained`` (items are weighted as in training) or ``recent`` (later items count more).
+                user), ``trained`` (items are weighted as in training) or ``recent`` (later items count more).  Where
+                users were trained with ``recency``, later items count more by all three rules.
 
         Returns:
             B lists of (item, score), best first; empty for a history without a known item.
@@ -157,12 +158,12 @@ class Recommender(BundleState):
             ([3, 0], ['nothing'])
         """
         self._check_foldable("recommend_history")
-        item_weight, decay = self._weight_and_decay(rule)
+        item_weight, aggregation = self._fold_in_by(rule)
         found = [self._item_tokens.find(as_list(one, "history")) for one in as_list(histories, "histories")]
         items = [rows[rows >= 0] for rows, _ in found]
         known = np.array([len(rows) > 0 for rows in items], bool)
         items = [rows for rows in items if len(rows)]
-        user_e = self._scored(fold_in(items, self._items.embeddings, item_weight, decay))
+        user_e = self._scored(fold_in(items, self._items.embeddings, item_weight, aggregation))
         seen = items if exclude_seen else [NO_ROWS] * len(items)
         ranked, unknown = self._rank(self._items, user_e, k, seen, allow, deny)
         unknown = list(dict.fromkeys([token for _, tokens in found for token in tokens] + unknown))
@@ -240,8 +241,8 @@ class Recommender(BundleState):
     def explain(self, user: TokenLike, item: TokenLike) -> Explanation:
         """What each item of a user's history adds to the score of an item.
 
-        Contributions are exact for new users and for events.  The train items of a trained user count equally, with
-        their final embeddings; what this leaves unexplained is the residual.
+        Contributions are exact for new users, for events and with ``recency``.  Otherwise the train items of a trained
+        user count equally, with their final embeddings; what this leaves unexplained is the residual.
 
         Raises:
             UnknownIdError: if the user or the item is unknown.
@@ -274,14 +275,14 @@ class Recommender(BundleState):
             (['i5'], ['nothing'])
         """
         self._check_foldable("explain_history")
-        item_weight, decay = self._weight_and_decay(rule)
+        item_weight, aggregation = self._fold_in_by(rule)
         rows, unknown = self._item_tokens.find(as_list(history, "history"))
         target = self._item_tokens.row(item)
         known = rows[rows >= 0]
         if not len(known):
             raise UnknownIdError("history: the bundle knows none of its items")
-        user_e = fold_in([known], self._items.embeddings, item_weight, decay)
-        return self._explain(user_e, compose_history(known, item_weight, decay), target, unknown)
+        user_e = fold_in([known], self._items.embeddings, item_weight, aggregation)
+        return self._explain(user_e, compose_history(known, item_weight, aggregation), target, unknown)
 
     def _explain(
         self, user_e: Float32Array, composition: Composition, target: BundleRow, unknown: list[Token]
@@ -292,10 +293,11 @@ class Recommender(BundleState):
 
     # --------------------------------------------------------------------------------------------------------- helpers
 
-    def _weight_and_decay(self, rule: Rule) -> tuple[Float32Array | None, float]:
-        """Weights of all items, and the decay, for folding in by a rule."""
+    def _fold_in_by(self, rule: Rule) -> tuple[Float32Array | None, Aggregation]:
+        """Weights of all items, and the aggregation, for folding in by a rule."""
         check_rule(rule)
-        return self._item_weight if rule == "trained" else None, RECENT_DECAY if rule == "recent" else self._decay
+        aggregation = Aggregation(RECENT_DECAY) if rule == "recent" else self._aggregation
+        return self._item_weight if rule == "trained" else None, aggregation
 
     def _scored(self, user_e: Float32Array) -> Float32Array:
         """Users as they are scored: unit length where scores are cosines."""

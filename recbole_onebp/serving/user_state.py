@@ -9,12 +9,22 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
+from recbole_onebp.recency import LATEST, recency_weights
 from recbole_onebp.serving.search import NO_ROWS
 from recbole_onebp.serving.tables import Embeddings, Float32Array, Float64Array, IntArray
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import BundleRow, BundleRows
 
-__all__ = ["DEFAULT_RULE", "RECENT_DECAY", "Rule", "RunningMeans", "Users", "check_rule", "decay_and_weight", "fold_in"]
+__all__ = [
+    "DEFAULT_RULE",
+    "RECENT_DECAY",
+    "Aggregation",
+    "Rule",
+    "RunningMeans",
+    "Users",
+    "check_rule",
+    "fold_in",
+]
 
 Rule = Literal["alike", "trained", "recent"]
 """How a history becomes a user.
@@ -24,6 +34,9 @@ Rule = Literal["alike", "trained", "recent"]
 - ``trained``: the same, with each item weighted as in training (``aggregation_alpha``).
 - ``recent``: a weighted mean: the latest has weight 1, the one before 0.8, then 0.8 squared, ...  This needs histories
   in order of time.
+
+Where users were trained with ``recency``, histories are taken to be in order: with ``alike`` and ``trained`` an item
+with a later ones counts ``(a + 1) ** -recency`` times as much as the latest, as in training.
 
 ``benchmarks/fold_in.py`` compares them.
 """
@@ -36,12 +49,41 @@ _EVENTS = 1 << 18
 """Events that are sorted at a time."""
 
 
-def decay_and_weight(aggregation: Mapping[str, Any] | None) -> tuple[float, float | None]:
-    """The ``decay`` and ``trained_weight`` of :class:`Users`, from ``aggregation`` in a bundle's manifest."""
-    if aggregation is None or aggregation["rule"] == "mean":
-        return 1.0, None
-    beta = aggregation["beta"]
-    return beta, np.inf if beta == 1 else 1 / (1 - beta)
+class Aggregation(NamedTuple):
+    """How items become a user."""
+
+    decay: float = 1.0
+    """See :class:`RunningMeans`."""
+    trained_weight: float | None = None
+    """w of the bundle's users in :class:`RunningMeans`; the number of their train items if None."""
+    recency: float = 0.0
+    """Above 0: an item with a later ones weighs ``(a + 1) ** -recency``, and the mean is made anew for each event."""
+
+    @classmethod
+    def of(cls, written: Mapping[str, Any] | None) -> Aggregation:
+        """From ``aggregation`` in a bundle's manifest."""
+        if written is None or written["rule"] == "mean":
+            return cls(recency=(written or {}).get("recency", 0.0))
+        beta = written["beta"]
+        return cls(beta, np.inf if beta == 1 else 1 / (1 - beta))
+
+    def weights(self, n: int) -> Float64Array:
+        """Weight of each of n items in order, relative to the latest ones; ``(n,)``."""
+        age = np.arange(n)[::-1]
+        return recency_weights(age, self.recency) if self.recency else self.decay ** age.astype(float)
+
+    def mean(self, items: BundleRows, embeddings: Embeddings, item_weight: Float32Array | None) -> Float32Array:
+        """The weighted mean of items in order, ``(d,)``, with recency; zero if there are none."""
+        latest = items[-LATEST:]
+        if not len(latest):
+            return np.zeros(embeddings.size, np.float32)
+        weights = self.weights(len(latest))
+        weights /= weights.sum()
+        if item_weight is not None:
+            weights = weights * item_weight[latest]
+        # Rows are added one after the other, so that the result does not depend on BLAS.
+        mean: Float32Array = (weights[:, None] * embeddings.rows(latest)).sum(axis=0).astype(np.float32)
+        return mean
 
 
 def check_rule(rule: str) -> None:
@@ -115,7 +157,7 @@ class RunningMeans:
 
 
 def fold_in(
-    histories: Sequence[BundleRows], embeddings: Embeddings, item_weight: Float32Array | None, decay: float
+    histories: Sequence[BundleRows], embeddings: Embeddings, item_weight: Float32Array | None, aggregation: Aggregation
 ) -> Float32Array:
     """Embeddings of new users from their histories, ``(B, d)``; zero for an empty history.
 
@@ -123,10 +165,13 @@ def fold_in(
         histories: the items of each user, in order.
         embeddings: of all items.
         item_weight: weight of each item, ``(n_items,)``; 1 if None.
-        decay: see :class:`RunningMeans`.
+        aggregation: how items become a user.
     """
     n_users = len(histories)
-    means = RunningMeans(np.zeros((n_users, embeddings.size), np.float32), np.zeros(n_users), decay)
+    if aggregation.recency:
+        rows = [aggregation.mean(history, embeddings, item_weight) for history in histories]
+        return np.stack(rows) if rows else np.zeros((0, embeddings.size), np.float32)
+    means = RunningMeans(np.zeros((n_users, embeddings.size), np.float32), np.zeros(n_users), aggregation.decay)
     slot = np.repeat(np.arange(n_users), np.array([len(history) for history in histories], np.int64))
     item = np.concatenate([NO_ROWS, *histories])
     means.update(slot, item, embeddings, None if item_weight is None else item_weight[item])
@@ -160,8 +205,7 @@ class Users:
         base: npt.NDArray[np.floating],
         start: IntArray,
         item: npt.NDArray[np.integer],
-        decay: float,
-        trained_weight: float | None,
+        aggregation: Aggregation,
     ) -> None:
         """Wrap the bundle's arrays.
 
@@ -169,11 +213,10 @@ class Users:
             base: embeddings, ``(n_users, d)``.
             start: the train items of user u are ``item[start[u] : start[u + 1]]``; ``(n_users + 1,)``.
             item: ``(n_train,)``.
-            decay: see :class:`RunningMeans`.
-            trained_weight: w of the bundle's users; the number of their train items if None.
+            aggregation: how items become a user.
         """
         self._base, self._start, self._item = Embeddings(base), start, item
-        self._decay, self._trained_weight = decay, trained_weight
+        self._aggregation = aggregation
         self._moved: dict[BundleRow, Moved] = {}
 
     def snapshot(self, user: BundleRows) -> Users:
@@ -228,6 +271,9 @@ class Users:
         """
         who, inverse = np.unique(user, return_inverse=True)
         slot = inverse.reshape(-1)
+        if self._aggregation.recency:
+            self._compute_anew(who, slot, item, embeddings, item_weight)
+            return
         before = [self._moved.get(row) for row in who.tolist()]
         fresh = np.array([moved is None for moved in before], bool)
         rows, weight = np.zeros((len(who), self._base.size), np.float32), np.zeros(len(who))
@@ -236,7 +282,7 @@ class Users:
         for number, moved in enumerate(before):
             if moved is not None:
                 rows[number], weight[number], _ = moved
-        means = RunningMeans(rows, weight, self._decay)
+        means = RunningMeans(rows, weight, self._aggregation.decay)
         of_event = None
         if item_weight is not None:
             of_event = np.where(user < len(self._base), item_weight[item], np.float32(1))
@@ -251,20 +297,45 @@ class Users:
             self._moved[row] = Moved(mean.copy(), w, items)
             first = last
 
-    def weights(self, user: BundleRow) -> tuple[float, Float64Array]:
-        """How a user is composed: ``e = share * (its row in the bundle) + sum_j weights_j x_j`` over :meth:`new_items`.
+    def _compute_anew(
+        self,
+        who: BundleRows,
+        slot: IntArray,
+        item: BundleRows,
+        embeddings: Embeddings,
+        item_weight: Float32Array | None,
+    ) -> None:
+        """Apply events where recent items count more: from the whole history of each user."""
+        by_user = item[np.argsort(slot, kind="stable")]
+        for row, new in zip(who.tolist(), np.split(by_user, np.cumsum(np.bincount(slot))[:-1]), strict=True):
+            items = np.concatenate((self.new_items(row), new))
+            of_user = item_weight if self.is_trained(row) else None
+            mean = self._aggregation.mean(np.concatenate((self.trained_items(row), items)), embeddings, of_user)
+            self._moved[row] = Moved(mean, 0.0, items)
+
+    def weights(self, user: BundleRow) -> tuple[Float64Array, Float64Array]:
+        """How a user is composed: ``e = sum_j weights_j x_j`` over :meth:`trained_items`, then :meth:`new_items`.
+
+        Without recency, the train items share equally what is left of the user's row in the bundle.
 
         Returns:
-            The share of the bundle's row, and the weights ``(n,)``.
+            The weights of the train items, and those of the new items.
         """
-        age = np.arange(len(self.new_items(user)), dtype=float)[::-1]
+        n_trained, n_new = len(self.trained_items(user)), len(self.new_items(user))
+        if self._aggregation.recency:
+            weights = self._aggregation.weights(n_trained + n_new)
+            weights /= weights.sum()
+            return weights[:n_trained], weights[n_trained:]
         start = float(self._weight_in_bundle(np.array([user]))[0]) if self.is_trained(user) else 0.0
         if start == np.inf:
-            return 1.0, np.zeros(len(age))
-        old, new = start * self._decay ** len(age), self._decay**age
-        total = old + new.sum()
-        return old / total, new / total
+            share, new = 1.0, np.zeros(n_new)
+        else:
+            old, new = start * self._aggregation.decay**n_new, self._aggregation.weights(n_new)
+            total = old + new.sum()
+            share, new = old / total, new / total
+        return np.full(n_trained, share / max(n_trained, 1)), new
 
     def _weight_in_bundle(self, user: BundleRows) -> Float64Array:
         counts = self._start[user + 1] - self._start[user]
-        return counts.astype(float) if self._trained_weight is None else np.full(len(user), self._trained_weight)
+        weight = self._aggregation.trained_weight
+        return counts.astype(float) if weight is None else np.full(len(user), weight)

@@ -160,7 +160,7 @@ def _write_published(
             part: {"from": file.origin, "bytes": file.path.stat().st_size, "git_blob_id": git_blob_id(file.path)}
             for part, file in files.items()
         }
-    parts = _with_validation(*frames.values(), original.ordered, valid, valid_share)
+    parts = _with_validation(frames["train"], frames["test"], original.ordered, valid, valid_share)
 
     found = counts(frames)
     remarks = list(_remarks(sources, original, frames, found))

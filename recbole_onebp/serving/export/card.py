@@ -29,7 +29,7 @@ class Parts:
 
     n_items: int
     start: IntArray
-    """Train part.  A pair may occur more than once; then it counts as often in the user's embedding."""
+    """Train part, ascending, or in order of time.  A pair may occur more than once; it counts as often in its user."""
     item: BundleRows
     excluded_start: IntArray
     """Items that are not ranked in the test: those of train and validation."""
@@ -46,6 +46,7 @@ class Parts:
         n_items: int,
         train: _Pairs,
         others: Sequence[_Pairs],
+        time: npt.NDArray[np.floating] | None = None,
     ) -> Parts:
         """Convert RecBole's ids to rows of the bundle.
 
@@ -56,6 +57,7 @@ class Parts:
             n_items: number of RecBole's items, padding included.
             train: users and items of the train part, ``(n,)`` each.
             others: the same of validation and test.  Users without a row are left out.
+            time: of each train pair, ``(n,)``; the train items of a user are in this order.
         """
         user_row, item_row = np.full(n_users, -1), np.full(n_items, -1)
         user_row[users], item_row[items] = np.arange(len(users)), np.arange(len(items))
@@ -70,7 +72,10 @@ class Parts:
 
         in_train, valid, test = codes(train), codes(others[0]), np.unique(codes(others[1]))
         excluded = np.setdiff1d(np.union1d(in_train, valid), test, assume_unique=True)
-        return cls(len(items), *csr(in_train), *csr(excluded), *csr(test))
+        start, item = csr(in_train)
+        if time is not None:
+            item = item_row[train[1][np.lexsort((time, user_row[train[0]]))]]
+        return cls(len(items), start, item, *csr(excluded), *csr(test))
 
 
 @dataclass(frozen=True)
@@ -209,6 +214,8 @@ def _training(manifest: Mapping[str, Any]) -> str:
         return "Users and items were trained by gradient (TwoBP); new users cannot be folded in."
     beta, alpha = aggregation["beta"], aggregation["alpha"]
     kind = "the mean" if aggregation["rule"] == "mean" else f"a moving aggregation (beta {beta:g})"
+    if aggregation["recency"]:
+        kind = f"the mean, an item with a later ones weighing (a + 1) ^ -{aggregation['recency']:g},"
     weights = f", each weighted by (its train count / the mean count) ^ -{alpha:g}" if alpha else ""
     return f"A user is {kind} of the embeddings of the user's items{weights}; only items were trained by gradient."
 

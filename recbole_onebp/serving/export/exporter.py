@@ -79,7 +79,8 @@ def export(
     items, item_ids = _by_id(dataset.field2id_token[dataset.iid_field], np.arange(1, dataset.item_num))
     users, user_ids = _by_id(dataset.field2id_token[dataset.uid_field], np.unique(user))
     others = _pairs(run.valid), _pairs(run.test)
-    parts = Parts.of(users, items, dataset.user_num, dataset.item_num, (user, item), others)
+    time = run.train.inter_feat[run.train.time_field].numpy() if model.recency else None
+    parts = Parts.of(users, items, dataset.user_num, dataset.item_num, (user, item), others, time)
     arrays = _arrays(model, users, items, parts, dtype)
     for name in arrays:
         if not np.isfinite(arrays[name]).all():
@@ -93,7 +94,7 @@ def export(
     if fields:
         texts["item_fields"] = fields
     kept = {key: value for key, value in settings.items() if key not in _PRIVATE}
-    manifest = {**_manifest(config, model.config, parts, fields, dtype), **results, "config": kept}
+    manifest = {**_manifest(config, model, parts, fields, dtype), **results, "config": kept}
     table = ItemTable(Embeddings(arrays["item_encodings"]), arrays.get("item_bias"))
     user_table = arrays["user_encodings"]
     files: dict[str, Callable[[Path], object]] = {}
@@ -152,19 +153,20 @@ def _by_id(tokens: npt.NDArray[Any], internal: InternalIds) -> tuple[InternalIds
     return internal[order], [names[place] for place in order]
 
 
-def _manifest(config: Any, settings: Any, parts: Parts, fields: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    folder = Path(config["data_path"])
+def _manifest(config: Any, model: Any, parts: Parts, fields: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    folder, settings = Path(config["data_path"]), model.config
     stem = glob.escape(config["dataset"])
     files = sorted(file for kind in ("inter", "item", "user") for file in folder.glob(f"{stem}*.{kind}"))
     titles = [name for word in ("title", "name") for name in fields if word in name.lower()]
     # All other users are the means of their items, or were moved towards them.
     rule = "moving" if settings.aggregation == "step" and settings.user_encoding == "moved" else "mean"
     moves = settings.backprop == "one"
+    kept = {"rule": rule, "beta": settings.beta, "alpha": settings.aggregation_alpha}
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "model": "OneBP",
         "score": settings.score,
-        "aggregation": {"rule": rule, "beta": settings.beta, "alpha": settings.aggregation_alpha} if moves else None,
+        "aggregation": {**kept, "recency": model.recency} if moves else None,
         "embedding_size": settings.embedding_size,
         "dtype": dtype,
         "n_users": len(parts.start) - 1,

@@ -29,7 +29,7 @@ from recbole_onebp.engine.schedule import even_first
 from recbole_onebp.model import _xavier_rows, _xavier_rows_of
 from recbole_onebp.run.checkpoint.resume import find_checkpoint
 from recbole_onebp.run.folder import RunFolder
-from support.ranks import in_ranks
+from support.ranks import InRanks
 
 METRICS = ["Recall", "NDCG", "MRR", "GAUC", "ItemCoverage", "GiniIndex", "ShannonEntropy", "AveragePopularity",
            "TailPercentage"]  # fmt: skip
@@ -43,7 +43,7 @@ OPTIONS = {
     "sparse": {"learner": "sparse_adam", "item_bias": True, "duplicates": "mean", "train_neg_sample_args": POPULAR},
     "epoch": {"aggregation": "epoch", "beta": 0.5, "duplicates": "mean", "user_encoding": "fresh"},
     "one pair": {"train_batch_size": 1, "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1},
-                 "epochs": 1},
+                 "epochs": 1, "eval_args": {"split": {"RS": [0.1, 0.45, 0.45]}}},  # a step for each pair: few pairs
     "shared": {"negatives": "shared", "n_shared_negatives": 16, "train_batch_size": 32, "logq_correction": True},
     "shared recipe": {"negatives": "shared", "n_shared_negatives": 16, "train_batch_size": 32, **RECIPE},
     "refit": {"refit": True},
@@ -70,7 +70,7 @@ def settings(tiny_path, folder, name):
 
 def ml_100k(folder):
     """The defaults, in fewer and larger steps: with more processes than cores, each step waits for the scheduler."""
-    config = {"epochs": 2, "train_batch_size": 4096, "aggregation_interval": 5, "output_dir": str(folder)}
+    config = {"epochs": 1, "train_batch_size": 4096, "aggregation_interval": 5, "output_dir": str(folder)}
     return "ml-100k", {**config, "metrics": METRICS, "topk": [10], "show_progress": False, "recbole_checkpoint": True}
 
 
@@ -86,7 +86,13 @@ GROUPS = {
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_path, tmp_path_factory):
+def in_ranks():
+    with InRanks() as train:
+        yield train
+
+
+@pytest.fixture(scope="module")
+def trained(in_ranks, tiny_path, tmp_path_factory):
     """Trains a group once and returns the folder of one of its runs: ``trained((2, 2), "plain")``."""
     folders = {}
 
@@ -154,7 +160,7 @@ def test_one_process_evaluates_the_model_of_several(trained, tiny_config):
 
 
 @pytest.mark.parametrize(("before", "after"), [((1, 1), (2, 2)), ((2, 2), (1, 1))])
-def test_a_run_resumes_with_another_number_of_processes(trained, tiny_path, tmp_path, before, after):
+def test_a_run_resumes_with_another_number_of_processes(trained, in_ranks, tiny_path, tmp_path, before, after):
     runs = {}
     for interrupted, name in INTERRUPTED.items():
         shutil.copytree(trained(before, interrupted), tmp_path / name)

@@ -26,6 +26,7 @@ from recbole_onebp.engine.cpu import FusedEngine
 from recbole_onebp.run.checkpoint import resume, state, store
 from recbole_onebp.run.checkpoint.clock import CheckpointClock
 from recbole_onebp.run.checkpoint.signals import StopSignals
+from recbole_onebp.run.folder import RunFolder
 from recbole_onebp.util.errors import UserError
 from support.recbole_models import MODELS, NEEDS, SMALL, has
 
@@ -33,7 +34,14 @@ SHARED = {"negatives": "shared", "n_shared_negatives": 20, "train_batch_size": 3
 INTERVAL = {"aggregation": "interval", "aggregation_interval": 3}
 RECIPE = {**SHARED, **INTERVAL, "beta": 0.0, "leave_one_out": True, "score": "cosine", "item_bias": True,
           "temperature": 0.2, "learning_rate_decay": 0.9}  # fmt: skip
+IS_DUE = CheckpointClock.is_due
 DYNAMIC = {"distribution": "uniform", "sample_num": 2, "alpha": 1.0, "dynamic": True, "candidate_num": 3}
+
+
+@pytest.fixture(autouse=True)
+def _no_drawing(monkeypatch):
+    """The picture of the curves takes longer than the run, and says nothing about checkpoints."""
+    monkeypatch.setattr(RunFolder, "draw_curves", lambda *_: None)
 
 
 @pytest.fixture
@@ -83,23 +91,52 @@ def without_seconds(result):
     return {key: value for key, value in vars(result).items() if key not in ("seconds", "epoch_seconds", "peak_rss_mb")}
 
 
-def same_as_straight(tiny, tmp_path, stop, model="OneBP", **options):
+class Ended:
+    """What is left of a run without a stop: its result, its state and its files."""
+
+    def __init__(self, run, folder):
+        self.result = without_seconds(run.fit())
+        self.everything = everything(run)
+        self.epochs = epochs_in(folder)
+        self.best = store.read_tensors(folder / "model.safetensors")[0]
+
+
+@pytest.fixture(scope="module")
+def ended():
+    """Runs without a stop by their settings: tests that stop the same run compare with the same one."""
+    return {}
+
+
+@pytest.fixture
+def same_as_straight(tiny, tmp_path, ended):
     """Train without a stop; train, stop and resume; compare both, and return the resumed run."""
-    options = {"epochs": 4, **options}
-    straight = tiny(model, output_dir=str(tmp_path / "straight"), **options)
-    expected = straight.fit()
-    stopped = tiny(model, output_dir=str(tmp_path / "stopped"), **options)
-    stop(stopped)
-    resumed = tiny(model, output_dir=str(tmp_path / "stopped"), resume="auto", **options)
-    assert resumed.trainer.start_epoch > 0 or resumed.trainer.saver.resume_point(0)[0] > 0
-    result = resumed.fit()
-    assert without_seconds(result) == without_seconds(expected)
-    assert_same(everything(resumed), everything(straight))
-    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("straight", "stopped")]
-    assert [json.loads(line)["epoch"] for line in lines[1]] == [json.loads(line)["epoch"] for line in lines[0]]
-    best = [store.read_tensors(tmp_path / name / "model.safetensors")[0] for name in ("straight", "stopped")]
-    assert all(torch.equal(best[0][name], best[1][name]) for name in best[0] | best[1])
-    return resumed
+
+    def compare(stop, model="OneBP", **options):
+        options = {"epochs": 4, **options}
+        key = json.dumps([model, options])
+        if key not in ended:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(CheckpointClock, "is_due", IS_DUE)  # also where the other run saves often
+                folder = tmp_path / "straight"
+                ended[key] = Ended(tiny(model, output_dir=str(folder), **options), folder)
+        straight, folder = ended[key], tmp_path / "stopped"
+        stopped = tiny(model, output_dir=str(folder), **options)
+        stop(stopped)
+        resumed = tiny(model, output_dir=str(folder), resume="auto", **options)
+        assert resumed.trainer.start_epoch > 0 or resumed.trainer.saver.resume_point(0)[0] > 0
+        result = resumed.fit()
+        assert without_seconds(result) == straight.result
+        assert_same(everything(resumed), straight.everything)
+        assert epochs_in(folder) == straight.epochs
+        best = store.read_tensors(folder / "model.safetensors")[0]
+        assert all(torch.equal(best[name], straight.best[name]) for name in best | straight.best)
+        return resumed
+
+    return compare
+
+
+def epochs_in(folder):
+    return [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def in_the_third_epoch(run):
@@ -135,10 +172,8 @@ def after_three_epochs(run):
     ],
     ids=str,
 )
-def test_a_resumed_run_equals_an_uninterrupted_one(tiny, tmp_path, often, options):
-    same_as_straight(
-        tiny, tmp_path, in_the_third_epoch if "eval_step" not in options else at_the_fourth_step, **options
-    )
+def test_a_resumed_run_equals_an_uninterrupted_one(same_as_straight, often, options):
+    same_as_straight(in_the_third_epoch if "eval_step" not in options else at_the_fourth_step, **options)
 
 
 @pytest.mark.parametrize(
@@ -151,13 +186,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny, tmp_path, often, option
         ("SGL", {"n_layers": 1}),  # draws a graph per epoch
     ],
 )
-def test_baselines_resume(tiny, tmp_path, often, model, options):
-    same_as_straight(tiny, tmp_path, in_the_third_epoch, model, learning_rate=0.01, **options)
+def test_baselines_resume(same_as_straight, often, model, options):
+    same_as_straight(in_the_third_epoch, model, learning_rate=0.01, **options)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
-def test_every_general_recommender_resumes(tiny, tmp_path, often, model):
+def test_every_general_recommender_resumes(same_as_straight, tiny, tmp_path, often, model):
     options = {"learning_rate": 0.01, "embedding_size": 16, **SMALL.get(model, {})}
     if NEEDS.get(model) and not has(NEEDS[model]):
         pytest.skip(f"{model} needs {NEEDS[model]}")
@@ -171,12 +206,12 @@ def test_every_general_recommender_resumes(tiny, tmp_path, often, model):
         assert not run.folder.checkpoints.exists()
         return
     stop = in_the_third_epoch if run.trainer.__class__.__name__ != "RaCTTrainer" else after_three_epochs
-    same_as_straight(tiny, tmp_path, stop, model, **options)
+    same_as_straight(stop, model, **options)
 
 
-def test_early_stopping_survives_a_resume(tiny, tmp_path, often):
+def test_early_stopping_survives_a_resume(same_as_straight, tiny, tmp_path, often):
     options = {"epochs": 40, "stopping_step": 2, "learning_rate": 0.2}
-    resumed = same_as_straight(tiny, tmp_path, in_the_third_epoch, **options)
+    resumed = same_as_straight(in_the_third_epoch, **options)
     n_epochs = len(resumed.trainer.record.epochs)
     assert 3 < n_epochs < 40
     again = tiny(output_dir=str(tmp_path / "stopped"), resume="auto", **options)
@@ -185,12 +220,12 @@ def test_early_stopping_survives_a_resume(tiny, tmp_path, often):
     assert_same(everything(again), everything(resumed))
 
 
-def test_without_validation_the_last_epoch_is_the_model(tiny, tmp_path, often):
+def test_without_validation_the_last_epoch_is_the_model(same_as_straight, tmp_path, often):
     def stop(run):
         after_three_epochs(run)
         assert not (tmp_path / "stopped" / "model.safetensors").exists()
 
-    resumed = same_as_straight(tiny, tmp_path, stop, refit=True)
+    resumed = same_as_straight(stop, refit=True)
     model = store.read_tensors(tmp_path / "stopped" / "model.safetensors")[0]
     assert torch.equal(model["user_table"], resumed.model.user_table)
 
@@ -278,15 +313,15 @@ def signals_in_step(run, number, *signals):
      RECIPE, {"eval_step": 2}],
     ids=str,
 )  # fmt: skip
-def test_sigterm_saves_inside_an_epoch(tiny, tmp_path, caplog, options):
-    same_as_straight(tiny, tmp_path, at_the_fourth_step, **options)
+def test_sigterm_saves_inside_an_epoch(same_as_straight, tmp_path, caplog, options):
+    same_as_straight(at_the_fourth_step, **options)
     # After the fourth step; with leave_one_out after the sixth, when all users have been aggregated.
     step = 6 if "leave_one_out" in options else 4
     assert f"--resume={tmp_path / 'stopped'} resumes at epoch 1, step {step}" in caplog.text
 
 
-def test_a_signal_in_the_last_step_of_an_epoch(tiny, tmp_path):
-    same_as_straight(tiny, tmp_path, lambda run: signals_in_step(run, 20, signal.SIGINT))
+def test_a_signal_in_the_last_step_of_an_epoch(same_as_straight):
+    same_as_straight(lambda run: signals_in_step(run, 20, signal.SIGINT))
 
 
 def test_ctrl_c_twice_does_not_wait(tiny, tmp_path):
@@ -302,13 +337,13 @@ def test_a_signal_ends_the_run_after_its_patience(tiny, tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "checkpoint").exists()
 
 
-def test_the_reference_engine_ends_its_epoch(tiny, tmp_path, caplog):
-    same_as_straight(tiny, tmp_path, at_the_fourth_step, engine="reference")
+def test_the_reference_engine_ends_its_epoch(same_as_straight, tmp_path, caplog):
+    same_as_straight(at_the_fourth_step, engine="reference")
     assert f"--resume={tmp_path / 'stopped'} resumes at epoch 2, step 0" in caplog.text
 
 
 @pytest.mark.parametrize("options", [{}, {"engine": "reference"}], ids=str)
-def test_a_signal_waits_for_the_end_of_a_validation(tiny, tmp_path, caplog, options):
+def test_a_signal_waits_for_the_end_of_a_validation(same_as_straight, tmp_path, caplog, options):
     def in_a_validation(run):
         valid_epoch, validations = run.trainer._valid_epoch, count()
 
@@ -321,7 +356,7 @@ def test_a_signal_waits_for_the_end_of_a_validation(tiny, tmp_path, caplog, opti
         with pytest.raises(SystemExit):
             run.train()
 
-    same_as_straight(tiny, tmp_path, in_a_validation, **options)
+    same_as_straight(in_a_validation, **options)
     assert f"--resume={tmp_path / 'stopped'} resumes at epoch 2, step 0" in caplog.text
 
 
@@ -426,7 +461,7 @@ def flip(path):
 
 @pytest.mark.parametrize("name", ["state.json", "state.safetensors", "best.safetensors"])
 @pytest.mark.parametrize("damage", [cut, flip, Path.unlink, lambda path: path.write_bytes(b"")])
-def test_the_previous_checkpoint_replaces_a_damaged_one(tiny, tmp_path, often, caplog, name, damage):
+def test_the_previous_checkpoint_replaces_a_damaged_one(same_as_straight, tmp_path, often, caplog, name, damage):
     def stop(run):
         in_the_third_epoch(run)
         older, newer = sorted((tmp_path / "stopped" / "checkpoint").iterdir())
@@ -434,7 +469,7 @@ def test_the_previous_checkpoint_replaces_a_damaged_one(tiny, tmp_path, often, c
         damage(newer / name)
 
     caplog.set_level("INFO")
-    same_as_straight(tiny, tmp_path, stop, train_batch_size=300)
+    same_as_straight(stop, train_batch_size=300)
     assert f"{name}: damaged: " in caplog.text
     assert "trying the previous checkpoint" in caplog.text
     assert f"resuming from {tmp_path / 'stopped' / 'checkpoint' / 'epoch-000002-step-000000004'}" in caplog.text

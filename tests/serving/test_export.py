@@ -13,12 +13,33 @@ import torch
 from recbole_onebp import Recommender
 from recbole_onebp.cli import main
 from recbole_onebp.run.checkpoint.store import read_tensors, write_tensors
+from recbole_onebp.run.folder import RunFolder
 from recbole_onebp.serving.export.exporter import export
 from recbole_onebp.serving.export.trained_run import read_results, read_settings
 from recbole_onebp.serving.user_state import fold_in
 from recbole_onebp.util.errors import UserError
 from support.bundles import made_bundle
 from support.hostile import PATH_KEYS, little_time, plant_pickles, replace_file
+
+
+@pytest.fixture(autouse=True)
+def _no_drawing(monkeypatch):
+    """The picture of the curves takes longer than the run, and is no part of an export."""
+    monkeypatch.setattr(RunFolder, "draw_curves", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory):
+    """Where the run is that :func:`one_run` copies."""
+    return tmp_path_factory.mktemp("trained") / "run"
+
+
+@pytest.fixture
+def one_run(tiny, trained_once, tmp_path):
+    """The folder of a run of one epoch, for a test to change."""
+    if not trained_once.exists():
+        tiny(epochs=1, output_dir=str(trained_once)).fit()
+    return shutil.copytree(trained_once, tmp_path / "run")
 
 
 @pytest.fixture
@@ -178,9 +199,8 @@ def test_items_have_titles_and_ids_are_sorted(tmp_path, capsys):
         (lambda run: made_bundle(run.parent / "bundle"), "replace it with --force"),
     ],
 )
-def test_export_errors(tiny, tmp_path, prepare, words):
-    tiny(epochs=1).fit()
-    prepare(tmp_path / "run")
+def test_export_errors(one_run, tmp_path, prepare, words):
+    prepare(one_run)
     before = sorted(path.name for path in tmp_path.iterdir())
     with pytest.raises(UserError, match=words):
         export(tmp_path / "run", tmp_path / "bundle")
@@ -207,16 +227,12 @@ def test_other_models_are_not_exported(tiny, tmp_path):
     ],
     ids=["more", "in another order"],
 )
-def test_changed_data_are_refused(tiny, tmp_path, tiny_path, change, said):
-    run = tiny(epochs=1)
-    run.fit()
+def test_changed_data_are_refused(one_run, tmp_path, tiny_path, change, said):
     data = tmp_path / "data"
     shutil.copytree(tiny_path, data)
     title, *rows = (data / "tiny" / "tiny.inter").read_text().splitlines()
     (data / "tiny" / "tiny.inter").write_text("\n".join([title, *change(rows)]) + "\n")
-    tensors, metadata = read_tensors(run.folder.model)
-    config = {**json.loads(metadata["config"]), "data_path": str(data)}
-    write_tensors(run.folder.model, tensors, {**metadata, "config": json.dumps(config)})
+    with_settings(one_run, data_path=str(data))
     with pytest.raises(UserError, match=said):
         export(tmp_path / "run", tmp_path / "bundle")
 
@@ -230,10 +246,9 @@ def with_settings(run, **settings):
     write_tensors(run / "model.safetensors", tensors, {**metadata, "config": json.dumps(config)})
 
 
-def test_a01_no_setting_of_a_run_names_a_pickle(tiny, tmp_path, capsys):
+def test_a01_no_setting_of_a_run_names_a_pickle(one_run, tmp_path, capsys):
     """The run names pickles in every way that RecBole knows, and others lie where RecBole looks for them."""
-    tiny(epochs=1).fit()
-    run, mark = tmp_path / "run", tmp_path / "mark"
+    run, mark = one_run, tmp_path / "mark"
     pickled = plant_pickles(tmp_path / "evil", mark)
     for folder in (tmp_path / "saved", run, tmp_path):
         plant_pickles(folder, mark)
@@ -269,18 +284,16 @@ def test_a01_no_setting_of_a_run_names_a_pickle(tiny, tmp_path, capsys):
         ({"seed": "x"}, "seed: 'x' is not allowed"),
     ],
 )
-def test_a01_settings_that_are_refused(tiny, tmp_path, settings, words):
-    tiny(epochs=1).fit()
+def test_a01_settings_that_are_refused(one_run, tmp_path, settings, words):
     plant_pickles(tmp_path / "evil", tmp_path / "mark")
-    with_settings(tmp_path / "run", **settings)
+    with_settings(one_run, **settings)
     with pytest.raises(UserError) as error:
         export(tmp_path / "run", tmp_path / "bundle")
     assert words in str(error.value)
     assert not (tmp_path / "mark").exists()
 
 
-def test_a01_the_place_of_the_data_is_shown_and_may_be_given(tiny, tiny_path, tmp_path, capsys):
-    tiny(epochs=1).fit()
+def test_a01_the_place_of_the_data_is_shown_and_may_be_given(one_run, tiny_path, tmp_path, capsys):
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "bundle")]) == 0
     assert f"data: {tiny_path}/tiny\n" in capsys.readouterr().out
     moved = shutil.copytree(tiny_path, tmp_path / "moved")

@@ -15,8 +15,10 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 START_METHOD = "forkserver"
-# None of them imports RecBole, ray or distutils, whose absence tests check.
-multiprocessing.set_forkserver_preload(["torch", "pandas", "scipy.stats", "sklearn.metrics", "numba"])
+# None of them imports RecBole, ray or distutils, whose absence tests check.  torch imports _dynamo with its first
+# optimizer.
+_LARGE = ["torch", "torch._dynamo", "pandas", "scipy.stats", "sklearn.metrics", "numba", "matplotlib.figure"]
+multiprocessing.set_forkserver_preload(_LARGE)
 
 
 def python(code: str) -> CompletedProcess[str]:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
+import traceback
+from importlib import import_module
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -14,17 +19,56 @@ import torch.multiprocessing as mp
 from recbole_onebp.distributed.launch import free_port
 from support.fresh import START_METHOD
 
+Runs = dict[str, tuple[str, dict[str, Any]]]
+"""For each name the data set and the configuration."""
 
-def in_ranks(world: int, local_world: int, runs: dict[str, tuple[str, dict[str, Any]]]) -> None:
-    """Train the runs one after the other, in ``world`` processes; hosts are groups of ``local_world`` of them.
 
-    Args:
-        runs: for each name, the data set and the configuration.
+class InRanks:
+    """Trains in several processes, which are forks of one that has imported RecBole: the import takes seconds.
+
+    Nothing has run in that process, so it has no threads, and a fork of it is as good as a new process.
     """
-    mp.start_processes(_train, (world, local_world, free_port(), runs), nprocs=world, start_method=START_METHOD)
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context(START_METHOD)
+        self._connection, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other,))
+        self._process.start()
+        other.close()  # only the process has it now, so that its end is seen here
+
+    def __enter__(self) -> InRanks:
+        return self
+
+    def __exit__(self, _kind: type | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        self._connection.close()
+        self._process.join()
+
+    def __call__(self, world: int, local_world: int, runs: Runs) -> None:
+        """Train the runs one after the other, in ``world`` processes; hosts are groups of ``local_world`` of them."""
+        self._connection.send((world, local_world, runs))
+        failure = self._connection.recv()
+        assert not failure, failure
 
 
-def _train(rank: int, world: int, local_world: int, port: int, runs: dict[str, tuple[str, dict[str, Any]]]) -> None:
+def _serve(connection: Connection) -> None:
+    for name in ("recbole_onebp.trainer", "recbole_onebp.run.build", "recbole.quick_start", "torch._dynamo"):
+        import_module(name)  # torch imports the last when an optimizer is made
+
+    while True:
+        try:
+            world, local_world, runs = connection.recv()
+        except EOFError:
+            return
+        failure = ""
+        try:
+            arguments = (world, local_world, free_port(), runs)
+            mp.start_processes(_train, arguments, nprocs=world, start_method="fork")
+        except Exception:
+            failure = traceback.format_exc()
+        connection.send(failure)
+
+
+def _train(rank: int, world: int, local_world: int, port: int, runs: Runs) -> None:
     own = {"RANK": rank, "LOCAL_RANK": rank % local_world, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": local_world}
     os.environ.update({key: str(value) for key, value in own.items()})
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
@@ -34,7 +78,9 @@ def _train(rank: int, world: int, local_world: int, port: int, runs: dict[str, t
     from recbole_onebp import engine, trainer
     from recbole_onebp.distributed.ranks import current
     from recbole_onebp.engine.cuda import DeviceEngine
+    from recbole_onebp.run.folder import RunFolder
 
+    RunFolder.draw_curves = lambda *_: None  # a picture takes longer than a run
     for name, (dataset, config) in runs.items():
         if name.startswith("device"):  # CUDA's engine, on the CPU
             trainer.make_engine = lambda *parts: DeviceEngine(*parts, current())

@@ -107,6 +107,17 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(data_path)
 
 
+@pytest.fixture(scope="session")
+def timed_path(tiny_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A data_path with ``tiny`` and a time for each interaction.  The rows are not in order of time."""
+    data_path = tmp_path_factory.mktemp("timed")
+    rows = [line.split("\t") for line in (Path(tiny_path) / "tiny" / "tiny.inter").read_text().splitlines()[1:]]
+    times = random.Random(2).sample(range(1000), len(rows))
+    header = "user_id:token\titem_id:token\ttimestamp:float"
+    write_inter(data_path / "tiny", [(*row, time) for row, time in zip(rows, times, strict=True)], header)
+    return str(data_path)
+
+
 PLAIN: dict[str, Any] = {
     "score": "dot",
     "item_bias": False,
@@ -134,6 +145,19 @@ def tiny_config(tiny_path: str, tmp_path: Path) -> dict[str, Any]:
         "show_progress": False,
         **PLAIN,
     }
+
+
+@pytest.fixture
+def timed(tiny_config: dict[str, Any], timed_path: str) -> Callable[..., recbole_onebp.Run]:
+    """Builds a run on the tiny data in order of time, with the defaults that follow from that."""
+    order = {"order": "TO", "split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "user", "mode": "full"}
+    in_time = {"data_path": timed_path, "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "eval_args": order}
+    own = {key: value for key, value in tiny_config.items() if key not in PLAIN}
+
+    def build(model: str = "OneBP", **overrides: Any) -> recbole_onebp.Run:
+        return recbole_onebp.build(model, "tiny", config_dict={**own, **in_time, **overrides})
+
+    return build
 
 
 @pytest.fixture

@@ -149,15 +149,28 @@ class DeviceEngine:
         shift = 0.0 if self.model.item_bias is None else self.model.item_bias[item].squeeze(-1)
         return shift if self._log_q is None else shift - self._log_q[item]
 
+    def _loss(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean loss over the pairs of all ranks, and its derivative by the logits ``(B, 1 + N)``, positives first."""
+        weight = self.config.negative_weight
+        if not weight:
+            by_logit = logits.softmax(dim=1)
+            loss = logits.logsumexp(dim=1) - logits[:, 0]
+            by_logit[:, 0] -= 1
+        else:  # the gradient of functional.bilateral_softmax
+            negative = logits[:, 1:]
+            some = negative.isfinite().any(dim=1)
+            by_logit = torch.empty_like(logits)
+            by_logit[:, 0] = -1
+            by_logit[:, 1:] = torch.where(some.unsqueeze(1), weight * negative.softmax(dim=1), 0.0)
+            loss = weight * torch.where(some, negative.logsumexp(dim=1), 0.0) - logits[:, 0]
+        return loss.sum() / self._n_pairs, by_logit / self._n_pairs
+
     def _pairs(self, user: Tensor, item: Tensor, negative: Tensor) -> Tensor:
         ids = torch.cat([item.unsqueeze(1), negative], dim=1)  # (B, 1 + N)
         user_e, user_inverse = self._unit(self.model.users_of(user, item))  # (B, d)
         item_e, inverse = self._unit(self.model.item_table[ids])  # (B, 1 + N, d)
         logits = (item_e @ user_e.unsqueeze(-1)).squeeze(-1) / self.config.temperature + self._shift(ids)
-        share = logits.softmax(dim=1)
-        loss = (logits.logsumexp(dim=1) - logits[:, 0]).sum() / self._n_pairs
-        share[:, 0] -= 1
-        by_logit = share / self._n_pairs  # the derivative of the mean loss
+        loss, by_logit = self._loss(logits)
         by_score = (by_logit / self.config.temperature).unsqueeze(-1)
         gradient = self._through(by_score * user_e.unsqueeze(1), item_e, inverse)
         of_users = self._through((by_score * item_e).sum(dim=1), user_e, user_inverse) if self._two else None
@@ -172,12 +185,9 @@ class DeviceEngine:
         shift = self._shift(ids) + torch.zeros(len(ids), device=self._device)
         first = (user_e * item_e).sum(dim=1) / self.config.temperature + shift[: len(user)]
         others = user_e @ negative_e.T / self.config.temperature + shift[len(user) :]
-        others.masked_fill_(self.model.has_interacted(user, negative), -torch.inf)
+        others.masked_fill_(self.model.history.has(user, negative), -torch.inf)
         logits = torch.cat([first.unsqueeze(1), others], dim=1)  # (B, 1 + M)
-        share = logits.softmax(dim=1)
-        loss = (logits.logsumexp(dim=1) - first).sum() / self._n_pairs
-        share[:, 0] -= 1
-        by_logit = share / self._n_pairs
+        loss, by_logit = self._loss(logits)
         by_score = by_logit / self.config.temperature
         gradient = torch.cat([by_score[:, :1] * user_e, by_score[:, 1:].T @ user_e])
         gradient = self._through(gradient, rows, inverse)

@@ -28,8 +28,6 @@ def even_first(count: int) -> list[int]:
 class Batch(NamedTuple):
     """The pairs and negatives of a step."""
 
-    pair: Ids
-    """Indices among this process's train pairs, ``(B,)``."""
     user: Ids
     """Internal ids, ``(B,)``."""
     item: Ids
@@ -40,6 +38,8 @@ class Batch(NamedTuple):
     """Where the pairs of each of this process's groups begin, and the end of the last, ``(groups + 1,)``."""
     n_pairs: int
     """Number of pairs of all ranks in this step."""
+    pair: Ids
+    """Indices among this process's train pairs, ``(B,)``."""
 
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
@@ -168,7 +168,7 @@ class Schedule:
             bounds = np.cumsum([0, *np.bincount(group, minlength=len(self._groups))])
             user = self.user[pair]
             negative = self._negatives(user, self.numbers(pair), step, epoch)
-            yield Batch(pair, user, self.item[pair], negative, bounds, self.pairs_of_step(step))
+            yield Batch(user, self.item[pair], negative, bounds, self.pairs_of_step(step), pair)
 
     def own_parts(self, batch: Batch) -> dict[int, list[slice]]:
         """The parts of a sum over all pairs of a step that this process computes, with the pairs of each group."""

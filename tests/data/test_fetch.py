@@ -42,7 +42,8 @@ def test_fetch_writes_parts_and_manifest(small, server, capsys):
     assert manifest["counts"] == {"users": 20, "items": 31, "train": 190, "valid": 20, "test": 19}
     assert manifest["published_counts"] == {"users": 20, "items": 31, "train": 210, "test": 19}
     assert manifest["split"]["seed"] == 2020
-    assert "floor(n / 10)" in manifest["split"]["valid"]
+    assert (manifest["split"]["valid"], manifest["split"]["valid_share"]) == ("random", 0.1)
+    assert manifest["ordered"] is False
     assert manifest["source"]["train"] == {
         "from": f"{server.base}/data/small/train.txt",
         "bytes": len(TRAIN),
@@ -252,7 +253,7 @@ def test_presets_hold_data_and_evaluation_keys(name):
     assert content == {
         "USER_ID_FIELD": "user_id",
         "ITEM_ID_FIELD": "item_id",
-        "load_col": {"inter": ["user_id", "item_id"]},
+        "load_col": {"inter": ["user_id", "item_id", *["timestamp"] * CATALOGUE[name].ordered]},
         "benchmark_filename": ["train", "valid", "test"],
         "metrics": ["Recall", "NDCG"],
         "topk": [20],

@@ -90,6 +90,24 @@ def test_aggregation_weights_leaving_out_and_decay_agree(tiny, engine, options, 
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("options", [{}, {"training_history": "all"}, {"recency": "none", "training_recency": 0.0}])
+@pytest.mark.parametrize(("score", "negatives"), list(product(["dot", "cosine"], ["per_pair", "shared"])))
+def test_data_in_order_agree(timed, engine, options, score, negatives):
+    size = 32 if negatives == "shared" else 160
+    compare(timed, engine, score=score, negatives=negatives, train_batch_size=size, beta=0.0, **options)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("n_negatives", [1, 16])
+@pytest.mark.parametrize("negatives", ["per_pair", "shared"])
+def test_heavier_negatives_agree(tiny, engine, negatives, n_negatives):
+    """With one shared negative, all negatives of some pairs are masked."""
+    args = {"distribution": "uniform", "sample_num": n_negatives}
+    sizes = {"n_shared_negatives": n_negatives, "train_neg_sample_args": args, "train_batch_size": 32 * n_negatives}
+    compare(tiny, engine, negatives=negatives, negative_weight=1.25, item_bias=True, **sizes)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("negatives", ["per_pair", "shared"])
 def test_popularity_and_log_q_agree(tiny, engine, negatives):
     args = {"distribution": "popularity", "sample_num": 3, "alpha": 0.5}
@@ -139,8 +157,8 @@ users, items, scores = (rng.normal(size=(pairs, n)).astype(np.float32) for n in 
 none, loss, coefficient = np.empty(0, np.float32), np.empty(pairs, np.float32), np.empty(pairs, np.float32)
 links, rows = kernels.Links(np.full(30, -1, np.int32), np.empty(negatives, np.int32)), np.empty(30, np.int32)
 kernels.link(negative, links, rows)
-history = kernels.History(2 * np.arange(31), rng.integers(1, 30, 60))
-logits = kernels.Logits(none, np.float32(2), pairs)
+history = kernels.History(2 * np.arange(31), rng.integers(1, 30, 60), none, none)
+logits = kernels.Logits(none, np.float32(2), pairs, np.float32(0))
 kernels.shared_scores(user, item, negative, history, links, scores, users, items, logits, loss, coefficient)
 links.head[:] = -1
 rows = rows[: kernels.link(user, links, rows)]

@@ -115,7 +115,7 @@ def test_folding_in_reproduces_users_that_are_means(fitted, tiny_path, tmp_path,
     assert any(len(set(items)) < len(items) for items in histories)
     expected = run.model.scored_users().numpy()[internal(run, "uid", users)]
     rows = [rec._item_tokens.find(items)[0] for items in histories]
-    folded = fold_in(rows, rec._items.embeddings, *rec._weight_and_decay("trained"))
+    folded = fold_in(rows, rec._items.embeddings, *rec._fold_in_by("trained"))
     assert folded == pytest.approx(expected, abs=1e-6)
     folded = rec.recommend_history(histories, k=5, rule="trained")
     for trained, found in zip(rec.recommend(users, k=5), folded, strict=True):
@@ -144,7 +144,7 @@ def test_manifest_and_card(fitted, tmp_path):
     manifest = json.loads((path / "manifest.json").read_text())
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert manifest["metrics"] == {"valid": result["valid"], "test": result["test"]}
-    assert manifest["aggregation"] == {"rule": "moving", "beta": 0.99, "alpha": 0.0}
+    assert manifest["aggregation"] == {"rule": "moving", "beta": 0.99, "alpha": 0.0, "recency": 0.0}
     assert manifest["config"]["train_batch_size"] == 160
     assert "output_dir" not in manifest["config"]
     assert (manifest["n_users"], manifest["n_items"], manifest["n_interactions"]) == (30, 40, 300)

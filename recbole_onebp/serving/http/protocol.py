@@ -9,7 +9,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-__all__ = ["ConnectionLimits", "limited_protocol"]
+__all__ = ["Connection", "ConnectionLimits", "limited_protocol"]
 
 _SLICE = 4096
 """Bytes parsed at a time, so that no connection keeps the event loop for long."""
@@ -34,13 +34,15 @@ class ConnectionLimits:
 def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
     """A protocol class for ``uvicorn.Config(http=...)``; all its connections share the limits."""
 
-    class Limited(_LimitedProtocol):
+    class Limited(Connection):
         _limits = limits
 
     return Limited
 
 
-class _LimitedProtocol(HttpToolsProtocol):
+class Connection(HttpToolsProtocol):
+    """A connection with bounds; ``scope["connection"]`` of its requests."""
+
     _limits: ConnectionLimits
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -56,10 +58,10 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._since = self.loop.time()
         self._abort_in(self._limits.header_seconds)
         if len(self.connections) > self._limits.open:
-            ours = (one for one in self.connections if isinstance(one, _LimitedProtocol))
+            ours = (one for one in self.connections if isinstance(one, Connection))
             waited_for = sorted((one for one in ours if one._keeps_us_waiting), key=lambda one: one._since)
             for one in waited_for[: max(1, self._limits.open // 32)]:  # several, because sorting takes a while
-                one._abort()
+                one.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -116,7 +118,7 @@ class _LimitedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._is_in_headers = False
         self._stop_timer()
-        self.scope["abort"] = self._abort
+        self.scope["connection"] = self
         super().on_headers_complete()
         if any(name == b"transfer-encoding" for name, _ in self.headers):
             self._is_refused = True
@@ -142,6 +144,16 @@ class _LimitedProtocol(HttpToolsProtocol):
             self.data_received(rest)
 
     @property
+    def has_arrived(self) -> bool:
+        """Whether the body of the last request that arrived is complete."""
+        return not self.cycle.more_body
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether the client has been sent everything so far, so that a short answer need not wait for it to read."""
+        return bool(self.transport.get_write_buffer_size() == 0)
+
+    @property
     def _has_request(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
@@ -151,13 +163,14 @@ class _LimitedProtocol(HttpToolsProtocol):
         is_worked_on = self._has_request and not self.cycle.more_body and not self.cycle.response_started
         return not is_worked_on and not self._is_aborted
 
-    def _abort(self) -> None:
+    def abort(self) -> None:
+        """Close the connection without sending what is left."""
         self._is_aborted = True
         self.transport.abort()
 
     def _abort_in(self, seconds: float) -> None:
         self._stop_timer()
-        self._timer = self.loop.call_later(seconds, self._abort)
+        self._timer = self.loop.call_later(seconds, self.abort)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

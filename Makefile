@@ -51,7 +51,8 @@ lint: $(VENV)/installed-lint
 	$(BIN)/mypy
 
 # Known holes of the packages in the environment, from the Python advisory database. CI does not run it: what it says
-# changes without a change of ours. This package itself is not on PyPI, so it is skipped.
+# changes without a change of ours. This package itself is not on PyPI, so it is skipped. Look at the list of what else was
+# skipped: where the index has no advisories, that is everything, and pip-audit still finds no hole.
 audit: $(VENV)/installed-audit
 	$(BIN)/pip-audit --local --skip-editable --progress-spinner=off $(ARGS)
 

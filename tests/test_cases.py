@@ -296,6 +296,12 @@ def test_c12_a_model_that_picks_more_items_itself(line):
     assert "SASRecCPR picks more items at a time than the 40 of data set small" in line("SASRecCPR", **IN_TIME)
 
 
+def test_c12_more_clusters_than_users(line):
+    pytest.importorskip("faiss")
+    words = "NCL makes more clusters (num_clusters) than data set small has users or items; lower num_clusters"
+    assert line("NCL", warm_up_step=0) == words
+
+
 # ------------------------------------------------------------------------------------------------- c13: given parts
 
 TWO, THREE = {"benchmark_filename": ["train", "test"]}, {"benchmark_filename": ["train", "valid", "test"]}

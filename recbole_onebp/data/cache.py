@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from recbole.utils import FeatureType
 from recbole.utils.argument_list import dataset_arguments
 
 from recbole_onebp.data.arrow_table import ArrowTable
@@ -34,6 +35,7 @@ _KEYS = (*dataset_arguments, "encoding", "numerical_features", "discretization")
 WORTH_BYTES = 4 << 20
 """Smaller data sets load fast enough without a cache."""
 _WHOLE_BYTES = SMALL_BYTES
+_DTYPES = [np.dtype(kind) for kind in (np.int32, np.int64, np.float32, np.float64)]
 _BLOCK_BYTES, _BLOCKS = 1 << 16, 256
 
 
@@ -158,7 +160,7 @@ class DataCache:
 
 
 def _check(state: State) -> None:
-    """Raise an error for ids beyond their vocabulary, or for columns that do not fit one another.
+    """Raise an error for ids beyond their vocabulary, odd types, or columns that do not fit one another.
 
     The checksums tell damage, not who made the entry: with a data set of somebody else its cache may come along.
     """
@@ -167,13 +169,15 @@ def _check(state: State) -> None:
     if len({column.shape for column in columns.values()}) > 1:
         raise ValueError("columns of different lengths")
     for name, column in columns.items():
-        tokens = arrays.get(f"tokens {name}")
-        if column.ndim != 1 or column.dtype.kind not in "if":
+        if column.ndim != 1 or column.dtype not in _DTYPES:
             raise ValueError(f"column {name}: {column.dtype} {column.shape}")
-        if tokens is None or not len(column):
+        if values["fields"]["field2type"][name] != FeatureType.TOKEN.value:
             continue
-        if tokens.ndim != 1 or column.dtype.kind != "i" or column.min() < 0 or column.max() >= len(tokens):
-            raise ValueError(f"column {name}: ids beyond its {tokens.shape} tokens")
+        tokens = arrays[f"tokens {name}"]
+        if tokens.ndim != 1 or tokens.dtype.kind != "U" or not tokens.dtype.isnative or column.dtype.kind != "i":
+            raise ValueError(f"tokens {name}: {tokens.dtype} {tokens.shape} for ids of {column.dtype}")
+        if len(column) and not 0 <= int(column.min()) <= int(column.max()) < len(tokens):
+            raise ValueError(f"column {name}: ids beyond its {len(tokens)} tokens")
     sizes = values["file_sizes"]
     if sizes is not None and any(type(size) is not int or size < 0 for size in sizes):
         raise ValueError(f"sizes of files {sizes}")

@@ -153,7 +153,7 @@ def load_data(config: RunConfig) -> tuple[Any, Any, Any, Any]:
     """
     split_seed = config["split_seed"]
     init_seed(config["seed"] if split_seed is None else split_seed, config["reproducibility"])
-    with as_user_error(f"data set {config['dataset']}"), _only_named_pickles(config):
+    with as_user_error(f"data set {config['dataset']}"), _no_pickles(config):
         dataset = create_dataset(config)
         check_dataset(config, dataset)
         check_needs(config, dataset)
@@ -164,20 +164,22 @@ def load_data(config: RunConfig) -> tuple[Any, Any, Any, Any]:
 
 
 @contextmanager
-def _only_named_pickles(config: RunConfig) -> Iterator[None]:
-    """Keep RecBole from unpickling data that it finds in the run's folder and that no key names.
+def _no_pickles(config: RunConfig) -> Iterator[None]:
+    """Keep RecBole from unpickling data.
 
     Without these keys RecBole looks for fixed names in ``checkpoint_dir``, where a stranger may have left files.
     """
-    no_file = "\0"  # no path holds a null character, so this file does not exist
-    given = {key: config[key] for key in ("dataset_save_path", "dataloaders_save_path")}
-    for key, path in given.items():
-        config[key] = path or no_file
+    keys = ("dataset_save_path", "dataloaders_save_path")
+    for key in keys:
+        if config[key]:
+            raise UserError(f"{key}: names a pickle, which may run code; data_cache keeps data sets without pickles")
+    for key in keys:
+        config[key] = "\0"  # no path holds a null character, so this file does not exist
     try:
         yield
     finally:
-        for key, path in given.items():
-            config[key] = path
+        for key in keys:
+            config[key] = None
 
 
 def build_from(config: RunConfig, folder: RunFolder) -> Run:

@@ -73,10 +73,15 @@ def worker_memory_as_user_error(n_workers: int) -> Iterator[None]:
 
 @contextmanager
 def too_few_items_as_user_error(model: str, dataset: str, n_items: int) -> Iterator[None]:
-    """Report a model that picks more items than there are: some have keys for that, such as ``reranker_CAN_NUM``."""
+    """Report a model that picks more items, or makes more clusters, than there are: some have keys for that."""
     try:
         yield
     except RuntimeError as error:
+        if "as large as number of clusters" in str(error):  # faiss, for NCL
+            raise UserError(
+                f"{model} makes more clusters (num_clusters) than data set {dataset} has users or items; lower "
+                "num_clusters"
+            ) from error
         if "selected index k out of range" not in str(error):
             raise
         raise UserError(

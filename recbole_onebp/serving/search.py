@@ -97,7 +97,7 @@ def best_items(
             parts = list(pool.map(work, firsts))
     if not parts:
         return Ranked(np.zeros(1, np.int64), NO_ROWS, np.empty(0))
-    count, item, score = (np.concatenate(column) for column in zip(*parts, strict=True))
+    count, item, score = _joined(parts)
     return Ranked(np.concatenate(([0], np.cumsum(count))), item, score)
 
 
@@ -134,12 +134,23 @@ def _best_of_block(
         _best_of_groups(user_e[rows], items, k, groups[rows], promising[rows], bound[rows])
         for rows in _row_slices(np.count_nonzero(promising, axis=1) * depth)
     ]
+    return _joined(parts)
+
+
+def _joined(
+    parts: Sequence[tuple[IntArray, BundleRows, Float64Array]],
+) -> tuple[IntArray, BundleRows, Float64Array]:
+    if len(parts) == 1:
+        return parts[0]
     count, item, score = (np.concatenate(column) for column in zip(*parts, strict=True))
     return count, item, score
 
 
 def _row_slices(candidates: IntArray) -> Iterator[slice]:
     """Slices of rows with about a million candidates each.  If all scores are equal, all items are candidates."""
+    if candidates.sum() <= 2**20:
+        yield slice(None)
+        return
     part = (np.cumsum(candidates) - 1) // 2**20
     yield from starmap(slice, pairwise([0, *(np.flatnonzero(np.diff(part)) + 1), len(part)]))
 

@@ -171,6 +171,8 @@ def whole_folder(path: Path, replace: bool = False, kind: str | None = None) -> 
         OSError: if it cannot be written.
     """
     restore(path)
+    if kind is not None:
+        _remove_left(path, kind)
     made = [parent for parent in path.parents if not parent.exists()]
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
     try:
@@ -194,6 +196,17 @@ def whole_folder(path: Path, replace: bool = False, kind: str | None = None) -> 
         raise
     for left in (temporary, old):  # one of them is what was replaced
         shutil.rmtree(left, ignore_errors=True)
+
+
+def _remove_left(path: Path, kind: str) -> None:
+    """Remove the temporary folders that processes left beside ``path`` when they were killed."""
+    from psutil import pid_exists  # bundles are read without it
+
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        pid, _, ending = folder.name.removeprefix(f".{path.name}.").partition(".")
+        is_temporary = pid.isdigit() and ending in ("tmp", "old") and not folder.is_symlink()
+        if is_temporary and is_claimed(folder, kind) and not pid_exists(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def restore(path: Path, idle_seconds: float = 0) -> None:

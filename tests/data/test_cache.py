@@ -161,6 +161,46 @@ def test_a_damaged_one_is_made_anew(config, reads, tmp_path, caplog, harm):
     assert len(reads) == 2
 
 
+FORGED = {
+    "beyond": lambda ids: np.where(np.arange(len(ids)) == 5, 10**6, ids),
+    "negative": lambda ids: np.where(np.arange(len(ids)) == 5, -1, ids),
+    "numbers": lambda ids: ids.astype(np.float64),
+    "bytes": lambda ids: ids.astype(">i4"),
+    "two dimensions": lambda ids: np.stack([ids, ids], axis=1),
+    "short": lambda ids: ids[:-1],
+    "text": lambda ids: ids.astype(str),
+}
+
+
+@pytest.mark.parametrize(
+    "forge", [*FORGED.values(), "tokens", "no tokens", "sizes"], ids=[*FORGED, "tokens", "none", "sizes"]
+)
+def test_a21_a_forged_one_is_read_anew(config, reads, caplog, monkeypatch, forge):
+    """With right checksums, as somebody else can make it."""
+    state_of = OneBPDataset._state
+
+    def forged(dataset):
+        state = state_of(dataset)
+        values, arrays = dict(state.values), dict(state.arrays)
+        if forge == "sizes":
+            values["file_sizes"] = [-1, 2]
+        elif forge == "tokens":
+            arrays["tokens user_id"] = np.arange(len(arrays["tokens user_id"]))
+        elif forge == "no tokens":
+            del arrays["tokens user_id"]
+        else:
+            arrays["column user_id"] = forge(arrays["column user_id"])
+        return data_cache.State(values, arrays)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(OneBPDataset, "_state", forged)
+        OneBPDataset(config())
+    caplog.clear()
+    assert_same(Dataset(config()), OneBPDataset(config()))
+    assert "is damaged and will be rebuilt" in caplog.text
+    assert reads == ["rated.inter"] * 2
+
+
 def test_a_full_disk_leaves_nothing(config, tmp_path, caplog, monkeypatch):
     calls = []
 

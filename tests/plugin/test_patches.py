@@ -176,10 +176,10 @@ def test_a_failed_load_leaves_torch_load_as_it_was(tmp_path):
 
 
 @needs("checkpoints")
-def test_models_that_load_others_trust_them_too():
+def test_models_that_start_from_others_read_tensors_only():
     import recbole.model.general_recommender.neumf as neumf
 
-    assert neumf.torch.load is torch_patches._trusting_load
+    assert neumf.torch.load is torch_patches._load_tensors
     assert neumf.torch.nn is torch.nn
 
 

@@ -11,10 +11,12 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from recbole_onebp.cli import main
+from recbole_onebp.plugin.patches import numpy_patches, torch_patches
 from recbole_onebp.run.checkpoint import store
 from recbole_onebp.run.folder import RunFolder
 from recbole_onebp.util.errors import UserError
@@ -53,11 +55,55 @@ def test_a01_resuming_unpickles_nothing(tiny, tmp_path, resume):
 
 
 @pytest.mark.parametrize("key", ["dataset_save_path", "dataloaders_save_path"])
-def test_a01_what_the_user_names_is_loaded(tiny, tmp_path, key):
+def test_a01_pickled_data_are_refused(tiny, tmp_path, key):
     (tmp_path / "mine.pth").write_bytes(pickle.dumps(Trap()))
-    with pytest.raises((AttributeError, TypeError)):  # what was loaded is no data set
+    with pytest.raises(UserError, match=f"{key}: names a pickle, which may run code"):
         tiny(epochs=1, **{key: str(tmp_path / "mine.pth")})
-    assert Path("unpickled").exists()
+    assert not Path("unpickled").exists()
+
+
+def test_a01_ldiffrec_unpickles_no_array(tiny, tiny_path):
+    pytest.importorskip("kmeans_pytorch")
+    array = Path(tiny_path) / "tiny" / "item_emb.npy"
+    try:
+        np.save(array, np.array([Trap()], object), allow_pickle=True)
+        with pytest.raises(UserError, match=r"item_emb\.npy: expected a plain array of numbers"):
+            tiny("LDiffRec", n_cate=2)
+        assert not Path("unpickled").exists()
+    finally:
+        array.unlink()
+
+
+def test_a01_arrays_that_recbole_reads_are_plain(tmp_path):
+    """The same without the package that LDiffRec needs."""
+    np.save(tmp_path / "item_emb.npy", np.array([Trap()], object), allow_pickle=True)
+    with pytest.raises(UserError, match=r"item_emb\.npy: expected a plain array of numbers"):
+        numpy_patches._load_plain(str(tmp_path / "item_emb.npy"), allow_pickle=True)
+    assert not Path("unpickled").exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("model", ["RaCT", "ConvNCF", "NAIS", "NeuMF"])
+def test_a01_pretrained_parameters_run_no_code(tiny, tmp_path, model, legacy):
+    keys = {
+        "RaCT": {"pre_model_path": None, "train_stage": "critic_pretrain"},
+        "ConvNCF": {"pre_model_path": None, "train_method": "after_pretrain"},
+        "NAIS": {"pretrain_path": None},
+        "NeuMF": {"mf_pretrain_path": None, "mlp_pretrain_path": None, "use_pretrain": True},
+    }[model]
+    file = tmp_path / "pretrained.pth"
+    torch.save({"state_dict": Trap(), "config": Trap()}, file, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(UserError, match=r"pretrained\.pth: is no checkpoint of RecBole"):
+        tiny(model, **{key: str(file) if value is None else value for key, value in keys.items()})
+    assert not Path("unpickled").exists()
+
+
+def test_a01_what_recbole_saves_is_read(tiny, tmp_path):
+    run = tiny("BPR", epochs=1, recbole_checkpoint=True)
+    run.fit()
+    found = torch_patches._load_tensors(str(tmp_path / "run" / "checkpoint.pth"), "cpu")
+    assert found["epoch"] == 0
+    assert all(torch.equal(found["state_dict"][name], value) for name, value in run.model.state_dict().items())
 
 
 def test_a01_the_keys_stay_as_they_were_given(tiny):

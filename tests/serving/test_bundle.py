@@ -293,6 +293,25 @@ def test_a15_only_a_bundle_is_replaced(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "link", "mine"]
 
 
+def test_a18_what_a_killed_export_leaves_is_removed_by_the_next(tmp_path):
+    """Only folders of processes that have ended, and only ours."""
+    dead = os.fork()
+    if dead == 0:
+        os._exit(0)
+    os.waitpid(dead, 0)
+    gone, stays = [], []
+    for name, is_ours in ((f"{dead}.tmp", True), (f"{dead}.old", True), (f"{dead}0.tmp", False), ("1.tmp", True)):
+        folder = tmp_path / f".bundle.{name}"
+        folder.mkdir()
+        (folder / "item_ids.json").write_text("[]")
+        if is_ours:
+            files.mark_folder(folder, "bundle")
+        (gone if is_ours and name != "1.tmp" else stays).append(folder)
+    made_bundle(tmp_path / "bundle", replace=True)
+    assert not any(folder.exists() for folder in gone)
+    assert all((folder / "item_ids.json").exists() for folder in stays)
+
+
 @pytest.mark.parametrize("swaps", [True, False], ids=["exchange", "two renames"])
 @pytest.mark.parametrize("moment", range(4))
 def test_a18_a_killed_replacement_leaves_a_bundle(tmp_path, monkeypatch, swaps, moment):

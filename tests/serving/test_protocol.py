@@ -100,6 +100,56 @@ def test_a06_chunks_are_refused_at_the_headers(serve):
     assert time.perf_counter() - start < 1
 
 
+def test_a04_headers_are_bounded(serve):
+    place = serve(ConnectionLimits())
+    with socket.create_connection(place) as connection, suppress(OSError):
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nLong: " + 60_000 * b"x" + b"\r\n\r\n")
+        assert answer_of(connection).startswith(b"HTTP/1.1 200")
+    for line in (b"x: ", b"x" * 100_000, b"a: b\r\n" * 20_000):
+        with socket.create_connection(place) as connection, suppress(ConnectionResetError):
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + line)
+            connection.sendall(b"x" * 100_000)
+            assert connection.recv(1000).startswith(b"HTTP/1.1 400")
+            assert is_closed(connection, 1)
+
+
+def test_requests_in_a_row_are_answered_in_order(serve):
+    """A client may send the next requests before it has the answers; they are parsed when it is their turn."""
+    sizes = [number % 7 for number in range(3000)]
+    sent = b"".join(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + size * b"y" for size in sizes)
+    with socket.create_connection(serve(ConnectionLimits())) as connection:
+        threading.Thread(target=connection.sendall, args=(sent,)).start()
+        found, connection_file = [], connection.makefile("rb")
+        while len(found) < len(sizes):
+            while connection_file.readline() != b"\r\n":
+                pass
+            found.append(int(connection_file.read(int(connection_file.readline(), 16) + 2)))
+            assert connection_file.read(5) == b"0\r\n\r\n"
+    assert found == sizes
+
+
+def test_a_chunked_request_in_a_row_is_answered_too(serve):
+    with socket.create_connection(serve(ConnectionLimits())) as connection:
+        connection.sendall(
+            b"GET / HTTP/1.1\r\nHost: x\r\n\r\nPOST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n"
+        )
+        with connection.makefile("rb") as answers:
+            assert [line.split()[1] for line in answers.readlines() if line.startswith(b"HTTP/")] == [b"200", b"411"]
+
+
+def test_an_upgrade_is_answered_as_usual_and_ends_the_connection(serve):
+    """Some clients offer HTTP/2 with their first request."""
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: %d\r\n\r\n"
+    place = serve(ConnectionLimits())
+    for size in (0, 3, 5000, 1_000_000):
+        with socket.create_connection(place) as connection:
+            connection.sendall(head % size + size * b"x")
+            with connection.makefile("rb") as answers:
+                lines = answers.readlines()  # until it is closed
+        assert lines[0].startswith(b"HTTP/1.1 200")
+        assert b"%d\r\n" % size in lines[6:]
+
+
 def test_a_body_of_known_length_is_read_whole(serve):
     host, port = serve(ConnectionLimits())
     with httpx.Client() as client:

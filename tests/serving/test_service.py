@@ -423,6 +423,14 @@ FOREIGN = (
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("names", [("localhost", "evil.example"), ("evil.example", "localhost")])
+def test_a07_two_hosts_are_refused(client, names):
+    lines = "".join(f"Host: {name}\r\n" for name in names)
+    with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
+        connection.sendall(f"GET /health HTTP/1.1\r\n{lines}\r\n".encode())
+        assert connection.recv(1000).startswith(b"HTTP/1.1 403")
+
+
 @pytest.mark.parametrize("host", FOREIGN)
 def test_a07_other_hosts_are_refused(client, host):
     for path in ("/health", "/", "/docs"):

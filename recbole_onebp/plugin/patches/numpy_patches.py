@@ -5,15 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import wrapt
 
-from recbole_onebp.plugin.patches.registry import patch
+from recbole_onebp.plugin.patches.registry import ModuleView, patch
+from recbole_onebp.util.errors import UserError
 
-__all__ = ["array_wrap", "numpy_aliases"]
+__all__ = ["array_wrap", "numpy_aliases", "plain_arrays"]
 
 _ALIASES: dict[str, Any] = {
     "bool": np.bool_,
@@ -43,6 +46,28 @@ def numpy_aliases() -> None:
 
     import_module("recbole.config").Config.compatibility_settings = compatibility_settings
     compatibility_settings()  # RecBole's data structures need them before there is a Config
+
+
+def _ldiffrec_unpickles() -> bool:
+    found = find_spec("recbole.model.general_recommender.ldiffrec")
+    return found is not None and "allow_pickle=True" in Path(str(found.origin)).read_text(encoding="utf-8")
+
+
+def _load_plain(path: str, **_options: Any) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: expected a plain array of numbers: {error}") from None
+
+
+@patch("no issue yet: always", _ldiffrec_unpickles)
+def plain_arrays() -> None:
+    """LDiffRec unpickles item_emb.npy, which lies beside the data, so data of somebody else could run code."""
+
+    def use(module: Any) -> None:
+        module.np = ModuleView(np, load=_load_plain)
+
+    wrapt.register_post_import_hook(use, "recbole.model.general_recommender.ldiffrec")
 
 
 def _array_wrap_is_deprecated() -> bool:

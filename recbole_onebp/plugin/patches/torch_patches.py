@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import pickle
 import types
 import warnings
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import torch
 import wrapt
 
 from recbole_onebp.plugin.patches.registry import ModuleView, patch, replace_everywhere
+from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.files import write_atomically
 
 __all__ = ["checkpoints", "grad_scaler"]
@@ -40,6 +42,47 @@ def grad_scaler() -> None:
 
 def _trusting_load(*args: Any, **kwargs: Any) -> Any:
     return torch.load(*args, **{"weights_only": False, **kwargs})
+
+
+class _Unread:
+    """In place of every object of a checkpoint that is neither a tensor nor plain: its class is not called."""
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> _Unread:
+        return super().__new__(cls)
+
+    def __call__(self, *_args: Any, **_kwargs: Any) -> _Unread:
+        return self
+
+    def __setstate__(self, _state: Any) -> None: ...
+
+
+_READ = {("collections", "OrderedDict"), ("torch", "Size"), ("torch.serialization", "_get_layout")} | {
+    ("torch._utils", name) for name in ("_rebuild_tensor_v2", "_rebuild_tensor", "_rebuild_parameter")
+}
+"""Classes and functions that tensors are pickled with, beside torch's storages and dtypes."""
+
+
+class _TensorsOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _READ or (module == "torch" and name.endswith("Storage") and "." not in name):
+            return super().find_class(module, name)
+        return _Unread
+
+
+def _load_tensors(file: Any, map_location: Any = None) -> Any:
+    """Load tensors and plain values of a checkpoint of RecBole.  No class or function that it names is called."""
+    reader = types.SimpleNamespace(
+        __name__="pickle", Unpickler=_TensorsOnly, load=lambda f, **k: _TensorsOnly(f, **k).load()
+    )
+    try:
+        found = torch.load(file, map_location, pickle_module=reader, weights_only=False)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror or error}") from None
+    except Exception as error:
+        raise UserError(f"{file}: cannot be read as a checkpoint of RecBole: {error}") from None
+    if not isinstance(found, dict) or not isinstance(found.get("state_dict"), dict):
+        raise UserError(f"{file}: is no checkpoint of RecBole: it has no state_dict")
+    return found
 
 
 def _atomic_save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
@@ -82,13 +125,15 @@ def _saves_in_place() -> bool:
 @patch("R#2212", lambda: _load_refuses_objects() or _saves_in_place())
 def checkpoints() -> None:
     """RecBole's checkpoints hold a pickled Config, which torch.load refuses since 2.6. They are also written in place,
-    so a run that is stopped while it saves loses the previous checkpoint too. Only RecBole's own calls change:
-    torch.load stays strict."""
+    so a run that is stopped while it saves loses the previous checkpoint too. Models that start from a checkpoint
+    named by a key read its tensors and plain values only. Only RecBole's own calls change: torch.load stays strict."""
+
+    trainer_module: Any = import_module("recbole.trainer.trainer")
+    trainer_module.torch = ModuleView(torch, load=_trusting_load, save=_atomic_save)
 
     def use(module: Any) -> None:
-        module.torch = ModuleView(torch, load=_trusting_load, save=_atomic_save)
+        module.torch = ModuleView(torch, load=_load_tensors)
 
-    use(import_module("recbole.trainer.trainer"))
     for name in _PRETRAINED:
         wrapt.register_post_import_hook(use, name)
 

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from recbole_onebp import __version__
@@ -21,6 +22,7 @@ from recbole_onebp.serving.http.metrics import Metrics
 from recbole_onebp.serving.http.middleware import Guard, Limits, busy, check_key
 from recbole_onebp.serving.http.origins import Origins
 from recbole_onebp.serving.http.requests import describe, json_schemas
+from recbole_onebp.serving.http.short_way import ErrorHandlers, ShortWay, body_route
 from recbole_onebp.serving.http.workers import BusyError, LateError
 from recbole_onebp.util.errors import UserError
 
@@ -81,8 +83,8 @@ def create_app(
         schema = {"$ref": f"#/components/schemas/{model}"}
         extra = {"requestBody": {"required": name != "reload", "content": {"application/json": {"schema": schema}}}}
         app.add_api_route(
-            f"/{name}", getattr(endpoints, name), methods=["POST"], response_class=Response, response_model=None,
-            openapi_extra=extra,
+            f"/{name}", body_route(getattr(endpoints, name)), methods=["POST"], response_class=Response,
+            response_model=None, openapi_extra=extra,
         )  # fmt: skip
     for name in ("health", "ready", "history", "items", "users", "metrics"):
         app.add_api_route(f"/{name}", getattr(endpoints, name), response_class=Response, response_model=None)
@@ -95,11 +97,13 @@ def create_app(
     }.items():
         app.add_api_route(path, _page_route(kind, content), methods=["GET"], include_in_schema=False)
 
-    for error, status in _STATUS.items():
-        app.add_exception_handler(error, _error_handler(status))
-    app.add_exception_handler(HTTPException, _handle_http_exception)
-    app.add_exception_handler(BusyError, _handle_busy)
-    app.add_exception_handler(LateError, _handle_busy)
+    handlers: ErrorHandlers = {error: _error_handler(status) for error, status in _STATUS.items()}
+    handlers = {**handlers, HTTPException: _handle_http_exception, BusyError: _handle_busy, LateError: _handle_busy}
+    for error, handler in handlers.items():
+        app.add_exception_handler(error, handler)
+    routes = {route.path: route for route in app.routes if isinstance(route, APIRoute)}
+    direct = {f"/{name}": getattr(endpoints, name) for name in _BODIES}
+    app.add_middleware(ShortWay, routes=routes, endpoints=direct, handlers=handlers)
     app.add_middleware(Guard, metrics=metrics, api_key=api_key, limits=limits, origins=origins or Origins())
     return app
 

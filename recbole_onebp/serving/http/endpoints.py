@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Query, Request
+from fastapi import Query
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -50,20 +50,20 @@ class Endpoints:
 
     # ---------------------------------------------------------------------------------------------------------- answers
 
-    async def recommend(self, request: Request) -> Response:
+    async def recommend(self, body: bytes) -> Response:
         """The best items of users."""
-        return await self._lists(request, requests.RecommendRequest, "users", "user", Recommender.recommend)
+        return await self._lists(body, requests.RecommendRequest, "users", "user", Recommender.recommend)
 
-    async def recommend_history(self, request: Request) -> Response:
+    async def recommend_history(self, body: bytes) -> Response:
         """The best items of new users, from their histories."""
         ask = Recommender.recommend_history
-        return await self._lists(request, requests.HistoryRequest, "histories", "history", ask)
+        return await self._lists(body, requests.HistoryRequest, "histories", "history", ask)
 
-    async def similar(self, request: Request) -> Response:
+    async def similar(self, body: bytes) -> Response:
         """The most similar items of items."""
-        return await self._lists(request, requests.SimilarRequest, "items", "item", Recommender.similar_items)
+        return await self._lists(body, requests.SimilarRequest, "items", "item", Recommender.similar_items)
 
-    async def explain(self, request: Request) -> Response:
+    async def explain(self, body: bytes) -> Response:
         """What each item of a user's history adds to the score of an item."""
 
         def work(rec: Recommender, asked: requests.ExplainRequest) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class Endpoints:
                 return self._explanation(rec, rec.explain(asked.user, asked.item))
             return self._explanation(rec, rec.explain_history(asked.history or [], asked.item, asked.rule))
 
-        return await self._post(request, requests.ExplainRequest, work)
+        return await self._post(body, requests.ExplainRequest, work)
 
     async def history(self, user: Annotated[str, Query(max_length=256)]) -> Response:
         """The history of a user: train interactions, then events in order; the latest ones if it is long."""
@@ -92,14 +92,13 @@ class Endpoints:
 
     # ----------------------------------------------------------------------------------------------------------- events
 
-    async def events(self, request: Request) -> Response:
+    async def events(self, body: bytes) -> Response:
         """Update users by their interactions.
 
         An event counts when it is acknowledged: it is on the disk then.  One that was not acknowledged may be sent
         again; with an ``id``, or a ``time``, it counts once however often it is sent.  ``new`` tells for each event
         whether it counts now.  Events of unknown items are not stored.
         """
-        body = await request.body()
 
         def work() -> Recorded:
             entries = requests.parse(requests.EventsRequest, body).events
@@ -120,12 +119,12 @@ class Endpoints:
             )
         )
 
-    async def reload(self, request: Request) -> Response:
+    async def reload(self, body: bytes) -> Response:
         """Load the bundle again and serve it.  The old one answers until the new one is ready.
 
         One is loaded at a time, and one request may wait for its turn; others get 429.
         """
-        requests.parse(requests.ReloadRequest, await request.body() or b"{}")
+        requests.parse(requests.ReloadRequest, body or b"{}")
         await self._workers.load(self._live.replace)
         return await self.health()
 
@@ -173,11 +172,7 @@ class Endpoints:
     async def _get(self, work: Callable[[Recommender], Any]) -> Response:
         return _json(await self._workers.ask(lambda: encode(self._live.ask(work))))
 
-    async def _post(
-        self, request: Request, model: type[_Model], work: Callable[[Recommender, _Model], Any]
-    ) -> Response:
-        body = await request.body()
-
+    async def _post(self, body: bytes, model: type[_Model], work: Callable[[Recommender, _Model], Any]) -> Response:
         def answer() -> bytes:
             asked = requests.parse(model, body)
             return encode(self._live.ask(lambda rec: work(rec, asked)))
@@ -185,7 +180,7 @@ class Endpoints:
         return _json(await self._workers.ask(answer, len(body) > _LARGE_BYTES))
 
     async def _lists(
-        self, request: Request, model: type[requests.ListRequest], many: str, one: str, ask: Callable[..., Answers]
+        self, body: bytes, model: type[requests.ListRequest], many: str, one: str, ask: Callable[..., Answers]
     ) -> Response:
         """The lists that a question returns, with titles; ``many`` and ``one`` name what was asked for."""
 
@@ -202,7 +197,7 @@ class Endpoints:
             lists = [{one: name, "items": answer} for name, answer in zip(what, rows, strict=True)]
             return {"lists": lists, "unknown_users": answers.unknown_users, "unknown_items": answers.unknown_items}
 
-        return await self._post(request, model, work)
+        return await self._post(body, model, work)
 
     def _explanation(self, rec: Recommender, explanation: Explanation) -> dict[str, Any]:
         rows = [{"item": item, "value": value} for item, value in explanation.contributions]

@@ -9,13 +9,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi.responses import JSONResponse
 
 from recbole_onebp.serving.http.metrics import Metrics
 from recbole_onebp.serving.http.origins import Origins
 from recbole_onebp.util.errors import UserError
+
+if TYPE_CHECKING:
+    from recbole_onebp.serving.http.protocol import Connection
 
 __all__ = ["OPEN_PATHS", "Guard", "Limits", "busy", "check_key"]
 
@@ -78,14 +81,14 @@ class Guard:
         finally:
             self._held -= request.held
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.requests.labels(route, str(request.status)).inc()
-            self._metrics.latency.labels(route).observe(perf_counter() - request.start)
+            self._metrics.count(route, request.status, perf_counter() - request.start)
 
     def refusal(self, scope: Mapping[str, Any]) -> JSONResponse | None:
         """A refusal by the headers alone."""
         headers = dict(scope["headers"])
         host = headers.get(b"host")
-        if not self._origins.allows_host(host):
+        is_one = [name for name, _ in scope["headers"]].count(b"host") < 2  # the parser takes several
+        if not (is_one and self._origins.allows_host(host)):
             return _refuse(403, "the Host header names another host; allow it with --allowed_hosts")
         if scope["method"] not in ("GET", "HEAD"):
             if not self._origins.allows_origin(headers.get(b"origin"), host):
@@ -124,6 +127,7 @@ class _Request:
         self._guard, self._scope, self._receive, self._send = guard, scope, receive, send
         self._seconds = guard._limits.seconds
         self._first: Mapping[str, Any] = {}
+        self._connection: Connection | None = scope.get("connection")
         self.status, self.held, self.start = 500, 0, perf_counter()
 
     async def answer(self) -> None:
@@ -131,7 +135,13 @@ class _Request:
         body = b""
         if refusal is None:
             try:
-                body = await asyncio.wait_for(self._read(), self._seconds)
+                # Waiting with a time limit takes a task, so what has arrived is read without.
+                reading, connection = self._read(), self._connection
+                body = await (
+                    reading
+                    if connection is not None and connection.has_arrived
+                    else asyncio.wait_for(reading, self._seconds)
+                )
             except asyncio.TimeoutError:
                 refusal = _refuse(408, "the request did not arrive in time", {"Connection": "close"})
             except _BusyError:
@@ -187,9 +197,14 @@ class _Request:
             await refusal(self._scope, self._receive, self._send)
             return
         try:
-            await asyncio.wait_for(self._send_parts(body, is_last), self._seconds)
+            connection = self._connection
+            if connection is not None and len(body) <= _SENT_AT_A_TIME and connection.takes_more:
+                await self._send_parts(body, is_last)
+            else:
+                await asyncio.wait_for(self._send_parts(body, is_last), self._seconds)
         except asyncio.TimeoutError:
-            self._scope.get("abort", lambda: None)()  # of our protocol: the client does not read
+            if connection is not None:
+                connection.abort()  # the client does not read
 
     async def _send_parts(self, body: bytes, is_last: bool) -> None:
         if self._first:

@@ -6,6 +6,7 @@ import ipaddress
 import re
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from recbole_onebp.util.errors import UserError
@@ -59,6 +60,7 @@ class Origins:
         return address is not None and (address.is_loopback or self._any_address)
 
 
+@lru_cache(64)
 def _host_of(header: bytes | None) -> tuple[str, int | None] | None:
     """Host and port of a header; None if it has another form."""
     with suppress(ValueError):  # of a port, or of a bracket
@@ -83,6 +85,7 @@ def _is_bare_ipv6(text: str) -> bool:
     return address is not None and address.version == 6
 
 
+@lru_cache(64)
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     with suppress(ValueError):
         return ipaddress.ip_address(text)

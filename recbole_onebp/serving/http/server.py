@@ -98,7 +98,7 @@ def serve(service: Service) -> None:
             sys.setswitchinterval(_SWITCH_SECONDS)
             gc.freeze()  # so that collecting garbage does not look through the bundle's ids again and again
             config = uvicorn.Config(
-                app, log_level="warning", lifespan="off", ws="none", backlog=_ACCEPTED_AT_A_TIME,
+                app, log_level="warning", lifespan="off", ws="none", proxy_headers=False, backlog=_ACCEPTED_AT_A_TIME,
                 http=limited_protocol(ConnectionLimits(_connections())),
             )  # fmt: skip
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from typing import TypeVar
 
 __all__ = ["BusyError", "LateError", "Workers"]
@@ -43,7 +43,7 @@ class Workers:
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
         self._checker = ThreadPoolExecutor(1, thread_name_prefix="check")
         pools = self._askers, self._large, self._writer, self._loader, self._checker
-        self._n_pending = dict.fromkeys(pools, 0)
+        self._n_pending, self._counting = dict.fromkeys(pools, 0), threading.Lock()
 
     async def ask(self, work: Callable[[], _T], is_large: bool = False) -> _T:
         """Answer a question.
@@ -94,16 +94,12 @@ class Workers:
     def _submit(self, pool: ThreadPoolExecutor, limit: int, work: Callable[[], _T]) -> Future[_T]:
         if self._n_pending[pool] >= limit:
             raise BusyError("too many requests wait; try again later")
-        loop = asyncio.get_running_loop()
-        self._n_pending[pool] += 1
+        with self._counting:
+            self._n_pending[pool] += 1
         future = pool.submit(work)
-        future.add_done_callback(lambda _: _call_soon(loop, lambda: self._end(pool)))
+        future.add_done_callback(lambda _: self._end(pool))
         return future
 
     def _end(self, pool: ThreadPoolExecutor) -> None:
-        self._n_pending[pool] -= 1
-
-
-def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
-    with suppress(RuntimeError):  # the loop is closed: the service has ended
-        loop.call_soon_threadsafe(call)
+        with self._counting:
+            self._n_pending[pool] -= 1

@@ -92,7 +92,7 @@ def test_a_random_split_sets_none(timed):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({**INTERVAL, "recency": 0.5}, "recency: 0.5: the interactions have no times: load a column timestamp by load_col"),
+        ({**INTERVAL, "recency": 0.5}, "recency: 0.5: the interactions have no times: load a column timestamp"),
         ({**INTERVAL, "training_history": "earlier"}, "training_history: earlier: the interactions have no times"),
         ({"recency": "later"}, "recency"),
         ({"recency": -1}, "recency"),

@@ -171,7 +171,7 @@ def test_leaving_one_out_is_the_mean_of_the_others(tiny, with_a_lone_item):
     model = tiny(**with_a_lone_item).model
     counts = []
     for user in range(1, 13):
-        items = model.history_item[model.history_start[user] : model.history_start[user + 1]]
+        items = model.history.item[model.history.start[user] : model.history.start[user + 1]]
         counts.append(len(items))
         for item in items:
             others = model.shares[items[items != item]].mean(dim=0).nan_to_num()

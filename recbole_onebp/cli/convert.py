@@ -51,8 +51,10 @@ def add(commands: Any) -> None:
     convert.add_argument("--repeatable", action="store_true", help="keep all rows, whatever the split, and let users "
                          "be recommended what they have had (RecBole's key repeatable)")  # fmt: skip
     convert.add_argument("--k_core", type=int, default=0, help="minimum number of rows per user and per item")
-    convert.add_argument("--split", choices=("none", "ratio", "leave_one_out", "time"), default="none",
-                         help="default: none, so RecBole splits the data in each run")  # fmt: skip
+    convert.add_argument("--split", default="none",
+                         choices=("none", "ratio", "leave_one_out", "time_user", "time"),
+                         help="default: none, so RecBole splits the data in each run; time_user: the latest rows of "
+                         "each user are held out; time: all rows from one moment on")  # fmt: skip
     convert.add_argument("--ratios", nargs=3, type=float, default=(0.8, 0.1, 0.1), metavar=("TRAIN", "VALID", "TEST"))
     convert.add_argument("--seed", type=int, default=2020, help="seed of the split")
     convert.add_argument("--max_mb", type=int, metavar="N", help="largest file in MB, after unpacking; default: 1000, "

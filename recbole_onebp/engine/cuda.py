@@ -150,7 +150,7 @@ class DeviceEngine:
         return shift if self._log_q is None else shift - self._log_q[item]
 
     def _loss(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean loss over the pairs of all ranks, and its derivative by the logits ``(B, 1 + N)``, positives first."""
+        """The mean loss, and its derivative by the logits ``(B, 1 + N)``, of which the first are the positives'."""
         weight = self.config.negative_weight
         if not weight:
             by_logit = logits.softmax(dim=1)

@@ -9,13 +9,16 @@ import subprocess
 import sys
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
 import recbole_onebp
 from recbole_onebp.config.properties import properties_dir
+from recbole_onebp.data.sources import fetch as fetching
 from recbole_onebp.data.sources.catalogue import CATALOGUE
 from recbole_onebp.data.sources.fetch import fetch
 from recbole_onebp.data.sources.published import read_pairs
@@ -259,6 +262,60 @@ def test_presets_hold_data_and_evaluation_keys(name):
         "topk": [20],
         "valid_metric": "NDCG@20",
     }
+
+
+@pytest.fixture
+def ordered(small, monkeypatch):
+    """The data set ``small``, said to be in order of time."""
+    monkeypatch.setattr(fetching, "CATALOGUE", {**CATALOGUE, "small": replace(small, ordered=True)})
+
+
+def test_files_in_order_keep_it(ordered, server, capsys):
+    code, _, _ = run("fetch", "small", capsys=capsys)
+    assert code == 0
+    rows = {part: pd.read_csv(f"dataset/small/small.{part}.inter", sep="\t") for part in ("train", "valid", "test")}
+    of_user = {part: frame[frame["user_id:token"] == 19] for part, frame in rows.items()}
+    assert [len(frame) for frame in of_user.values()] == [18, 2, 0]
+    of_user = {part: frame[frame["user_id:token"] == 12].sort_values("timestamp:float") for part, frame in rows.items()}
+    line = TRAIN.splitlines()[12].split()[1:] + [TEST.splitlines()[12].split()[1]]
+    assert [str(item) for frame in of_user.values() for item in frame["item_id:token"]] == line
+    assert [time for frame in of_user.values() for time in frame["timestamp:float"]] == [*range(14)]
+    manifest = json.loads(Path("dataset/small/manifest.json").read_text())
+    assert manifest["ordered"] is True
+    assert "inferred" in manifest["order"]
+    assert (manifest["split"]["valid"], manifest["split"]["valid_share"]) == ("last", 0.1)
+
+
+def test_the_share_and_the_kind_of_the_validation_part(ordered, server, capsys):
+    run("fetch", "small", "--valid_share=0.5", "--data_path=half", capsys=capsys)
+    assert json.loads(Path("half/small/manifest.json").read_text())["counts"]["valid"] == sum(
+        (u + 1) // 2 for u in range(20)
+    )
+    run("fetch", "small", "--valid=random", "--data_path=random", capsys=capsys)
+    run("fetch", "small", "--data_path=last", capsys=capsys)
+    assert parts_of(Path("random/small"))["valid"] != parts_of(Path("last/small"))["valid"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--valid=last"], "valid: last: the files of small are not in order of time"),
+        (["--valid_share=1"], "valid_share: 1 is"),
+    ],
+)
+def test_a_validation_part_that_is_refused(small, server, capsys, flags, said):
+    code, _, err = run("fetch", "small", *flags, capsys=capsys)
+    assert code == 2
+    assert said in err
+
+
+def test_a_folder_of_an_earlier_version_is_told(small, server, capsys, monkeypatch):
+    run("fetch", "small", capsys=capsys)
+    monkeypatch.setattr(fetching, "CATALOGUE", {**CATALOGUE, "small": replace(small, ordered=True)})
+    code, out, _ = run("fetch", "small", capsys=capsys)
+    assert code == 0
+    assert "made by an earlier version" in out
+    assert "recbole-onebp fetch small --force" in out
 
 
 def test_recboles_own_names(archive, server, capsys):

@@ -36,6 +36,8 @@ METRICS = ["Recall", "NDCG", "MRR", "GAUC", "ItemCoverage", "GiniIndex", "Shanno
 RECIPE = {"aggregation": "interval", "aggregation_interval": 3, "beta": 0.0, "leave_one_out": True, "item_bias": True,
           "aggregation_alpha": 0.5, "score": "cosine", "learning_rate_decay": 0.9}  # fmt: skip
 POPULAR = {"distribution": "popularity", "sample_num": 3, "alpha": 0.5}
+SHARED_RECIPE = {"negatives": "shared", "n_shared_negatives": 16, "train_batch_size": 32, **RECIPE}
+ORDER = {"order": "TO", "split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "user", "mode": "full"}
 OPTIONS = {
     "plain": {"learning_rate": 0.05},
     "recipe": RECIPE,
@@ -45,8 +47,10 @@ OPTIONS = {
     "one pair": {"train_batch_size": 1, "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1},
                  "epochs": 1, "eval_args": {"split": {"RS": [0.1, 0.45, 0.45]}}},  # a step for each pair: few pairs
     "shared": {"negatives": "shared", "n_shared_negatives": 16, "train_batch_size": 32, "logq_correction": True},
-    "shared recipe": {"negatives": "shared", "n_shared_negatives": 16, "train_batch_size": 32, **RECIPE},
+    "shared recipe": SHARED_RECIPE,
     "refit": {"refit": True},
+    "ordered": {**SHARED_RECIPE, "eval_args": ORDER},
+    "ordered, all": {**SHARED_RECIPE, "eval_args": ORDER, "recency": 0.5, "training_history": "all"},
     "device": {"item_bias": True, "score": "cosine", "learning_rate": 0.01},
     "shared, many": {"negatives": "shared", "n_shared_negatives": 600, "backprop": "two", "item_bias": True},
     "device shared": {"negatives": "shared", "n_shared_negatives": 16, "train_batch_size": 32, "backprop": "two"},
@@ -60,9 +64,10 @@ def rounded(shape, name):
     return "device" in name or shape[0] == 3
 
 
-def settings(tiny_path, folder, name):
+def settings(data_path, folder, name):
+    columns = ["user_id", "item_id", *["timestamp"] * name.startswith("ordered")]
     return "tiny", {
-        "data_path": tiny_path, "load_col": {"inter": ["user_id", "item_id"]}, "embedding_size": 8,
+        "data_path": data_path, "load_col": {"inter": columns}, "embedding_size": 8,
         "train_batch_size": 160, "epochs": 3, "metrics": METRICS, "topk": [5, 10], "valid_metric": "NDCG@10",
         "show_progress": False, "output_dir": str(folder), "recbole_checkpoint": True, **PLAIN, **OPTIONS[name],
     }  # fmt: skip
@@ -92,7 +97,7 @@ def in_ranks():
 
 
 @pytest.fixture(scope="module")
-def trained(in_ranks, tiny_path, tmp_path_factory):
+def trained(in_ranks, tiny_path, timed_path, tmp_path_factory):
     """Trains a group once and returns the folder of one of its runs: ``trained((2, 2), "plain")``."""
     folders = {}
 
@@ -101,7 +106,8 @@ def trained(in_ranks, tiny_path, tmp_path_factory):
             runs = {}
             for each in GROUPS[shape]:
                 folder = folders[shape, each] = tmp_path_factory.mktemp("run")
-                runs[each] = ml_100k(folder) if each == "ml-100k" else settings(tiny_path, folder, each)
+                data_path = timed_path if each.startswith("ordered") else tiny_path
+                runs[each] = ml_100k(folder) if each == "ml-100k" else settings(data_path, folder, each)
             in_ranks(*shape, runs)
         return folders[shape, name]
 

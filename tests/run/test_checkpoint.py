@@ -108,10 +108,12 @@ def ended():
 
 
 @pytest.fixture
-def same_as_straight(tiny, tmp_path, ended):
+def same_as_straight(tiny, timed, tmp_path, ended):
     """Train without a stop; train, stop and resume; compare both, and return the resumed run."""
+    untimed = tiny
 
     def compare(stop, model="OneBP", **options):
+        tiny = timed if "recency" in options else untimed
         options = {"epochs": 4, **options}
         key = json.dumps([model, options])
         if key not in ended:
@@ -166,6 +168,8 @@ def after_three_epochs(run):
         SHARED,
         RECIPE,
         {**RECIPE, "engine": "reference"},
+        {"recency": "auto", "train_batch_size": 64},
+        {"recency": 0.5, "training_history": "all", "train_batch_size": 64, "aggregation_interval": 2},
         {"train_neg_sample_args": DYNAMIC},
         {"fast_sampler": False, "engine": "reference"},
         {"eval_args": {"mode": {"valid": "uni5", "test": "uni5"}}, "eval_step": 2},

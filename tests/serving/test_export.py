@@ -126,6 +126,36 @@ def test_folding_in_reproduces_users_that_are_means(fitted, tiny_path, tmp_path,
     assert rec.recommend([f"new {user}" for user in users], k=5) == rec.recommend_history(histories, k=5)
 
 
+def test_an_update_in_order_equals_a_recomputation(timed, tmp_path):
+    """With recency the latest items count most: in the bundle, after events, in folding in and in explanations."""
+    run = timed(epochs=1)
+    run.fit()
+    path = tmp_path / "in order"
+    manifest = export(tmp_path / "run", path)
+    assert manifest["aggregation"]["recency"] == 0.8
+    rec = Recommender.load(path)
+    train = run.train_data._dataset
+    of_user = train.inter_feat[train.inter_feat[train.uid_field] == internal(run, "uid", ["u3"])[0]]
+    in_order = of_user[train.iid_field][of_user[train.time_field].argsort()]
+    assert rec.history("u3") == list(run.dataset.id2token(train.iid_field, in_order))
+    batch = {run.dataset.uid_field: torch.as_tensor(internal(run, "uid", ["u3"]))}
+    scores = run.model.full_sort_predict(batch).detach()
+    for item, score in rec.recommend(["u3"], k=40, exclude_seen=False)[0]:
+        assert score == pytest.approx(float(scores[internal(run, "iid", [item])[0]]), abs=1e-5)
+
+    rec.update([("u3", "i39"), ("new", "i5"), ("new", "i9")])
+    rec.update([("u3", "i38"), ("new", "i5")])
+    history = rec.history("u3")
+    assert history[-2:] == ["i39", "i38"]
+    assert rec.recommend(["u3"], k=20)[0] == rec.recommend_history([history], k=20, rule="trained")[0]
+    assert rec.recommend(["new"], k=20)[0] == rec.recommend_history([["i5", "i9", "i5"]], k=20)[0]
+    assert rec.recommend_history([["i5", "i9"]], k=20) != rec.recommend_history([["i9", "i5"]], k=20)
+    for explanation in (rec.explain("u3", "i7"), rec.explain("new", "i7"), rec.explain_history(["i5", "i9"], "i7")):
+        assert explanation.residual == pytest.approx(0, abs=1e-6)
+    later, earlier = (dict(rec.explain_history(items, "i9").contributions) for items in (["i5", "i9"], ["i9", "i5"]))
+    assert later["i9"] > earlier["i9"]
+
+
 def test_train_items_are_left_out(fitted):
     run, path = fitted()
     rec = Recommender.load(path)

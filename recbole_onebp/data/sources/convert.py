@@ -18,7 +18,7 @@ import yaml
 from recbole_onebp.data.categories import concat_frames
 from recbole_onebp.data.sources.atomic_folder import counts, refuse_strangers, write_manifest, write_parts
 from recbole_onebp.data.sources.catalogue import CATALOGUE
-from recbole_onebp.data.sources.splits import by_ratio, by_time, leave_one_out
+from recbole_onebp.data.sources.splits import by_order, by_ratio, by_time, leave_one_out
 from recbole_onebp.data.sources.tables import BadRow, Table, TableFormat, read
 from recbole_onebp.util.errors import UserError, writing
 from recbole_onebp.util.files import whole_folder
@@ -26,6 +26,10 @@ from recbole_onebp.util.hashes import sha256
 
 __all__ = ["Conversion", "convert"]
 
+_RECOMMENDED = (
+    "the rows have times: --split=time_user tests on the latest rows of each user, as a recommender is used; "
+    "--split=%s mixes what was earlier with what was later"
+)
 _SHOWN = 5
 _PARTS = ("train", "valid", "test")
 _PART = "part"
@@ -50,8 +54,9 @@ class Conversion:
     """Keep all rows of a user and item, also where the split puts them into different parts, and set ``repeatable``."""
     k_core: int = 0
     """Drop users and items until each has at least this many rows."""
-    split: Literal["none", "ratio", "leave_one_out", "time"] = "none"
-    """``none``: one file, which RecBole splits in each run; see :mod:`~recbole_onebp.data.sources.splits`."""
+    split: Literal["none", "ratio", "leave_one_out", "time_user", "time"] = "none"
+    """``none``: one file, which RecBole splits in each run.  ``time_user``: the latest rows of each user are held out.
+    ``time``: all rows from one moment on.  See :mod:`~recbole_onebp.data.sources.splits`."""
     ratios: Sequence[float] = (0.8, 0.1, 0.1)
     """Shares of train, validation and test."""
     seed: int = 2020
@@ -98,6 +103,10 @@ def convert(
         refuse_strangers(folder, force)
     steps: dict[str, int] = {}
     frame = _filter(_read(given, conversion, steps), conversion, steps)
+    if "timestamp" in frame:  # RecBole reads times as 32-bit numbers, so rows a minute apart may have the same time
+        frame = frame.sort_values("timestamp", kind="stable", ignore_index=True)
+    if conversion.split in ("none", "ratio") and "timestamp" in frame and "all" in given:
+        getLogger().info(_RECOMMENDED, conversion.split)
     parts = _split(frame, given, conversion)
     for part, rows in parts.items():
         if rows.empty and not (part == "valid" and "all" not in given):
@@ -228,10 +237,12 @@ def _split(frame: pd.DataFrame, given: Mapping[str, Sequence[Path]], conversion:
         part = by_ratio(frame["user_id"], conversion.ratios, conversion.seed)
     elif conversion.split == "leave_one_out":
         part = leave_one_out(frame["user_id"], frame.get("timestamp"), conversion.seed)
-    elif "timestamp" in frame:
-        part = by_time(frame["timestamp"], conversion.ratios)
+    elif "timestamp" not in frame:
+        raise UserError(f"--split={conversion.split}: there is no column of times; name it by --time")
+    elif conversion.split == "time_user":
+        part = by_order(frame["user_id"], frame["timestamp"].to_numpy(np.float64), conversion.ratios)
     else:
-        raise UserError("--split=time: there is no column of times; name it by --time")
+        part = by_time(frame["timestamp"], conversion.ratios)
     return {name: frame[part == number] for number, name in enumerate(_PARTS)}
 
 

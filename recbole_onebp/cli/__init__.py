@@ -17,7 +17,19 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from recbole_onebp import __version__
-from recbole_onebp.cli import compare, convert, doctor, export, fetch, recommend, repair_events, serve, train, tune
+from recbole_onebp.cli import (
+    compare,
+    convert,
+    doctor,
+    export,
+    fetch,
+    inspect,
+    recommend,
+    repair_events,
+    serve,
+    train,
+    tune,
+)
 from recbole_onebp.cli.overrides import parse_overrides
 from recbole_onebp.plugin import import_hook
 from recbole_onebp.util.errors import LostRankError, UserError
@@ -37,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="recbole-onebp", description="One-backpropagation two-tower recommendation for RecBole.")
     parser.add_argument("--version", action="version", version=f"recbole-onebp {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (train, compare, tune, fetch, convert, export, recommend, serve, repair_events, doctor):
+    for command in (train, compare, tune, fetch, convert, inspect, export, recommend, serve, repair_events, doctor):
         command.add(commands)
     return parser
 

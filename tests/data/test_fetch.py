@@ -277,7 +277,7 @@ def test_files_in_order_keep_it(ordered, server, capsys):
     of_user = {part: frame[frame["user_id:token"] == 19] for part, frame in rows.items()}
     assert [len(frame) for frame in of_user.values()] == [18, 2, 0]
     of_user = {part: frame[frame["user_id:token"] == 12].sort_values("timestamp:float") for part, frame in rows.items()}
-    line = TRAIN.splitlines()[12].split()[1:] + [TEST.splitlines()[12].split()[1]]
+    line = [*TRAIN.splitlines()[12].split()[1:], TEST.splitlines()[12].split()[1]]
     assert [str(item) for frame in of_user.values() for item in frame["item_id:token"]] == line
     assert [time for frame in of_user.values() for time in frame["timestamp:float"]] == [*range(14)]
     manifest = json.loads(Path("dataset/small/manifest.json").read_text())

@@ -45,8 +45,8 @@ class Tenths:
     """Whether the pairs of a user are in order of time, judged without any time.
 
     For each item, take the share of its pairs that lie in the test part; then average it by place in the line of a
-    user, from the first to the last tenth, over lines of at least ten pairs.  If the test part was drawn at random, and pairs are in any order, both
-    lines are flat and at the same level.
+    user, from the first to the last tenth, over lines of at least ten pairs.  If the test part was drawn at random, and
+    pairs are in any order, both lines are flat and at the same level.
     """
 
     train: list[float]

@@ -26,7 +26,7 @@ import recbole_onebp
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.files import write_atomically
 
-DATASETS = ("gowalla", "yelp2018", "onebp-ml-1m", "onebp-ml-100k")
+DATASETS = ("gowalla", "yelp2018", "amazon-book-part", "onebp-ml-1m", "onebp-ml-100k")
 DATA = Path("dataset")
 """RecBole's data folder."""
 RESULTS = Path(__file__).parent / "results"

@@ -161,6 +161,12 @@ def study(results: Path) -> str:
     return "\n\n".join(parts) or "Not run: `python benchmarks/study.py --dataset gowalla`."
 
 
+def order(results: Path) -> str:
+    """What the order of time is worth: the base uses it as the defaults do."""
+    parts = [_studied(file) for file in sorted((results / "order").glob("*.json"))]
+    return "\n\n".join(parts) or "Not run: `python benchmarks/study.py --dataset gowalla --factors order`."
+
+
 def _studied(file: Path) -> str:
     by_label: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
     where: dict[str, list[int]] = {}
@@ -176,7 +182,8 @@ def _studied(file: Path) -> str:
     for machine, seeds in where.items():
         head.append(f"- {len(seeds)} trainings: {machine}; seeds {', '.join(map(str, sorted(set(seeds))))}.")
     body = table(("factor", "", "recall@20", "ndcg@20", "against base"), rows)
-    picture = f"![What each factor changes on {file.stem}](../benchmarks/results/study/{file.stem}.png)"
+    kind = file.parent.name
+    picture = f"![What each factor changes on {file.stem}](../benchmarks/results/{kind}/{file.stem}.png)"
     return "\n".join([*head, "", body, *(["", picture] if file.with_suffix(".png").exists() else [])])
 
 
@@ -205,14 +212,20 @@ def quality(results: Path) -> str:
 
 
 def quality_short(results: Path) -> str:
-    """The defaults, and 256 dimensions with the schedule that fits them."""
+    """Recall@20 / NDCG@20 with and without the order, and of 256 dimensions with the schedule that fits them."""
 
     def means(dataset: str, suffix: str) -> str:
         file = results / f"quality-{dataset}{suffix}.json"
         return " / ".join(f"{value:.4f}" for value in _read(file)["mean"]["test"].values()) if file.exists() else ""
 
-    head = ("data set", "Recall@20 / NDCG@20, the defaults", "`embedding_size: 256, learning_rate_decay: 0.87`")
-    return table(head, ((name, means(name, ""), means(name, "-256")) for name in DATASETS))
+    head = ("data set", "in order of time", "order unused", "order unused, `embedding_size: 256, learning_rate_decay: 0.87`")
+    rows = []
+    for name in DATASETS:
+        is_random = name.startswith("onebp-")  # these splits have no order
+        unused = "" if is_random else "-unordered"
+        row = ["" if is_random else means(name, ""), means(name, unused), means(name, f"{unused}-256")]
+        rows += [[name, *row]] * any(row)
+    return table(head, rows)
 
 
 def validation(results: Path) -> str:
@@ -225,7 +238,13 @@ def _qualities(files: Iterable[Path], part: str) -> str:
     for file in sorted(files):
         result = _read(file)
         known = {"stopping_step", "eval_step", "threads", "epochs at most"}
-        chosen = ", ".join(f"{key}: {value}" for key, value in result["settings"].items() if key not in known)
+        settings = {key: value for key, value in result["settings"].items() if key not in known}
+        is_random = settings.pop("fetched with", "") == "--valid=random"
+        if settings.get("training_history") == "all" and settings.get("recency") == "none":
+            del settings["training_history"], settings["recency"]
+            settings = {"order": "unused", **settings}
+        chosen = ", ".join(f"{key}: {value}" for key, value in settings.items())
+        chosen += "; validation drawn at random" if is_random else ""
         lists = (", ".join(str(run[key]) for run in result["runs"]) for key in ("seed", "epochs"))
         metrics = (f"{result['mean'][part][name]:.4f}" for name in ("recall@20", "ndcg@20"))
         rows.append((result["dataset"], chosen or "-", *lists, *metrics))
@@ -242,7 +261,7 @@ scaling = _of_machines("scaling", "scaling.py", _full)
 scaling_model = _of_machines("scaling", "scaling.py", lambda result, _: model_tables(result))
 
 BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
-    "docs/study.md": {"quality": quality, "validation": validation, "ease-rank": ease_rank, "study": study},
+    "docs/study.md": {"quality": quality, "validation": validation, "ease-rank": ease_rank, "order": order, "study": study},
     "README.md": {"quality": quality_short},
     "docs/results.md": {"quality": quality_short, "comparison": comparison, "speed": speed_short},
     "docs/performance.md": {"speed": speed, "growth": growth, "large": large, "gpu": gpu},

@@ -2,8 +2,8 @@
 
     python benchmarks/study.py --dataset gowalla [--factors temperature ...] [--seeds 1] [--threads 2]
 
-Trains on a GPU if there is one. Results are added to ``results/study/<data set>.json`` as they arrive; what is there is
-not repeated. A chart of all of them is drawn beside it; ``render.py`` makes the tables of ``docs/study.md``.
+Trains on a GPU if there is one. Results are added to ``results/study/<data set>.json``, those of data in order to
+``results/order/``, as they arrive; what is there is not repeated. A chart of all of them is drawn beside it; ``render.py`` makes the tables of ``docs/study.md``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Overrides = dict[str, Any]
 
 PLAN = safe_yaml.read(Path(__file__).with_name("study.yaml"), "study.yaml")
 SCHEDULES: dict[str, Overrides] = PLAN["schedules"]
-FACTORS: dict[str, list[Overrides]] = PLAN["factors"]
+FACTORS: dict[str, list[Overrides]] = {**PLAN["factors"], **PLAN["ordered"]}
 
 
 def label(overrides: Overrides) -> str:
@@ -90,10 +90,11 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    options: dict[str, Any] = {"factors": list(FACTORS), "seeds": [1], "threads": 2}
+    options: dict[str, Any] = {"factors": list(PLAN["factors"]), "seeds": [1], "threads": 2}
     args = measure.arguments(__doc__, json=Path, dataset=measure.DATASETS, data_path=measure.DATA, **options)
     measure.use_threads(args.threads)
-    path = args.json or measure.RESULTS / "study" / f"{args.dataset}.json"
+    kind = "order" if set(args.factors) <= set(PLAN["ordered"]) else "study"
+    path = args.json or measure.RESULTS / kind / f"{args.dataset}.json"
     measure.check_data(args.data_path, [args.dataset])
     logging.disable(logging.INFO)
     about = {"dataset": args.dataset, "settings": {**SETTINGS, **SCHEDULES[args.dataset]}}

@@ -62,6 +62,17 @@ def history_of(model: OneBP) -> kernels.History:
     return kernels.History(history.start.numpy(), history.item.numpy(), weight, total)
 
 
+def _take_torchs_threads() -> None:
+    """Let numba use as many threads as torch.
+
+    When numba starts its threads, it also changes the number that torch uses, because both use the same OpenMP.  Where
+    other processes need the cores, threads that nobody asked for make every step ten times slower.
+    """
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    torch.set_num_threads(threads)
+
+
 class _Trained:
     """A parameter and Adam's moments during one epoch, as arrays that share the tensors' memory.
 
@@ -154,7 +165,7 @@ class FusedEngine:
 
     def train_epoch(self, epoch: int, progress: Progress = iter, done: int = 0, loss: float = 0.0) -> float:
         """Train on every pair once, see :meth:`recbole_onebp.engine.Engine.train_epoch`."""
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        _take_torchs_threads()
         # Created anew in each epoch, because loading a checkpoint replaces the optimizer's tensors.
         model, two = self.model, self.config.backprop == "two"
         self._items = _Trained(model.item_table, self.optimizer, *self._part)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from logging import getLogger
@@ -19,18 +19,6 @@ from typing import Any
 import numba
 
 __all__ = ["cache_folder", "njit", "tell_if_uncached"]
-
-
-def _openmp_threads(environment: Mapping[str, str]) -> int | None:
-    """The number that ``OMP_NUM_THREADS`` gives, if ``NUMBA_NUM_THREADS`` does not give another."""
-    given = environment.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(given) if "NUMBA_NUM_THREADS" not in environment and given.isdecimal() and int(given) else None
-
-
-if (_given := _openmp_threads(os.environ)) is not None:
-    # numba does not read OMP_NUM_THREADS. It would start one thread per core all the same, and those without work spin
-    # between two loops: ten times the time where another process needs the core.
-    numba.config.NUMBA_NUM_THREADS = min(_given, numba.config.NUMBA_NUM_THREADS)
 
 
 @lru_cache(maxsize=1)

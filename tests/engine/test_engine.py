@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from itertools import product
-from pathlib import Path
 
 import numba
 import numpy as np
@@ -125,20 +124,11 @@ def test_log_q_makes_a_difference_only_where_shares_differ(tiny):
     assert abs(loss(logq_correction=True, **popular) - loss(**popular)) > 0.01
 
 
-@pytest.mark.process
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core only")
-def test_the_number_of_threads_does_not_matter():
-    """In a process of its own, because this one has started one thread."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "2"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "in_two_threads", __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
-    assert "4 passed" in done.stdout, done.stdout + done.stderr
-
-
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="run by the test above")
 @pytest.mark.parametrize("options", [{}, {"aggregation": "interval", "beta": 0.0, "leave_one_out": True}])
 @pytest.mark.parametrize("negatives", ["per_pair", "shared"])
-def test_tables_are_the_same_in_two_threads(tiny, negatives, options):
+def test_the_number_of_threads_does_not_matter(tiny, negatives, options):
+    if numba.config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("one thread only")
     tables, before = [], torch.get_num_threads()
     try:
         for threads in (1, 2):
@@ -153,6 +143,18 @@ def test_tables_are_the_same_in_two_threads(tiny, negatives, options):
     else:  # torch's matrix products may sum in another order
         for name in tables[0]:
             torch.testing.assert_close(tables[0][name], tables[1][name], rtol=0, atol=1e-6)
+
+
+def test_an_epoch_leaves_torchs_number_of_threads():
+    """In a process of its own, because numba starts its threads once."""
+    code = (
+        "import torch; torch.set_num_threads(1); import recbole_onebp\n"
+        "run = recbole_onebp.build('OneBP', 'ml-100k', config_dict={'train_batch_size': 40_000, 'output_dir': 'out'})\n"
+        "run.trainer._train_epoch(run.train_data, 0); print('threads:', torch.get_num_threads())"
+    )
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "threads: 1" in done.stdout, done.stderr
 
 
 ONE_STEP = """

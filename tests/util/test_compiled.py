@@ -11,26 +11,6 @@ import pytest
 from recbole_onebp.util import compiled
 
 
-@pytest.mark.parametrize(
-    ("environment", "threads"),
-    [
-        ({"OMP_NUM_THREADS": "1"}, 1),
-        ({"OMP_NUM_THREADS": "3,2"}, 3),
-        ({"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}, None),
-        ({"OMP_NUM_THREADS": "many"}, None),
-        ({"OMP_NUM_THREADS": "0"}, None),
-        ({}, None),
-    ],
-)
-def test_numba_starts_no_more_threads_than_openmp(environment, threads):
-    assert compiled._openmp_threads(environment) == threads
-
-
-def test_threads_of_this_process():
-    """The tests run with ``OMP_NUM_THREADS=1``."""
-    assert int(os.environ["OMP_NUM_THREADS"]) >= numba.config.NUMBA_NUM_THREADS
-
-
 @pytest.fixture
 def folder(monkeypatch, tmp_path):
     """What :func:`cache_folder` returns, anew at each call, for a user whose cache is ``tmp_path/cache``."""

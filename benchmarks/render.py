@@ -218,7 +218,8 @@ def quality_short(results: Path) -> str:
         file = results / f"quality-{dataset}{suffix}.json"
         return " / ".join(f"{value:.4f}" for value in _read(file)["mean"]["test"].values()) if file.exists() else ""
 
-    head = ("data set", "in order of time", "order unused", "order unused, `embedding_size: 256, learning_rate_decay: 0.87`")
+    larger = "`embedding_size: 256, learning_rate_decay: 0.87`"
+    head = ("data set", "in order of time", "order unused", f"order unused, {larger}")
     rows = []
     for name in DATASETS:
         is_random = name.startswith("onebp-")  # these splits have no order
@@ -261,7 +262,13 @@ scaling = _of_machines("scaling", "scaling.py", _full)
 scaling_model = _of_machines("scaling", "scaling.py", lambda result, _: model_tables(result))
 
 BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
-    "docs/study.md": {"quality": quality, "validation": validation, "ease-rank": ease_rank, "order": order, "study": study},
+    "docs/study.md": {
+        "quality": quality,
+        "order": order,
+        "validation": validation,
+        "ease-rank": ease_rank,
+        "study": study,
+    },
     "README.md": {"quality": quality_short},
     "docs/results.md": {"quality": quality_short, "comparison": comparison, "speed": speed_short},
     "docs/performance.md": {"speed": speed, "growth": growth, "large": large, "gpu": gpu},

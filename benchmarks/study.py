@@ -3,7 +3,8 @@
     python benchmarks/study.py --dataset gowalla [--factors temperature ...] [--seeds 1] [--threads 2]
 
 Trains on a GPU if there is one. Results are added to ``results/study/<data set>.json``, those of data in order to
-``results/order/``, as they arrive; what is there is not repeated. A chart of all of them is drawn beside it; ``render.py`` makes the tables of ``docs/study.md``.
+``results/order/``, as they arrive; what is there is not repeated. A chart of all of them is drawn beside it;
+``render.py`` makes the tables of ``docs/study.md``.
 """
 
 from __future__ import annotations

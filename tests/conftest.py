@@ -14,6 +14,9 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# numba's first parallel loop starts a thread per core, and from then on torch counts them all. By default OpenMP's
+# threads wait for each other in busy loops: with two processes on two cores, a loop of microseconds then takes 5 ms.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,12 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker("process")
 
 
+def pytest_collection_finish() -> None:
+    """Leave what has been imported out of garbage collections: torch and RecBole make one take a third of a second."""
+    gc.collect()
+    gc.freeze()
+
+
 def _name_of(path: Path) -> str:
     return path.relative_to(TESTS).as_posix()
 
@@ -86,6 +94,42 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def _argv(monkeypatch: pytest.MonkeyPatch) -> None:
     """RecBole's own Config reads sys.argv. The flags stand for any that RecBole does not know, such as pytest's."""
     monkeypatch.setattr("sys.argv", ["pytest", "-q", "--color=no", "tests"])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _property_files_are_read_once() -> Iterator[None]:
+    """RecBole parses its own YAML files and ours anew for each configuration, which takes longer than a small run."""
+    if "recbole.config.configurator" not in sys.modules:
+        yield
+        return
+    from recbole.config import Config
+
+    read, contents = Config._update_internal_config_dict, dict[str, Any]()
+
+    def read_once(config: Config, file: str | Path) -> Any:
+        name = str(file)
+        if name not in contents:
+            contents[name] = deepcopy(read(config, file))
+        content = deepcopy(contents[name])
+        config.internal_config_dict.update(content or {})
+        return content
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Config, "_update_internal_config_dict", read_once)
+        yield
+
+
+@pytest.fixture
+def draws_curves() -> None:
+    """For a test that looks at the picture of a run's curves."""
+
+
+@pytest.fixture(autouse=True)
+def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests have no such picture: drawing it takes longer than a small run."""
+    folder = sys.modules.get("recbole_onebp.run.folder")
+    if folder and "draws_curves" not in request.fixturenames:
+        monkeypatch.setattr(folder.RunFolder, "draw_curves", lambda *_: None)
 
 
 def write_inter(folder: Path, rows: list[tuple[Any, ...]], header: str = "user_id:token\titem_id:token") -> Path:

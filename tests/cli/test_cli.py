@@ -50,6 +50,7 @@ def refusal(outcome):
     return line
 
 
+@pytest.mark.usefixtures("draws_curves")
 def test_a_run_writes_its_folder(train, tmp_path, capsys):
     assert train()[0] == 0
     folder = tmp_path / "run"
@@ -118,6 +119,7 @@ def test_without_validation_the_last_epoch_is_tested(train, tmp_path):
     assert result["test"]["recall@10"] > 0
 
 
+@pytest.mark.usefixtures("draws_curves")
 @pytest.mark.parametrize(
     "wrong", [{"beta": 1.5}, {"learner": "sparse_adam", "weight_decay": 0.1}, {"dataset": "absent"}]
 )

@@ -480,6 +480,7 @@ def test_what_is_finished_is_not_run_again(compared, tiny_path, caplog):
     assert (report["reference"], {row["label"] for row in report["differences"]}) == ("Pop", {"OneBP", "TwoBP"})
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_yaml_with_models_is_a_comparison_for_train_too(tiny_path, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("recbole_onebp.experiments.compare.report.find_spec", lambda name: None)
     entry = {"model": "Pop", "tuned": tuned(tmp_path / "tuned", "Pop", seed=5)}

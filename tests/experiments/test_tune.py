@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
 import time
-from types import SimpleNamespace
 
 import optuna
 import psutil
@@ -27,7 +25,6 @@ from recbole_onebp.experiments.tune import search as runner
 from recbole_onebp.experiments.tune import summary as report
 from recbole_onebp.experiments.tune import trials
 from recbole_onebp.experiments.tune.search_spec import Range, SearchSpec
-from recbole_onebp.util import processes
 from recbole_onebp.util.errors import UserError
 from support import fresh, tasks
 
@@ -50,13 +47,6 @@ def _no_waiting_for_the_disk():
 def no_history(monkeypatch):
     """For a test that does not look at the picture of a search, which takes longer than the trials."""
     monkeypatch.setattr(report, "_draw", lambda *_: None)
-
-
-@pytest.fixture
-def forked(monkeypatch):
-    """The processes of a search are forks of one that has loaded the large libraries, not new Pythons."""
-    context = multiprocessing.get_context(fresh.START_METHOD)
-    monkeypatch.setattr(processes, "multiprocessing", SimpleNamespace(get_context=lambda _method: context))
 
 
 @pytest.fixture

@@ -97,8 +97,11 @@ def _argv(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _property_files_are_read_once() -> Iterator[None]:
-    """RecBole parses its own YAML files and ours anew for each configuration, which takes longer than a small run."""
+def _recbole_in_a_hurry() -> Iterator[None]:
+    """RecBole parses its own YAML files and ours anew for each configuration, which takes longer than a small run.
+
+    ``run_recbole`` watches the processors for a second, to log how busy they are.
+    """
     if "recbole.config.configurator" not in sys.modules:
         yield
         return
@@ -116,6 +119,7 @@ def _property_files_are_read_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Config, "_update_internal_config_dict", read_once)
+        patched.setattr("psutil.cpu_percent", lambda interval: 0.0)
         yield
 
 

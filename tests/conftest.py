@@ -23,6 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import pytest
 
 import recbole_onebp
+from recbole_onebp.run.folder import RunFolder
 
 TESTS = Path(__file__).parent
 
@@ -37,6 +38,9 @@ UNIT = {
 
 PROCESS = {"distributed/test_distributed.py", "serving/test_page.py", "test_packaging.py"}
 """Files whose tests are all marked ``process``.  Single tests elsewhere carry the mark themselves."""
+
+
+_DRAW_CURVES = RunFolder.draw_curves
 
 
 def pytest_report_header() -> str:
@@ -123,17 +127,18 @@ def _recbole_in_a_hurry() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_curves() -> Iterator[None]:
+    """Runs draw no picture of their curves, which takes longer than a small run."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(RunFolder, "draw_curves", lambda *_: None)
+        yield
+
+
 @pytest.fixture
-def draws_curves() -> None:
-    """For a test that looks at the picture of a run's curves."""
-
-
-@pytest.fixture(autouse=True)
-def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other tests have no such picture: drawing it takes longer than a small run."""
-    folder = sys.modules.get("recbole_onebp.run.folder")
-    if folder and "draws_curves" not in request.fixturenames:
-        monkeypatch.setattr(folder.RunFolder, "draw_curves", lambda *_: None)
+def draws_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test that looks at this picture."""
+    monkeypatch.setattr(RunFolder, "draw_curves", _DRAW_CURVES)
 
 
 def write_inter(folder: Path, rows: list[tuple[Any, ...]], header: str = "user_id:token\titem_id:token") -> Path:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,14 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# numba's first parallel loop starts a thread per core, and from then on torch counts them all. By default OpenMP's
+# threads wait for each other in busy loops: with two processes on two cores, a loop of microseconds then takes 5 ms.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 
 import recbole_onebp
+from recbole_onebp.run.folder import RunFolder
 
 TESTS = Path(__file__).parent
 
@@ -32,6 +38,9 @@ UNIT = {
 
 PROCESS = {"distributed/test_distributed.py", "serving/test_page.py", "test_packaging.py"}
 """Files whose tests are all marked ``process``.  Single tests elsewhere carry the mark themselves."""
+
+
+_DRAW_CURVES = RunFolder.draw_curves
 
 
 def pytest_report_header() -> str:
@@ -50,6 +59,12 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker("unit")
     if _name_of(item.path) in PROCESS:
         item.add_marker("process")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what has been imported out of garbage collections: torch and RecBole make one take a third of a second."""
+    gc.collect()
+    gc.freeze()
 
 
 def _name_of(path: Path) -> str:
@@ -83,6 +98,47 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def _argv(monkeypatch: pytest.MonkeyPatch) -> None:
     """RecBole's own Config reads sys.argv. The flags stand for any that RecBole does not know, such as pytest's."""
     monkeypatch.setattr("sys.argv", ["pytest", "-q", "--color=no", "tests"])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _recbole_in_a_hurry() -> Iterator[None]:
+    """RecBole parses its own YAML files and ours anew for each configuration, which takes longer than a small run.
+
+    ``run_recbole`` watches the processors for a second, to log how busy they are.
+    """
+    if "recbole.config.configurator" not in sys.modules:
+        yield
+        return
+    from recbole.config import Config
+
+    read, contents = Config._update_internal_config_dict, dict[str, Any]()
+
+    def read_once(config: Config, file: str | Path) -> Any:
+        name = str(file)
+        if name not in contents:
+            contents[name] = deepcopy(read(config, file))
+        content = deepcopy(contents[name])
+        config.internal_config_dict.update(content or {})
+        return content
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Config, "_update_internal_config_dict", read_once)
+        patched.setattr("psutil.cpu_percent", lambda interval: 0.0)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_curves() -> Iterator[None]:
+    """Runs draw no picture of their curves, which takes longer than a small run."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(RunFolder, "draw_curves", lambda *_: None)
+        yield
+
+
+@pytest.fixture
+def draws_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test that looks at this picture."""
+    monkeypatch.setattr(RunFolder, "draw_curves", _DRAW_CURVES)
 
 
 def write_inter(folder: Path, rows: list[tuple[Any, ...]], header: str = "user_id:token\titem_id:token") -> Path:

@@ -25,6 +25,7 @@ from recbole_onebp.cli import main, parse_overrides
 from recbole_onebp.run.build import build_from, load_config
 from recbole_onebp.util import logs
 from recbole_onebp.util.errors import UserError
+from support import fresh
 
 
 @pytest.fixture
@@ -50,6 +51,7 @@ def refusal(outcome):
     return line
 
 
+@pytest.mark.usefixtures("draws_curves")
 def test_a_run_writes_its_folder(train, tmp_path, capsys):
     assert train()[0] == 0
     folder = tmp_path / "run"
@@ -118,6 +120,7 @@ def test_without_validation_the_last_epoch_is_tested(train, tmp_path):
     assert result["test"]["recall@10"] > 0
 
 
+@pytest.mark.usefixtures("draws_curves")
 @pytest.mark.parametrize(
     "wrong", [{"beta": 1.5}, {"learner": "sparse_adam", "weight_decay": 0.1}, {"dataset": "absent"}]
 )
@@ -412,33 +415,22 @@ def test_doctor(capsys):
     assert "failed" not in out
 
 
-def start(tiny_config, tmp_path, **overrides):
-    values = {"model": "OneBP", "dataset": "tiny", **tiny_config, **overrides}
-    heard = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"  # also in a background job
-    command = [sys.executable, "-c", f"{heard}; from recbole_onebp.cli import main; sys.exit(main())", "train"]
-    return subprocess.Popen(
-        [*command, *(f"--{key}={value}" for key, value in values.items())],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_ends_the_run(tiny_config, tmp_path, number, code):
-    # It logs little: nobody reads the pipe before it has ended, and a full pipe would block it.
     endless = {"epochs": 100_000, "stopping_step": 100_000, "state": "warning"}
-    process = start(tiny_config, tmp_path, **endless)
+    values = {"model": "OneBP", "dataset": "tiny", **tiny_config, **endless}
+    arguments = ["train", *(f"--{key}={value}" for key, value in values.items())]
+    heard = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"  # also in a background job
+    process = fresh.Started(f"{heard}; from recbole_onebp.cli import main; sys.exit(main({arguments}))", tmp_path)
     metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not list((tmp_path / "run").glob("checkpoint/epoch-*")) and time.monotonic() < deadline:
-        assert process.poll() is None, process.stderr.read()
+        assert process.is_alive(), process.err.read_text()
         time.sleep(0.05)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == code
+    os.kill(process.pid, number)
+    process.join(120)
+    assert process.exitcode == code
+    out, err = process.out.read_text(), process.err.read_text()
     assert "Traceback" not in err
     assert [line.startswith("interrupted") for line in err.splitlines()] == [True] * (number == signal.SIGINT)
     assert "resumes at epoch" in out

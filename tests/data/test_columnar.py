@@ -180,7 +180,8 @@ def test_metrics_are_recboles(tmp_path, monkeypatch):
     frame.to_parquet(tmp_path / "columnar" / "ml" / "ml.inter.parquet")
 
     def fit(data_path, name):
-        given = {"data_path": str(tmp_path / data_path), "epochs": 2, "output_dir": name, "show_progress": False}
+        given = {"data_path": str(tmp_path / data_path), "output_dir": name, "show_progress": False}
+        given |= {"epochs": 2, "train_batch_size": 8192, "n_shared_negatives": 128, "learning_rate": 0.01}
         return build("OneBP", "ml", config_dict=given).fit()
 
     monkeypatch.setattr("recbole_onebp.data.cache.WORTH_BYTES", 0)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from itertools import product
 
 import numba
@@ -17,6 +14,7 @@ from recbole_onebp.engine import make_engine
 from recbole_onebp.engine.cpu import FusedEngine
 from recbole_onebp.engine.cuda import DeviceEngine
 from recbole_onebp.util.errors import UserError
+from support import fresh
 from support.draws import SameDraws
 
 ENGINES = [FusedEngine, DeviceEngine]
@@ -181,22 +179,19 @@ print(hashlib.sha256(b"".join(array.tobytes() for array in (scores, coefficient,
 
 def test_compiled_and_cached_loops_give_the_same_bits_on_any_processor(tmp_path):
     """numba optimises each copy of a loop separately: the copy that was compiled is not the copy in the cache."""
-    processors = (
-        {},
-        {},
-        {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""},
-    )  # compiles, loads the cache, compiles again
-    bits = [
-        subprocess.run(
-            [sys.executable, "-c", ONE_STEP],
-            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), **variables},
-            check=True,
-            capture_output=True,
-        ).stdout
-        for variables in processors
-    ]
+    plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    bits, n_cached = [], []
+    for variables in ({}, {}, plain):  # compiles, loads the cache, compiles again
+        environment = {"NUMBA_CACHE_DIR": str(tmp_path), **variables}
+        # numba was imported before, and has compiled nothing.
+        first = f"import os, numba; os.environ.update({environment}); numba.config.reload_config()\n"
+        done = fresh.python(first + ONE_STEP)
+        assert done.returncode == 0, done.stderr
+        bits.append(done.stdout)
+        n_cached.append(len(list(tmp_path.rglob("*.nbc"))))
     assert len(bits[0]) == 65
     assert bits == bits[:1] * 3
+    assert n_cached == [3, 3, 6]  # a copy of each of the three functions, for each processor
 
 
 def test_order_and_negatives_depend_on_epoch_and_seed_only(tiny):

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
@@ -49,6 +50,41 @@ def ml100k(tmp_path) -> Callable[..., recbole_onebp.Run]:
     return build
 
 
+@pytest.fixture(scope="module")
+def uneven_path(tmp_path_factory) -> str:
+    """A data_path with the data set ``uneven``: 200 users, 300 items, repeated pairs, users without a test item."""
+    rng, data_path = np.random.default_rng(0), tmp_path_factory.mktemp("data")
+    rows = [
+        (f"u{user}", f"i{item}")
+        for user in range(200)
+        for item in rng.zipf(1.3, 3 if user % 10 == 0 else rng.integers(10, 60)) % 300
+    ]
+    write_inter(data_path / "uneven", rows)
+    return str(data_path)
+
+
+@pytest.fixture
+def uneven(uneven_path, tmp_path) -> Callable[..., recbole_onebp.Run]:
+    def build(model: str, **overrides: Any) -> recbole_onebp.Run:
+        config = {
+            "data_path": uneven_path,
+            "load_col": {"inter": ["user_id", "item_id"]},
+            "eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "none", "order": "RO"},
+            "epochs": 2,
+            "learning_rate": 0.01,
+            "train_batch_size": 512,
+            "embedding_size": 16,
+            "topk": [10, 20],
+            "valid_metric": "NDCG@10",
+            "show_progress": False,
+            "output_dir": str(tmp_path / "run"),
+            "eval_batch_size": 40 * 301,
+        }
+        return recbole_onebp.build(model, "uneven", config_dict={**config, **overrides})
+
+    return build
+
+
 @pytest.fixture
 def both(tiny) -> Callable[..., tuple[recbole_onebp.Run, recbole_onebp.Run]]:
     """The same trained model with the fast evaluator and with RecBole's."""
@@ -71,11 +107,15 @@ def evaluate(run: recbole_onebp.Run, part: str = "test") -> dict[str, float]:
 # ----------------------------------------------------------------------------------------------------------- agreement
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_every_ranking_metric_is_recboles_to_the_last_digit(model, both, ml100k):
+@pytest.mark.parametrize(("model", "dataset"), [("OneBP", "ml100k"), *((model, "uneven") for model in MODELS)])
+def test_every_ranking_metric_is_recboles_to_the_last_digit(model, dataset, both, ml100k, uneven):
     if model == "Pop" and sys.platform != "linux":
         pytest.skip("its scores have many ties, which other systems may resolve differently")
-    fast, stock = both(model, ml100k, metrics=[*RANKING, *OF_ALL_USERS], metric_decimal_place=12)
+    maker = {"ml100k": ml100k, "uneven": uneven}[dataset]
+    fast, stock = both(model, maker, metrics=[*RANKING, *OF_ALL_USERS], metric_decimal_place=12)
+    if dataset == "uneven":
+        assert len(fast.test_data.uid_list) < 200
+        assert fast.test_data.history.nnz < len(fast.train_data._dataset)  # pairs are repeated
     for part in ("valid", "test"):
         expected = evaluate(stock, part)
         assert len(expected) == 2 * (len(RANKING) + 3) + 1

@@ -468,6 +468,13 @@ def test_what_to_mind(compared, report):
     assert "±" not in table
 
 
+@pytest.fixture
+def no_figures(monkeypatch):
+    """For a test of a report that does not look at its pictures."""
+    monkeypatch.setattr("recbole_onebp.experiments.compare.report.draw_png", lambda _chart, path: path.touch())
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_what_is_finished_is_not_run_again(compared, tiny_path, caplog):
     caplog.set_level("INFO")
     outcomes = {path: path.stat().st_mtime_ns for path in (compared / "out" / "runs").glob("*-*/outcome.json")}
@@ -480,6 +487,7 @@ def test_what_is_finished_is_not_run_again(compared, tiny_path, caplog):
     assert (report["reference"], {row["label"] for row in report["differences"]}) == ("Pop", {"OneBP", "TwoBP"})
 
 
+@pytest.mark.usefixtures("forked", "no_figures")
 def test_a_yaml_with_models_is_a_comparison_for_train_too(tiny_path, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("recbole_onebp.experiments.compare.report.find_spec", lambda name: None)
     entry = {"model": "Pop", "tuned": tuned(tmp_path / "tuned", "Pop", seed=5)}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 
 import optuna
 import psutil
 import pytest
+import sqlalchemy
 import yaml
 from filelock import FileLock
 from matplotlib.image import imread
@@ -29,6 +29,24 @@ from recbole_onebp.util.errors import UserError
 from support import fresh, tasks
 
 LEARNING_RATE = {"low": 0.001, "high": 0.1, "log": True}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_waiting_for_the_disk():
+    """Optuna commits many times a trial; only a failure of the power would make a difference."""
+
+    def relax(connection, _record):
+        connection.execute("PRAGMA synchronous = OFF")
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", relax)
+    yield
+    sqlalchemy.event.remove(sqlalchemy.Engine, "connect", relax)
+
+
+@pytest.fixture
+def no_history(monkeypatch):
+    """For a test that does not look at the picture of a search, which takes longer than the trials."""
+    monkeypatch.setattr(report, "_draw", lambda *_: None)
 
 
 @pytest.fixture
@@ -70,6 +88,7 @@ def states(made):
     return [trial.state.name for trial in made]
 
 
+@pytest.mark.usefixtures("forked")
 def test_two_models_from_file_to_trained_model(file, tiny_config, tmp_path, capsys):
     models = [
         {"model": "BPR", "space": {"train_neg_sample_args.sample_num": {"low": 2, "high": 4}, "learner": ["adam"]}},
@@ -186,6 +205,7 @@ def test_pruning(search, monkeypatch):
     assert states(search("unpruned", trials=4, startup_trials=2, warmup_epochs=1, prune=False)) == ["COMPLETE"] * 4
 
 
+@pytest.mark.usefixtures("no_history")
 def test_what_fails_is_recorded_and_not_the_end(search, monkeypatch):
     errors = iter([ValueError("Training loss is nan"), MemoryError("9 GB"), None, RuntimeError("CUDA out of memory")])
 
@@ -221,6 +241,7 @@ def test_a_diverging_run_is_a_failed_trial(search):
     assert outcome[0.01].state.name == "COMPLETE"
 
 
+@pytest.mark.usefixtures("no_history")
 def test_a_lower_metric_may_be_the_better(search, monkeypatch):
     values = iter([0.5, 0.3, 0.4])
     monkeypatch.setattr("recbole_onebp.run.run.Run.train", lambda run, **_: (0, {"giniindex@10": next(values)}))
@@ -237,6 +258,7 @@ def test_time_limit(search):
     assert states(search(time_limit=1e6, trials=2)) == ["PRUNED", "COMPLETE"]
 
 
+@pytest.mark.usefixtures("forked", "no_history")
 def test_a_process_that_dies_is_a_failed_trial(file, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "_work", tasks.die_once)
     runner.tune(file(trials=2), {}, tmp_path / "out")
@@ -246,6 +268,7 @@ def test_a_process_that_dies_is_a_failed_trial(file, tmp_path, monkeypatch):
     assert (model["trials"], model["failed"], model["cut_off"]) == (2, 1, 0)
 
 
+@pytest.mark.usefixtures("forked", "no_history")
 def test_a_process_that_dies_between_trials_is_not_started_for_ever(file, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "_work", tasks.die_always)
     with pytest.raises(RuntimeError, match="OneBP: its process ended with exit code 3 between two trials"):
@@ -254,22 +277,22 @@ def test_a_process_that_dies_between_trials_is_not_started_for_ever(file, tmp_pa
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts ``recbole-onebp tune`` in a process, waits for an epoch of a trial; gives the process and its workers."""
+    """Starts ``recbole-onebp tune`` in a process, waits for an epoch of a trial; gives the process and its workers.
+
+    The process is a fork of one that has loaded the large libraries.  Its workers are new Pythons, as those of a user.
+    """
 
     def run(path, out, trial):
-        code = "import sys; from recbole_onebp.cli import main\nif __name__ == '__main__': sys.exit(main())\n"
-        script = tmp_path / "command.py"  # a worker imports the script that its parent runs
-        script.write_text(code)
-        command = [sys.executable, script, "tune", path, f"--output_dir={out}"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         # SIGINT as a terminal gives it: a job in the background would have it ignored, and its children too
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )  # fmt: skip
-        metrics, deadline = out / "OneBP" / trial / "metrics.jsonl", time.monotonic() + 120
+        process = fresh.Started(
+            "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+            "from recbole_onebp.cli import main\n"
+            f"sys.exit(main(['tune', {str(path)!r}, {f'--output_dir={out}'!r}]))",
+            tmp_path,
+        )
+        metrics, deadline = out / "OneBP" / trial / "metrics.jsonl", time.monotonic() + 240
         while not (metrics.exists() and metrics.read_text()):
-            assert process.poll() is None, process.stderr.read()
+            assert process.is_alive(), process.err.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.01)
         return process, psutil.Process(process.pid).children(recursive=True)
@@ -277,13 +300,15 @@ def start(tmp_path):
     return run
 
 
+@pytest.mark.usefixtures("forked", "no_history")
 def test_killed_and_started_again_it_makes_the_trials_left(file, search, start, tmp_path):
     long = {"epochs": 30, "stopping_step": 1000, "trials": 3, "startup_trials": 1, "prune": False}
     out = tmp_path / "killed"
     process, workers = start(file(**long), out, "0001")
+    assert workers
     process.kill()
-    process.communicate()
-    assert psutil.wait_procs(workers, timeout=30)[1] == []
+    process.join()
+    assert psutil.wait_procs(workers, timeout=60)[1] == []
 
     assert main(["tune", str(file(**long)), f"--output_dir={out}"]) == 0
     model = json.loads((out / "tuning.json").read_text())["models"]["OneBP"]
@@ -301,11 +326,12 @@ def test_killed_and_started_again_it_makes_the_trials_left(file, search, start, 
 
 def test_ctrl_c_ends_the_workers_and_writes_what_there_is(file, start, tmp_path):
     process, workers = start(file(epochs=100_000, stopping_step=100_000), tmp_path / "out", "0000")
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in err
-    assert psutil.wait_procs(workers, timeout=10)[1] == []
+    assert workers
+    os.kill(process.pid, signal.SIGINT)
+    process.join(120)
+    assert process.exitcode == 130
+    assert "Traceback" not in process.err.read_text()
+    assert psutil.wait_procs(workers, timeout=60)[1] == []
     assert json.loads((tmp_path / "out" / "tuning.json").read_text())["models"]["OneBP"]["trials"] == 0
 
 

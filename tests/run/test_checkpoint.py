@@ -26,7 +26,6 @@ from recbole_onebp.engine.cpu import FusedEngine
 from recbole_onebp.run.checkpoint import resume, state, store
 from recbole_onebp.run.checkpoint.clock import CheckpointClock
 from recbole_onebp.run.checkpoint.signals import StopSignals
-from recbole_onebp.run.folder import RunFolder
 from recbole_onebp.util.errors import UserError
 from support.recbole_models import MODELS, NEEDS, SMALL, has
 
@@ -36,12 +35,6 @@ RECIPE = {**SHARED, **INTERVAL, "beta": 0.0, "leave_one_out": True, "score": "co
           "temperature": 0.2, "learning_rate_decay": 0.9}  # fmt: skip
 IS_DUE = CheckpointClock.is_due
 DYNAMIC = {"distribution": "uniform", "sample_num": 2, "alpha": 1.0, "dynamic": True, "candidate_num": 3}
-
-
-@pytest.fixture(autouse=True)
-def _no_drawing(monkeypatch):
-    """The picture of the curves takes longer than the run, and says nothing about checkpoints."""
-    monkeypatch.setattr(RunFolder, "draw_curves", lambda *_: None)
 
 
 @pytest.fixture

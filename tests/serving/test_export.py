@@ -13,19 +13,12 @@ import torch
 from recbole_onebp import Recommender
 from recbole_onebp.cli import main
 from recbole_onebp.run.checkpoint.store import read_tensors, write_tensors
-from recbole_onebp.run.folder import RunFolder
 from recbole_onebp.serving.export.exporter import export
 from recbole_onebp.serving.export.trained_run import read_results, read_settings
 from recbole_onebp.serving.user_state import fold_in
 from recbole_onebp.util.errors import UserError
 from support.bundles import made_bundle
 from support.hostile import PATH_KEYS, little_time, plant_pickles, replace_file
-
-
-@pytest.fixture(autouse=True)
-def _no_drawing(monkeypatch):
-    """The picture of the curves takes longer than the run, and is no part of an export."""
-    monkeypatch.setattr(RunFolder, "draw_curves", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

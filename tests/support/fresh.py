@@ -24,11 +24,18 @@ multiprocessing.set_forkserver_preload(_LARGE)
 def python(code: str) -> CompletedProcess[str]:
     """What ``subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)`` returns, but sooner."""
     with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder, "stdout"), Path(folder, "stderr")
-        process = multiprocessing.get_context(START_METHOD).Process(target=_execute, args=(code, out, err))
-        process.start()
+        process = Started(code, Path(folder))
         process.join()
-        return CompletedProcess([code], process.exitcode or 0, out.read_text(), err.read_text())
+        return CompletedProcess([code], process.exitcode or 0, process.out.read_text(), process.err.read_text())
+
+
+class Started(multiprocessing.get_context(START_METHOD).Process):  # type: ignore[misc]
+    """A started process whose output goes to two files in ``folder``."""
+
+    def __init__(self, code: str, folder: Path) -> None:
+        self.out, self.err = folder / "stdout", folder / "stderr"
+        super().__init__(target=_execute, args=(code, self.out, self.err))
+        self.start()
 
 
 def check(code: str) -> None:

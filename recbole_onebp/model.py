@@ -29,7 +29,7 @@ from recbole_onebp.util.errors import UserError
 __all__ = ["OneBP"]
 
 
-_RECENCY = 0.8
+_RECENCY = 1.0
 """``recency: auto`` where the data are in order."""
 
 

@@ -81,7 +81,7 @@ def test_items_that_are_very_old_do_not_count():
 
 def test_data_in_order_set_the_defaults(timed):
     model = timed().model
-    assert (model.recency, model.has_earlier_users) == (0.8, True)
+    assert (model.recency, model.has_earlier_users) == (1.0, True)
 
 
 def test_a_random_split_sets_none(timed):
@@ -120,7 +120,7 @@ def test_users_for_prediction_are_the_weighted_means(timed):
     for user in (1, 7, 30):
         rows = (train["user_id"] == user).nonzero().squeeze(1)
         latest_first = rows[train["timestamp"][rows].argsort(descending=True)]
-        weights = torch.arange(1, len(rows) + 1).double().pow(-0.8).float().unsqueeze(1)
+        weights = torch.arange(1, len(rows) + 1).double().pow(-1.0).float().unsqueeze(1)
         expected = (weights * items[train["item_id"][latest_first]]).sum(0) / weights.sum()
         torch.testing.assert_close(model.user_table[user], expected, rtol=0, atol=1e-6)
 

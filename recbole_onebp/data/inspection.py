@@ -176,10 +176,11 @@ def _slopes(user: npt.NDArray[Any], x: Floats, y: Floats) -> Floats:
 def _difference(what: str, of_item: Floats, valid: pd.DataFrame, test: pd.DataFrame) -> Difference:
     values = [pd.Series(of_item[part["item"]], index=part["user"]).dropna() for part in (valid, test)]
     both = np.concatenate(values)
-    means = [float(value.mean()) for value in values]
+    in_valid, in_test = (float(value.mean()) for value in values)
     deviation = float(both.std())
-    effect = (means[1] - means[0]) / deviation if deviation > 0 else 0.0
+    effect = (in_test - in_valid) / deviation if deviation > 0 else 0.0
     of_users = pd.concat([value.groupby(level=0).mean() for value in values], axis=1, join="inner")
     if len(of_users) < 2 or deviation == 0:
-        return Difference(what, *means, effect, float("nan"))
-    return Difference(what, *means, effect, float(stats.ttest_rel(of_users[0], of_users[1]).pvalue))
+        return Difference(what, in_valid, in_test, effect, float("nan"))
+    p_value = float(stats.ttest_rel(of_users[0], of_users[1]).pvalue)
+    return Difference(what, in_valid, in_test, effect, p_value)

@@ -125,7 +125,7 @@ def test_an_update_in_order_equals_a_recomputation(timed, tmp_path):
     run.fit()
     path = tmp_path / "in order"
     manifest = export(tmp_path / "run", path)
-    assert manifest["aggregation"]["recency"] == 0.8
+    assert manifest["aggregation"]["recency"] == 1.0
     rec = Recommender.load(path)
     train = run.train_data._dataset
     of_user = train.inter_feat[train.inter_feat[train.uid_field] == internal(run, "uid", ["u3"])[0]]

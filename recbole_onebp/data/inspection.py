@@ -137,9 +137,8 @@ class Inspection:
             lines.append((sums / np.maximum(counts, 1)).tolist())
         slopes = _slopes(train["user"].to_numpy(), _places(train), share[train["item"]])
         test_of_zero = stats.ttest_1samp(slopes, 0.0)
-        return Tenths(
-            *lines, float(slopes.mean()), float(test_of_zero.statistic), float(test_of_zero.pvalue), len(slopes)
-        )
+        t, p_value = float(test_of_zero.statistic), float(test_of_zero.pvalue)
+        return Tenths(lines[0], lines[1], float(slopes.mean()), t, p_value, len(slopes))
 
 
 def inspect(train: Any, valid: Any, test: Any) -> Inspection:

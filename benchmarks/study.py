@@ -91,10 +91,12 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    options: dict[str, Any] = {"factors": list(PLAN["factors"]), "seeds": [1], "threads": 2}
+    options: dict[str, Any] = {"factors": list(FACTORS), "seeds": [1], "threads": 2}
     args = measure.arguments(__doc__, json=Path, dataset=measure.DATASETS, data_path=measure.DATA, **options)
     measure.use_threads(args.threads)
-    kind = "order" if set(args.factors) <= set(PLAN["ordered"]) else "study"
+    kind = "order" if args.factors == list(PLAN["ordered"]) else "study"
+    if kind == "study":
+        args.factors = [factor for factor in args.factors if factor in PLAN["factors"]]
     path = args.json or measure.RESULTS / kind / f"{args.dataset}.json"
     measure.check_data(args.data_path, [args.dataset])
     logging.disable(logging.INFO)

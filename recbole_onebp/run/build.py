@@ -18,7 +18,7 @@ from recbole_onebp.config.files import file_names
 from recbole_onebp.data.checks import check_dataset, check_files
 from recbole_onebp.data.needs import check_features, check_needs
 from recbole_onebp.data.parts import prepare_parts
-from recbole_onebp.data.sources.fetch import provide
+from recbole_onebp.data.sources.fetch import provide, tell_if_unordered
 from recbole_onebp.distributed.ranks import DEFAULT_TIMEOUT, Ranks, current, join, launched_rank
 from recbole_onebp.distributed.sharding import share_users
 from recbole_onebp.run.checkpoint.resume import check_resumable, find_checkpoint, run_folder_of
@@ -124,6 +124,9 @@ def read_config(config_file_list: Sequence[str] | str | None, config_dict: Mappi
     """
     config = parse_config(config_file_list, config_dict)
     provide(config["dataset"], Path(config["data_path"]).parent)
+    columns, time = (config["load_col"] or {}).get("inter"), config["TIME_FIELD"]
+    if columns and time in columns and tell_if_unordered(config["dataset"], Path(config["data_path"])):
+        config["load_col"] = {**config["load_col"], "inter": [name for name in columns if name != time]}
     check_files(config)
     check_features(config)
     return config

@@ -318,6 +318,21 @@ def test_a_folder_of_an_earlier_version_is_told(small, server, capsys, monkeypat
     assert "recbole-onebp fetch small --force" in out
 
 
+def test_a_folder_of_an_earlier_version_is_trained_on_without_the_order(small, server, capsys, monkeypatch):
+    run("fetch", "small", capsys=capsys)
+    monkeypatch.setattr(fetching, "CATALOGUE", {**CATALOGUE, "small": replace(small, ordered=True)})
+    columns = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}}
+    files = {
+        "benchmark_filename": ["train", "valid", "test"],
+        "topk": [5],
+        "valid_metric": "NDCG@5",
+        "metrics": ["NDCG"],
+    }
+    built = recbole_onebp.build("OneBP", "small", config_dict={**columns, **files, "output_dir": "out"})
+    assert "made by an earlier version" in "".join(capsys.readouterr())
+    assert (built.model.recency, built.model.has_earlier_users) == (0, False)
+
+
 def test_recboles_own_names(archive, server, capsys):
     code, _, _ = run("fetch", "theirs", capsys=capsys)
     assert code == 0

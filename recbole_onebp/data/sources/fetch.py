@@ -33,7 +33,7 @@ from recbole_onebp.util.errors import UserError, writing
 from recbole_onebp.util.files import whole_folder
 from recbole_onebp.util.hashes import git_blob_id, matches
 
-__all__ = ["SEED", "fetch", "provide"]
+__all__ = ["SEED", "fetch", "provide", "tell_if_unordered"]
 
 SEED = 2020
 """Seed of the validation part; fixed, so that a name means the same split on every machine."""
@@ -106,8 +106,7 @@ def fetch(
         getLogger().info("ml-100k comes with RecBole: nothing to fetch")
         return
     if is_complete(folder) and not force:
-        if ordered and is_unordered(folder):
-            getLogger().warning(OLD_FOLDER, folder, name)
+        tell_if_unordered(name, folder)
         getLogger().info("%s is already in %s; --force fetches it again", name, folder)
         return
     with writing(folder):
@@ -130,6 +129,15 @@ def provide(name: str, data_path: Path) -> None:
     """Fetch a data set that has a known name and no folder; otherwise do nothing."""
     if not (data_path / name).exists() and name in {*CATALOGUE, *_archives()}:
         fetch(name, data_path)
+
+
+def tell_if_unordered(name: str, folder: Path) -> bool:
+    """Whether a data set in order of time was written by an earlier version, which lost the order; this is logged."""
+    published = CATALOGUE.get(name)
+    is_old = published is not None and published.ordered and is_unordered(folder)
+    if is_old:
+        getLogger().warning(OLD_FOLDER, folder, name)
+    return is_old
 
 
 # ----------------------------------------------------------------------------------------------------- published splits

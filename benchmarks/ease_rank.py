@@ -9,7 +9,6 @@ embeddings F_i and is scored by products, with one factor an item: OneBP's form,
 
 from __future__ import annotations
 
-import logging
 import sys
 import tempfile
 from pathlib import Path
@@ -68,10 +67,8 @@ def main() -> None:
         __doc__, json=Path, dataset=dense, data_path=measure.DATA, reg_weight=[200.0, 500.0, 1000.0, 2000.0, 5000.0],
         ranks=[64, 128, 256, 512, 1024], threads=2,
     )  # fmt: skip
-    measure.use_threads(args.threads)
-    measure.check_data(args.data_path, [args.dataset])
-    logging.disable(logging.INFO)
-    rows = validate(args.dataset, args.data_path.resolve(), args.reg_weight, args.ranks)
+    measure.begin(args)
+    rows = validate(args.dataset, args.data_path, args.reg_weight, args.ranks)
     if args.json:
         measure.write_json(args.json, {**measure.here(), "dataset": args.dataset, "rows": rows})
 

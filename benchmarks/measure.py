@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import logging
 import os
 import platform
 import re
@@ -218,6 +219,14 @@ def use_threads(threads: int) -> None:
     os.sched_setaffinity(0, free[:threads])
     if not wanted.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **wanted})
+
+
+def begin(args: argparse.Namespace) -> None:
+    """Prepare a script that trains on ``args.dataset``, silently and on so many threads."""
+    use_threads(args.threads)
+    check_data(args.data_path, [args.dataset])
+    args.data_path = args.data_path.resolve()
+    logging.disable(logging.INFO)
 
 
 def in_a_process(script: str, task: str, *arguments: Any) -> dict[str, Any]:

@@ -3,14 +3,12 @@
     python benchmarks/quality.py --dataset gowalla [--settings '{embedding_size: 256}'] [--seeds 1 2 3] [--json OUT]
 
 For each seed: train until validation stops rising, at most for ``--epochs``, train again on train + validation for the
-best number of epochs, test once. The seconds are wall-clock time of everything: reading, both trainings, every
-validation, the test. ``--no_test`` stops after the first training. Seeds that ``OUT`` holds are not repeated. Uses a
-GPU if there is one.
+best number of epochs, test once. ``--no_test`` stops after the first training. Seeds that ``OUT`` holds are not
+repeated.
 """
 
 from __future__ import annotations
 
-import logging
 import statistics
 import sys
 import tempfile
@@ -65,17 +63,14 @@ def main() -> None:
         __doc__, json=Path, dataset=measure.DATASETS, data_path=measure.DATA, seeds=[1], epochs=60, settings={},
         no_test=False, threads=2,
     )  # fmt: skip
-    measure.use_threads(args.threads)
+    measure.begin(args)
     part, settings = "valid" if args.no_test else "test", {**SETTINGS, **args.settings}
     settings |= {"threads": args.threads, "epochs at most": args.epochs}
     about = {**measure.here("numba"), "dataset": args.dataset, "settings": settings}
     results = measure.earlier(args.json, about, "runs", ("dataset", "settings")) or []
-    measure.check_data(args.data_path, [args.dataset])
-    logging.disable(logging.INFO)
-    data_path = args.data_path.resolve()
     for seed in sorted(set(args.seeds) - {result["seed"] for result in results}):
         with tempfile.TemporaryDirectory() as scratch:
-            given = args.dataset, data_path, seed, args.epochs, args.no_test, Path(scratch), args.settings
+            given = args.dataset, args.data_path, seed, args.epochs, args.no_test, Path(scratch), args.settings
             result = train_and_test(*given)
         results.append({**result, "threads": args.threads, "load before": about["machine"]["load_before"]})
         metrics = "; ".join(f"{name} {shown(result[name])}" for name in ("valid", "test") if name in result)

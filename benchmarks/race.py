@@ -2,10 +2,9 @@
 
     python benchmarks/race.py --dataset gowalla [--budget 300] [--models OneBP ALS-64 ...] [--json OUT]
 
-Each model trains in a process of its own, one after the other on the same threads. All are evaluated after every epoch
-or ALS iteration, by the same evaluator, until their schedule or the budget ends. The clock starts with the process:
-imports, reading and every evaluation count; the seconds of training alone are recorded too. Writes
-``results/race-<data set>.json`` and ``.png``; models in that file are not repeated.
+Each model trains in a process of its own, until its schedule or the budget ends. All are evaluated after every epoch
+or ALS iteration, by the same evaluator. The clock starts with the process; the seconds of training alone are recorded
+too. Models in the result file are not repeated.
 """
 
 from __future__ import annotations
@@ -163,24 +162,23 @@ def _searched(result: dict[str, Any], data_path: Path, name: str, setting: dict[
 def main() -> None:
     options: dict[str, Any] = {"budget": 300.0, "models": list[str](), "threads": 2}
     args = measure.arguments(__doc__, json=Path, dataset="gowalla", data_path=measure.DATA, **options)
-    measure.use_threads(args.threads)
+    measure.begin(args)
     settings = contestants(args.dataset)
-    path, data_path = args.json or measure.RESULTS / f"race-{args.dataset}.json", args.data_path.resolve()
+    path = args.json or measure.RESULTS / f"race-{args.dataset}.json"
     common = {"dataset": args.dataset, "budget": args.budget, "threads": args.threads, "als_grid": ALS_GRID}
     if unknown := set(args.models) - set(settings):
         raise UserError(f"--models: there is no {', '.join(sorted(unknown))}; there are {', '.join(settings)}")
-    measure.check_data(args.data_path, [args.dataset])
     result = _earlier(path, json.loads(json.dumps({**measure.here("numba"), **common})))
     names = [name for name in args.models or settings if name not in result["models"]]
     if any("factors" in settings[name] for name in names) and not find_spec("implicit"):
         raise UserError("ALS needs the package implicit: pip install implicit, or name --models without it")
     if names:  # fills the caches of compiled loops and files, untimed
-        race(args.dataset, data_path, {**settings["OneBP"], "epochs": 1}, args.threads, None)
+        race(args.dataset, args.data_path, {**settings["OneBP"], "epochs": 1}, args.threads, None)
     for name in names:
         setting = settings[name]
         if "factors" in setting:
-            setting = _searched(result, data_path, name, setting)
-        row = result["models"][name] = race(args.dataset, data_path, setting, args.threads, args.budget)
+            setting = _searched(result, args.data_path, name, setting)
+        row = result["models"][name] = race(args.dataset, args.data_path, setting, args.threads, args.budget)
         best = {metric: max((point[metric] for point in row["points"]), default=None) for metric in METRICS}
         epochs = f"{len(row['points']) or 'no'} epochs in {row['seconds']:.0f} s, ended by its {row['ended']}"
         print(f"{name}: {epochs}; best {best}", flush=True)

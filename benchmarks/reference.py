@@ -1,8 +1,4 @@
-"""Epochs of the authors' code (studentcej/OneBP), in a process of its own that trains one whenever it is asked to.
-
-The code is used as it is in the clone: its arguments, data set, loader, model and epoch function. Only the pairs come
-from the caller, so that both sides train on the same ones.
-"""
+"""Epochs of the authors' code (studentcej/OneBP), in a process of its own, on the pairs of the caller."""
 
 from __future__ import annotations
 
@@ -31,41 +27,28 @@ _theirs: dict[str, Any] = {}
 """In the process: the authors' module ``main``, and the numbers of the epochs."""
 
 
-class ReferenceCode:
-    """The process. ``with ReferenceCode(...) as reference: seconds, loss = reference.epoch()``."""
+class ReferenceCode(ProcessPoolExecutor):
+    """The process. ``with ReferenceCode(...) as reference: seconds, loss = reference.epoch()``.
+
+    ``clone`` is the folder with the authors' code, ``pairs`` are users and items from 0, shape ``(n, 2)``, and
+    ``settings`` the authors' flags without dashes, ``{"lr": 5e-4, ...}``. Refuses a folder without the code.
+    """
 
     def __init__(
-        self,
-        clone: Path,
-        pairs: NDArray[np.int64],
-        n_users: int,
-        n_items: int,
-        settings: Mapping[str, object],
+        self, clone: Path, pairs: NDArray[np.int64], n_users: int, n_items: int, settings: Mapping[str, object],
         device: str = "cpu",
-    ) -> None:
-        """Start the process.
-
-        ``clone`` is the folder with the authors' code, ``pairs`` are users and items from 0, shape ``(n, 2)``, and
-        ``settings`` the authors' flags without dashes, ``{"lr": 5e-4, ...}``. Refuses a folder without the code.
-        """
+    ) -> None:  # fmt: skip
         missing = [name for name in MODULES if not (clone / f"{name}.py").is_file()]
         if missing:
             raise UserError(f"--reference {clone}: no {missing[0]}.py there; a clone of studentcej/OneBP is needed")
         self._scratch = tempfile.TemporaryDirectory()  # the authors' code makes a folder where it runs
         flags = [flag for key, value in settings.items() for flag in (f"--{key}", str(value))]
         arguments = str(clone.resolve()), self._scratch.name, device, pairs.tolist(), n_users, n_items, flags
-        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _start, arguments)
+        super().__init__(1, get_context("spawn"), _start, arguments)
 
     def epoch(self) -> tuple[float, float]:
         """Train an epoch; its seconds and its mean loss."""
-        return self._pool.submit(_epoch).result()
-
-    def __enter__(self) -> ReferenceCode:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
-        self._scratch.cleanup()
+        return self.submit(_epoch).result()
 
 
 def _start(

@@ -3,28 +3,24 @@
     python benchmarks/study.py --dataset gowalla [--factors temperature ...] [--seeds 1] [--threads 2]
 
 Trains on a GPU if there is one. Results are added to ``results/study/<data set>.json``, those of data in order to
-``results/order/``, as they arrive; what is there is not repeated. A chart of all of them is drawn beside it;
-``render.py`` makes the tables of ``docs/study.md``.
+``results/order/``, as they arrive; what is there is not repeated.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import measure
 import torch
-from quality import SETTINGS, shown
+from quality import SETTINGS, shown, train_and_test
 
-from recbole_onebp import build
 from recbole_onebp.util import safe_yaml
 
 Overrides = dict[str, Any]
@@ -56,15 +52,13 @@ def variations(factors: list[str]) -> Iterator[tuple[str, Overrides]]:
 
 def run(dataset: str, data_path: Path, overrides: Overrides, seed: int) -> dict[str, Any]:
     """Train once; the validation metrics of every epoch."""
-    settings = {**SETTINGS, **SCHEDULES[dataset], **overrides, "seed": seed, "data_path": str(data_path)}
-    start = perf_counter()
+    settings = {**SCHEDULES[dataset], **overrides}
     with tempfile.TemporaryDirectory() as scratch:
-        built = build("OneBP", dataset, config_dict={**settings, "show_progress": False, "output_dir": scratch})
-        epoch, valid = built.train(saved=False)
-    curve = [{**each["valid"], "seconds": each["train_seconds"]} for each in built.trainer.record.epochs]
-    machine = torch.cuda.get_device_name() if built.config["device"].type == "cuda" else measure.machine()["cpu"]
-    found = {"valid": valid, "epoch": epoch + 1, "seconds": perf_counter() - start, "curve": curve}
-    return {**found, "machine": machine, "versions": measure.versions("numba")}
+        found = train_and_test(dataset, data_path, seed, settings["epochs"], True, Path(scratch), settings)
+    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else measure.machine()["cpu"]
+    about = {"machine": machine, "versions": measure.versions("numba")}
+    kept = {"valid": found["valid"], "epoch": found["epochs"], "curve": found["curve"]}
+    return {**kept, "seconds": found["seconds"]["all"], **about}
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
@@ -93,13 +87,11 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 def main() -> None:
     options: dict[str, Any] = {"factors": list(FACTORS), "seeds": [1], "threads": 2}
     args = measure.arguments(__doc__, json=Path, dataset=measure.DATASETS, data_path=measure.DATA, **options)
-    measure.use_threads(args.threads)
+    measure.begin(args)
     kind = "order" if args.factors == list(PLAN["ordered"]) else "study"
     if kind == "study":
         args.factors = [factor for factor in args.factors if factor in PLAN["factors"]]
     path = args.json or measure.RESULTS / kind / f"{args.dataset}.json"
-    measure.check_data(args.data_path, [args.dataset])
-    logging.disable(logging.INFO)
     about = {"dataset": args.dataset, "settings": {**SETTINGS, **SCHEDULES[args.dataset]}}
     runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
     done = {(entry["label"], entry["seed"]) for entry in runs}
@@ -108,7 +100,7 @@ def main() -> None:
         name = label(overrides)
         if (name, seed) in done:
             continue
-        found = run(args.dataset, args.data_path.resolve(), overrides, seed)
+        found = run(args.dataset, args.data_path, overrides, seed)
         runs.append({"factor": factor, "label": name, "overrides": overrides, "seed": seed, **found})
         runs.sort(key=lambda entry: (order.get((entry["factor"], entry["label"]), len(order)), entry["seed"]))
         outcome = f"{shown(found['valid'])}; epoch {found['epoch']}, {found['seconds']:.0f} s"

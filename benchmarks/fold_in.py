@@ -2,7 +2,7 @@
 
     python benchmarks/fold_in.py --dataset ml-100k [--users 300] [--epochs 15] [--seeds 1 2 3]
 
-Seeds in the result file are not repeated. Writes ``results/fold-in-<data set>-mean.md``, ``.json`` and ``.png``.
+Seeds in the result file are not repeated.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Sequence
-from functools import reduce
+from collections.abc import Iterable
 from importlib.util import find_spec
-from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +23,9 @@ import pandas as pd
 import scipy.sparse as sp
 
 import recbole_onebp
-from recbole_onebp.config.properties import properties_dir
+from recbole_onebp.config.schema import onebp_defaults
 from recbole_onebp.evaluation.metrics import recall_and_ndcg
 from recbole_onebp.serving.tables import unit_rows
-from recbole_onebp.util import safe_yaml
 from recbole_onebp.util.errors import UserError
 
 K = 20
@@ -43,9 +40,8 @@ KEYS = (
 """Of the defaults, recorded by name in the results."""
 EASE_ITEMS = 10_000
 TRAINED_IN, FOLDED = "OneBP trained in", "OneBP folded in: "
-AS_TRAINED, PLAIN, RECENT = (
-    f"{FOLDED}{way}" for way in ("mean (as in training)", "mean, unweighted", "0.8 ^ age, unweighted")
-)
+AS_TRAINED, PLAIN = f"{FOLDED}mean (as in training)", f"{FOLDED}mean, unweighted"
+RECENT = f"{FOLDED}0.8 ^ age, unweighted"
 WAYS = {
     AS_TRAINED: (1.0, 1.0),
     **{f"{FOLDED}{keep} ^ age": (keep, 1.0) for keep in (0.95, 0.9, 0.8)},
@@ -67,7 +63,6 @@ class Split:
     """
 
     def __init__(self, pairs: pd.DataFrame, n_held_out: int, seed: int) -> None:
-        """Split rows ``user``, ``item`` that are in order of time, or shuffled where there is no time."""
         rng, cut = np.random.default_rng(seed), max(LENGTHS)
         counts = pairs.groupby("user").size()
         able = counts.index[counts >= cut + TARGETS].to_numpy()
@@ -106,7 +101,6 @@ class OneBP:
     """The tables of a trained model, by the ids of the pairs."""
 
     def __init__(self, split: Split, pairs: pd.DataFrame, setting: dict[str, Any], seed: int) -> None:
-        """Train on the given pairs of a split."""
         # All ids, so that the model has rows for them; nothing is evaluated on these pairs.
         place = np.arange(max(split.n_users, split.n_items) - 1)
         everything = pd.DataFrame({"user": 1 + place % (split.n_users - 1), "item": 1 + place % (split.n_items - 1)})
@@ -149,10 +143,8 @@ def measured(scores: _Scores, split: Split) -> dict[str, _Scores]:
     user = np.arange(len(scores))
     scores[np.repeat(user, split.length), np.concatenate(split.histories)] = -np.inf
     scores[:, 0] = -np.inf
-    best = np.argpartition(-scores, K, axis=1)[:, :K]
-    order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
-    lists = zip(np.take_along_axis(best, order, 1), split.targets, strict=True)
-    hit = np.concatenate([np.isin(items, targets) for items, targets in lists])
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :K]
+    hit = np.concatenate([np.isin(items, targets) for items, targets in zip(best, split.targets, strict=True)])
     wanted = np.array([len(targets) for targets in split.targets])
     recall, ndcg = recall_and_ndcg(np.repeat(user, K), np.tile(np.arange(K), len(user)), hit, wanted, K)
     return {"recall": recall, "ndcg": ndcg}
@@ -164,9 +156,8 @@ def others(split: Split) -> dict[str, _Scores]:
     matrix = sp.csr_matrix((ones, (split.rest["user"], split.rest["item"])), shape=(split.n_users, split.n_items))
     known = split.known()
     rows = np.repeat(np.arange(len(split.length)), split.length)
-    histories = sp.csr_matrix(
-        (np.ones(len(known), np.float32), (rows, known["item"])), (len(split.length), split.n_items)
-    )
+    shape = len(split.length), split.n_items
+    histories = sp.csr_matrix((np.ones(len(known), np.float32), (rows, known["item"])), shape)
     popularity = np.asarray(matrix.sum(axis=0)).ravel()
     found = {"Pop": np.tile(popularity, (len(split.length), 1))}
     # ItemKNN: cosines to the 100 nearest items of each.
@@ -201,42 +192,36 @@ def run(split: Split, setting: dict[str, Any], seed: int) -> dict[str, Any]:
     scores |= {name: model.folding(split, *way) for name, way in WAYS.items()} | others(split)
     found = {name: measured(np.asarray(values), split) for name, values in scores.items()}
     groups = {str(length): split.length == length for length in LENGTHS}
-    table = {
-        name: {
-            length: {metric: float(values[group].mean()) for metric, values in metrics.items()}
-            for length, group in groups.items()
-        }
-        for name, metrics in found.items()
-    }
+    table: dict[str, dict[str, dict[str, float]]] = {name: {} for name in found}
     differences: dict[str, dict[str, dict[str, float]]] = {}
-    for one, other in ((AS_TRAINED, TRAINED_IN), (PLAIN, AS_TRAINED)):
-        more = {length: (found[one]["recall"] - found[other]["recall"])[group] for length, group in groups.items()}
-        differences[f"{one}, less {other}"] = {
-            length: {"mean": float(values.mean()), "variance": float(values.var(ddof=1) / len(values))}
-            for length, values in more.items()
-        }
+    for length, group in groups.items():
+        for name, metrics in found.items():
+            table[name][length] = {metric: float(values[group].mean()) for metric, values in metrics.items()}
+        for one, other in ((AS_TRAINED, TRAINED_IN), (PLAIN, AS_TRAINED)):
+            more = (found[one]["recall"] - found[other]["recall"])[group]
+            about = {"mean": float(more.mean()), "variance": float(more.var(ddof=1) / len(more))}
+            differences.setdefault(f"{one}, less {other}", {})[length] = about
     return {"table": table, "recall_differences": differences}
 
 
-def mean(runs: Sequence[dict[str, Any]], *keys: Any) -> float:
-    """Over seeds, of the entry that has these keys."""
-    return float(np.mean([reduce(getitem, map(str, keys), found) for found in runs]))
+def means(runs: Iterable[dict[str, Any]], part: str) -> dict[str, list[tuple[float, float]]]:
+    """Over seeds, of each row of a part: the two values of each length."""
+    of_seeds = [
+        {name: [list(row[str(length)].values()) for length in LENGTHS] for name, row in found[part].items()}
+        for found in runs
+    ]
+    return {name: np.mean([rows[name] for rows in of_seeds], axis=0).tolist() for name in of_seeds[0]}
 
 
 def markdown(dataset: str, users: int, runs: dict[str, dict[str, Any]], epochs: int) -> str:
-    chosen, seeds = list(runs.values()), " ".join(runs)
-
-    def cell(name: str, length: int) -> str:
-        return " / ".join(f"{mean(chosen, 'table', name, length, metric):.4f}" for metric in ("recall", "ndcg"))
-
-    def difference(name: str, length: int) -> str:
-        variance = mean(chosen, "recall_differences", name, length, "variance") / len(chosen)
-        return f"{mean(chosen, 'recall_differences', name, length, 'mean'):+.4f} ± {variance**0.5:.4f}"
-
-    rows = [[name, *(cell(name, length) for length in LENGTHS)] for name in chosen[0]["table"]]
+    seeds, differences = " ".join(runs), means(runs.values(), "recall_differences")
+    rows = [
+        [name, *(f"{recall:.4f} / {ndcg:.4f}" for recall, ndcg in row)]
+        for name, row in means(runs.values(), "table").items()
+    ]
     rows += [
-        [f"Recall: {name}", *(difference(name, length) for length in LENGTHS)]
-        for name in chosen[0]["recall_differences"]
+        [f"Recall: {name}", *(f"{mean:+.4f} ± {(variance / len(runs)) ** 0.5:.4f}" for mean, variance in row)]
+        for name, row in differences.items()
     ]
     return f"""# Folded-in users: {dataset}
 
@@ -253,13 +238,13 @@ By `python benchmarks/fold_in.py --dataset {dataset} --users {users} --epochs {e
 """
 
 
-def draw(runs: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+def draw(runs: Iterable[dict[str, Any]], path: Path, title: str) -> None:
     """Recall by length; of the ways to fold in, those that :class:`~recbole_onebp.Recommender` has."""
     with measure.picture(path, 9.5, 4.2) as figure:
         axes = figure.add_subplot(xlabel="known items", ylabel=f"recall@{K}", title=title, xscale="log")
-        for name in runs[0]["table"]:
+        for name, row in means(runs, "table").items():
             if FOLDED not in name or name in (AS_TRAINED, PLAIN, RECENT):
-                values = [mean(runs, "table", name, length, "recall") for length in LENGTHS]
+                values = [recall for recall, _ in row]
                 axes.plot(LENGTHS, values, linestyle="-" if "OneBP" in name else "--", marker=".", label=name)
         axes.set_xticks(LENGTHS, map(str, LENGTHS))
         axes.minorticks_off()
@@ -272,7 +257,7 @@ def main() -> None:
         __doc__, json=Path, dataset="ml-100k", data_path=measure.DATA, users=300, epochs=15, seeds=[1, 2, 3]
     )
     logging.disable(logging.INFO)
-    defaults = safe_yaml.read(properties_dir() / "model" / "OneBP.yaml", "OneBP.yaml")
+    defaults = onebp_defaults()
     setting = {**{key: defaults[key] for key in KEYS}, "epochs": args.epochs}
     facts = {"dataset": args.dataset, "users_held_out": args.users, "setting": setting}
     path = args.json or measure.RESULTS / f"fold-in-{args.dataset}-mean.json"
@@ -287,7 +272,7 @@ def main() -> None:
     chosen = {str(seed): runs[str(seed)] for seed in args.seeds}
     text = markdown(args.dataset, args.users, chosen, args.epochs)
     measure.write_text(path.with_suffix(".md"), text)
-    draw(list(chosen.values()), path.with_suffix(".png"), f"{args.dataset}, {args.users} users held out")
+    draw(chosen.values(), path.with_suffix(".png"), f"{args.dataset}, {args.users} users held out")
     print(text)
 
 

@@ -3,17 +3,11 @@
     python benchmarks/resume.py [--trials 30] [--data_path dataset --dataset NAME] [--out DIR]
     python benchmarks/resume.py --soak 60 [--out DIR]
 
-A trial starts ``run_recbole_onebp.py``, sends SIGTERM, SIGINT (Ctrl-C) or SIGKILL (kill -9) at a random moment between
-the first epoch and the end, and starts it again with ``--resume=auto``. The newest checkpoint (tables, optimizer,
-generators, early stopping), the best model, ``metrics.jsonl`` and ``result.json`` must be equal, except for seconds and
-memory. Trials in the result file are not repeated.
+A trial stops ``run_recbole_onebp.py`` by a signal at a random moment and starts it again with ``--resume=auto``. All
+that it writes must be equal, except for seconds and memory. Trials in the result file are not repeated.
 
 ``--soak MINUTES`` repeats rounds: this process trains OneBP on ml-100k, tests it, resumes from its checkpoint and tests
-again; a process of its own is stopped with SIGTERM and resumed. After each round it counts this process's memory,
-descriptors, threads, children and temporary files. None of them may grow.
-
-They write ``results/resume-<data>.json`` and ``.md``, and ``results/<machine>-soak.json``.
-Exit codes: 0 all is equal, nothing grows; 1 otherwise.
+again; a process of its own is stopped with SIGTERM and resumed. Nothing that this process holds may grow.
 """
 
 from __future__ import annotations
@@ -30,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -53,7 +47,6 @@ RUNS: dict[str, dict[str, Any]] = {
 """Some seconds each on ml-100k."""
 CODES = {signal.SIGTERM: (143, -15), signal.SIGINT: (130, -2), signal.SIGKILL: (-9,)}
 """Exit codes of a stopped run. Before and after training a signal ends the process as it ends any other."""
-SIGNALS = tuple(CODES)
 
 
 def start(settings: Mapping[str, Any], folder: Path, resume: bool = False) -> subprocess.Popen[str]:
@@ -83,18 +76,15 @@ def wait_for_training(process: subprocess.Popen[str], folder: Path) -> None:
 def contents(folder: Path) -> dict[str, Any]:
     """All results of a run that must not depend on whether it was stopped."""
     newest = max((folder / "checkpoint").iterdir())
-    state = json.loads((newest / "state.json").read_text())
+    tables = newest / "state.safetensors", newest / "best.safetensors", folder / "model.safetensors"
+    optimizer, best, model = ({name: table.tobytes() for name, table in load_file(file).items()} for file in tables)
     return {
-        "checkpoint": (newest.name, tables(newest / "state.safetensors"), timeless(state["state"])),
-        "best model in it": tables(newest / "best.safetensors"),
-        "model": tables(folder / "model.safetensors"),
+        "checkpoint": (newest.name, optimizer, timeless(json.loads((newest / "state.json").read_text())["state"])),
+        "best model in it": best,
+        "model": model,
         "metrics.jsonl": [timeless(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()],
         "result.json": timeless(json.loads((folder / "result.json").read_text())),
     }
-
-
-def tables(file: Path) -> dict[str, bytes]:
-    return {name: table.tobytes() for name, table in load_file(file).items()}
 
 
 def timeless(value: Any) -> Any:
@@ -118,7 +108,7 @@ def trial(
     settings: Mapping[str, Any], expected: Mapping[str, Any], seconds: float, number: int, seed: int, folder: Path
 ) -> dict[str, Any]:
     """Stop a run that trains for so many seconds, resume it and compare its results."""
-    rng, which = random.Random(f"{seed} {number}"), SIGNALS[number % len(SIGNALS)]
+    rng, which = random.Random(f"{seed} {number}"), list(CODES)[number % len(CODES)]
     for attempt in range(20):
         moment, place = rng.uniform(0, seconds), folder / str(attempt)
         process = start(settings, place)
@@ -135,13 +125,9 @@ def trial(
     claim(process.returncode in CODES[which], f"exit code {process.returncode}: {output[-2000:]}")
     claim("Traceback" not in output, output[-2000:])
     found = sorted(path.name for path in (place / "checkpoint").glob("[!.]*"))
-    row = {
-        "signal": which.name,
-        "after_seconds": round(moment, 3),
-        "epochs_done": len((place / "metrics.jsonl").read_text().splitlines()),
-        "checkpoint": found[-1] if found else None,
-        "exit_seconds": round(took, 3),
-    }
+    epochs_done = len((place / "metrics.jsonl").read_text().splitlines())
+    row = {"signal": which.name, "after_seconds": round(moment, 3), "epochs_done": epochs_done}
+    row |= {"checkpoint": found[-1] if found else None, "exit_seconds": round(took, 3)}
     finish(start(settings, place, resume=True))
     now = contents(place)
     return {**row, "different": [name for name in expected if now[name] != expected[name]]}
@@ -154,11 +140,11 @@ def rows(trials: Iterable[Mapping[str, Any]]) -> list[list[Any]]:
         kinds.setdefault((row["run"], row["signal"]), []).append(row)
     found = []
     for kind, group in sorted(kinds.items()):
-        equal = sum(not row["different"] for row in group)
-        inside = sum(not str(row["checkpoint"] or "-step-000000000").endswith("-step-000000000") for row in group)
-        restarted = sum(row["checkpoint"] is None for row in group)
+        names = [row["checkpoint"] for row in group if row["checkpoint"]]
+        inside = sum(not name.endswith("-step-000000000") for name in names)
         slowest = max(row["exit_seconds"] for row in group)
-        found.append([*kind, len(group), equal, inside, restarted, f"{slowest:.2f}"])
+        equal = sum(not row["different"] for row in group)
+        found.append([*kind, len(group), equal, inside, len(group) - len(names), f"{slowest:.2f}"])
     return found
 
 
@@ -178,7 +164,6 @@ generators, early stopping, record and metrics.
 
 
 def run_trials(args: argparse.Namespace) -> bool:
-    """Whether all trials are equal."""
     os.environ.update(dict.fromkeys(measure.THREAD_VARIABLES, "1"))
     data = {"dataset": args.dataset, "data_path": args.data_path.resolve()}
     results, about = args.out / f"resume-{args.dataset}.json", measure.here("numba", "safetensors")
@@ -206,36 +191,27 @@ def run_trials(args: argparse.Namespace) -> bool:
 
 
 SOAKED: dict[str, Any] = {"model": "OneBP", "dataset": "ml-100k", "epochs": 4, "show_progress": False}
-ENDS_WITHIN = 30.0
-"""Seconds that a process may take to end after SIGTERM."""
 GROWTH_MB = 16.0
 """Memory may grow by so much over the measured rounds: allocators settle late."""
-WARM_UP = 1 / 4
-"""Share of the rounds that is ignored: the first ones compile loops and load modules."""
 
 
-def held(start: float, temporary: Path) -> dict[str, float]:
-    """What this process holds after a round, and the seconds since the start."""
-    gc.collect()
-    process = psutil.Process()
-    return {
-        "seconds": round(monotonic() - start, 1),
-        "rss_mb": round(process.memory_info().rss / 2**20, 1),
-        "descriptors": process.num_fds(),
-        "threads": process.num_threads(),
-        "children": len(process.children(recursive=True)),
-        "temporary_files": sum(1 for _ in temporary.rglob("*")),
-    }
+COUNTED: dict[str, Callable[[psutil.Process, Path], int]] = {
+    "descriptors": lambda process, _: process.num_fds(),
+    "threads": lambda process, _: process.num_threads(),
+    "children": lambda process, _: len(process.children(recursive=True)),
+    "temporary_files": lambda _, temporary: sum(1 for _ in temporary.rglob("*")),
+}
+"""What this process holds after a round, beside memory."""
 
 
-def in_process(folder: Path) -> float:
-    """Train, then resume for as many epochs again; NDCG@10 on the test part."""
+def in_process(folder: Path) -> None:
+    """Train, then resume for as many epochs again."""
     import recbole_onebp
 
-    given = {**SOAKED, "output_dir": str(folder)}
-    recbole_onebp.build("OneBP", "ml-100k", config_dict=given).fit()
-    longer = {**given, "epochs": 2 * SOAKED["epochs"], "resume": "auto"}
-    return recbole_onebp.build("OneBP", "ml-100k", config_dict=longer).fit().test["ndcg@10"]
+    for more in ({}, {"epochs": 2 * SOAKED["epochs"], "resume": "auto"}):
+        given = {**SOAKED, "output_dir": str(folder), **more}
+        test = recbole_onebp.build("OneBP", "ml-100k", config_dict=given).fit().test
+    claim(test["ndcg@10"] > 0.1, f"NDCG@10 is {test['ndcg@10']}")
 
 
 def command_line(folder: Path, rng: np.random.Generator) -> None:
@@ -244,21 +220,21 @@ def command_line(folder: Path, rng: np.random.Generator) -> None:
     sleep(rng.uniform(3, 12))
     process.send_signal(signal.SIGTERM)
     try:
-        process.communicate(timeout=ENDS_WITHIN)
+        process.communicate(timeout=30)
     except subprocess.TimeoutExpired:
         process.kill()
-        raise CheckFailedError(f"the run is still alive {ENDS_WITHIN:g} seconds after SIGTERM") from None
+        raise CheckFailedError("the run is still alive 30 seconds after SIGTERM") from None
     finish(start(SOAKED, folder, resume=True))
     claim((folder / "result.json").is_file(), "the command line wrote no result.json")
 
 
 def grows(rounds: list[dict[str, float]]) -> list[str]:
     """What grows, in words."""
-    measured = rounds[int(len(rounds) * WARM_UP) :]
+    measured = rounds[len(rounds) // 4 :]  # the first ones compile loops and load modules
     half = len(measured) // 2
     claim(half >= 2, f"{len(rounds)} rounds are too few to judge; soak for more minutes")
     found = []
-    for name in ("descriptors", "threads", "children", "temporary_files"):
+    for name in COUNTED:
         before, after = (max(one[name] for one in part) for part in (measured[:half], measured[half:]))
         if after > before:
             found.append(f"{name}: at most {before} in the first half, {after} in the second")
@@ -278,11 +254,14 @@ def soak(args: argparse.Namespace) -> bool:
         temporary.mkdir()
         tempfile.tempdir = os.environ["TMPDIR"] = str(temporary)  # for this process and its children
         while monotonic() - begun < 60 * args.soak:
-            ndcg = in_process(runs / "here")
-            claim(ndcg > 0.1, f"round {len(rounds)}: NDCG@10 is {ndcg}")
+            in_process(runs / "here")
             command_line(runs / "there", rng)
             shutil.rmtree(runs)
-            rounds.append(held(begun, temporary))
+            gc.collect()
+            process = psutil.Process()
+            memory = {"rss_mb": round(process.memory_info().rss / 2**20, 1)}
+            held = {name: count(process, temporary) for name, count in COUNTED.items()}
+            rounds.append({"seconds": round(monotonic() - begun, 1), **memory, **held})
             print(f"{len(rounds):4d}  {rounds[-1]}", flush=True)
         tempfile.tempdir = None
     found = grows(rounds)
@@ -293,9 +272,8 @@ def soak(args: argparse.Namespace) -> bool:
 
 
 def main() -> int:
-    args = measure.arguments(
-        __doc__, trials=30, soak=float, dataset="ml-100k", data_path=measure.DATA, seed=2024, out=measure.RESULTS
-    )
+    options: dict[str, Any] = {"data_path": measure.DATA, "seed": 2024, "out": measure.RESULTS}
+    args = measure.arguments(__doc__, trials=30, soak=float, dataset="ml-100k", **options)
     return 0 if (run_trials(args) if args.soak is None else soak(args)) else 1
 
 

@@ -12,13 +12,14 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import measure
 from measure import DATASETS, table
-from scaling_model import tables as model_tables
+from scaling_model import tables
 
 ROOT = Path(__file__).resolve().parent.parent
 Result = Mapping[str, Any]
@@ -28,11 +29,11 @@ def _read(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _of_machines(kind: str, command: str, page: Callable[[Result, Path], str]) -> Callable[[Path], str]:
-    """A block with the tables of all ``<machine>-<kind>.json``."""
+def _pages(pattern: str, command: str, page: Callable[[Result, Path], str]) -> Callable[[Path], str]:
+    """A block with a page of each of these files."""
 
     def block(results: Path) -> str:
-        pages = (page(_read(file), file) for file in sorted(results.glob(f"*-{kind}.json")))
+        pages = (page(_read(file), file) for file in sorted(results.glob(pattern)))
         return "\n\n".join(pages) or f"Not run: `python benchmarks/{command}`."
 
     return block
@@ -100,11 +101,12 @@ def _large(result: Result, _file: Path) -> str:
     keys = ("seconds", "peak_mb", "imports_mb", "bytes_an_interaction", "major_faults")
     head = ("stage", "seconds", "peak, MiB", "of that imports", "bytes an interaction", "major page faults")
     names = [name for name in run["test"] if name.startswith("recall@")]
-    lists = [
-        ["the planted law", *(_number(law[f"law {name}"]) for name in names)],
-        ["popularity", *(_number(law[f"popularity {name}"]) for name in names)],
-        ["OneBP, one epoch", *(_number(run["test"][name]) for name in names)],
-    ]
+    shown = (
+        ("the planted law", "law ", law),
+        ("popularity", "popularity ", law),
+        ("OneBP, one epoch", "", run["test"]),
+    )
+    lists = [[what, *(_number(values[f"{prefix}{name}"]) for name in names)] for what, prefix, values in shown]
     return f"""{_where(result)}
 {sizes["interactions"]:,} interactions, {sizes["users"]:,} users, {sizes["items"]:,} items, d = {sizes["dimension"]}; \
 {result["available_mb_before"]:,} MiB free before.
@@ -155,36 +157,26 @@ def _compared(report: Result, label: str) -> tuple[str, str]:
     return f"{value['mean']:.4f}{spread}{mark}{star}", _number(model["train_seconds"]["mean"])
 
 
-def study(results: Path) -> str:
+def _studied(result: Result, file: Path) -> str:
     """Every value of every factor: its mean over seeds, and its change against the base's same seeds."""
-    parts = [_studied(file) for file in sorted((results / "study").glob("*.json"))]
-    return "\n\n".join(parts) or "Not run: `python benchmarks/study.py --dataset gowalla`."
-
-
-def order(results: Path) -> str:
-    """What the order of time is worth: the base uses it as the defaults do."""
-    parts = [_studied(file) for file in sorted((results / "order").glob("*.json"))]
-    return "\n\n".join(parts) or "Not run: `python benchmarks/study.py --dataset gowalla --factors order`."
-
-
-def _studied(file: Path) -> str:
     by_label: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
     where: dict[str, list[int]] = {}
-    for run in _read(file)["runs"]:
+    for run in result["runs"]:
         by_label.setdefault((run["factor"], run["label"]), {})[run["seed"]] = run["valid"]
         where.setdefault(f"{run['machine']}; {_packages(run)}", []).append(run["seed"])
     bases, rows = by_label["base", "base"], []
     for names, runs in by_label.items():
-        recall, ndcg = (statistics.mean(run[name] for run in runs.values()) for name in ("recall@20", "ndcg@20"))
-        change = ndcg / statistics.mean(bases[seed]["ndcg@20"] for seed in runs) - 1
-        rows.append([*names, f"{recall:.4f}", f"{ndcg:.4f}", f"{change:+.1%}"])
-    head = [f"### {file.stem}", ""]
-    for machine, seeds in where.items():
-        head.append(f"- {len(seeds)} trainings: {machine}; seeds {', '.join(map(str, sorted(set(seeds))))}.")
+        mean = {name: statistics.mean(run[name] for run in runs.values()) for name in ("recall@20", "ndcg@20")}
+        change = mean["ndcg@20"] / statistics.mean(bases[seed]["ndcg@20"] for seed in runs) - 1
+        rows.append([*names, *_accuracy(mean), f"{change:+.1%}"])
+    trainings = "\n".join(
+        f"- {len(seeds)} trainings: {machine}; seeds {', '.join(map(str, sorted(set(seeds))))}."
+        for machine, seeds in where.items()
+    )
     body = table(("factor", "", "recall@20", "ndcg@20", "against base"), rows)
-    kind = file.parent.name
-    picture = f"![What each factor changes on {file.stem}](../benchmarks/results/{kind}/{file.stem}.png)"
-    return "\n".join([*head, "", body, *(["", picture] if file.with_suffix(".png").exists() else [])])
+    picture = f"![What each factor changes on {file.stem}](../benchmarks/results/{file.parent.name}/{file.stem}.png)"
+    parts = [f"### {file.stem}", trainings, body, *[picture] * file.with_suffix(".png").exists()]
+    return "\n\n".join(parts)
 
 
 def _packages(result: Result) -> str:
@@ -194,21 +186,19 @@ def _packages(result: Result) -> str:
 def ease_rank(results: Path) -> str:
     """The best regularisation for each number of directions."""
     rows = []
-    for file in sorted(results.glob("ease-rank-*.json")):
-        result = _read(file)
-        ranks = sorted({row["rank"] for row in result["rows"]})
-        for rank in ranks:
-            best = max((row for row in result["rows"] if row["rank"] == rank), key=lambda row: row["ndcg@20"])
-            directions = f"all {rank:,}" if rank == ranks[-1] else f"{rank:,}"
-            metrics = (f"{best[name]:.4f}" for name in ("recall@20", "ndcg@20"))
-            rows.append((result["dataset"], directions, f"{best['reg_weight']:g}", *metrics))
+    for result in map(_read, sorted(results.glob("ease-rank-*.json"))):
+        best: dict[int, Result] = {}
+        for row in sorted(result["rows"], key=lambda row: (row["rank"], row["ndcg@20"])):
+            best[row["rank"]] = row
+        for rank, row in best.items():
+            directions = f"all {rank:,}" if rank == max(best) else f"{rank:,}"
+            rows.append((result["dataset"], directions, f"{row['reg_weight']:g}", *_accuracy(row)))
     head = ("data set", "directions", "regularisation", "Recall@20", "NDCG@20")
     return table(head, rows) if rows else "Not run: `python benchmarks/ease_rank.py --dataset onebp-ml-1m`."
 
 
-def quality(results: Path) -> str:
-    """The test part, used once a seed."""
-    return _qualities(results.glob("quality-*.json"), "test") or "Not run: `python benchmarks/quality.py`."
+def _accuracy(metrics: Result) -> list[str]:
+    return [f"{metrics[name]:.4f}" for name in ("recall@20", "ndcg@20")]
 
 
 def quality_short(results: Path) -> str:
@@ -229,15 +219,9 @@ def quality_short(results: Path) -> str:
     return table(head, rows)
 
 
-def validation(results: Path) -> str:
-    """What ``quality.py --no_test`` measured."""
-    return _qualities((results / "validation").glob("*.json"), "valid") or "Not run: `quality.py --no_test`."
-
-
-def _qualities(files: Iterable[Path], part: str) -> str:
+def _qualities(results: Path, pattern: str, part: str) -> str:
     rows = []
-    for file in sorted(files):
-        result = _read(file)
+    for result in map(_read, sorted(results.glob(pattern))):
         known = {"stopping_step", "eval_step", "threads", "epochs at most"}
         settings = {key: value for key, value in result["settings"].items() if key not in known}
         is_random = settings.pop("fetched with", "") == "--valid=random"
@@ -247,33 +231,34 @@ def _qualities(files: Iterable[Path], part: str) -> str:
         chosen = ", ".join(f"{key}: {value}" for key, value in settings.items())
         chosen += "; validation drawn at random" if is_random else ""
         lists = (", ".join(str(run[key]) for run in result["runs"]) for key in ("seed", "epochs"))
-        metrics = (f"{result['mean'][part][name]:.4f}" for name in ("recall@20", "ndcg@20"))
-        rows.append((result["dataset"], chosen or "-", *lists, *metrics))
+        rows.append((result["dataset"], chosen or "-", *lists, *_accuracy(result["mean"][part])))
     head = ("data set", "beside the defaults", "seeds", "epochs", "Recall@20", "NDCG@20")
-    return table(head, rows) if rows else ""
+    return table(head, rows) if rows else "Not run: `python benchmarks/quality.py`."
 
 
-speed = _of_machines("speed", "speed.py", _full)
-speed_short = _of_machines("speed", "speed.py", _short)
-gpu = _of_machines("gpu", "speed.py --device cuda", _full)
-growth = _of_machines("growth", "large.py growth", _growth)
-large = _of_machines("large", "large.py", _large)
-scaling = _of_machines("scaling", "scaling.py", _full)
-scaling_model = _of_machines("scaling", "scaling.py", lambda result, _: model_tables(result))
+speed = _pages("*-speed.json", "speed.py", _full)
+speed_short = _pages("*-speed.json", "speed.py", _short)
+growth = _pages("*-growth.json", "large.py growth", _growth)
+large = _pages("*-large.json", "large.py", _large)
 
 BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
     "docs/study.md": {
-        "quality": quality,
-        "order": order,
-        "validation": validation,
+        "quality": partial(_qualities, pattern="quality-*.json", part="test"),
+        "order": _pages("order/*.json", "study.py --dataset gowalla --factors order", _studied),
+        "validation": partial(_qualities, pattern="validation/*.json", part="valid"),
         "ease-rank": ease_rank,
-        "study": study,
+        "study": _pages("study/*.json", "study.py --dataset gowalla", _studied),
     },
     "README.md": {"quality": quality_short},
     "docs/results.md": {"quality": quality_short, "comparison": comparison, "speed": speed_short},
-    "docs/performance.md": {"speed": speed, "growth": growth, "large": large, "gpu": gpu},
-    "docs/distributed.md": {"scaling": scaling},
-    "docs/scaling.md": {"scaling-model": scaling_model},
+    "docs/performance.md": {
+        "speed": speed,
+        "growth": growth,
+        "large": large,
+        "gpu": _pages("*-gpu.json", "speed.py --device cuda", _full),
+    },
+    "docs/distributed.md": {"scaling": _pages("*-scaling.json", "scaling.py", _full)},
+    "docs/scaling.md": {"scaling-model": _pages("*-scaling.json", "scaling.py", lambda result, _: tables(result))},
 }
 
 

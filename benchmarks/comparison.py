@@ -3,8 +3,7 @@
     python benchmarks/comparison.py {ml-100k,onebp-ml-100k,onebp-ml-1m} [--data_path dataset] [--without LABEL ...]
 
 Every model of ``properties/tune/baselines.yaml`` gets the same number of trials; its best settings are trained with
-every seed of ``properties/compare/baselines.yaml``. Finished runs are not repeated, so the benchmark can be stopped and
-started again. Writes ``results/DATASET-comparison``.
+every seed of ``properties/compare/baselines.yaml``. Finished runs are not repeated.
 """
 
 from __future__ import annotations
@@ -30,8 +29,7 @@ from recbole_onebp.util.files import write_atomically
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = {"ml-100k": 100, "onebp-ml-100k": 100, "onebp-ml-1m": 40}
 """Maximum of a trial or a run: what fits into hours of a CPU."""
-UNTUNED = {"Pop"}
-"""Has nothing to tune."""
+UNTUNED = {"Pop"}  # has nothing to tune
 
 
 def entries_of(kind: str, labels: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -51,11 +49,11 @@ def search_and_compare(shared: Mapping[str, Any], labels: Sequence[str]) -> tupl
     tuned = Path("runs") / f"tune-{shared['dataset']}"
     if entries := entries_of("tune", labels):
         tune(plan_of("tune"), {**shared, "models": entries}, tuned)
-    entries = [
-        entry if entry["label"] in UNTUNED else {"model": entry["model"], "label": entry["label"], "tuned": str(tuned)}
-        for entry in entries_of("compare", labels)
-    ]
-    output_dir = str(Path("runs") / f"compare-{shared['dataset']}")
+    entries = entries_of("compare", labels)
+    for number, entry in enumerate(entries):
+        if entry["label"] not in UNTUNED:
+            entries[number] = {"model": entry["model"], "label": entry["label"], "tuned": str(tuned)}
+    output_dir = f"runs/compare-{shared['dataset']}"
     return compare([str(plan_of("compare"))], {**shared, "models": entries, "output_dir": output_dir}), tuned
 
 

@@ -30,8 +30,7 @@ from recbole_onebp.util.errors import UserError
 
 K = 20
 LENGTHS = (1, 2, 5, 10, 20, 50)
-TARGETS = 5
-"""Least number of items to find."""
+TARGETS = 5  # least number of items to find
 KEYS = (
     "embedding_size", "score", "item_bias", "temperature", "negatives", "n_shared_negatives", "aggregation",
     "aggregation_interval", "aggregation_alpha", "beta", "leave_one_out", "train_batch_size", "learning_rate",

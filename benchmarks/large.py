@@ -4,11 +4,8 @@
     python benchmarks/large.py growth [--only interactions ...] [--repeats 3] [--json OUT]
 
 The first makes Parquet files, prepares them, trains one epoch and compares the lists with the best possible ones, which
-are known: interactions are drawn from a planted law. Each stage runs in a process of its own, so its peak of resident
-memory is its own. ``growth`` varies one quantity at a time around ``BASE``, on pairs drawn in memory. Of a longer epoch
-it times the order, which is made whole, and ``STEPS`` steps, which are all alike.
-
-They write ``results/<machine>-large.json``, and ``results/<machine>-growth.json`` with a chart beside it.
+are known: interactions are drawn from a planted law. Each stage has a process of its own. ``growth`` varies one
+quantity at a time around ``BASE``, on pairs drawn in memory. It times the order of an epoch and ``STEPS`` steps.
 """
 
 from __future__ import annotations
@@ -47,11 +44,9 @@ SWEEPS: dict[str, tuple[int, ...]] = {
     "dimension": (16, 32, 64, 128, 256),
     "negatives": (1, 2, 5, 10, 20),
 }
-FITTED_FROM = {"interactions": 1_000_000}
-"""Epochs of fewer interactions are too short to show how the cost grows."""
+FITTED_FROM = {"interactions": 1_000_000}  # epochs of fewer interactions are too short to show how the cost grows
 POSITIVES = 2048
-STEPS = 488
-"""As many as an epoch of a million interactions has."""
+STEPS = 488  # as many as an epoch of a million interactions has
 LEARNERS = ("adam", "sparse_adam")
 
 
@@ -90,26 +85,26 @@ def make_epoch(user: Ids, item: Ids, size: Mapping[str, int], seed: int, **overr
     import torch
 
     from recbole_onebp.config.properties import properties_dir
-    from recbole_onebp.config.schema import OneBPConfig
+    from recbole_onebp.config.schema import OneBPConfig, onebp_defaults
     from recbole_onebp.engine import Schedule
     from recbole_onebp.engine.cpu import FusedEngine
     from recbole_onebp.util import safe_yaml
 
-    defaults = safe_yaml.read(properties_dir() / "model" / "OneBP.yaml", "OneBP.yaml")
     paper = safe_yaml.read(properties_dir() / "preset" / "paper.yaml", "paper.yaml")["all"]
     own = {
         "embedding_size": size["dimension"], "weight_decay": 0.0, "duplicates": "sequential",
         "train_neg_sample_args": {"distribution": "uniform", "sample_num": size["negatives"]},
         "train_batch_size": POSITIVES * size["negatives"],  # RecBole counts negatives
     }  # fmt: skip
-    values = {**defaults, **paper, **own, **overrides}
+    values = {**onebp_defaults(), **paper, **own, **overrides}
     settings = OneBPConfig(**{key: values[key] for key in OneBPConfig.model_fields})
     counts = size["users"] + 1, size["items"] + 1  # with the padding row, as in RecBole
     generator = torch.Generator().manual_seed(seed)
     users, items = (0.01 * torch.randn(n, settings.embedding_size, generator=generator) for n in counts)
     table = torch.nn.Parameter(items)
     # The attributes that the engine reads.
-    model: Any = SimpleNamespace(config=settings, user_table=users, item_table=table, item_bias=None, item_weight=None)
+    without = {"item_bias": None, "item_weight": None, "has_earlier_users": False}
+    model: Any = SimpleNamespace(config=settings, user_table=users, item_table=table, **without)
     learner = torch.optim.SparseAdam if settings.learner == "sparse_adam" else torch.optim.Adam
     schedule = Schedule(user, item, *counts, settings, seed)
     engine = FusedEngine(model, learner([table], lr=1e-3), schedule)
@@ -117,21 +112,16 @@ def make_epoch(user: Ids, item: Ids, size: Mapping[str, int], seed: int, **overr
     chance = math.log(1 + settings.repeats)
 
     def epoch() -> float:
-        started = perf_counter()
-        ordered = started
+        times = [perf_counter()]
 
         def first_steps(batches: Iterable[Any]) -> Iterator[Any]:
-            nonlocal ordered
-            batches = iter(batches)
-            first = next(batches)  # makes the epoch's order
-            ordered = perf_counter()
-            yield first
-            yield from islice(batches, steps - 1)
+            for batch in islice(batches, steps):
+                times.append(perf_counter())  # the first batch comes after the epoch's order
+                yield batch
 
         loss = engine.train_epoch(next(epochs), first_steps) / steps
-        ended = perf_counter()
         claim(math.isfinite(loss) and loss < chance + 1e-3, f"loss {loss}, chance is {chance}, of {len(user):,} pairs")
-        return ordered - started + (ended - ordered) * len(schedule) / steps
+        return times[1] - times[0] + (perf_counter() - times[1]) * len(schedule) / steps
 
     return epoch
 
@@ -196,10 +186,8 @@ def _short(value: float) -> str:
 
 
 NAME = "large"
-SHARES = (0.65, 0.25)
-"""Of a user's interactions, with items of its first and second group; the rest follows popularity."""
-AT_LEAST = 3
-"""Interactions a user."""
+SHARES = (0.65, 0.25)  # of a user's interactions, with items of its first and second group; the rest follows popularity
+AT_LEAST = 3  # interactions a user
 USERS_A_BLOCK = 200_000
 ROWS_A_GROUP = 1 << 22
 
@@ -208,12 +196,9 @@ ROWS_A_GROUP = 1 << 22
 class Planted:
     """The law of the interactions. Users and items are numbered from 0."""
 
-    group: Ids
-    """Of each item ``(n_items,)``; -1: none."""
-    weight: Floats
-    """Popularity of each item ``(n_items,)``."""
-    groups_of: Ids
-    """First and second group of each user ``(n_users, 2)``."""
+    group: Ids  # of each item `(n_items,)`; -1: none
+    weight: Floats  # popularity of each item `(n_items,)`
+    groups_of: Ids  # first and second group of each user `(n_users, 2)`
 
     @classmethod
     def make(cls, n_users: int, n_items: int, rng: np.random.Generator) -> Planted:
@@ -352,8 +337,7 @@ SETTINGS: dict[str, Any] = {
     "score": "cosine", "temperature": 0.1, "item_bias": True, "aggregation": "step", "aggregation_alpha": 0.0,
     "beta": 0.9, "negatives": "per_pair", "train_neg_sample_args": {"distribution": "uniform", "sample_num": 5},
 }  # fmt: skip
-MOST_POSITIVES = 16_384
-"""Pairs a step; for small data a thousandth of the interactions."""
+MOST_POSITIVES = 16_384  # pairs a step; for small data a thousandth of the interactions
 
 
 def settings_of(n: int, dimension: int, seed: int) -> dict[str, Any]:
@@ -363,24 +347,19 @@ def settings_of(n: int, dimension: int, seed: int) -> dict[str, Any]:
     return {**SETTINGS, "embedding_size": dimension, "train_batch_size": batch, "seed": seed}
 
 
-def _config(folder: Path, **sizes: int) -> dict[str, Any]:
-    return {**settings_of(**sizes), "data_path": str(folder), "output_dir": str(folder / "run")}
-
-
-def prepare(folder: Path, **sizes: int) -> dict[str, Any]:
+def prepare(folder: Path, **settings: Any) -> dict[str, Any]:
     """Make the data set and its loaders from the files."""
     from recbole_onebp.run.build import load_config, load_data
 
-    start = perf_counter()
-    data = load_data(load_config(None, _config(folder, **sizes))[0])
-    return {"seconds": perf_counter() - start, "n_train": len(data[1].dataset)}
+    data = load_data(load_config(None, settings)[0])
+    return {"n_train": len(data[1].dataset)}
 
 
-def train(folder: Path, **sizes: int) -> dict[str, Any]:
+def train(folder: Path, **settings: Any) -> dict[str, Any]:
     """A whole run on the cache that :func:`prepare` made, and its lists against the best possible ones."""
     from recbole_onebp import build
 
-    run = build("OneBP", NAME, config_dict=_config(folder, **sizes))
+    run = build("OneBP", NAME, config_dict=settings)
     return {"result": asdict(run.fit()), "truth": against_truth(run, folder / "truth.npz")}
 
 
@@ -390,6 +369,9 @@ def against_truth(run: Any, truth: Path) -> dict[str, float]:
     ``in their groups`` is the share of the run's first 20 items that belong to one of the user's two groups, for a
     thousand users.
     """
+    import torch
+    from recbole.data.interaction import Interaction
+
     planted = _in_internal_ids(run.dataset, truth)
     found, hidden = run.test_data.positives, run.test_data.history
     counts = np.bincount(run.train_data.dataset.inter_feat["item_id"].numpy(), minlength=len(planted.group))
@@ -404,7 +386,10 @@ def against_truth(run: Any, truth: Path) -> dict[str, float]:
             for k in CUTOFFS:
                 recalls[f"{name} recall@{k}"].append(np.isin(wanted, free[:k]).mean())
         if place < 1000:
-            best = _recommended(run, user, seen, 20)
+            with torch.no_grad():
+                scores = run.model.full_sort_predict(Interaction({"user_id": torch.tensor([user])}))
+            scores[[0, *seen]] = -torch.inf
+            best = scores.topk(20).indices.numpy()
             recalls["in their groups"].append(np.isin(planted.group[best], planted.groups_of[user]).mean())
     return {name: float(np.mean(values)) for name, values in recalls.items()}
 
@@ -419,17 +404,6 @@ def _in_internal_ids(dataset: Any, truth: Path) -> Planted:
         planted = Planted(law["group"][items], law["weight"][items], law["groups_of"][users])
     planted.group[0], planted.weight[0], planted.groups_of[0] = -1, 0, -1
     return planted
-
-
-def _recommended(run: Any, user: int, seen: Ids, k: int) -> Ids:
-    import torch
-    from recbole.data.interaction import Interaction
-
-    with torch.no_grad():
-        scores = run.model.full_sort_predict(Interaction({"user_id": torch.tensor([user])}))
-    scores[0] = -torch.inf
-    scores[seen] = -torch.inf
-    return np.asarray(scores.topk(k).indices)
 
 
 def _stage(stage: str, folder: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -453,19 +427,20 @@ def _stage(stage: str, folder: str, arguments: dict[str, Any]) -> dict[str, Any]
 def measure_whole(args: argparse.Namespace) -> None:
     about, free_mb = measure.here("numba", "pandas", "pyarrow"), int(memory_mb("MemAvailable", "/proc/meminfo"))
     sizes = {"n": args.interactions, "n_users": args.users, "n_items": args.items, "n_tested": args.tested}
-    run = {"n": args.interactions, "dimension": args.dimension, "seed": args.seed}
-    plan = {"make": ("make", {**sizes, "seed": args.seed}), "first start": ("prepare", run)}
-    plan |= {"second start": ("prepare", run), "train and test": ("train", run)}
+    settings = settings_of(args.interactions, args.dimension, args.seed)
+    plan = {"make": "make", "first start": "prepare", "second start": "prepare", "train and test": "train"}
     stages = {}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        for name, (stage, arguments) in plan.items():
-            found = stages[name] = measure.in_a_process(__file__, "stage", stage, folder, arguments)
+        run = {**settings, "data_path": folder, "output_dir": f"{folder}/run"}
+        for name, stage in plan.items():
+            given = {**sizes, "seed": args.seed} if stage == "make" else run
+            found = stages[name] = measure.in_a_process(__file__, "stage", stage, folder, given)
             found["bytes_an_interaction"] = (found["peak_mb"] - found["imports_mb"]) * 2**20 / args.interactions
             numbers = {key: value for key, value in found.items() if key not in ("result", "truth")}
             print(f"{name}: {numbers}", flush=True)
     result, truth = stages["train and test"]["result"], stages["train and test"]["truth"]
     print(f"epoch {result['epoch_seconds'][0]:.1f} s; test {result['test']}; {truth}")
-    settings = {**settings_of(**run), "threads": args.threads, "repeats": 1}
+    settings |= {"threads": args.threads, "repeats": 1}
     shown = {key: getattr(args, key) for key in ("interactions", "users", "items", "dimension", "tested")}
     found = {**about, "settings": settings, "available_mb_before": free_mb, "sizes": shown, "stages": stages}
     measure.write_json(args.json or measure.RESULTS / f"{about['machine']['slug']}-large.json", found)

@@ -28,11 +28,9 @@ from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.files import write_atomically
 
 DATASETS = ("gowalla", "yelp2018", "amazon-book-part", "onebp-ml-1m", "onebp-ml-100k")
-DATA = Path("dataset")
-"""RecBole's data folder."""
+DATA = Path("dataset")  # RecBole's data folder
 RESULTS = Path(__file__).parent / "results"
-VARYING = {"load_before", "run_seconds"}
-"""Entries of a result file that may differ between runs that belong together."""
+VARYING = {"load_before", "run_seconds"}  # entries of a result file that may differ between runs that belong together
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 

@@ -48,8 +48,8 @@ def contestants(dataset: str) -> dict[str, dict[str, Any]]:
 def contest(started: float, dataset: str, paths: dict[str, str], setting: dict[str, Any], threads: int) -> None:
     """Train in this process, and print a line of JSON after each epoch.
 
-    ``started`` is the process's start by ``time.monotonic()``, which all processes share. ``setting`` is RecBole's,
-    or ALS's ``factors``, ``iterations`` and ``trials``, several of which are a search.
+    ``started`` is by ``time.monotonic()``, which all processes share. ``setting`` is RecBole's, or ALS's ``factors``,
+    ``iterations`` and ``trials``, several of which are a search.
     """
 
     def build(model: str, **more: Any) -> Any:
@@ -79,7 +79,7 @@ def _als(
     from implicit.als import AlternatingLeastSquares
     from threadpoolctl import threadpool_limits
 
-    data, spent = run.train_data.dataset, [0.0]
+    data, spent = run.train_data.dataset, list[float]()
     pairs = [data.inter_feat[field].numpy() for field in (data.uid_field, data.iid_field)]
     matrix = sp.csr_matrix((np.ones(len(pairs[0]), np.float32), pairs), shape=(data.user_num, data.item_num))
 
@@ -144,8 +144,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 
 def _earlier(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     keys = [key for key in about if key != "machine"]
-    entries = {key: measure.earlier(path, about, key, keys) or {} for key in ("als_search", "models")}
-    return {**about, **entries}
+    return {**about, **{key: measure.earlier(path, about, key, keys) or {} for key in ("als_search", "models")}}
 
 
 def _searched(result: dict[str, Any], data_path: Path, name: str, setting: dict[str, Any]) -> dict[str, Any]:

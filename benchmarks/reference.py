@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from recbole_onebp.util.errors import UserError
 
 MODULES = ("main", "model", "data", "parse", "evaluation", "cuda")
-_theirs: dict[str, Any] = {}
-"""In the process: the authors' module ``main``, and the numbers of the epochs."""
+_theirs: dict[str, Any] = {}  # in the process: the authors' module `main`, and the numbers of the epochs
 
 
 class ReferenceCode(ProcessPoolExecutor):

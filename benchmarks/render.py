@@ -208,7 +208,10 @@ def quality_short(results: Path) -> str:
         file = results / f"quality-{dataset}{suffix}.json"
         return " / ".join(f"{value:.4f}" for value in _read(file)["mean"]["test"].values()) if file.exists() else ""
 
-    short, larger = "`learning_rate_decay: 0.8, negative_weight: 1.25`", "`embedding_size: 256, learning_rate_decay: 0.87`"
+    short, larger = (
+        "`learning_rate_decay: 0.8, negative_weight: 1.25`",
+        "`embedding_size: 256, learning_rate_decay: 0.87`",
+    )
     head = ("data set", f"in order of time, {short}", "order unused", f"order unused, {larger}")
     rows = []
     for name in DATASETS:

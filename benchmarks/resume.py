@@ -191,8 +191,7 @@ def run_trials(args: argparse.Namespace) -> bool:
 
 
 SOAKED: dict[str, Any] = {"model": "OneBP", "dataset": "ml-100k", "epochs": 4, "show_progress": False}
-GROWTH_MB = 16.0
-"""Memory may grow by so much over the measured rounds: allocators settle late."""
+GROWTH_MB = 16.0  # memory may grow by so much over the measured rounds: allocators settle late
 
 
 COUNTED: dict[str, Callable[[psutil.Process, Path], int]] = {

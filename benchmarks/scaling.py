@@ -2,10 +2,9 @@
 
     python benchmarks/scaling.py [--data_path dataset] [--dataset gowalla] [--only ROW ...] [--repeats 5] [--json OUT]
 
-Each process is pinned to a core; groups of processes take turns. A turn is an epoch, or its first 1,000 steps, with the
-epoch's order and the users' first aggregation. ``link`` has two processes without shared memory, as on two hosts, over
-the loopback device; a slower link is simulated by stretching each exchange to the time its bytes would take. All rows
-together are written to ``results/<machine>-scaling.json``, a selection only with ``--json``.
+Each process is pinned to a core; groups of processes take turns. A turn is an epoch, or its first 1,000 steps. ``link``
+has two processes without shared memory, as on two hosts; a slower link is simulated by stretching each exchange to the
+time that its bytes would take.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
+from types import SimpleNamespace
 from typing import Any
 
 import measure
@@ -47,13 +47,9 @@ SETTINGS: dict[str, tuple[int | None, dict[str, Any]]] = {
 LINKED = ("2,048 pairs a step", "paper's form, 2,048 pairs a step")
 LINKS = {"25 Gbit/s, 20 us": (25e9, 20e-6), "10 Gbit/s, 50 us": (10e9, 50e-6), "1 Gbit/s, 200 us": (1e9, 200e-6)}
 """Bits a second, and seconds until the first one arrives."""
-TARGET = 1.7
-
-
 Ask = Callable[..., list[Any]]
 """Calls one of the functions of a rank, with arguments, in all processes of a group, and returns their answers."""
-_rank: Any = None
-"""In a process of a group: its run."""
+_rank: Any = None  # in a process of a group: its run
 
 
 def _start(environment: Mapping[str, str], core: int, config: dict[str, Any]) -> None:
@@ -86,9 +82,9 @@ def ranks(world: int, local_world: int, config: Mapping[str, Any], apart: bool =
         for rank in range(world):
             environment = dict.fromkeys(measure.THREAD_VARIABLES, "1")
             if not apart:
-                environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank)}
-                environment |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(local_world)}
-                environment |= {"LOCAL_RANK": str(rank % local_world)}
+                numbers = {"RANK": rank, "LOCAL_RANK": rank % local_world, "WORLD_SIZE": world}
+                numbers |= {"LOCAL_WORLD_SIZE": local_world, "MASTER_PORT": port}
+                environment |= {"MASTER_ADDR": "localhost", **{name: str(value) for name, value in numbers.items()}}
             own = {**config, "output_dir": str(Path(scratch) / str(rank * apart))}
             arguments = environment, cores[rank % len(cores)], own
             pools.append(stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"), _start, arguments)))
@@ -125,20 +121,19 @@ def _rows(run: Any) -> tuple[int, int, int]:
 
 def _items_share(run: Any, repeats: int) -> list[float]:
     """The share of an epoch's time that goes into the items' gradients and updates."""
-    engine, shares, spent = run.trainer._engine, [], 0.0
+    engine, shares, spent = run.trainer._engine, [], list[float]()
     train_items = engine._train_items
 
     def measured(*arguments: Any) -> None:
-        nonlocal spent
         start = perf_counter()
         train_items(*arguments)
-        spent += perf_counter() - start
+        spent.append(perf_counter() - start)
 
     engine._train_items = measured
     for _ in range(repeats):
-        spent = 0.0
-        seconds, _ = _turn(run, None)
-        shares.append(spent / seconds)
+        spent.clear()
+        seconds, _ = _turn(run)
+        shares.append(sum(spent) / seconds)
     return shares
 
 
@@ -179,10 +174,7 @@ def _simulate(_run: Any, link: tuple[float, float] | None) -> None:
             while perf_counter() < end:
                 pass
 
-    class Slow:
-        all_gather = staticmethod(exchange)
-
-    vars(cpu_sharded)["dist"] = Slow
+    vars(cpu_sharded)["dist"] = SimpleNamespace(all_gather=exchange)
 
 
 def _collectives(run: Any, repeats: int) -> dict[str, list[float]]:
@@ -219,9 +211,8 @@ def _collectives(run: Any, repeats: int) -> dict[str, list[float]]:
 
 class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
-        self.repeats = args.repeats
-        self.config: dict[str, Any] = {"data_path": str(args.data_path.resolve()), "dataset": args.dataset}
-        self.config |= {"seed": args.seed, "show_progress": False, "epochs": 1}
+        self.repeats, more = args.repeats, {"seed": args.seed, "show_progress": False, "epochs": 1}
+        self.config: dict[str, Any] = {"data_path": str(args.data_path.resolve()), "dataset": args.dataset, **more}
 
     def throughput(self) -> list[Row]:
         rows = []
@@ -241,7 +232,7 @@ class Bench:
             title = f"throughput, {{}}, {self.config['dataset']}, {name}"
             note = f"{n_steps} steps" if n_steps else "an epoch"
             rows += [
-                Row(title.format("2 processes on 2 cores / 1 on 1"), ratios(one, two), parts, checked, TARGET,
+                Row(title.format("2 processes on 2 cores / 1 on 1"), ratios(one, two), parts, checked, 1.7,
                     at_least=True, note=note),
                 Row(title.format("4 processes on 2 cores / 1 on 1"), ratios(one, four), parts, checked),
                 Row(title.format("2 runs at once / 1"), [2 * each for each in ratios(one, at_once)],
@@ -285,11 +276,8 @@ class Bench:
                 one(_turn)
                 seconds.append(measure.alternate(max(2, self.repeats // 2), partial(_seconds, one))[0])
                 if size == sizes[-1]:
-                    n_pairs = one(_rows)[0][2]
-                    share = one(_items_share, self.repeats)[0]
-                    adam = {
-                        n_rows: one(_adam_on_rows, n_rows, PAPER["embedding_size"], self.repeats)[0] for n_rows in ROWS
-                    }
+                    n_pairs, share = one(_rows)[0][2], one(_items_share, self.repeats)[0]
+                    adam = {n_rows: one(_adam_on_rows, n_rows, 64, self.repeats)[0] for n_rows in ROWS}
         counts = np.array([(-(-n_pairs // size), n_pairs) for size in sizes])
         fits = [np.linalg.lstsq(counts, np.array(round_), rcond=None)[0] for round_ in zip(*seconds, strict=True)]
         parts = {f"{size} pairs a step, s": values for size, values in zip(sizes, seconds, strict=True)}
@@ -319,9 +307,8 @@ def _memory_rows(held: Mapping[int, list[Any]]) -> list[Row]:
 
 def main() -> int:
     names = ["throughput", "link", "collectives", "constants"]
-    args = measure.arguments(
-        __doc__, json=Path, only=names, repeats=5, seed=2024, data_path=measure.DATA, dataset="gowalla"
-    )
+    options: dict[str, Any] = {"seed": 2024, "data_path": measure.DATA, "dataset": "gowalla"}
+    args = measure.arguments(__doc__, json=Path, only=names, repeats=5, **options)
     if len(os.sched_getaffinity(0)) < 2:
         raise UserError("one core is free to use; two are needed")
     settings = {"dataset": args.dataset, "seed": args.seed, "repeats": args.repeats, "threads": 2}

@@ -13,8 +13,7 @@ from typing import Any
 from measure import table
 
 FLOAT = INT = 4
-LONG = 8
-"""Bytes."""
+LONG = 8  # bytes
 ROWS = (40_000, 4_000_000)
 """Of the tables on which Adam's step is timed: 31 MB with the moments, which may fit a cache, and 3 GB."""
 
@@ -96,11 +95,10 @@ def epoch_seconds(world: World, hosts: int, constants: Constants) -> dict[str, f
     # An updated row is read and written with its two moments. A scored row is read: a third of the tables at most.
     own = w.pairs / hosts
     scored = own * (c.pair * (1 - c.items_share) + (1 + scores) * c.far_row / 3), own * (1 + scores) * row
+    updated = w.pairs * (c.pair * c.items_share + scores * c.far_row), w.pairs * scores * 6 * row
     received = w.pairs * traffic(world, hosts)["embeddings, coefficients and ids"]
     return {
-        "item rows of all pairs, on each host": on_host(
-            w.pairs * (c.pair * c.items_share + scores * c.far_row), w.pairs * scores * 6 * row
-        ),
+        "item rows of all pairs, on each host": on_host(*updated),
         "scores of its own pairs": on_host(*scored),
         "link": received * 8 / w.link + (steps * w.latency if hosts > 1 else 0),
         "dense Adam over all items": on_host(steps * w.items * c.row_of_dense_adam, steps * w.items * 6 * row),
@@ -117,9 +115,8 @@ def tables(result: Mapping[str, Any]) -> str:
 
     def table_of(values: Callable[[int], dict[str, float]], unit: float, form: str) -> str:
         columns = [values(hosts) for hosts in HOSTS]
-        return table(
-            ["hosts", *HOSTS], ([name, *(format(of[name] / unit, form) for of in columns)] for name in columns[0])
-        )
+        rows = ([name, *(format(of[name] / unit, form) for of in columns)] for name in columns[0])
+        return table(["hosts", *HOSTS], rows)
 
     return f"""Constants, one core of {result["machine"]["cpu"]}: {constants.pair * 1e9:,.0f} ns a pair, \
 {constants.items_share:.0%} of it for the items' rows; {constants.far_row * 1e9:,.0f} ns more for each \

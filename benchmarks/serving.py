@@ -2,8 +2,7 @@
 
     python benchmarks/serving.py BUNDLE_DIR [--kills 50] [--seconds 20] [--only ROW ...] [--json OUT]
 
-``benchmarks/README.md`` explains the rows. All rows together are written to ``results/<machine>-serving.json``, a
-selection only with ``--json``.
+``benchmarks/README.md`` explains the rows.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
@@ -28,8 +27,7 @@ from measure import Row, claim, timed
 
 from recbole_onebp.serving import Recommender
 
-RATE = 50
-"""Requests a second."""
+RATE = 50  # requests a second
 N_EVENTS = 1_000_000
 NAMES = ("loading", "everybody", "updating", "latency", "killing")
 
@@ -66,8 +64,8 @@ class Bench:
         values = []
         for _ in range(self._args.repeats):
             rec = Recommender.load(self._bundle)
-            users, items = (self._rng.choice(ids, N_EVENTS).tolist() for ids in (rec.user_ids, rec.item_ids))
-            events = list(zip(users, items, strict=True))
+            drawn = (self._rng.choice(ids, N_EVENTS).tolist() for ids in (rec.user_ids, rec.item_ids))
+            events = list(zip(*drawn, strict=True))
             start = perf_counter()
             report = rec.update(events)
             values.append(perf_counter() - start)
@@ -114,17 +112,17 @@ class Bench:
         """
         folder = self._scratch / "kills"
         rng = random.Random(self._args.seed)
-        clients = [_Writer(f"bench-{number}") for number in range(4)]
         items = Recommender.load(self._bundle).item_ids[:1000]
+        clients = [_Writer(f"bench-{number}", items) for number in range(4)]
         lost = twice = 0
         for _ in range(self._args.kills + 1):
-            with self._served(folder, compact_at=20) as (url, process):
-                threads = [threading.Thread(target=client.send, args=(url, items)) for client in clients]
+            with self._served(folder, compact_at=20) as (url, process), httpx.Client(base_url=url) as http:
+                threads = [threading.Thread(target=client.send, args=(url,)) for client in clients]
                 for client in clients:
-                    client.retry(url)
-                    answer = httpx.get(f"{url}/history", params={"user": client.user}).json()
+                    client.post(http)
+                    answer = http.get("/history", params={"user": client.user}).json()
                     found = [entry["item"] for entry in answer["items"]]
-                    wanted = [items[number % len(items)] for number in range(client.n_acknowledged)]
+                    wanted = [client.item(number) for number in range(client.n_acknowledged)]
                     claim(found[: len(wanted)] == wanted or len(found) != len(wanted), "events are in another order")
                     lost += max(0, len(wanted) - len(found))
                     twice += max(0, len(found) - len(wanted))
@@ -163,34 +161,28 @@ class Bench:
 class _Writer:
     """A client that numbers its events, and sends those again that were not acknowledged."""
 
-    def __init__(self, user: str) -> None:
+    def __init__(self, user: str, items: list[str]) -> None:
         self.user, self.n_acknowledged = user, 0
-        self._pending: list[dict[str, str]] = []
+        self._items, self._pending = items, list[dict[str, str]]()
 
-    def send(self, url: str, items: list[str]) -> None:
-        """Send events until the service is gone."""
-        with httpx.Client(base_url=url) as client:
-            while True:
-                numbers = range(self.n_acknowledged, self.n_acknowledged + 3)
-                self._pending = [
-                    {"user": self.user, "item": items[number % len(items)], "id": f"{self.user} {number}"}
-                    for number in numbers
-                ]
-                try:
-                    self._post(client)
-                except httpx.HTTPError:
-                    return
+    def item(self, number: int) -> str:
+        """Of an event."""
+        return self._items[number % len(self._items)]
 
-    def retry(self, url: str) -> None:
-        """Send what was not acknowledged again."""
-        with httpx.Client(base_url=url) as client:
-            self._post(client)
-
-    def _post(self, client: httpx.Client) -> None:
+    def post(self, client: httpx.Client) -> None:
+        """Send what was not acknowledged."""
         answer = client.post("/events", json={"events": self._pending})
         if answer.status_code == 200:
             self.n_acknowledged += len(self._pending)
             self._pending = []
+
+    def send(self, url: str) -> None:
+        """Send events until the service is gone."""
+        with httpx.Client(base_url=url) as client, suppress(httpx.HTTPError):
+            while True:
+                numbers = range(self.n_acknowledged, self.n_acknowledged + 3)
+                self._pending = [{"user": self.user, "item": self.item(n), "id": f"{self.user} {n}"} for n in numbers]
+                self.post(client)
 
 
 def main() -> int:

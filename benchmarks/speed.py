@@ -4,9 +4,7 @@ code and the least time that the machine allows.
     python benchmarks/speed.py [--data_path dataset] [--reference DIR] [--only ROW ...] [--repeats 5] [--json OUT]
     python benchmarks/speed.py --device cuda [--reference DIR] [--only gowalla-reference gowalla-floor ...]
 
-``benchmarks/README.md`` explains the rows. All rows together are written to ``results/<machine>-speed.json``, on a GPU
-to ``results/<gpu>-gpu.json``. A selection (``--only``) is written only with ``--json``, and keeps the other rows of
-that file if machine, versions and settings are the same.
+``benchmarks/README.md`` explains the rows.
 """
 
 from __future__ import annotations
@@ -20,19 +18,18 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cache, lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import large
 import measure
 import numpy as np
 import torch
-from measure import Row, Rows, claim, ratios, timed
+from measure import Row, claim, ratios, timed
 from numpy.typing import NDArray
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.sampler import Sampler
@@ -64,10 +61,9 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 """Flags of the authors' code, from its README; ``preset: paper`` is the same. All: 1,024 positives a step, N = 5."""
 PUBLISHED_POSITIVES = 1024
-EVAL_USERS = (4, 16, 64, 128, 256, 512)
-"""Users a batch that RecBole's evaluation is tried with."""
-FRACTION = 8
-"""LightGCN is timed on the first of so many parts of an epoch, whose batches are equally fast."""
+STOCK: dict[str, Any] = {"fast_sampler": False, "fast_evaluator": False}
+EVAL_USERS = (4, 16, 64, 128, 256, 512)  # users a batch that RecBole's evaluation is tried with
+FRACTION = 8  # LightGCN is timed on the first of so many parts of an epoch, whose batches are equally fast
 TOLERANCE = 0.005
 """Relative tolerance of a loss where the draws differ: the mean over 70,000 to 700,000 pairs is stable to 0.1 %."""
 Ids = NDArray[np.int64]
@@ -94,19 +90,12 @@ class Bench:
         """A baseline on RecBole's own code path, with ``sample_num`` negatives a positive."""
         return Training(self.build(model, **STOCK, **drawn(sample_num), **overrides))
 
-    @cached_property
-    def per_pair(self) -> Training:
-        return self._onebp(PER_PAIR)
-
-    @cached_property
-    def shared(self) -> Training:
-        return self._onebp(COSINE)
-
-    def _onebp(self, settings: dict[str, Any]) -> Training:
+    @cache  # noqa: B019
+    def onebp(self, shared: bool = False) -> Training:
         """OneBP on the fast engine, after two epochs whose losses agree with the reference engine's."""
         trained = []
-        for engine in ("reference", "fast"):
-            trained.append(Training(self.build("OneBP", engine=engine, **settings)))  # seeds the generators
+        for engine in ("reference", "fast"):  # building seeds the generators
+            trained.append(Training(self.build("OneBP", engine=engine, **(COSINE if shared else PER_PAIR))))
             trained[-1].epoch()
             trained[-1].epoch()
         slow, fast = trained
@@ -115,13 +104,11 @@ class Bench:
         claim(close, f"losses of the engines differ: reference {slow.losses}, fast {fast.losses}")
         return fast
 
+    @lru_cache(maxsize=1)  # noqa: B019
     def published(self, dataset: str) -> Training:
-        """OneBP with the published settings of a data set."""
+        """OneBP with the published settings of a data set; one model is held at a time."""
         size = PUBLISHED[dataset]["dim"]
         return Training(self.build("OneBP", dataset, preset="paper", embedding_size=size), PUBLISHED_POSITIVES)
-
-
-STOCK: dict[str, Any] = {"fast_sampler": False, "fast_evaluator": False}
 
 
 def drawn(number: int) -> dict[str, Any]:
@@ -134,8 +121,7 @@ class Training:
     """A run that trains one epoch a call; every loss must be finite."""
 
     def __init__(self, run: recbole_onebp.Run, positives: int = POSITIVES) -> None:
-        self.run = run
-        self.losses: list[float] = []
+        self.run, self.losses = run, list[float]()
         self.steps = math.ceil(len(run.train_data.dataset) / positives)
         self.n_users, self.n_items = int(run.dataset.user_num), int(run.dataset.item_num)
         claim(len(run.train_data) == self.steps, f"{len(run.train_data)} steps an epoch, expected {self.steps}")
@@ -171,16 +157,16 @@ def against(bench: Bench, what: str, ours: Training, name: str, theirs: Training
 
 def bpr(bench: Bench) -> list[Row]:
     what = "OneBP (N = 5, per_pair) / RecBole BPR (N = 1)"
-    return against(bench, what, bench.per_pair, "BPR", bench.stock("BPR", 1), target=0.20)
+    return against(bench, what, bench.onebp(), "BPR", bench.stock("BPR", 1), target=0.20)
 
 
 def simplex(bench: Bench) -> list[Row]:
     what = "OneBP (1,024 shared negatives, cosine) / RecBole SimpleX (5 negatives)"
-    return against(bench, what, bench.shared, "SimpleX", bench.stock("SimpleX", NEGATIVES), target=0.25)
+    return against(bench, what, bench.onebp(shared=True), "SimpleX", bench.stock("SimpleX", NEGATIVES), target=0.25)
 
 
 def lightgcn(bench: Bench) -> list[Row]:
-    ours, theirs = bench.per_pair, bench.stock("LightGCN", 1, n_layers=3)
+    ours, theirs = bench.onebp(), bench.stock("LightGCN", 1, n_layers=3)
     n, ends = math.ceil(theirs.steps / FRACTION), list[float]()
 
     def watched(batches: Iterable[Any]) -> Iterator[Any]:
@@ -233,8 +219,7 @@ def authors_row(bench: Bench, ours: Training, dataset: str, what: str, target: f
 def reference(bench: Bench) -> list[Row]:
     ours = bench.published(ML_100K)
     n_pairs = len(ours.pairs()[0])
-    rest = n_pairs % PUBLISHED_POSITIVES
-    note = f"{n_pairs:,} pairs; the authors' code leaves the last {rest} of each epoch out"
+    note = f"{n_pairs:,} pairs; the authors' code leaves the last {n_pairs % PUBLISHED_POSITIVES} of each epoch out"
     return [authors_row(bench, ours, ML_100K, f"{ML_100K}, published settings", 0.067, note)]
 
 
@@ -250,15 +235,12 @@ def growth(bench: Bench) -> list[Row]:
 def evaluation(bench: Bench) -> list[Row]:
     ours = Training(bench.build("OneBP", fast_evaluator=True, **PER_PAIR))
     ours.epoch()
-    stock = bench.build("OneBP", fast_evaluator=False, fast_sampler=False, **PER_PAIR)
+    stock = bench.build("OneBP", **STOCK, **PER_PAIR)
     stock.model.load_state_dict(ours.run.model.state_dict())
     results: dict[str, dict[str, float]] = {}
 
     def evaluate(name: str, run: recbole_onebp.Run, loader: Any) -> Callable[[], float]:
-        def once() -> None:
-            results[name] = dict(run.trainer.evaluate(loader, load_best_model=False))
-
-        return timed(once)
+        return timed(lambda: results.update({name: dict(run.trainer.evaluate(loader, load_best_model=False))}))
 
     def stock_with(users: int) -> Callable[[], float]:
         stock.config["eval_batch_size"] = users * stock.dataset.item_num
@@ -297,25 +279,19 @@ def sampler(bench: Bench) -> list[Row]:
     batches = [slice(start, start + POSITIVES) for start in range(0, len(user), POSITIVES)]
     positives = np.unique(user * n_items + item)
 
-    def of_ours(batch: slice) -> Ids:
-        return np.asarray(ours.sample(user[batch], NEGATIVES))
+    def by_us() -> list[Ids]:
+        return [np.asarray(ours.sample(user[batch], NEGATIVES)) for batch in batches]
 
-    def of_recbole(batch: slice) -> Ids:
-        return theirs.sample_by_user_ids(user[batch], item[batch], NEGATIVES).numpy()
+    def by_recbole() -> list[Ids]:
+        return [theirs.sample_by_user_ids(user[batch], item[batch], NEGATIVES).numpy() for batch in batches]
 
-    def rate(sample: Callable[[slice], object]) -> Callable[[], float]:
-        """Million negatives a second."""
-        run_all = timed(lambda: [sample(batch) for batch in batches])
-        return lambda: len(user) * NEGATIVES / run_all() / 1e6
-
-    for name, found in (
-        ("ours", np.concatenate([of_ours(batch) for batch in batches])),
-        ("RecBole's", np.concatenate([of_recbole(batch).reshape(NEGATIVES, -1).T for batch in batches])),
-    ):
+    by_position = [ids.reshape(NEGATIVES, -1).T for ids in by_recbole()]
+    for name, found in (("ours", np.concatenate(by_us())), ("RecBole's", np.concatenate(by_position))):
         claim(found.shape == (len(user), NEGATIVES), f"{name}: shape {found.shape}")
         claim(found.min() > 0 and found.max() < n_items, f"{name}: ids {found.min()} to {found.max()}")
         claim(not np.isin(user[:, None] * n_items + found, positives).any(), f"{name}: a train positive was drawn")
-    a, b = measure.alternate(bench.repeats, rate(of_ours), rate(of_recbole))
+    seconds = measure.alternate(bench.repeats, timed(by_us), timed(by_recbole))
+    a, b = ([len(user) * NEGATIVES / each / 1e6 for each in of_one] for of_one in seconds)
     title = "sampler / RecBole's, negatives a second, gowalla"
     parts = {"ours, million a second": a, "RecBole's, million a second": b}
     checked = f"{len(user) * NEGATIVES:,} negatives of each: shape, range, none a train positive"
@@ -357,14 +333,11 @@ def _import_only(names: list[str]) -> dict[str, Any]:
     return {"peak_mb": measure.memory_mb("VmHWM")}
 
 
-FLOAT = ID = 4
-"""Bytes."""
-TABLES_OF_ADAM = 3
-"""Embeddings and two moments."""
+FLOAT = ID = 4  # bytes
+TABLES_OF_ADAM = 3  # embeddings and two moments
 
 
-@dataclass(frozen=True)
-class Touched:
+class Touched(NamedTuple):
     """Distinct users, and distinct items (positives and negatives), of each step of an epoch, summed over the steps."""
 
     steps: int
@@ -375,16 +348,13 @@ class Touched:
 
 def touched_rows(user: Ids, item: Ids, n_items: int, positives: int, negatives: int, shared: bool) -> Touched:
     """Count them for one shuffled epoch; ``negatives`` are uniform ones a pair or, if ``shared``, a step."""
-    rng = np.random.default_rng(0)
-    order = rng.permutation(len(user))
-    users = items = steps = 0
-    for start in range(0, len(order), positives):
-        batch = order[start : start + positives]
+    rng, users, items = np.random.default_rng(0), 0, 0
+    batches = np.split(rng.permutation(len(user)), range(positives, len(user), positives))
+    for batch in batches:
         sampled = rng.integers(1, n_items, size=negatives if shared else negatives * len(batch))
         users += len(np.unique(user[batch]))
         items += len(np.unique(np.concatenate([item[batch], sampled])))
-        steps += 1
-    return Touched(steps, len(user), users, items)
+    return Touched(len(batches), len(user), users, items)
 
 
 def bytes_of_epoch(touched: Touched, n_items: int, size: int, dense: bool) -> int:
@@ -396,36 +366,37 @@ def bytes_of_epoch(touched: Touched, n_items: int, size: int, dense: bool) -> in
     return rows * TABLES_OF_ADAM * 2 * size * FLOAT + touched.users * 2 * size * FLOAT + touched.pairs * 2 * ID
 
 
+def _seconds(once: Callable[[], object], passes: int, repeats: int, device: str = "cpu") -> float:
+    """Median seconds of a pass."""
+
+    def many() -> None:
+        for _ in range(passes):
+            once()
+        _wait(device)
+
+    many()
+    return statistics.median(timed(many)() / passes for _ in range(repeats))
+
+
 def bandwidth(n_bytes: int, repeats: int, device: str = "cpu") -> float:
     """Bytes a second, read and written in place, over an array of ``n_bytes``.
 
     With the size of all tables, as much of it stays in a cache as of the tables in training.
     """
     array = torch.ones(n_bytes // FLOAT, device=device)
-    passes = max(1, 2**30 // n_bytes)
-
-    def sweep() -> None:
-        for _ in range(passes):
-            array.mul_(1.0001)
-        _wait(device)
-
-    sweep()
-    return statistics.median(2 * n_bytes * passes / timed(sweep)() for _ in range(repeats))
+    return 2 * n_bytes / _seconds(lambda: array.mul_(1.0001), max(1, 2**30 // n_bytes), repeats, device)
 
 
 def products_of_step(positives: int, shared: int, size: int, repeats: int) -> float:
     """Seconds of the two matrix products of a step with shared negatives: scores, and the gradient of the negatives."""
     users, items = torch.randn(positives, size), torch.randn(shared, size)
     weights, gradient = torch.empty(positives, shared), torch.empty(shared, size)
-    passes = 50
 
     def multiply() -> None:
-        for _ in range(passes):
-            torch.mm(users, items.T, out=weights)
-            torch.mm(weights.T, users, out=gradient)
+        torch.mm(users, items.T, out=weights)
+        torch.mm(weights.T, users, out=gradient)
 
-    multiply()
-    return statistics.median(timed(multiply)() / passes for _ in range(repeats))
+    return _seconds(multiply, 50, repeats)
 
 
 def floor_rows(
@@ -451,44 +422,42 @@ def floor_rows(
 
 def floor(bench: Bench) -> list[Row]:
     return [
-        *floor_rows(bench, "gowalla, N = 5, per_pair", bench.per_pair, SIZE, POSITIVES, NEGATIVES),
-        *floor_rows(bench, "gowalla, 1,024 shared, cosine", bench.shared, SIZE, POSITIVES, SHARED, shared=True),
+        *floor_rows(bench, "gowalla, N = 5, per_pair", bench.onebp(), SIZE, POSITIVES, NEGATIVES),
+        *floor_rows(
+            bench, "gowalla, 1,024 shared, cosine", bench.onebp(shared=True), SIZE, POSITIVES, SHARED, shared=True
+        ),
     ]
 
 
+def on_gpu(dataset: str, what: str, bench: Bench) -> list[Row]:
+    """The paper's sizes."""
+    ours, size = bench.published(dataset), int(PUBLISHED[dataset]["dim"])
+    title = f"{dataset}, d = {size:,}"
+    if what == "reference":
+        return [authors_row(bench, ours, dataset, title, 0.05)]
+    return floor_rows(bench, title, ours, size, PUBLISHED_POSITIVES, NEGATIVES)
+
+
 ON_CPU = {row.__name__: row for row in (bpr, lightgcn, simplex, reference, evaluation, sampler, memory, growth, floor)}
-ON_GPU = [f"{dataset}-{what}" for dataset in (GOWALLA, "yelp2018") for what in ("reference", "floor")]
-NEEDS = dict.fromkeys(ON_CPU, GOWALLA) | {"reference": ML_100K} | {name: name.partition("-")[0] for name in ON_GPU}
-"""The data set of each row."""
-del NEEDS["growth"]
-
-
-def gpu_rows(bench: Bench) -> Rows:
-    """The paper's sizes. One model is held at a time; it is built when the first row asks for it."""
-    ours = lru_cache(maxsize=1)(bench.published)
-
-    def of_row(name: str) -> list[Row]:
-        dataset = NEEDS[name]
-        size = int(PUBLISHED[dataset]["dim"])
-        title = f"{dataset}, d = {size:,}"
-        if name.endswith("reference"):
-            return [authors_row(bench, ours(dataset), dataset, title, 0.05)]
-        return floor_rows(bench, title, ours(dataset), size, PUBLISHED_POSITIVES, NEGATIVES)
-
-    return {name: partial(of_row, name) for name in ON_GPU}
+ON_GPU = {
+    f"{dataset}-{what}": partial(on_gpu, dataset, what)
+    for dataset in (GOWALLA, "yelp2018")
+    for what in ("reference", "floor")
+}
+NEEDS = {name: [GOWALLA] for name in ON_CPU} | {"reference": [ML_100K], "growth": []}
+NEEDS |= {name: [name.partition("-")[0]] for name in ON_GPU}
+"""The data sets of each row."""
 
 
 def main() -> int:
-    rows = [*ON_CPU, *ON_GPU]
-    args = measure.arguments(
-        __doc__, json=Path, only=rows, repeats=5, seed=2024, threads=2, data_path=measure.DATA, device=("cpu", "cuda"),
-        reference=Path,
-    )  # fmt: skip
-    possible = list(ON_CPU) if args.device == "cpu" else ON_GPU
-    args.only = possible if args.only == rows else args.only
+    names = [*ON_CPU, *ON_GPU]
+    options: dict[str, Any] = {"seed": 2024, "threads": 2, "data_path": measure.DATA, "device": ("cpu", "cuda")}
+    args = measure.arguments(__doc__, json=Path, only=names, repeats=5, reference=Path, **options)
+    possible: dict[str, Any] = ON_CPU if args.device == "cpu" else ON_GPU
+    args.only = list(possible) if args.only == names else args.only
     if other := set(args.only) - set(possible):
         raise UserError(f"--only {' '.join(sorted(other))}: not with --device {args.device}")
-    measure.check_data(args.data_path, sorted({NEEDS[name] for name in args.only if name in NEEDS}))
+    measure.check_data(args.data_path, sorted({dataset for name in args.only for dataset in NEEDS[name]}))
     settings = {"seed": args.seed, "repeats": args.repeats}
     if args.device == "cuda":
         if not torch.cuda.is_available():
@@ -503,8 +472,8 @@ def main() -> int:
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(args, Path(scratch))
-        on_cpu = {row: partial(function, bench) for row, function in ON_CPU.items()}
-        return measure.measure_to_file(gpu_rows(bench) if args.device == "cuda" else on_cpu, args, name, about)
+        rows = {row: partial(function, bench) for row, function in possible.items()}
+        return measure.measure_to_file(rows, args, name, about)
 
 
 if __name__ == "__main__":

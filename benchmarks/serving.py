@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import perf_counter, sleep
@@ -161,7 +161,7 @@ class Bench:
 class _Writer:
     """A client that numbers its events, and sends those again that were not acknowledged."""
 
-    def __init__(self, user: str, items: list[str]) -> None:
+    def __init__(self, user: str, items: Sequence[str]) -> None:
         self.user, self.n_acknowledged = user, 0
         self._items, self._pending = items, list[dict[str, str]]()
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -199,9 +200,8 @@ def here(*packages: str) -> dict[str, Any]:
 
 
 def versions(*more: str) -> dict[str, str]:
-    packages = ("recbole", "torch", "numpy", "scipy", *more)
     found = {"recbole_onebp": recbole_onebp.__version__, "python": platform.python_version()}
-    return {**found, **{package: version(package) for package in packages}}
+    return found | {package: version(package) for package in ("recbole", "torch", "numpy", "scipy", *more)}
 
 
 def use_threads(threads: int) -> None:
@@ -271,11 +271,10 @@ def arguments(doc: str | None, place: str = "", **options: Any) -> argparse.Name
 
 def check_data(data_path: Path, datasets: Iterable[str]) -> None:
     """Raise :class:`UserError` for the first file that is missing."""
-    for dataset in datasets:
-        for part in ("train", "valid", "test"):
-            path = data_path / dataset / f"{dataset}.{part}.inter"
-            if not path.is_file():
-                raise UserError(f"{path} is missing; recbole-onebp fetch {dataset} --data_path {data_path} gets it")
+    for dataset, part in product(datasets, ("train", "valid", "test")):
+        path = data_path / dataset / f"{dataset}.{part}.inter"
+        if not path.is_file():
+            raise UserError(f"{path} is missing; recbole-onebp fetch {dataset} --data_path {data_path} gets it")
 
 
 def earlier(path: Path | None, about: Mapping[str, Any], entry: str, keys: Iterable[str]) -> Any:

@@ -1,6 +1,6 @@
 """How fast a bundle answers, and whether a service loses events when it is killed.
 
-    python benchmarks/serving.py BUNDLE_DIR [--kills 50] [--seconds 20] [--only ROW ...] [--json OUT]
+    python benchmarks/serving.py BUNDLE_DIR [--kills 50] [--cores 2] [--seconds 20] [--only ROW ...] [--json OUT]
 
 ``benchmarks/README.md`` explains the rows.
 """
@@ -8,13 +8,17 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import perf_counter, sleep
@@ -27,9 +31,12 @@ from measure import Row, claim, timed
 
 from recbole_onebp.serving import Recommender
 
-RATE = 50  # requests a second
+RATE = 50
+"""Requests a second."""
 N_EVENTS = 1_000_000
-NAMES = ("loading", "everybody", "updating", "latency", "killing")
+NAMES = ("loading", "everybody", "updating", "latency", "cores", "attacks", "killing")
+CLIENTS = 8
+HEAD = b"POST /%s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 class Bench:
@@ -105,6 +112,49 @@ class Bench:
         median, p99 = 1000 * np.percentile(latencies, [50, 99])
         return float(median), float(p99)
 
+    def cores(self) -> list[Row]:
+        """Requests a second of 8 clients that ask one after the other, and p99 at half of that rate."""
+        n_cores = self._args.cores
+        users = Recommender.load(self._bundle).user_ids
+        asked = [json.dumps({"users": [user], "k": 20}).encode() for user in users[:1000]]
+        rates: dict[int, list[float]] = {1: [], n_cores: []}
+        p99 = []
+        for _ in range(self._args.repeats):
+            for number, found in rates.items():
+                with self._served(self._scratch / f"cores-{number}", number) as (url, _):
+                    found.append(len(_ask(url, asked, self._args.seconds)) / self._args.seconds)
+                    if number == n_cores:
+                        late = _ask(url, asked, self._args.seconds, found[-1] / 2)
+                        p99.append(float(1000 * np.percentile(late, 99)))
+        gain = [many / one for one, many in zip(rates[1], rates[n_cores], strict=True)]
+        parts = {"requests a second": rates[n_cores], "requests a second of one core": rates[1]}
+        checked = "every answer is a whole list; the clients share the cores"
+        return [
+            Row(f"{CLIENTS} clients on {n_cores} cores, times the requests a second of one core", gain, parts, checked),
+            Row(f"p99 at half of the requests a second of {n_cores} cores, ms", p99, {}, checked, target=50),
+        ]
+
+    def attacks(self) -> list[Row]:
+        """The slowest ``/health``, each in a connection of its own, under three attacks, with the key set."""
+        users = Recommender.load(self._bundle).user_ids[:1000]
+        body = json.dumps({"users": users, "k": 20_000 // len(users)}).encode()
+        key = b"Authorization: Bearer secret\r\n"
+        large = HEAD % b"recommend" + key + b"Content-Length: %d\r\n\r\n" % len(body) + body
+        chunks = HEAD % b"events" + key + b"Transfer-Encoding: chunked\r\n\r\n" + 900_000 * b"1\r\nx\r\n"
+        rows = []
+        for title, sent, n_connections, waits in (
+            ("205 half-open connections", HEAD % b"events", 205, False),
+            ("4 requests of 1,000 users at once", large, 4, True),
+            ("900,000 chunks of one byte", chunks, 1, True),
+        ):
+            slowest = []
+            for _ in range(self._args.repeats):
+                with self._served(self._scratch / "attacks", RECBOLE_ONEBP_API_KEY="secret") as (url, _):
+                    slowest.append(1000 * _slowest_health(url, sent, n_connections, waits))
+            checked = "every answer is 200; the attackers share the cores"
+            rows.append(Row(f"slowest /health under {title}, ms", slowest, {}, checked, target=100))
+        return rows
+
     def killing(self) -> list[Row]:
         """SIGKILL while four clients write and one thread compacts. Unacknowledged events are sent again.
 
@@ -142,13 +192,18 @@ class Bench:
         ]
 
     @contextmanager
-    def _served(self, events: Path, compact_at: int | None = None) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-        code = "import sys; from recbole_onebp.cli import main; from recbole_onebp.serving.http import live\n"
+    def _served(
+        self, events: Path, cores: int | None = None, compact_at: int | None = None, **environment: str
+    ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+        code = "import os, sys; from recbole_onebp.cli import main; from recbole_onebp.serving.http import live\n"
+        if cores is not None and hasattr(os, "sched_setaffinity"):
+            code += f"os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{cores}])\n"
         if compact_at is not None:
             code += f"live.Live.__init__.__kwdefaults__['compact_at'] = {compact_at}\n"
         code += "sys.exit(main())"
         command = [sys.executable, "-c", code, "serve", str(self._bundle), "--port=0", f"--events={events}"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        env = {**os.environ, **environment}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
             try:
                 assert process.stdout is not None
                 line = process.stdout.readline()
@@ -185,8 +240,66 @@ class _Writer:
                 self.post(client)
 
 
+def _address(url: str) -> tuple[str, int]:
+    host, port = url.removeprefix("http://").rsplit(":", 1)
+    return host, int(port)
+
+
+def _ask(url: str, asked: list[bytes], seconds: float, rate: float | None = None) -> list[float]:
+    """Latencies of 8 clients that ask for some seconds, one question after the other or at a rate of all together."""
+    latencies: list[float] = []
+
+    def client(first: int) -> None:
+        # A plain socket, because a client library would take as long as the service.
+        with socket.create_connection(_address(url)) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            number, start = 0, perf_counter()
+            while perf_counter() < start + seconds:
+                due = perf_counter() if rate is None else start + (number + first / CLIENTS) * CLIENTS / rate
+                sleep(max(0.0, due - perf_counter()))
+                body = asked[(first + CLIENTS * number) % len(asked)]
+                connection.sendall(HEAD % b"recommend" + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+                answer = connection.recv(1 << 16)
+                head, _, body = answer.partition(b"\r\n\r\n")
+                length = int(head.lower().partition(b"content-length:")[2].split()[0])
+                while len(body) < length:
+                    body += connection.recv(1 << 16)
+                latencies.append(perf_counter() - due)
+                claim(b" 200 " in head[:15] and body.count(b'"score"') == 20, "an answer is not a whole list")
+                number += 1
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        list(pool.map(client, range(CLIENTS)))
+    return latencies
+
+
+def _slowest_health(url: str, sent: bytes, n_connections: int, waits: bool) -> float:
+    """The slowest ``/health`` while connections send something, and then, if they wait, until they have an answer."""
+
+    def attack(connection: socket.socket) -> None:
+        with suppress(OSError):  # the service hangs up
+            connection.sendall(sent)
+            if waits:
+                connection.recv(1)
+
+    connections = [socket.create_connection(_address(url)) for _ in range(n_connections)]
+    attackers = [threading.Thread(target=attack, args=(connection,)) for connection in connections]
+    for attacker in attackers:
+        attacker.start()
+    slowest, start = 0.0, perf_counter()
+    while perf_counter() < start + 1 or any(attacker.is_alive() for attacker in attackers):
+        with httpx.Client(verify=False) as client:  # loading certificates takes a while
+            asked = perf_counter()
+            claim(client.get(f"{url}/health", timeout=60).status_code == 200, "/health is not 200")
+            slowest = max(slowest, perf_counter() - asked)
+        sleep(0.01)
+    for connection in connections:
+        connection.close()
+    return slowest
+
+
 def main() -> int:
-    options: dict[str, Any] = {"only": list(NAMES), "repeats": 3, "seed": 2024, "threads": 2}
+    options: dict[str, Any] = {"only": list(NAMES), "repeats": 3, "seed": 2024, "threads": 2, "cores": 2}
     args = measure.arguments(__doc__, "bundle", bundle=Path, json=Path, kills=50, seconds=20.0, **options)
     measure.use_threads(args.threads)
     manifest = Recommender.load(args.bundle).bundle.manifest

@@ -181,8 +181,9 @@ def test_chunks_make_no_difference(both, tmp_path, monkeypatch):
     assert_same(*both("rated"))
 
 
-_token = st.sampled_from([*USERS, "NA", "", '"q"', 'a"b', '"']) | st.text(
-    st.characters(exclude_categories=["Cs"], exclude_characters="\t\n\r"), max_size=4
+# No quotes that stay open: RecBole lets two of them swallow the rows between, and we do not (test_cases.py).
+_token = st.sampled_from([*USERS, "NA", "", '"q"', 'a"b']) | st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters='\t\n\r"'), max_size=4
 )
 _row = st.tuples(_token, _token, st.integers(-3, 3), st.floats(0, 2e9, width=32))
 _interval = st.sampled_from([None, None, "[2,inf)", "[1,3]", "(1,2);[4,9]"])

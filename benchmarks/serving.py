@@ -113,7 +113,11 @@ class Bench:
         return float(median), float(p99)
 
     def cores(self) -> list[Row]:
-        """Requests a second of 8 clients that ask one after the other, and p99 at half of that rate."""
+        """Requests a second of 8 clients that ask one after the other, and p99 at half of that rate.
+
+        Service and clients run on one core, then both on all: they take about as much time each, so that a service on
+        one core with its clients on another would be no measure of a machine of one core.
+        """
         n_cores = self._args.cores
         users = Recommender.load(self._bundle).user_ids
         asked = [json.dumps({"users": [user], "k": 20}).encode() for user in users[:1000]]
@@ -121,16 +125,23 @@ class Bench:
         p99 = []
         for _ in range(self._args.repeats):
             for number, found in rates.items():
-                with self._served(self._scratch / f"cores-{number}", number) as (url, _):
+                with _on_cores(number), self._served(self._scratch / f"cores-{number}") as (url, _):
                     found.append(len(_ask(url, asked, self._args.seconds)) / self._args.seconds)
                     if number == n_cores:
                         late = _ask(url, asked, self._args.seconds, found[-1] / 2)
                         p99.append(float(1000 * np.percentile(late, 99)))
         gain = [many / one for one, many in zip(rates[1], rates[n_cores], strict=True)]
         parts = {"requests a second": rates[n_cores], "requests a second of one core": rates[1]}
-        checked = "every answer is a whole list; the clients share the cores"
+        checked = "every answer is a whole list; service and clients share the cores"
         return [
-            Row(f"{CLIENTS} clients on {n_cores} cores, times the requests a second of one core", gain, parts, checked),
+            Row(
+                f"{CLIENTS} clients on {n_cores} cores, times the requests a second of one core",
+                gain,
+                parts,
+                checked,
+                target=1.7,
+                at_least=True,
+            ),
             Row(f"p99 at half of the requests a second of {n_cores} cores, ms", p99, {}, checked, target=50),
         ]
 
@@ -193,11 +204,9 @@ class Bench:
 
     @contextmanager
     def _served(
-        self, events: Path, cores: int | None = None, compact_at: int | None = None, **environment: str
+        self, events: Path, compact_at: int | None = None, **environment: str
     ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
         code = "import os, sys; from recbole_onebp.cli import main; from recbole_onebp.serving.http import live\n"
-        if cores is not None and hasattr(os, "sched_setaffinity"):
-            code += f"os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{cores}])\n"
         if compact_at is not None:
             code += f"live.Live.__init__.__kwdefaults__['compact_at'] = {compact_at}\n"
         code += "sys.exit(main())"
@@ -238,6 +247,17 @@ class _Writer:
                 numbers = range(self.n_acknowledged, self.n_acknowledged + 3)
                 self._pending = [{"user": self.user, "item": self.item(n), "id": f"{self.user} {n}"} for n in numbers]
                 self.post(client)
+
+
+@contextmanager
+def _on_cores(number: int) -> Iterator[None]:
+    """Run this thread, and the threads and processes that it starts, on the first cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:number])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _address(url: str) -> tuple[str, int]:

@@ -22,6 +22,7 @@ from recbole_onebp.data.sources import fetch as fetching
 from recbole_onebp.data.sources.catalogue import CATALOGUE
 from recbole_onebp.data.sources.fetch import fetch
 from recbole_onebp.data.sources.published import read_pairs
+from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.hashes import git_blob_id
 from support.sources import TEST, TRAIN, blob_id, pairs_of, parts_of, run, train_arguments
 
@@ -262,6 +263,13 @@ def test_presets_hold_data_and_evaluation_keys(name):
         "topk": [20],
         "valid_metric": "NDCG@20",
     }
+
+
+def test_a_number_of_hundreds_of_digits_is_one_line(tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_text(f"user,item\n{'9' * 400},2\n2,3\n")
+    with pytest.raises(UserError, match="user_id has a number with hundreds of digits"):
+        read_pairs(path)
 
 
 @pytest.fixture

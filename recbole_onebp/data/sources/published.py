@@ -64,7 +64,10 @@ def _read_csv(path: Path) -> pd.DataFrame:
         )
     pairs.columns = ["user_id", "item_id", "rating"][: pairs.shape[1]]
     for column in pairs:
-        numbers = pd.to_numeric(pairs[column], errors="coerce")
+        try:
+            numbers = pd.to_numeric(pairs[column], errors="coerce")
+        except OverflowError:
+            raise UserError(f"{path}: {column} has a number with hundreds of digits; expected ids") from None
         wrong = numbers.isna() | ((column != "rating") & ((numbers % 1 != 0) | (numbers.abs() >= 2**53)))
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])

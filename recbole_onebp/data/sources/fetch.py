@@ -39,8 +39,7 @@ SEED = 2020
 """Seed of the validation part; fixed, so that a name means the same split on every machine."""
 _MOST_MEMBERS = 1000
 """Files in an archive."""
-VALID_SHARE = 0.1
-OLD_FOLDER = (
+_OLD_FOLDER = (
     "%s: made by an earlier version, without the order of the interactions and with a random validation part; "
     "recbole-onebp fetch %s --force makes it anew"
 )
@@ -64,7 +63,7 @@ def fetch(
     force: bool = False,
     limits: Limits | None = None,
     valid: Literal["last", "random"] | None = None,
-    valid_share: float = VALID_SHARE,
+    valid_share: float = 0.1,
 ) -> None:
     """Write a data set to ``data_path/name``, as atomic files with a manifest, completely or not at all.
 
@@ -136,7 +135,7 @@ def tell_if_unordered(name: str, folder: Path) -> bool:
     published = CATALOGUE.get(name)
     is_old = published is not None and published.ordered and is_unordered(folder)
     if is_old:
-        getLogger().warning(OLD_FOLDER, folder, name)
+        getLogger().warning(_OLD_FOLDER, folder, name)
     return is_old
 
 

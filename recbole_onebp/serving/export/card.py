@@ -215,8 +215,10 @@ def _training(manifest: Mapping[str, Any]) -> str:
     beta, alpha = aggregation["beta"], aggregation["alpha"]
     kind = "the mean" if aggregation["rule"] == "mean" else f"a moving aggregation (beta {beta:g})"
     if aggregation["recency"]:
-        kind = f"the mean, an item with a later ones weighing (a + 1) ^ -{aggregation['recency']:g},"
+        kind = "a weighted mean"
     weights = f", each weighted by (its train count / the mean count) ^ -{alpha:g}" if alpha else ""
+    if aggregation["recency"]:
+        weights += f", and by (number of later items + 1) ^ -{aggregation['recency']:g}"
     return f"A user is {kind} of the embeddings of the user's items{weights}; only items were trained by gradient."
 
 

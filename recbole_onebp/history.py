@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -84,6 +87,11 @@ class History(nn.Module):
         keys, order = self._sorted
         found = torch.searchsorted(keys, key).clamp_(max=len(keys) - 1)
         return order[found], keys[found] == key
+
+    @cached_property
+    def arrays(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """``start`` and ``item`` as arrays, wherever the tensors are."""
+        return self.start.cpu().numpy(), self.item.cpu().numpy()
 
     def place(self, user: Tensor, item: Tensor) -> Tensor:
         """Where train pairs are in the history; the first place of a pair that occurs more than once.

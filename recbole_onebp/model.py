@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from types import EllipsisType
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.config import Config
 from recbole.data.dataset import Dataset
@@ -20,10 +22,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_onebp.config.schema import OneBPConfig
+from recbole_onebp.cooccurrence import Interactions, latest
 from recbole_onebp.data.order import has_times
+from recbole_onebp.distributed.ranks import current
 from recbole_onebp.distributed.sharding import Shard
 from recbole_onebp.functional import bilateral_softmax, info_nce, moving_aggregate_, popularity_weights
 from recbole_onebp.history import History
+from recbole_onebp.local import ItemScores, LocalTerm
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["OneBP"]
@@ -31,6 +36,8 @@ __all__ = ["OneBP"]
 
 _RECENCY = 1.0
 """``recency: auto`` where the data are in order."""
+_LOCAL_RECENCY = 0.5
+"""``local_recency: auto`` where the data are in order."""
 
 
 class OneBP(GeneralRecommender):
@@ -49,6 +56,7 @@ class OneBP(GeneralRecommender):
         item_weight: weight of each item in the aggregation, ``(n_items, 1)``; None with ``aggregation_alpha: 0``.
         shard: in several processes, the users of this rank; else None.
         shares: with ``leave_one_out: True``, the weighted item rows of the last aggregation, ``(n_items, d)``.
+        local_weight: with ``local: ridge``, the weight of the local term, a scalar; chosen by the trainer.
 
     Row 0 of every table is RecBole's padding: it starts at zero and is never trained, sampled or recommended.
     """
@@ -62,6 +70,7 @@ class OneBP(GeneralRecommender):
     history: History
     item_weight: Tensor | None
     shares: Tensor
+    local_weight: Tensor
     log_q: Tensor | None = None
     """Log probability of each item in the shared draws, ``(n_items,)``, with ``logq_correction: True``."""
 
@@ -90,6 +99,10 @@ class OneBP(GeneralRecommender):
         self._users_are_moved = False
         self._ranked: tuple[list[int], Tensor] | None = None
         self._fresh_users: tuple[int, Tensor] | None = None
+        self._local: LocalTerm | None = None
+        if self.config.local == "ridge":
+            weight = self.config.local_weight
+            self.register_buffer("local_weight", torch.tensor(1.0 if weight == "auto" else weight))
         self._keep_history(dataset)
         if self.config.aggregation == "interval" or self.config.leave_one_out:
             self._aggregate(beta=0.0)
@@ -98,9 +111,10 @@ class OneBP(GeneralRecommender):
         """Keep what aggregation needs of the train interactions, outside checkpoints: it is computed from the data."""
         config = self.config
         self._resolve_order(dataset)
-        if config.aggregation != "step" or config.user_encoding == "fresh" or config.negatives == "shared":
+        uses = config.aggregation != "step", config.user_encoding == "fresh", config.negatives == "shared"
+        if any(uses) or config.local == "ridge":
             inter, times = dataset.inter_feat, None
-            if self.recency or self.has_earlier_users:
+            if self.recency or self.has_earlier_users or self.local_recency:
                 times = inter[dataset.time_field]
             user, item = inter[self.USER_ID], inter[self.ITEM_ID]
             self.history = History(user, item, self.n_users, self.n_items, times, self.recency, config.training_recency)
@@ -120,14 +134,18 @@ class OneBP(GeneralRecommender):
             UserError: if a key needs times and there are none.
         """
         config, in_order = self.config, getattr(dataset, "in_order", False)
-        auto = _RECENCY if in_order else 0.0
-        given = config.recency
-        self.recency = {"auto": auto, "none": 0.0}[given] if isinstance(given, str) else given
+        self.recency = _resolved(config.recency, _RECENCY if in_order else 0.0)
+        self.local_recency = _resolved(config.local_recency, _LOCAL_RECENCY if in_order else 0.0)
         self.has_earlier_users = config.training_history == "earlier" or (
             config.training_history == "auto" and in_order
         )
-        if (self.recency or self.has_earlier_users) and not has_times(dataset):
-            key = "training_history: earlier" if self.has_earlier_users else f"recency: {self.recency:g}"
+        needing = {
+            "training_history: earlier": self.has_earlier_users,
+            f"recency: {self.recency:g}": self.recency,
+            f"local_recency: {self.local_recency:g}": self.local_recency and config.local == "ridge",
+        }
+        if any(needing.values()) and not has_times(dataset):
+            key = next(key for key, needs in needing.items() if needs)
             raise UserError(f"{key}: the interactions have no times: load a column {dataset.time_field} by load_col")
 
     # --------------------------------------------------------------------------------------------------- embeddings
@@ -268,15 +286,54 @@ class OneBP(GeneralRecommender):
         """Scores of pairs of users and items, shape ``(B,)``."""
         user_e = self._look_up(self.scored_users(), interaction[self.USER_ID])
         item_e = self._look_up(self.item_table, interaction[self.ITEM_ID])
-        return (user_e * item_e).sum(dim=-1) + self._bias(interaction[self.ITEM_ID])
+        score = (user_e * item_e).sum(dim=-1) + self._bias(interaction[self.ITEM_ID])
+        if (local := self.local) is None:
+            return score
+        ids = (interaction[field].cpu().numpy() for field in (self.USER_ID, self.ITEM_ID))
+        return score + torch.from_numpy(local.pairs(*ids, *self.history.arrays)).to(score.device)
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Scores of the users with all items, padding included, flattened to ``(B * n_items,)``."""
         user_e, item_e = self.ranking_vectors(interaction)
-        return (user_e @ item_e.T).view(-1)
+        scores = user_e @ item_e.T
+        if (local := self.local_scores(interaction)) is not None:
+            local.add_to(scores)
+        return scores.view(-1)
+
+    def local_scores(self, interaction: Interaction) -> ItemScores | None:
+        """What the local term adds to the scores of the users; None without it."""
+        if (local := self.local) is None:
+            return None
+        return local.scores(interaction[self.USER_ID].cpu().numpy(), *self.history.arrays)
+
+    @property
+    def local(self) -> LocalTerm | None:
+        """The local term with its current weight, fitted when it is first used; None if there is none, or its weight
+        is 0.
+        """
+        if self.config.local == "none" or not (weight := float(self.local_weight)):
+            return None
+        if self._local is None:
+            config = self.config
+            self._local = LocalTerm.fitted(
+                self._counted(), self.local_recency, config.local_neighbors, config.local_reg
+            )
+        return replace(self._local, weight=weight)
+
+    def _counted(self) -> Interactions:
+        """The interactions of all users, of all ranks, that the local term is fitted to."""
+        start, item = self.history.arrays
+        kept = latest(start, self.config.local_history, self.history.is_ordered)
+        user = torch.from_numpy(np.repeat(np.arange(len(start) - 1), np.diff(start))[kept])
+        n_users = self.n_users
+        if self.shard is not None:
+            user, n_users = self.shard.whole_ids(user), self.shard.n_users
+        ranks = current()
+        pairs = torch.cat(ranks.gather(torch.stack((user, torch.from_numpy(item[kept])), dim=1)))
+        return Interactions.of(*pairs.T.numpy(), n_users, self.n_items)
 
     def ranking_vectors(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
-        """Vectors of the users ``(B, d)`` and of all items ``(n_items, d)`` whose dot products are the scores.
+        """Vectors of the users ``(B, d)`` and of all items ``(n_items, d)`` whose dot products are the towers' scores.
 
         With ``item_bias`` their size is d + 1.
         """
@@ -323,6 +380,11 @@ class OneBP(GeneralRecommender):
         """Switch between training and evaluation, see torch; this clears what was computed for an evaluation."""
         self._ranked = self._fresh_users = None
         return super().train(mode)
+
+
+def _resolved(given: str | float, auto: float) -> float:
+    """The number that a key with ``auto`` and ``none`` stands for."""
+    return {"auto": auto, "none": 0.0}[given] if isinstance(given, str) else given
 
 
 def _xavier_rows(n_rows: int, size: int) -> Tensor:

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.config import Config
 from recbole.data.interaction import Interaction
@@ -24,7 +25,10 @@ from recbole_onebp.functional import spread
 from recbole_onebp.model import OneBP
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["Checkpointing", "OneBPTrainer"]
+__all__ = ["LOCAL_WEIGHTS", "Checkpointing", "OneBPTrainer"]
+
+LOCAL_WEIGHTS = (0.0, *(2.0**power for power in range(-4, 5)))
+"""What ``local_weight: auto`` chooses from."""
 
 _COLLAPSED = 1e-3
 """Below this spread all users point the same way, and all get the same list of items."""
@@ -156,6 +160,36 @@ class OneBPTrainer(Trainer):
             loss = self._reference_epoch(train_data, epoch_idx, loss_func or self._loss_of_batch, show_progress)
         self._watch(epoch_idx)
         return loss
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """See RecBole.  The local term is fitted first, so that its time counts as training."""
+        _ = self.model.local
+        return super().fit(*args, **kwargs)
+
+    def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> Any:
+        """Validate, and with ``local_weight: auto`` move the local term's weight to where the metric is best.
+
+        The search starts at the weight of the last validation.  It goes up by one step as long as that is better, and
+        if it never was, down.  The weight is part of the model, so it is saved with the best one.
+        """
+        validate, config = partial(super()._valid_epoch, valid_data, show_progress), self.model.config
+        score, result = validate()
+        if config.local == "none" or config.local_weight != "auto":
+            return score, result
+        weight, sign = self.model.local_weight, 1 if self.valid_metric_bigger else -1
+        start = place = int(np.abs(np.array(LOCAL_WEIGHTS) - float(weight)).argmin())
+        for step in (1, -1):
+            while place == start or (place > start) == (step > 0):
+                if not 0 <= place + step < len(LOCAL_WEIGHTS):
+                    break
+                weight.fill_(LOCAL_WEIGHTS[place + step])
+                new_score, new_result = validate()
+                if sign * new_score <= sign * score:
+                    break
+                score, result, place = new_score, new_result, place + step
+        weight.fill_(LOCAL_WEIGHTS[place])
+        self.logger.info(f"local_weight: {LOCAL_WEIGHTS[place]:.3g}")
+        return score, result
 
     def _decay_learning_rate(self, epoch_idx: int) -> None:
         """Set the learning rate from the epoch's number alone, so that a resumed run uses the same one."""

@@ -150,6 +150,30 @@ class OneBPConfig(TrainingKeys):
         NonNegative,
         Key("0: InfoNCE. Above 0: the positive is not in the denominator, whose logarithm has this weight"),
     ] = 0.0
+    local: Annotated[
+        Literal["ridge", "none"],
+        Key(
+            "`ridge`: add the local term to the towers' scores: each item explained by those that it co-occurs "
+            "with, in closed form",
+            unless=(When("aggregation", "step", "none"), When("backprop", "two", "none")),
+        ),
+    ] = "none"
+    local_neighbors: Annotated[PositiveInt, Key("Items that explain an item in the local term")] = 100
+    local_reg: Annotated[Positive, Key("Added to the diagonal of the co-occurrence counts in the local term")] = 50.0
+    local_history: Annotated[
+        PositiveInt, Key("Items of a user that the counts of the local term use, the latest where times are known")
+    ] = 500
+    local_weight: Annotated[
+        Literal["auto"] | NonNegative,
+        Key(
+            "Weight of the local term beside the towers. `auto`: chosen in each validation, 0 included; 1 where "
+            "nothing is validated"
+        ),
+    ] = "auto"
+    local_recency: Annotated[
+        Literal["auto", "none"] | NonNegative,
+        Key("`recency` of the local term's user. `auto`: 0.5 if the data are in order, otherwise `none`"),
+    ] = "auto"
     learning_rate_decay: Annotated[
         FiniteFloat, Field(gt=0, le=1), Key("The learning rate of epoch k, from 0, is `learning_rate` times this ^ k")
     ] = 0.9

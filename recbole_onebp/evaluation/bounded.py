@@ -109,27 +109,34 @@ class Product:
         table: the items.
         hidden: rows and items that must not be ranked, ``(h,)`` each.  Item 0, the padding, never is.
         pool: see :func:`ranking_threads`.
+        added: rows and items whose scores are more than the product, and how much is added, ``(a,)`` each.
     """
 
     def __init__(
-        self, users: Tensor, table: ItemTable, hidden: tuple[Tensor, Tensor], pool: ThreadPoolExecutor
+        self,
+        users: Tensor,
+        table: ItemTable,
+        hidden: tuple[Tensor, Tensor],
+        pool: ThreadPoolExecutor,
+        added: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> None:
         self.users, self.table, self._pool = users.detach().contiguous(), table, pool
         self.shape = torch.Size((len(users), len(table.rows)))
-        self._hidden = hidden
+        self._hidden, self._added = hidden, added
 
     def scores(self, rows: npt.NDArray[np.int64] | None = None) -> Tensor:
         """The scores of all or some of the users, ``(b, n)``; minus infinity where hidden."""
-        row, item = self._hidden
-        users = self.users
+        users, place = self.users, torch.arange(len(self.users))
         if rows is not None:
-            users, place = users[torch.from_numpy(rows)], np.full(len(users), -1)
-            place[rows] = np.arange(len(rows))
-            row = torch.from_numpy(place)[row]
-            row, item = row[row >= 0], item[row >= 0]
+            picked = torch.from_numpy(rows)
+            users, place = users[picked], torch.full((len(users),), -1).index_put_((picked,), torch.arange(len(rows)))
         scores = users @ torch.from_numpy(self.table.rows).T
+        if self._added is not None:
+            row, item, value = (part[place[self._added[0]] >= 0] for part in self._added)
+            scores[place[row], item] += value
         scores[:, 0] = -torch.inf
-        scores[row, item] = -torch.inf
+        row, item = (part[place[self._hidden[0]] >= 0] for part in self._hidden)
+        scores[place[row], item] = -torch.inf
         return scores
 
     def top_items(self, k: int) -> Tensor:
@@ -138,12 +145,17 @@ class Product:
             return top_items(self.scores(), k)
         n_users, n_items = self.shape
         best, items = np.full((n_users, k + 1), -np.inf, np.float32), np.zeros((n_users, k + 1), np.int64)
-        keys = np.sort(self._hidden[0].numpy() * n_items + self._hidden[1].numpy())
-        start = np.searchsorted(keys, np.arange(n_users + 1) * n_items)
-        hidden, span = keys % n_items, np.column_stack((start[:-1], start[1:]))
+        done = np.zeros((n_users, n_items), np.bool_)
+        done[:, 0] = True
+        done[self._hidden[0].numpy(), self._hidden[1].numpy()] = True
+        added = None
+        if self._added is not None:
+            row, item, value = (part.numpy() for part in self._added)
+            start = np.searchsorted(row, np.arange(n_users + 1))
+            added = start, item, value
         cuts = np.linspace(0, n_users, min(torch.get_num_threads(), n_users) + 1).astype(int)
         shares = [slice(*cut) for cut in pairwise(cuts)]
-        computed = self._pool.map(lambda s: self._scan(self.users[s], hidden, span[s], best[s], items[s]), shares)
+        computed = self._pool.map(lambda s: self._scan(s, added, done[s], best[s], items[s]), shares)
         if sum(computed) > n_users * n_items * _MOST_COMPUTED:
             self.table.pays = False
         ranked = torch.from_numpy(items[:, :k])
@@ -153,9 +165,20 @@ class Product:
             ranked[tied] = top_items(self.scores(tied), k)
         return ranked
 
-    def _scan(self, users: Tensor, hidden: _Ids, span: _Ids, best: _Floats, items: _Ids) -> int:
+    def _scan(
+        self,
+        part_of_users: slice,
+        added: tuple[_Ids, _Ids, _Floats] | None,
+        done: npt.NDArray[np.bool_],
+        best: _Floats,
+        items: _Ids,
+    ) -> int:
         """Fill in the best scores and items of some users; return how many scores were computed."""
-        table = self.table
+        users, table = self.users[part_of_users], self.table
+        if added is not None:
+            # These come first: many of them are among the best, which saves computing others.
+            span = added[0][part_of_users.start : part_of_users.stop + 1]
+            _insert_added(users.numpy(), table.rows, span, added[1], added[2], done, best, items)
         rounded, scale, error = _rounded(users)
         length = torch.linalg.vector_norm(users, dim=1) + error  # at least the length of the rounded vector
         # A factor of |i| that covers the other two terms for all these users, and the rounding of float32 sums.
@@ -168,14 +191,12 @@ class Product:
             products = memory[: len(users) * len(column_scale)].view(len(users), -1)
             torch._int_mm(rounded, columns, out=products)
             bounds = products.numpy(), column_scale, slack[part]
-            n_computed += _scan_tile(bounds, of_users, part.start, table.rows, hidden, span, best, items)
+            n_computed += _scan_tile(bounds, of_users, part.start, table.rows, done, best, items)
         return n_computed
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _scan_tile(
-    bounds: Any, of_users: Any, first: int, table: Any, hidden: Any, span: Any, best: Any, items: Any
-) -> Any:
+def _scan_tile(bounds: Any, of_users: Any, first: int, table: Any, done: Any, best: Any, items: Any) -> Any:
     """Insert the items of a tile into the sorted lists of the best, and return how many scores were computed.
 
     Args:
@@ -184,8 +205,7 @@ def _scan_tile(
             at most ``user_scale[r] * (products[r, i] * scale[i] + user_length[r] * slack[i])``.
         first: the item of the tile's first column.
         table: all item vectors.
-        hidden: all hidden items.
-        span: the items hidden from row r are ``hidden[span[r, 0] : span[r, 1]]``, ascending.
+        done: items of each user that must not be inserted, ``(B, n_items)``.
         best: the best scores so far, descending, ``(B, k + 1)``.
         items: their items.
     """
@@ -194,7 +214,6 @@ def _scan_tile(
     n_computed, last = 0, best.shape[1] - 1
     for r in range(len(products)):
         row, user, score, factor, length = products[r], users[r], best[r], user_scale[r], user_length[r]
-        hide = hidden[span[r, 0] : span[r, 1]]
         for stride in range(0, len(row), _STRIDE):
             here = slice(stride, stride + _STRIDE)
             if _any_bound_above(row[here], scale[here], slack[here], factor, length, score[last]):
@@ -203,7 +222,7 @@ def _scan_tile(
                         n_computed += 1
                         item = first + i
                         new = simd.dot(user, table[item])
-                        if new > score[last] and item > 0 and not _contains(hide, item):
+                        if new > score[last] and not done[r, item]:
                             _insert(score, items[r], new, item)
     return n_computed
 
@@ -223,10 +242,21 @@ def _any_bound_above(product: Any, scale: Any, slack: Any, user_scale: Any, leng
     return above != 0
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _contains(ascending: Any, item: int) -> Any:
-    place = np.searchsorted(ascending, item)
-    return place < len(ascending) and ascending[place] == item
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _insert_added(users: Any, table: Any, span: Any, item: Any, added: Any, done: Any, best: Any, items: Any) -> None:
+    """Insert the items that have more than the product, and mark them as done.
+
+    Those of row r are ``item[span[r] : span[r + 1]]``, and they have ``added`` more.  For the others see
+    :func:`_scan_tile`.
+    """
+    last = best.shape[1] - 1
+    for r in range(len(users)):
+        for place in range(span[r], span[r + 1]):
+            if not done[r, item[place]]:
+                done[r, item[place]] = True
+                new = simd.dot(users[r], table[item[place]]) + added[place]
+                if new > best[r, last]:
+                    _insert(best[r], items[r], new, item[place])
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]

@@ -112,7 +112,8 @@ def bounded_ranking(trainer: Any) -> Iterator[None]:
     """While active, the trainer's full-sort evaluation skips scores that cannot be among a user's best.
 
     This is for models with ``ranking_vectors(interaction)``, which returns vectors of the users ``(B, d)`` and of all
-    items ``(n, d)`` whose products are the scores.  Other models, few items, GPUs and processors without 8-bit products
+    items ``(n, d)`` whose products are the scores.  ``local_scores(interaction)``, where there is one, returns what is
+    added to some of them.  Other models, few items, GPUs and processors without 8-bit products
     are evaluated as usual.
     """
     model = trainer.model
@@ -131,7 +132,9 @@ def bounded_ranking(trainer: Any) -> Iterator[None]:
             interaction, hidden, positive_u, positive_i = batch
             users, items = model.ranking_vectors(interaction)
             tables[:] = tables or [ItemTable(items)]
-            return interaction, Product(users, tables[0], hidden, pool), positive_u, positive_i
+            local = model.local_scores(interaction) if hasattr(model, "local_scores") else None
+            added = None if local is None else local.flat()
+            return interaction, Product(users, tables[0], hidden, pool, added), positive_u, positive_i
 
         trainer._full_sort_batch_eval = score_block  # instead of RecBole's method
         try:

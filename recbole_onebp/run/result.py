@@ -30,5 +30,7 @@ class Result:
     n_train: int
     parameters: int
     """Number of parameters trained by gradient.  A user table that is moved, not trained, does not count."""
+    local: dict[str, float] | None
+    """The local term that predictions used: ``weight``, ``recency``, ``neighbors`` and ``reg``; None without one."""
     versions: dict[str, str]
     device: str

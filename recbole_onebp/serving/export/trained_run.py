@@ -148,7 +148,8 @@ def _allowed(run_dir: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(run_dir: Path, given: Mapping[str, Any], state: Mapping[str, Any], trained_on: Any, empty: str) -> TrainedRun:
-    config = parse_config(None, {**given, **_FORCED, "checkpoint_dir": empty})
+    local = "ridge" if "local_weight" in state else "none"  # older runs do not name this key
+    config = parse_config(None, {"local": local, **given, **_FORCED, "checkpoint_dir": empty})
     for name in ("user_table", "item_table"):
         table = state.get(name)
         if table is None or table.ndim != 2 or not table.is_floating_point():

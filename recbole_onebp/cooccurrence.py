@@ -1,0 +1,293 @@
+"""The ridge regression of each item on its neighbours, for the local term.
+
+G counts the users that two items have in common.  For item j and its K neighbours N, those of the largest cosine,
+
+    w_j = (G[N, N] + reg I)^-1 G[N, j]
+
+G has a row and a column for each item, so it is never made as a whole.  For one item at a time its row is counted, and
+then the counts of its neighbours among each other.  Items are independent of one another, so the result depends
+neither on the number of threads nor on how items are divided between processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from numba import prange
+from threadpoolctl import threadpool_limits
+
+from recbole_onebp.util.compiled import njit
+
+__all__ = ["Interactions", "Neighbors", "latest", "ridge_on_neighbors"]
+
+_Ids = npt.NDArray[np.int32]
+_Places = npt.NDArray[np.int64]
+
+_COUNTED = 4096
+"""The counts of pairs of this many items, the most popular ones, are kept in memory: 64 MB."""
+_LEAST = 1e-5
+"""Smaller entries are dropped, as a share of the largest entry of their item."""
+_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
+
+
+class Interactions(NamedTuple):
+    """Distinct pairs of users and items, by user and by item; ids ascend within a row."""
+
+    start: _Places
+    """The items of user u are ``item[start[u] : start[u + 1]]``; ``(n_users + 1,)``."""
+    item: _Ids
+    start_of_item: _Places
+    """The users of item i are ``user[start_of_item[i] : start_of_item[i + 1]]``; ``(n_items + 1,)``."""
+    user: _Ids
+
+    @classmethod
+    def of(cls, user: npt.NDArray[Any], item: npt.NDArray[Any], n_users: int, n_items: int) -> Interactions:
+        """From pairs ``(n,)`` in any order; a pair may occur more than once."""
+        key = np.unique(user.astype(np.int64) * n_items + item)
+        user, item = (key // n_items).astype(np.int32), (key % n_items).astype(np.int32)
+        by_item = np.argsort(item, kind="stable")
+        return cls(
+            np.searchsorted(user, np.arange(n_users + 1)),
+            item,
+            np.searchsorted(item[by_item], np.arange(n_items + 1)),
+            user[by_item],
+        )
+
+
+def latest(start: _Places, n: int, in_order: bool) -> npt.NDArray[np.bool_]:
+    """Which interactions count where long histories are cut to n items.
+
+    Args:
+        start: the interactions of user u are those from ``start[u]`` to ``start[u + 1]``; ``(n_users + 1,)``.
+        n: items of a user that count.
+        in_order: whether a user's interactions are in order of time.  Then the latest n count, otherwise n of them at
+            equal distances.
+
+    Returns:
+        A mask, ``(start[-1],)``.
+
+    Example:
+        >>> latest(np.array([0, 1, 5]), 2, in_order=True).tolist()
+        [True, False, False, False, True]
+    """
+    size = np.diff(start)
+    owner_size = np.repeat(size, size)
+    place = np.arange(start[-1]) - np.repeat(start[:-1], size)
+    if in_order:
+        return place >= owner_size - n
+    kept: npt.NDArray[np.bool_] = (place + 1) * n // np.maximum(owner_size, n) > place * n // np.maximum(owner_size, n)
+    return kept | (owner_size <= n)
+
+
+class Neighbors(NamedTuple):
+    """Weights of the neighbours of some items: row r belongs to ``target[r]``, its unused end is -1."""
+
+    target: _Ids
+    """``(m,)``."""
+    item: _Ids
+    """``(m, K)``."""
+    weight: npt.NDArray[np.float32]
+    """``(m, K)``."""
+
+
+def ridge_on_neighbors(data: Interactions, targets: Sequence[int] | _Ids, n_neighbors: int, reg: float) -> Neighbors:
+    """Solve the ridge regression of each target.
+
+    The result of an item depends neither on the other targets nor on the number of threads.
+
+    Args:
+        data: all interactions.
+        targets: items, ``(m,)``.
+        n_neighbors: K.
+        reg: added to the diagonal of the counts.
+
+    Returns:
+        The weights; fewer than K where an item has fewer neighbours.
+
+    Example:
+        >>> data = Interactions.of(np.array([1, 1, 2, 2]), np.array([1, 2, 1, 2]), n_users=3, n_items=3)
+        >>> ridge_on_neighbors(data, [1], n_neighbors=2, reg=2.0).weight.tolist()  # item 2: 2 / (2 + 2)
+        [[0.5, 0.0]]
+    """
+    target = np.asarray(targets, np.int32)
+    n_users, n_items = len(data.start) - 1, len(data.start_of_item) - 1
+    popularity = np.diff(data.start_of_item)
+    popular = np.full(n_items, -1, np.int32)
+    most = np.argsort(-popularity, kind="stable")[: min(_COUNTED, n_items)].astype(np.int32)
+    popular[most] = np.arange(len(most), dtype=np.int32)
+    n_threads = numba.get_num_threads()
+    counts = np.zeros((len(most), len(most)), np.int32)
+    _count_popular(data, most, popular, counts, n_threads)
+    item = np.full((len(target), n_neighbors), -1, np.int32)
+    weight = np.zeros((len(target), n_neighbors), np.float32)
+    with threadpool_limits(1, user_api="blas"):  # each thread of ours solves one system
+        _fit(data, n_users, target, float(reg), popular, counts, item, weight, n_threads)
+    weight[np.abs(weight) < _LEAST * np.abs(weight).max(axis=1, initial=0, keepdims=True)] = 0
+    return Neighbors(target, item, weight)
+
+
+@njit(parallel=True, **_OPTIONS)  # type: ignore[untyped-decorator]
+def _count_popular(data, most, popular, counts, n_threads):  # type: ignore[no-untyped-def]
+    """Fill in how many users the most popular items have in common, ``(m, m)``."""
+    for thread in prange(n_threads):
+        for row in range(thread, len(most), n_threads):
+            i = most[row]
+            for p in range(data.start_of_item[i], data.start_of_item[i + 1]):
+                u = data.user[p]
+                for q in range(data.start[u], data.start[u + 1]):
+                    column = popular[data.item[q]]
+                    if column >= 0:
+                        counts[row, column] += 1
+
+
+@njit(parallel=True, **_OPTIONS)  # type: ignore[untyped-decorator]
+def _fit(data, n_users, target, reg, popular, counts, item, weight, n_threads):  # type: ignore[no-untyped-def]
+    """Fill in the neighbours of each target and their weights."""
+    n_items = len(popular)
+    for thread in prange(n_threads):
+        count, seen = np.zeros(n_items, np.int32), np.empty(n_items, np.int32)
+        column = np.full(n_items, -1, np.int32)
+        head = np.full(n_users, -1, np.int32)
+        links = np.empty((1024, 2), np.int32)
+        for row in range(thread, len(target), n_threads):
+            neighbors, shared = _neighbors(data, target[row], item.shape[1], count, seen)
+            if len(neighbors):
+                gram, links = _gram(data, neighbors, popular, counts, column, head, links)
+                item[row, : len(neighbors)] = neighbors
+                weight[row, : len(neighbors)] = _solve(gram, shared, reg)
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+def _neighbors(data, j, k, count, seen):  # type: ignore[no-untyped-def]
+    """The k items with the largest cosine to item j, ascending, and the number of users that each shares with it.
+
+    Of equal cosines the lower ids count.
+
+    The scratch ``count`` is zero before and after; ``count`` and ``seen`` are ``(n_items,)``.
+    """
+    n = 0
+    for p in range(data.start_of_item[j], data.start_of_item[j + 1]):
+        u = data.user[p]
+        for q in range(data.start[u], data.start[u + 1]):
+            i = data.item[q]
+            if count[i] == 0:
+                seen[n] = i
+                n += 1
+            count[i] += 1
+    cosine = np.empty(n, np.float64)  # times a factor that is the same for all
+    for place in range(n):
+        i = seen[place]
+        cosine[place] = -1.0 if i == j else count[i] / np.sqrt(float(data.start_of_item[i + 1] - data.start_of_item[i]))
+    least = -1.0
+    if n - 1 > k:
+        least = np.partition(cosine, n - k)[n - k]
+    above = 0
+    for place in range(n):
+        above += cosine[place] > least
+    tied = seen[:n][cosine == least]
+    tied.sort()
+    missing = k - above if least > 0 else 0
+    kept = np.concatenate((seen[:n][cosine > least], tied[:missing]))
+    kept.sort()
+    shared = np.empty(len(kept), np.float64)
+    for place, i in enumerate(kept):
+        shared[place] = count[i]
+    count[seen[:n]] = 0
+    return kept, shared
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+def _gram(data, items, popular, counts, column, head, links):  # type: ignore[no-untyped-def]
+    """How many users each pair of items has in common, the lower triangle, ``(K, K)``; and the scratch ``links``.
+
+    Pairs of popular items are looked up.  The users of all other items are linked: a user's list holds the items that
+    it has among them.  A popular item then meets the others in the lists of its users, or in the histories of the users
+    that have a list, whichever are fewer.
+
+    The scratch ``column``, ``(n_items,)``, and ``head``, ``(n_users,)``, is -1 before and after.  A row of ``links`` is
+    a user's next link, and the item of this one as an index into ``items``.
+    """
+    k = len(items)
+    gram = np.zeros((k, k), np.int32)
+    n_rare, n_popular = 0, 0
+    for i in items:
+        size = data.start_of_item[i + 1] - data.start_of_item[i]
+        if popular[i] >= 0:
+            n_popular += size
+        else:
+            n_rare += size
+    if len(links) < n_rare:
+        links = np.empty((2 * n_rare, 2), np.int32)
+    n, in_histories = 0, 0
+    for a in range(k):
+        i = items[a]
+        if popular[i] >= 0:
+            column[i] = a
+            for b in range(a + 1):
+                other = popular[items[b]]
+                if other >= 0:
+                    gram[a, b] = counts[popular[i], other]
+            continue
+        row = gram[a]
+        for p in range(data.start_of_item[i], data.start_of_item[i + 1]):
+            u = data.user[p]
+            link = head[u]
+            if link < 0:
+                in_histories += data.start[u + 1] - data.start[u]
+            links[n, 0], links[n, 1] = link, a
+            head[u] = n
+            n += 1
+            while link >= 0:
+                row[links[link, 1]] += 1
+                link = links[link, 0]
+        row[a] = data.start_of_item[i + 1] - data.start_of_item[i]
+    through_histories = in_histories < n_popular
+    for a in range(k):
+        i = items[a]
+        if popular[i] >= 0 and not through_histories:
+            for p in range(data.start_of_item[i], data.start_of_item[i + 1]):
+                _meet(gram, a, head[data.user[p]], links)
+        elif popular[i] < 0:
+            for p in range(data.start_of_item[i], data.start_of_item[i + 1]):
+                u = data.user[p]
+                if through_histories and head[u] >= 0:
+                    for q in range(data.start[u], data.start[u + 1]):
+                        if column[data.item[q]] >= 0:
+                            _meet(gram, column[data.item[q]], head[u], links)
+                    head[u] = -1
+    for i in items:
+        column[i] = -1
+        if popular[i] < 0:
+            head[data.user[data.start_of_item[i] : data.start_of_item[i + 1]]] = -1
+    return gram, links
+
+
+@njit(inline="always", **_OPTIONS)  # type: ignore[untyped-decorator]
+def _meet(gram, a, link, links):  # type: ignore[no-untyped-def]
+    """Count item a once with each item of a user's list."""
+    while link >= 0:
+        b = links[link, 1]
+        gram[max(a, b), min(a, b)] += 1
+        link = links[link, 0]
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+def _solve(gram, shared, reg):  # type: ignore[no-untyped-def]
+    """``(gram + reg I)^-1 shared`` by Cholesky's decomposition, ``(K,)``."""
+    k = len(shared)
+    full = np.empty((k, k), np.float64)
+    for a in range(k):
+        for b in range(a):
+            full[a, b] = full[b, a] = gram[a, b]
+        full[a, a] = gram[a, a] + reg
+    lower, x = np.linalg.cholesky(full), shared.copy()
+    for a in range(k):
+        x[a] = (x[a] - np.dot(lower[a, :a], x[:a])) / lower[a, a]
+    for a in range(k - 1, -1, -1):
+        x[a] /= lower[a, a]
+        x[:a] -= x[a] * lower[a, :a]
+    return x

@@ -1,0 +1,206 @@
+"""The local term: what two towers miss of single pairs of items.
+
+Two towers describe a user by one vector, which cannot hold that two items belong together and to nothing else.  The
+local term holds it for each item and the items that it co-occurs with most.  It has a closed form and no gradient.  A
+user's score of item j gains
+
+    weight * sum_i r_i w_j[i]
+
+over the user's items i.  w_j are the weights of :mod:`recbole_onebp.cooccurrence`, and r recency weights of mean 1.
+
+Sources: Ning and Karypis, "SLIM" (ICDM 2011), whose fsSLIM takes neighbours by cosine; Steck, "Embarrassingly Shallow
+Autoencoders for Sparse Data" (WWW 2019) for the closed form over all items.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+import torch
+from numba import prange
+from torch import Tensor
+
+from recbole_onebp.cooccurrence import Interactions, Neighbors, ridge_on_neighbors
+from recbole_onebp.distributed.ranks import current
+from recbole_onebp.recency import recency_weights
+from recbole_onebp.util.compiled import njit
+
+__all__ = ["ItemScores", "LocalTerm"]
+
+_Ids = npt.NDArray[np.int32]
+_Places = npt.NDArray[np.int64]
+
+_TASKS = 64
+"""Parts into which the users of a block are divided for the threads."""
+_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
+
+
+class ItemScores(NamedTuple):
+    """Scores of some items for each of B users: those of user b lie from ``start[b]`` to ``stop[b]``."""
+
+    start: _Places
+    stop: _Places
+    item: _Ids
+    score: npt.NDArray[np.float32]
+
+    def flat(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Row, item and score of each entry, by row."""
+        size = self.stop - self.start
+        row = np.repeat(np.arange(len(size)), size)
+        place = np.arange(len(row)) + np.repeat(self.start - (np.cumsum(size) - size), size)
+        parts = row, self.item[place].astype(np.int64), self.score[place]
+        return torch.from_numpy(parts[0]), torch.from_numpy(parts[1]), torch.from_numpy(parts[2])
+
+    def add_to(self, scores: Tensor) -> None:
+        """Add to the scores of the B users for all items, ``(B, n_items)``, in place."""
+        row, item, score = (part.to(scores.device) for part in self.flat())
+        scores[row, item] += score
+
+
+@dataclass(frozen=True)
+class LocalTerm:
+    """The fitted term: row i of a sparse matrix in CSR form has what item i of a history adds to other items' scores.
+
+    Attributes:
+        indptr: ``(n_items + 1,)``.
+        indices: the other items, ascending in a row, ``(nnz,)``.
+        values: ``(nnz,)``.
+        weight: of the term beside the towers.
+        recency: exponent of the recency weights, see :func:`recbole_onebp.recency.recency_weights`.
+        n_neighbors, reg: what it was fitted with.
+    """
+
+    indptr: _Places
+    indices: _Ids
+    values: npt.NDArray[np.float32]
+    weight: float
+    recency: float
+    n_neighbors: int
+    reg: float
+
+    @classmethod
+    def fitted(cls, data: Interactions, recency: float, n_neighbors: int, reg: float) -> LocalTerm:
+        """Fit the term, with weight 1.  In several processes, each one solves a share of the items.
+
+        Args:
+            data: the interactions of all users.
+            recency: see above.
+            n_neighbors: see :func:`~recbole_onebp.cooccurrence.ridge_on_neighbors`.
+            reg: likewise.
+        """
+        ranks, n_items = current(), len(data.start_of_item) - 1
+        own = ridge_on_neighbors(data, np.arange(ranks.rank, n_items, ranks.world_size), n_neighbors, reg)
+        found = Neighbors(*(np.concatenate(ranks.gather(torch.from_numpy(part))) for part in own))
+        used = found.weight != 0
+        columns = np.repeat(found.target, used.sum(axis=1))
+        csr = sp.coo_array((found.weight[used], (found.item[used], columns)), shape=(n_items, n_items)).tocsr()
+        csr.sort_indices()
+        indptr, indices = csr.indptr.astype(np.int64), csr.indices.astype(np.int32)
+        return cls(indptr, indices, csr.data, 1.0, recency, n_neighbors, reg)
+
+    def summary(self) -> dict[str, float]:
+        """The numbers that describe the term, for results."""
+        return {"weight": self.weight, "recency": self.recency, "neighbors": self.n_neighbors, "reg": self.reg}
+
+    def by_age(self, longest: int) -> npt.NDArray[np.float32]:
+        """Recency weights of the ages 0 to ``longest - 1``, not yet scaled to mean 1."""
+        age = np.arange(longest)
+        return (recency_weights(age, self.recency) if self.recency else np.ones(longest)).astype(np.float32)
+
+    def scores(self, user: npt.NDArray[np.int64], start: _Places, item: npt.NDArray[np.int64]) -> ItemScores:
+        """What the term adds to the scores of users; for all items that are not named it is 0.
+
+        Args:
+            user: ids of B users.
+            start: the items of user u are ``item[start[u] : start[u + 1]]``, the earliest first; ``(n_users + 1,)``.
+            item: ``(n,)``.
+        """
+        n_items, lengths = len(self.indptr) - 1, np.diff(self.indptr)
+        total = np.concatenate(([0], np.cumsum(lengths[item])))
+        bound = np.minimum(total[start[user + 1]] - total[start[user]], n_items)
+        first = np.cumsum(bound) - bound
+        n = int(bound.sum())
+        found = ItemScores(first, first.copy(), np.empty(n, np.int32), np.empty(n, np.float32))
+        by_age = self.by_age(int((start[user + 1] - start[user]).max(initial=0)))
+        _scores(self._csr, np.float32(self.weight), by_age, user, start, item, found)
+        return found
+
+    def pairs(
+        self, user: npt.NDArray[np.int64], target: npt.NDArray[np.int64], start: _Places, item: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """What the term adds to the scores of pairs of users and items, ``(B,)``; arguments as in :meth:`scores`."""
+        by_age = self.by_age(int((start[user + 1] - start[user]).max(initial=0)))
+        score = np.zeros(len(user), np.float32)
+        _pair_scores(self._csr, np.float32(self.weight), by_age, user, target, start, item, score)
+        return score
+
+    @property
+    def _csr(self) -> tuple[_Places, _Ids, npt.NDArray[np.float32]]:
+        return self.indptr, self.indices, self.values
+
+
+@njit(inline="always", **_OPTIONS)  # type: ignore[untyped-decorator]
+def _factor(weight, by_age, n):  # type: ignore[no-untyped-def]
+    """What the recency weights of a history of n items are multiplied by, for mean 1 and the weight of the term."""
+    total = np.float64(0)
+    for age in range(n):
+        total += by_age[age]
+    return np.float32(weight * n / total)
+
+
+@njit(parallel=True, **_OPTIONS)  # type: ignore[untyped-decorator]
+def _scores(csr, weight, by_age, user, start, item, found):  # type: ignore[no-untyped-def]
+    n_items = len(csr[0]) - 1
+    for task in prange(_TASKS):
+        score, seen = np.zeros(n_items, np.float32), np.zeros(n_items, np.bool_)
+        for b in range(task, len(user), _TASKS):
+            history = item[start[user[b]] : start[user[b] + 1]]
+            found.stop[b] = _add_up(csr, weight, by_age, history, score, seen, found, found.start[b])
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+def _add_up(csr, weight, by_age, history, score, seen, found, first):  # type: ignore[no-untyped-def]
+    """Write the scores that a history gives from the place ``first`` on; return the place after the last.
+
+    The scratch ``score`` and ``seen``, ``(n_items,)``, is zero before and after.
+    """
+    indptr, indices, values = csr
+    n, stop = len(history), first
+    factor = _factor(weight, by_age, n)
+    for p in range(n):
+        i, r = history[p], factor * by_age[n - 1 - p]
+        for q in range(indptr[i], indptr[i + 1]):
+            j = indices[q]
+            if not seen[j]:
+                seen[j] = True
+                found.item[stop] = j
+                stop += 1
+            score[j] += r * values[q]
+    for place in range(first, stop):
+        j = found.item[place]
+        found.score[place] = score[j]
+        score[j], seen[j] = 0, False
+    return stop
+
+
+@njit(parallel=True, **_OPTIONS)  # type: ignore[untyped-decorator]
+def _pair_scores(csr, weight, by_age, user, target, start, item, score):  # type: ignore[no-untyped-def]
+    for b in prange(len(user)):
+        score[b] = _pair_score(csr, weight, by_age, item[start[user[b]] : start[user[b] + 1]], target[b])
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+def _pair_score(csr, weight, by_age, history, target):  # type: ignore[no-untyped-def]
+    indptr, indices, values = csr
+    n, total = len(history), np.float32(0)
+    factor = _factor(weight, by_age, n)
+    for p in range(n):
+        row = indices[indptr[history[p]] : indptr[history[p] + 1]]
+        place = np.searchsorted(row, target)
+        if place < len(row) and row[place] == target:
+            total += factor * by_age[n - 1 - p] * values[indptr[history[p]] + place]
+    return total

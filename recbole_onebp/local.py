@@ -126,7 +126,7 @@ class LocalTerm:
         n = int(bound.sum())
         found = ItemScores(first, first.copy(), np.empty(n, np.int32), np.empty(n, np.float32))
         by_age = self.by_age(int((start[user + 1] - start[user]).max(initial=0)))
-        _scores(self._csr, np.float32(self.weight), by_age, user, start, item, found)
+        _scores(self._csr, np.float32(self.weight), by_age, user, start, item, *found)
         return found
 
     def pairs(
@@ -153,17 +153,17 @@ def _factor(weight, by_age, n):  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True, **_OPTIONS)  # type: ignore[untyped-decorator]
-def _scores(csr, weight, by_age, user, start, item, found):  # type: ignore[no-untyped-def]
+def _scores(csr, weight, by_age, user, start, item, first, stop, target, added):  # type: ignore[no-untyped-def]
     n_items = len(csr[0]) - 1
     for task in prange(_TASKS):
         score, seen = np.zeros(n_items, np.float32), np.zeros(n_items, np.bool_)
         for b in range(task, len(user), _TASKS):
             history = item[start[user[b]] : start[user[b] + 1]]
-            found.stop[b] = _add_up(csr, weight, by_age, history, score, seen, found, found.start[b])
+            stop[b] = _add_up(csr, weight, by_age, history, score, seen, first[b], target, added)
 
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
-def _add_up(csr, weight, by_age, history, score, seen, found, first):  # type: ignore[no-untyped-def]
+def _add_up(csr, weight, by_age, history, score, seen, first, target, added):  # type: ignore[no-untyped-def]
     """Write the scores that a history gives from the place ``first`` on; return the place after the last.
 
     The scratch ``score`` and ``seen``, ``(n_items,)``, is zero before and after.
@@ -177,12 +177,12 @@ def _add_up(csr, weight, by_age, history, score, seen, found, first):  # type: i
             j = indices[q]
             if not seen[j]:
                 seen[j] = True
-                found.item[stop] = j
+                target[stop] = j
                 stop += 1
             score[j] += r * values[q]
     for place in range(first, stop):
-        j = found.item[place]
-        found.score[place] = score[j]
+        j = target[place]
+        added[place] = score[j]
         score[j], seen[j] = 0, False
     return stop
 

@@ -51,6 +51,8 @@ OPTIONS = {
     "refit": {"refit": True},
     "ordered": {**SHARED_RECIPE, "eval_args": ORDER},
     "ordered, all": {**SHARED_RECIPE, "eval_args": ORDER, "recency": 0.5, "training_history": "all"},
+    "local": {**SHARED_RECIPE, "local": "ridge", "local_neighbors": 8, "local_reg": 1.0},
+    "ordered, local": {**SHARED_RECIPE, "eval_args": ORDER, "local": "ridge", "local_reg": 1.0, "local_history": 9},
     "device": {"item_bias": True, "score": "cosine", "learning_rate": 0.01},
     "shared, many": {"negatives": "shared", "n_shared_negatives": 600, "backprop": "two", "item_bias": True},
     "device shared": {"negatives": "shared", "n_shared_negatives": 16, "train_batch_size": 32, "backprop": "two"},
@@ -82,7 +84,7 @@ def ml_100k(folder):
 GROUPS = {
     (1, 1): [*OPTIONS, "ml-100k"],
     (2, 2): [*OPTIONS, "ml-100k"],
-    (4, 4): ["shared", "shared, many", "ml-100k"],
+    (4, 4): ["shared", "shared, many", "local", "ml-100k"],
     (3, 3): ["plain", "shared recipe"],
     (4, 2): ["recipe", "shared"],
     (2, 1): ["plain", "two", "shared recipe"],

@@ -162,6 +162,7 @@ def after_three_epochs(run):
         RECIPE,
         {**RECIPE, "engine": "reference"},
         {"recency": "auto", "train_batch_size": 64},
+        {"local": "ridge", "local_neighbors": 8, "local_reg": 1.0},
         {"recency": 0.5, "training_history": "all", "train_batch_size": 64, "aggregation_interval": 2},
         {"train_neg_sample_args": DYNAMIC},
         {"fast_sampler": False, "engine": "reference"},

@@ -1,0 +1,265 @@
+"""The local term against dense formulas, and everywhere a score of the model is made."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+from recbole.utils.case_study import full_sort_scores
+
+from recbole_onebp import cooccurrence
+from recbole_onebp.cooccurrence import Interactions, latest, ridge_on_neighbors
+from recbole_onebp.evaluation import bounded, full_sort
+from recbole_onebp.local import LocalTerm
+from recbole_onebp.recency import recency_weights
+from recbole_onebp.trainer import LOCAL_WEIGHTS
+from recbole_onebp.util.errors import UserError
+
+N_USERS, N_ITEMS = 200, 300
+ORDER = {"eval_args": {"order": "TO", "split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "user", "mode": "full"}}
+FORM = {"score": "cosine", "item_bias": True, "negatives": "shared", "n_shared_negatives": 16, "train_batch_size": 32,
+        "aggregation": "interval", "aggregation_interval": 3, "beta": 0.0, "local": "ridge", "local_neighbors": 10,
+        "local_reg": 2.0}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    rng = np.random.default_rng(0)
+    return rng.integers(1, N_USERS, 8000), (rng.random(8000) ** 2 * (N_ITEMS - 1)).astype(int) + 1
+
+
+@pytest.fixture(scope="module")
+def data(pairs):
+    return Interactions.of(*pairs, N_USERS, N_ITEMS)
+
+
+@pytest.fixture(scope="module")
+def counts(pairs):
+    """How many users each two items have in common, ``(n, n)``."""
+    seen = np.zeros((N_USERS, N_ITEMS))
+    seen[pairs] = 1
+    return seen.T @ seen
+
+
+@pytest.fixture(scope="module")
+def term(data):
+    return LocalTerm.fitted(data, recency=0.5, n_neighbors=20, reg=5.0)
+
+
+# ------------------------------------------------------------------------------------------------------------- fitting
+
+
+@pytest.mark.parametrize("counted", [0, 1, 60, N_ITEMS], ids="{} popular items".format)
+def test_weights_are_those_of_a_dense_solution(data, counts, monkeypatch, counted):
+    monkeypatch.setattr(cooccurrence, "_COUNTED", counted)
+    found = ridge_on_neighbors(data, np.arange(N_ITEMS), 20, 5.0)
+    popularity = np.diag(counts)
+    for j in range(1, N_ITEMS):
+        cosine = counts[:, j] / np.sqrt(np.maximum(popularity, 1))
+        cosine[j] = -1
+        best = np.lexsort((np.arange(N_ITEMS), -cosine))[:20]
+        neighbors = np.sort(best[cosine[best] > 0])
+        assert found.item[j][found.item[j] >= 0].tolist() == neighbors.tolist()
+        expected = np.linalg.solve(
+            counts[np.ix_(neighbors, neighbors)] + 5 * np.eye(len(neighbors)), counts[neighbors, j]
+        )
+        np.testing.assert_allclose(found.weight[j][: len(neighbors)], expected, atol=1e-5)
+    assert not found.weight[0].any(), "the padding item"
+
+
+def test_with_all_items_as_neighbors_it_is_a_full_ridge_regression(data, counts):
+    """Each item explained by all others, without the constraint of EASE: a column of its own regression."""
+    found = ridge_on_neighbors(data, [7], N_ITEMS, 5.0)
+    others = found.item[0][found.item[0] >= 0]
+    assert set(others) == set(np.flatnonzero(counts[7])) - {7}
+    system = counts[np.ix_(others, others)] + 5 * np.eye(len(others))
+    np.testing.assert_allclose(system @ found.weight[0][: len(others)], counts[others, 7], rtol=1e-3, atol=1e-3)
+
+
+def test_weights_do_not_depend_on_the_threads(data):
+    found = []
+    before = numba.get_num_threads()
+    for threads in (1, before):
+        numba.set_num_threads(threads)
+        found.append(ridge_on_neighbors(data, np.arange(N_ITEMS), 20, 5.0))
+    numba.set_num_threads(before)
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_weights_of_an_item_do_not_depend_on_the_other_targets(data):
+    alone = ridge_on_neighbors(data, [9], 20, 5.0)
+    together = ridge_on_neighbors(data, np.arange(N_ITEMS), 20, 5.0)
+    np.testing.assert_array_equal(alone.item[0], together.item[9])
+    np.testing.assert_array_equal(alone.weight[0], together.weight[9])
+
+
+def test_an_interaction_counts_once(pairs, data):
+    twice = Interactions.of(*(np.concatenate((part, part[::-1])) for part in pairs), N_USERS, N_ITEMS)
+    for one, other in zip(data, twice, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_long_histories_are_cut(in_order):
+    start = np.array([0, 0, 3, 13, 113])
+    kept = latest(start, 10, in_order)
+    assert kept[:13].all()
+    assert kept[13:].sum() == 10
+    place = np.flatnonzero(kept[13:])
+    assert place.tolist() == ([*range(90, 100)] if in_order else [*range(9, 100, 10)])
+
+
+def test_the_diagonal_is_empty_and_rows_ascend(term):
+    for i in range(N_ITEMS):
+        row = term.indices[term.indptr[i] : term.indptr[i + 1]]
+        assert i not in row
+        assert (np.diff(row) > 0).all()
+
+
+# ------------------------------------------------------------------------------------------------------------- scoring
+
+
+def histories(seed=1):
+    """Random histories, one of them empty, one with a repeated item, one longer than recency looks back."""
+    rng = np.random.default_rng(seed)
+    items = [rng.integers(1, N_ITEMS, n) for n in (0, 1, 5, 40, 1100)]
+    items[2][3] = items[2][1]
+    return items, np.cumsum([0, *map(len, items)]), np.concatenate(items).astype(np.int64)
+
+
+def dense(term):
+    table = np.zeros((N_ITEMS, N_ITEMS))
+    row = np.repeat(np.arange(N_ITEMS), np.diff(term.indptr))
+    table[row, term.indices] = term.values
+    return table
+
+
+def expected_scores(term, history):
+    if not len(history):
+        return np.zeros(N_ITEMS)
+    weight = recency_weights(np.arange(len(history))[::-1], term.recency)
+    return term.weight * (weight / weight.mean()) @ dense(term)[history]
+
+
+def test_scores_are_weighted_sums(term):
+    items, start, item = histories()
+    found = term.scores(np.array([3, 0, 4, 2, 1]), start, item)
+    scores = torch.zeros(5, N_ITEMS)
+    found.add_to(scores)
+    for row, user in enumerate([3, 0, 4, 2, 1]):
+        np.testing.assert_allclose(scores[row], expected_scores(term, items[user]), rtol=1e-4, atol=1e-6)
+    named = np.diff(np.stack((found.start, found.stop)), axis=0)[0]
+    assert named[1] == 0, "a user without items"
+
+
+def test_scores_of_pairs_are_the_same(term):
+    _, start, item = histories()
+    user, target = (part.ravel() for part in np.meshgrid(np.arange(5), np.arange(N_ITEMS), indexing="ij"))
+    found = term.pairs(user, target, start, item).reshape(5, N_ITEMS)
+    scores = torch.zeros(5, N_ITEMS)
+    term.scores(np.arange(5), start, item).add_to(scores)
+    np.testing.assert_allclose(found, scores, rtol=1e-4, atol=1e-6)
+
+
+# --------------------------------------------------------------------------------------------------------- the model
+
+
+@pytest.fixture
+def trained(tiny, timed):
+    def train(ordered=False, **options):
+        make = timed if ordered else tiny
+        run = make(**FORM, **(ORDER if ordered else {}), learning_rate=0.01, **options)
+        run.fit()
+        return run
+
+    return train
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_the_model_adds_the_term_everywhere(trained, ordered):
+    model = (run := trained(ordered, local_weight=2.0)).model
+    assert model.local.weight == 2.0
+    assert model.local.recency == (0.5 if ordered else 0)
+    users = torch.arange(1, model.n_users)
+    interaction = Interaction({model.USER_ID: users})
+    with torch.no_grad():
+        towers = torch.matmul(
+            *(part if n == 0 else part.T for n, part in enumerate(model.ranking_vectors(interaction)))
+        )
+        scores = model.full_sort_predict(interaction).view(len(users), -1)
+    extra = torch.zeros_like(scores)
+    model.local_scores(interaction).add_to(extra)
+    assert extra.abs().max() > 0.1
+    torch.testing.assert_close(scores, towers + extra)
+    grid = torch.cartesian_prod(users, torch.arange(1, model.n_items))
+    with torch.no_grad():
+        single = model.predict(Interaction({model.USER_ID: grid[:, 0], model.ITEM_ID: grid[:, 1]}))
+    torch.testing.assert_close(single.view(len(users), -1), scores[:, 1:], rtol=1e-4, atol=1e-5)
+    stock = full_sort_scores(users.numpy()[:5], model, run.test_data, device=torch.device("cpu"))
+    shown = torch.isfinite(stock)
+    torch.testing.assert_close(stock[shown], scores[:5][shown])
+
+
+@pytest.mark.parametrize("weight", [0.5, 4.0])
+def test_the_fast_evaluation_is_exact(trained, monkeypatch, weight):
+    if not bounded.multiplies_int8():
+        pytest.skip("the processor has no 8-bit products")
+    run = trained(local_weight=weight)
+    run.trainer.eval_collector.data_collect(run.train_data)
+    exact = run.trainer.evaluate(run.test_data, load_best_model=False)
+    ranked = []
+    insert = bounded.Product.top_items
+    monkeypatch.setattr(bounded.Product, "top_items", lambda product, k: ranked.append(k) or insert(product, k))
+    for module in (bounded, full_sort):
+        monkeypatch.setattr(module, "MIN_ITEMS", 1)
+    monkeypatch.setattr(bounded, "_MOST_COMPUTED", 1.0)
+    assert run.trainer.evaluate(run.test_data, load_best_model=False) == exact
+    assert ranked
+
+
+def test_the_weight_is_chosen_on_validation(trained):
+    run = trained(epochs=2)
+    weight = float(run.model.local_weight)
+    assert weight in LOCAL_WEIGHTS
+    best = max(run.trainer.record.epochs, key=lambda epoch: epoch["valid"][run.trainer.valid_metric])
+    assert run.trainer.evaluate(run.valid_data, load_best_model=False) == best["valid"]
+    scores = {}
+    for other in LOCAL_WEIGHTS:
+        run.model.local_weight.fill_(other)
+        scores[other] = run.trainer.evaluate(run.valid_data, load_best_model=False)
+    metric = run.trainer.valid_metric
+    place = LOCAL_WEIGHTS.index(weight)
+    near = LOCAL_WEIGHTS[max(place - 1, 0) : place + 2]
+    assert max(scores[other][metric] for other in near) == scores[weight][metric]
+
+
+def test_a_given_weight_stays_and_zero_is_the_towers_alone(trained, tiny):
+    assert trained(local_weight=0.25, output_dir=None).model.local.weight == 0.25
+    off = trained(local_weight=0, output_dir=None)
+    assert off.model.local is None
+    towers = tiny(**{**FORM, "local": "none"}, learning_rate=0.01, output_dir=None)
+    result = towers.fit()
+    assert result.local is None
+    assert off.trainer.evaluate(off.test_data, load_best_model=False) == result.test
+
+
+def test_the_result_names_the_term(tiny):
+    result = tiny(**FORM, local_weight=1.5).fit()
+    assert result.local == {"weight": 1.5, "recency": 0.0, "neighbors": 10, "reg": 2.0}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"local": "rigde"}, {"local_neighbors": 0}, {"local_reg": 0}, {"local_weight": -1}, {"local_history": 0}],
+)
+def test_bad_values_are_refused(tiny, options):
+    with pytest.raises(UserError, match=next(iter(options))):
+        tiny(**options)
+
+
+def test_recency_needs_times(tiny):
+    with pytest.raises(UserError, match=r"local_recency: 0\.5: the interactions have no times"):
+        tiny(**FORM, local_recency=0.5)

@@ -40,9 +40,11 @@ def train_and_test(
         "curve": [{**epoch["valid"], "seconds": epoch["train_seconds"]} for epoch in record.epochs],
         "seconds": {"choose": perf_counter() - start, "of which valid": record.total("valid_seconds")},
     }
+    chosen = {key: record.epochs[best_epoch][key] for key in ("local_weight",) if key in record.epochs[best_epoch]}
+    result.update(chosen)
     if not no_test:
         again = perf_counter()
-        refit = {**common, "refit": True, "epochs": best_epoch + 1, "output_dir": str(scratch / "refit")}
+        refit = {**common, **chosen, "refit": True, "epochs": best_epoch + 1, "output_dir": str(scratch / "refit")}
         tested = build("OneBP", dataset, config_dict=refit).fit()
         result.update(test=tested.test, device=tested.device)
         result["seconds"]["refit and test"] = perf_counter() - again

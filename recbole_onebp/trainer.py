@@ -72,6 +72,7 @@ class OneBPTrainer(Trainer):
         engine: ``fast`` or ``reference``.
         encoding_stats: statistics of the last epoch: ``user_norm`` and ``item_norm``, the mean lengths of the
             embeddings, and ``user_spread``, see :func:`~recbole_onebp.functional.spread`.
+        chosen: what the last validation has chosen: ``local_weight`` with ``local_weight: auto``.
         checkpointing: saves and resumes the run inside an epoch; does neither by default.
     """
 
@@ -95,6 +96,7 @@ class OneBPTrainer(Trainer):
             )
         super().__init__(config, model)
         self.encoding_stats: dict[str, float] = {}
+        self.chosen: dict[str, float] = {}
         self._batch: Interaction | None = None
         self._steps = 0  # of the reference engine in this epoch
         self._schedule: Schedule | None = None
@@ -161,10 +163,13 @@ class OneBPTrainer(Trainer):
         self._watch(epoch_idx)
         return loss
 
-    def fit(self, *args: Any, **kwargs: Any) -> Any:
+    def fit(self, train_data: Any, valid_data: Any = None, *args: Any, **kwargs: Any) -> Any:
         """See RecBole.  The local term is fitted first, so that its time counts as training."""
-        _ = self.model.local
-        return super().fit(*args, **kwargs)
+        local = self.model.local
+        if local is not None and self.model.config.local_weight == "auto" and not (self.eval_step > 0 and valid_data):
+            message = "local_weight: auto: nothing is validated, so it is %g; give the one that a validation has chosen"
+            self.logger.info(message, local.weight)
+        return super().fit(train_data, valid_data, *args, **kwargs)
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> Any:
         """Validate, and with ``local_weight: auto`` move the local term's weight to where the metric is best.
@@ -188,7 +193,8 @@ class OneBPTrainer(Trainer):
                     break
                 score, result, place = new_score, new_result, place + step
         weight.fill_(LOCAL_WEIGHTS[place])
-        self.logger.info(f"local_weight: {LOCAL_WEIGHTS[place]:.3g}")
+        self.chosen = {"local_weight": LOCAL_WEIGHTS[place]}
+        self.logger.info(f"local_weight: {LOCAL_WEIGHTS[place]:g}")
         return score, result
 
     def _decay_learning_rate(self, epoch_idx: int) -> None:

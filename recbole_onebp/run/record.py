@@ -40,9 +40,9 @@ class Record:
             {"epoch": epoch, "train_loss": total, "train_seconds": seconds, "valid": {}, "valid_seconds": 0.0, **extra}
         )
 
-    def validate(self, seconds: float, result: Mapping[str, float]) -> None:
-        """Add the validation metrics of the last epoch."""
-        self.epochs[-1].update(valid=floats(result), valid_seconds=seconds)
+    def validate(self, seconds: float, result: Mapping[str, float], chosen: Mapping[str, float]) -> None:
+        """Add the validation metrics of the last epoch, and what validation has chosen."""
+        self.epochs[-1].update(valid=floats(result), valid_seconds=seconds, **chosen)
 
     def write(self) -> None:
         """Write the epochs that are not in the file yet.  An epoch is complete when the next one begins."""
@@ -82,7 +82,7 @@ class _Recorded:
     def _valid_epoch(self, *args: Any, **kwargs: Any) -> Any:
         start = perf_counter()
         score, result = super()._valid_epoch(*args, **kwargs)  # type: ignore[misc]
-        self.record.validate(perf_counter() - start, result)
+        self.record.validate(perf_counter() - start, result, getattr(self, "chosen", {}))
         return score, result
 
     def _save_checkpoint(self, epoch: int, *args: Any, **kwargs: Any) -> None:

@@ -157,7 +157,7 @@ class OneBPConfig(TrainingKeys):
             "with, in closed form",
             unless=(When("aggregation", "step", "none"), When("backprop", "two", "none")),
         ),
-    ] = "none"
+    ] = "ridge"
     local_neighbors: Annotated[PositiveInt, Key("Items that explain an item in the local term")] = 100
     local_reg: Annotated[Positive, Key("Added to the diagonal of the co-occurrence counts in the local term")] = 50.0
     local_history: Annotated[

@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from recbole_onebp.serving.tables import LARGEST
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.untrusted import plain_name, read_json
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "LARGEST_SIZE", "checksum_of", "is_manifest", "read_manifest"]
+__all__ = ["FORMAT", "LARGEST_SIZE", "checksum_of", "format_version", "is_manifest", "read_manifest"]
 
 FORMAT = "recbole_onebp bundle"
-FORMAT_VERSION = 1
+_VERSIONS = (1, 2)
+"""2 has a local term, which programs that read 1 alone would leave out of the scores without a word."""
 LARGEST_SIZE = 1 << 16
 """Largest dimension of embeddings."""
 
@@ -42,9 +44,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not is_manifest(manifest):
         raise UserError(f"{file}: not the manifest of a bundle, or damaged")
     version = manifest.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:
+    if type(version) is not int or version not in _VERSIONS:
         raise UserError(
-            f"{path}: a bundle of format version {version!s:.40}; this recbole_onebp reads version {FORMAT_VERSION}: "
+            f"{path}: a bundle of format version {version!s:.40}; this recbole_onebp reads "
+            f"{' and '.join(map(str, _VERSIONS))}: "
             "export the run again, or install the version of recbole_onebp that wrote it"
         )
     if manifest.get("checksum") != checksum_of(manifest):
@@ -63,6 +66,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def is_manifest(content: Any) -> bool:
     """Whether a value is that of a ``manifest.json`` of ours, of any version."""
     return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def format_version(manifest: Mapping[str, Any]) -> int:
+    """The version of the format that a bundle with these values needs."""
+    return 1 if manifest.get("local") is None else 2
 
 
 def checksum_of(manifest: Mapping[str, Any]) -> str:
@@ -109,6 +117,17 @@ def _is_aggregation(value: Any) -> bool:
     )
 
 
+def _is_local(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and _is_number(value.get("weight"), 0, LARGEST)
+        and value["weight"] > 0
+        and _is_number(value.get("recency"), 0, 100)
+        and _is_count(value.get("neighbors"))
+        and _is_number(value.get("reg"), 0, math.nextafter(math.inf, 0))
+    )
+
+
 def _optional(allowed: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or allowed(value)
 
@@ -125,6 +144,10 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "embedding_size": (lambda value: _is_count(value) and 1 <= value <= LARGEST_SIZE, f"from 1 to {LARGEST_SIZE}"),
     "ordered": (lambda value: type(value) is bool, "true or false"),
     "title_field": (_optional(lambda value: type(value) is str), "null or the name of a field"),
+    "local": (
+        _optional(_is_local),
+        "null, or weight above 0, recency from 0 to 100, neighbors, a whole number, and reg of at least 0",
+    ),
     "created": (_optional(_is_text), "a time"),
     "dtype": (_optional(lambda value: value in ("float32", "float16")), "float32 or float16"),
     "n_users": _COUNT,

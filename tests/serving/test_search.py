@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_onebp import Recommender
+from recbole_onebp.serving.local_table import LocalTable
+from recbole_onebp.serving.scorer import Scorer
 from recbole_onebp.serving.search import Excluded, best_items
 from recbole_onebp.serving.tables import Embeddings, ItemTable
-from support.bundles import made_bundle
+from support.bundles import made_bundle, random_local
 
 
 def test_lists_do_not_depend_on_the_batch_to_the_last_bit(tmp_path):
@@ -70,9 +74,20 @@ def test_best_items_against_a_full_sort(data):
     seen = [rng.choice(n_items, rng.integers(0, n_items + 1), replace=False) for _ in range(n_users)]
     for_all = rng.choice(n_items, rng.integers(0, n_items // 3 + 1), replace=False)
     excluded = Excluded.of(seen, for_all)
-    found = best_items(user_e, ItemTable(Embeddings(item_e), bias), k, excluded, memory_mb=0.01, threads=2)
+    local, histories, weights = None, [], np.zeros((n_items, n_items))
+    if data.draw(st.booleans()):
+        local = LocalTable(*random_local(n_items, rng).values(), scale, 0.0)
+        histories = [rng.integers(0, n_items, rng.integers(0, 9)) for _ in range(n_users)]
+        weights[np.repeat(np.arange(n_items), np.diff(local.start)), local.item] = local.value
+    scorer = Scorer(ItemTable(Embeddings(item_e), bias), user_e, local, histories)
+    found = best_items(scorer, k, excluded, memory_mb=0.01, threads=2)
     for row in range(n_users):
         score = (item_e.astype(np.float64) * user_e[row]).sum(axis=1) + (0 if bias is None else bias)
+        if local is not None:
+            times, added = dict(Counter(histories[row].tolist())), np.zeros(n_items)
+            for item, often in times.items():  # in the order of the history, as serving adds
+                added += often * weights[item]
+            score += local.weight * added
         left = np.setdiff1d(np.arange(n_items), np.concatenate((seen[row], for_all)))
         expected = left[np.argsort(-score[left], kind="stable")][:k]
         part = slice(found.start[row], found.start[row + 1])

@@ -15,13 +15,14 @@ from recbole_onebp.serving.tables import LARGEST
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.untrusted import plain_name, read_json
 
-__all__ = ["FORMAT", "LARGEST_SIZE", "checksum_of", "format_version", "is_manifest", "read_manifest"]
+__all__ = ["FORMAT", "LARGEST_RECENCY", "LARGEST_SIZE", "checksum_of", "format_version", "is_manifest", "read_manifest"]
 
 FORMAT = "recbole_onebp bundle"
 _VERSIONS = (1, 2)
 """2 has a local term, which programs that read 1 alone would leave out of the scores without a word."""
 LARGEST_SIZE = 1 << 16
 """Largest dimension of embeddings."""
+LARGEST_RECENCY = 100
 
 _MAX_BYTES = 4 << 20
 _MAX_FILES = 100
@@ -113,7 +114,7 @@ def _is_aggregation(value: Any) -> bool:
         and value.get("rule") in ("moving", "mean")
         and _is_number(value.get("beta"), 0, 1)
         and _is_number(value.get("alpha"), 0, math.nextafter(math.inf, 0))
-        and _is_number(value.get("recency", 0), 0, 100)
+        and _is_number(value.get("recency", 0), 0, LARGEST_RECENCY)
     )
 
 
@@ -122,7 +123,7 @@ def _is_local(value: Any) -> bool:
         isinstance(value, dict)
         and _is_number(value.get("weight"), 0, LARGEST)
         and value["weight"] > 0
-        and _is_number(value.get("recency"), 0, 100)
+        and _is_number(value.get("recency"), 0, LARGEST_RECENCY)
         and _is_count(value.get("neighbors"))
         and _is_number(value.get("reg"), 0, math.nextafter(math.inf, 0))
     )
@@ -139,14 +140,14 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "score": (lambda value: value in ("dot", "cosine"), "dot or cosine"),
     "aggregation": (
         _is_aggregation,
-        "null, or rule moving or mean, beta from 0 to 1, alpha of at least 0 and recency from 0 to 100",
+        f"null, or rule moving or mean, beta from 0 to 1, alpha of at least 0 and recency from 0 to {LARGEST_RECENCY}",
     ),
     "embedding_size": (lambda value: _is_count(value) and 1 <= value <= LARGEST_SIZE, f"from 1 to {LARGEST_SIZE}"),
     "ordered": (lambda value: type(value) is bool, "true or false"),
     "title_field": (_optional(lambda value: type(value) is str), "null or the name of a field"),
     "local": (
         _optional(_is_local),
-        "null, or weight above 0, recency from 0 to 100, neighbors, a whole number, and reg of at least 0",
+        f"null, or weight above 0, recency from 0 to {LARGEST_RECENCY}, neighbors, a whole number, and reg of at least 0",
     ),
     "created": (_optional(_is_text), "a time"),
     "dtype": (_optional(lambda value: value in ("float32", "float16")), "float32 or float16"),

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from recbole_onebp.serving.local_table import LocalTable, row_blocks
+from recbole_onebp.serving.manifest import LARGEST_RECENCY
+from recbole_onebp.serving.tables import LARGEST
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import InternalIds
 
@@ -28,6 +30,9 @@ def local_table(local: Any, items: InternalIds) -> LocalTable | None:
     """
     if local is None or local.weight == 0:
         return None
+    for name, value, most in (("weight", local.weight, LARGEST), ("recency", local.recency, LARGEST_RECENCY)):
+        if not 0 <= value <= most:
+            raise UserError(f"the {name} of the local term is {value:g}; expected from 0 to {most:g}; train again")
     arrays = local.indptr, local.indices, local.values
     old = LocalTable(*arrays, float(local.weight), float(local.recency))
     if any(array.ndim != 1 for array in arrays) or len(old.item) != len(old.value) or len(old.start) <= items.max():

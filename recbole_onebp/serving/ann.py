@@ -11,8 +11,8 @@ import numpy as np
 
 from recbole_onebp.serving.bundle import Bundle
 from recbole_onebp.serving.index_file import check_index
-from recbole_onebp.serving.search import DEFAULT_MEMORY_MB, Excluded, Ranked, best_items, best_of_pairs
 from recbole_onebp.serving.scorer import Scorer
+from recbole_onebp.serving.search import DEFAULT_MEMORY_MB, Excluded, Ranked, best_items, best_of_pairs
 from recbole_onebp.serving.tables import Embeddings, Float32Array, Float64Array, ItemTable
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import BundleRows

@@ -5,8 +5,10 @@
     item_bias.npy           (n_items,) float32, added to the item's score; only if items have a bias
     item_weight.npy         (n_items,) float32, weight of the item in its users; only if the weights differ
     user_encodings.npy      (n_users, d), the embeddings at the end of training
-    local.indptr.npy        (n_items + 1,) int64, local.indices.npy int32 and local.values.npy float32: the sparse matrix
-                            of the local term, as in serving/local_table.py; only if the model has one
+    local.indptr.npy        (n_items + 1,) int64; only if the model has a local term, see serving/local_table.py: item i
+                            has the entries from indptr[i] to indptr[i + 1] - 1
+    local.indices.npy       (n,) int32, the item of each entry, ascending for each i; never i itself
+    local.values.npy        (n,) float32, what i adds to the score of this item
     history_start.npy       (n_users + 1,) int64: the train items of user u are history_item[start[u] : start[u + 1]]
     history_item.npy        (n_interactions,) int32
     item_ids.json           tokens in the order of the rows

@@ -63,7 +63,9 @@ class LocalTable:
         if about is None:
             return None
         if len(listed) < len(LOCAL_FILES):
-            raise UserError(f"{path}: incomplete: the manifest has local, but does not list all of {', '.join(LOCAL_FILES)}")
+            raise UserError(
+                f"{path}: incomplete: the manifest has local, but does not list all of {', '.join(LOCAL_FILES)}"
+            )
         start = map_array(path / LOCAL_FILES[0], (n_items + 1,), np.int64)
         item = map_array(path / LOCAL_FILES[1], (-1,), np.int32)
         value = map_array(path / LOCAL_FILES[2], item.shape, np.float32)
@@ -91,7 +93,7 @@ class LocalTable:
 
     def shares(self, history: BundleRows) -> tuple[BundleRows, Float64Array]:
         """The items of a history that have a row, each once, the earliest first, and the sum of r_i of each."""
-        items, r = history, np.ones(len(history))
+        items, r = history, np.ones(len(history), np.float64)
         if self.recency and len(history):
             items = history[-LATEST:]  # older ones have weight 0
             r = self._by_age[: len(items)][::-1]
@@ -100,7 +102,7 @@ class LocalTable:
         if (ascending[1:] == ascending[:-1]).any():
             items, first, place = np.unique(items, return_index=True, return_inverse=True)
             order = np.argsort(first)
-            items, r = items[order], np.bincount(place.reshape(-1), r)[order]
+            items, r = items[order], np.asarray(np.bincount(place.reshape(-1), r)[order], np.float64)
         has_row = items < len(self.start) - 1
         return items[has_row], r[has_row]
 
@@ -120,7 +122,8 @@ class LocalTable:
         items, r = self.shares(history)
         entry, count = self.entries(items)
         n_items = len(self.start) - 1
-        added = np.bincount(self.item[entry], self.value[entry] * np.repeat(r, count), n_items)
+        values = self.value[entry] * np.repeat(r, count)
+        added = np.asarray(np.bincount(self.item[entry], values, n_items), np.float64)
         if pool is not None:
             added = added[pool[pool < n_items]]  # added items come last
         found = np.flatnonzero(added != 0)  # faster than of the numbers

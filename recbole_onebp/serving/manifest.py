@@ -147,7 +147,7 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "title_field": (_optional(lambda value: type(value) is str), "null or the name of a field"),
     "local": (
         _optional(_is_local),
-        f"null, or weight above 0, recency from 0 to {LARGEST_RECENCY}, neighbors, a whole number, and reg of at least 0",
+        f"null, or weight above 0, recency from 0 to {LARGEST_RECENCY}, a number of neighbors and reg of at least 0",
     ),
     "created": (_optional(_is_text), "a time"),
     "dtype": (_optional(lambda value: value in ("float32", "float16")), "float32 or float16"),

@@ -271,7 +271,7 @@ class Recommender(BundleState):
             >>> explanation = rec.explain("new", "i7")
             >>> sorted(item for item, _ in explanation.contributions)
             ['i5', 'i9']
-            >>> [part.tower + part.local for part in explanation.parts] == [value for _, value in explanation.contributions]
+            >>> [(part.item, part.tower + part.local) for part in explanation.parts] == explanation.contributions
             True
             >>> abs(explanation.residual) < 1e-6
             True

@@ -133,7 +133,8 @@ class ItemTable:
 
         A sum of d products has a rounding error of at most ``d u / (1 - d u)`` times the sum of their absolute values,
         u = 2 ** -24, in any order and with or without fused operations (Higham, Accuracy and Stability of Numerical
-        Algorithms, 3.1).  The bias and the added value are one more term each.  The bound is doubled because the lengths are rounded too.
+        Algorithms, 3.1).  The bias and the added value are one more term each.  The bound is doubled because
+        the lengths are rounded too.
         """
         length = np.sqrt(np.square(user_e, dtype=np.float64).sum(axis=1))
         terms = (self.embeddings.size + 3) * 2.0**-24

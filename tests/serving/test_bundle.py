@@ -257,7 +257,10 @@ LOCAL = {"weight": 0.5, "recency": 0.0, "neighbors": 7, "reg": 1.0}
         (with_array("local.indptr", lambda array: array.astype(np.int32)), "local.indptr.npy: int32"),
         (with_array("local.indices", with_number(-1, 60)), "local.indices.npy: expected rows of the 60 items"),
         (with_array("local.indices", with_number(0, -1)), "local.indices.npy: expected rows of the 60 items"),
-        (with_array("local.indices", lambda array: array[::-1]), "local.indices.npy: expected ascending items for each"),
+        (
+            with_array("local.indices", lambda array: array[::-1]),
+            "local.indices.npy: expected ascending items for each",
+        ),
         (with_array("local.indices", lambda array: array.astype(np.int64)), "local.indices.npy: int64"),
         (diagonal, "local.indices.npy: expected ascending items for each item, without the item itself"),
         (with_array("local.values", lambda array: array[:-1]), "local.values.npy: float32"),
@@ -268,7 +271,10 @@ LOCAL = {"weight": 0.5, "recency": 0.0, "neighbors": 7, "reg": 1.0}
         (with_value(local={**LOCAL, "recency": -1}), "local: "),
         (with_value(local={**LOCAL, "neighbors": 2.5}), "local: "),
         (with_value(local={**LOCAL, "reg": "1"}), "local: "),
-        (lambda _, manifest: manifest["files"].pop("local.values.npy"), "does not list all of local.indptr.npy, local."),
+        (
+            lambda _, manifest: manifest["files"].pop("local.values.npy"),
+            "does not list all of local.indptr.npy, local.",
+        ),
         (with_value(score="cosine"), "item_encodings.npy: expected rows of length 1"),
         (with_value(score="sum"), "score: 'sum' is not allowed; expected dot or cosine"),
         (with_value(aggregation="mean"), "aggregation: 'mean' is not allowed"),

@@ -70,9 +70,16 @@ def test_the_lists_of_20000_users_are_those_of_a_dense_product(tmp_path, score, 
     item = rng.integers(0, n_items, start[-1]).astype(np.int32)
     rec = Recommender.load(
         made_bundle(
-            tmp_path / "bundle", n_users, n_items, score=score, bias=True, local=0.3, local_recency=recency,
-            history_start=start, history_item=item,
-        )  # fmt: skip
+            tmp_path / "bundle",
+            n_users,
+            n_items,
+            score=score,
+            bias=True,
+            local=0.3,
+            local_recency=recency,
+            history_start=start,
+            history_item=item,
+        )
     )
     answers = rec.recommend(rec.user_ids, k=10)
 
@@ -157,7 +164,9 @@ def test_a_new_item_has_no_local_score_and_adds_none(tmp_path, rec):
     assert rec.recommend(["new"], k=100) == towers.recommend(["new"], k=100)
     added = weights([0, 1], rec.bundle.local.recency)[0] * dense(rec.bundle)[5]
     before = all_scores(towers, "newer")
-    assert [all_scores(rec, "newer")[item] - before[item] for item in rec.item_ids[:60]] == pytest.approx(added, abs=1e-9)
+    assert [all_scores(rec, "newer")[item] - before[item] for item in rec.item_ids[:60]] == pytest.approx(
+        added, abs=1e-9
+    )
     assert rec.recommend(["u2"], k=70, allow=["fresh", "i3"], exclude_seen=False) == [
         [pair for pair in rec.recommend(["u2"], k=70, exclude_seen=False)[0] if pair[0] in ("fresh", "i3")]
     ]

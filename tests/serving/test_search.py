@@ -20,7 +20,9 @@ from support.bundles import made_bundle, random_local
 @pytest.mark.parametrize("local", [0.0, 0.7])
 def test_lists_do_not_depend_on_the_batch_to_the_last_bit(tmp_path, local):
     """With 3,000 items and d = 67 the last bits of the matrix product depend on its shape."""
-    path = made_bundle(tmp_path / "bundle", n_users=97, n_items=3000, size=67, bias=True, local=local, local_recency=0.5)
+    path = made_bundle(
+        tmp_path / "bundle", n_users=97, n_items=3000, size=67, bias=True, local=local, local_recency=0.5
+    )
     rec = Recommender.load(path)
     items = rec.bundle.item_encodings
     alone = np.vstack([row[None] @ items.T for row in rec.bundle.user_encodings])

@@ -182,7 +182,8 @@ def model_card(manifest: Mapping[str, Any], groups: Groups | None) -> str:
     lines = [
         f"# Model card: {manifest['model']} on {data['name']}",
         "",
-        f"A two-tower recommender, {manifest['embedding_size']} dimensions, {score} scores. {_training(manifest)}{_local(manifest)}",
+        f"A two-tower recommender, {manifest['embedding_size']} dimensions, {score} scores. {_training(manifest)}",
+        *_local(manifest),
         "[Chen and Wang, arXiv 2403.18227](https://arxiv.org/abs/2403.18227). "
         f"Exported {manifest['created']} by recbole_onebp {manifest['versions']['recbole_onebp']}.",
         "",
@@ -234,17 +235,17 @@ def _training(manifest: Mapping[str, Any]) -> str:
     return f"A user is {kind} of the embeddings of the user's items{weights}; only items were trained by gradient."
 
 
-def _local(manifest: Mapping[str, Any]) -> str:
+def _local(manifest: Mapping[str, Any]) -> list[str]:
     """How the local term was made."""
     local = manifest.get("local")
     if local is None:
-        return ""
+        return []
     latest = f", times (number of later items + 1) ^ -{local['recency']:g}" if local["recency"] else ""
-    return (
-        f" A local term, of weight {local['weight']:g}, adds to the score of an item what each item of the user's history "
-        f"says about it{latest}: ridge regression (lambda {local['reg']:g}) of each item on its {local['neighbors']} "
-        "nearest neighbours, in closed form."
-    )
+    return [
+        f"A local term of weight {local['weight']:g} adds to the score of an item what each item of the user's history",
+        f"says about it{latest}. It is a ridge regression (lambda {local['reg']:g}) of each item on its "
+        f"{local['neighbors']} nearest neighbours, in closed form.",
+    ]
 
 
 def _metrics_table(metrics: Mapping[str, Mapping[str, float | None]]) -> list[str]:

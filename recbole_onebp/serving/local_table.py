@@ -103,8 +103,10 @@ class LocalTable:
             items, first, place = np.unique(items, return_index=True, return_inverse=True)
             order = np.argsort(first)
             items, r = items[order], np.asarray(np.bincount(place.reshape(-1), r)[order], np.float64)
-        has_row = items < len(self.start) - 1
-        return items[has_row], r[has_row]
+        if len(ascending) and ascending[-1] >= len(self.start) - 1:
+            has_row = items < len(self.start) - 1
+            items, r = items[has_row], r[has_row]
+        return items, r
 
     @cached_property
     def _by_age(self) -> Float64Array:

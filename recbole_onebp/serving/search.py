@@ -89,6 +89,8 @@ def best_items(scorer: Scorer, k: int, excluded: Excluded, memory_mb: float, thr
         pairs = excluded.pairs(users.start, users.stop)
         return _best_of_block(scorer.part(users), k, excluded.for_all, *pairs)
 
+    if not len(scorer):
+        return Ranked(np.zeros(1, np.int64), NO_ROWS, np.empty(0))
     memory = scorer.memory()
     blocks = list(_slices(memory, max(1, min(int(memory_mb * 2**20), int(memory.sum())) // threads)))
     if threads == 1 or len(blocks) == 1:
@@ -96,8 +98,6 @@ def best_items(scorer: Scorer, k: int, excluded: Excluded, memory_mb: float, thr
     else:
         with ThreadPoolExecutor(threads) as pool:
             parts = list(pool.map(work, blocks))
-    if not parts:
-        return Ranked(np.zeros(1, np.int64), NO_ROWS, np.empty(0))
     count, item, score = _joined(parts)
     return Ranked(np.concatenate(([0], np.cumsum(count))), item, score)
 
@@ -146,9 +146,11 @@ def _joined(
 
 def _slices(sizes: IntArray, most: int) -> Iterator[slice]:
     """Slices of rows whose sizes add up to about ``most``."""
+    if len(sizes) == 1 or sizes.sum() <= most:
+        yield slice(0, len(sizes))
+        return
     part = (np.cumsum(sizes) - 1) // most
-    cuts = np.unique([0, *(np.flatnonzero(np.diff(part)) + 1), len(part)])
-    yield from starmap(slice, pairwise(cuts.tolist()))
+    yield from starmap(slice, pairwise([0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), len(part)]))
 
 
 def _best_of_groups(

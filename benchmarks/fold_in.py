@@ -131,9 +131,10 @@ class OneBP:
     def score(self, users: _Scores) -> _Scores:
         scores: _Scores = (unit_rows(users) if self.cosine else users) @ self.items.T + self.bias
         if self.local is not None:
+            added = np.empty(scores.shape[1])
             for row, history in zip(scores, self.histories, strict=True):
-                found, added = self.local.scores(history)
-                row[found] += added
+                self.local.write_scores(history, added)
+                row += added
         return scores
 
     def folding(self, split: Split, keep: float, power: float) -> _Scores:

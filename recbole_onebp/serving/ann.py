@@ -108,8 +108,9 @@ class Index:
         rows.append(np.repeat(np.arange(n_users), len(added)))
         items.append(np.tile(added, n_users))
         if scorer.local is not None:
-            rows.append(scorer.local.row)
-            items.append(scorer.local.item)
+            row, item = np.nonzero(scorer.local)
+            rows.append(row)
+            items.append(item)
         row, item = np.concatenate(rows), np.concatenate(items)
         kept = (item >= 0) & ~np.isin(item, excluded.for_all)
         excluded_row, excluded_item = excluded.pairs(0, n_users)

@@ -10,7 +10,7 @@ W is sparse: each item has entries for the items that often occur with it.  r_i 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -26,7 +26,7 @@ from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import BundleRow, BundleRows
 from recbole_onebp.util.untrusted import map_array
 
-__all__ = ["LOCAL_FILES", "LocalScores", "LocalTable", "row_blocks"]
+__all__ = ["LOCAL_FILES", "LocalTable", "row_blocks"]
 
 LOCAL_FILES = ("local.indptr.npy", "local.indices.npy", "local.values.npy")
 
@@ -77,11 +77,14 @@ class LocalTable:
 
     def fault(self) -> tuple[str, str] | None:
         """The file that holds what no local term has, and what was expected; None if all is right."""
-        n_items, n = len(self.start) - 1, len(self.item)
+        n_items, n = len(self), len(self.item)
         if (int(self.start[0]), int(self.start[-1])) != (0, n) or bool((self.start[1:] < self.start[:-1]).any()):
             return LOCAL_FILES[0], f"expected numbers that ascend from 0 to {n}, the length of {LOCAL_FILES[1]}"
+        count = np.diff(self.start)
+        if count.max(initial=0) >= max(n_items, 1):
+            return LOCAL_FILES[0], f"expected fewer than {n_items} entries for each item"
         for rows, entries in row_blocks(self.start):
-            owner = np.repeat(np.arange(rows.start, rows.stop), np.diff(self.start[rows.start : rows.stop + 1]))
+            owner = np.repeat(np.arange(rows.start, rows.stop), count[rows])
             item = self.item[entries].astype(np.int64)
             if len(item) and not (item.min() >= 0 and item.max() < n_items):
                 return LOCAL_FILES[1], f"expected rows of the {n_items} items"
@@ -103,8 +106,8 @@ class LocalTable:
             items, first, place = np.unique(items, return_index=True, return_inverse=True)
             order = np.argsort(first)
             items, r = items[order], np.asarray(np.bincount(place.reshape(-1), r)[order], np.float64)
-        if len(ascending) and ascending[-1] >= len(self.start) - 1:
-            has_row = items < len(self.start) - 1
+        if len(ascending) and ascending[-1] >= len(self):
+            has_row = items < len(self)
             items, r = items[has_row], r[has_row]
         return items, r
 
@@ -112,33 +115,17 @@ class LocalTable:
     def _by_age(self) -> Float64Array:
         return recency_weights(np.arange(LATEST), self.recency)
 
-    def scores(self, history: BundleRows, pool: BundleRows | None = None) -> tuple[IntArray, Float64Array]:
-        """The items with a local score for a history, ascending, and their scores; ``(n,)`` each.
+    def __len__(self) -> int:
+        return len(self.start) - 1
 
-        The scores depend on the history alone, to the last bit: what its items add is summed in float64, in order.
+    def write_scores(self, history: BundleRows, out: Float64Array) -> None:
+        """Write the local scores of all items for a history to ``out``, ``(n,)``, n at least the number of rows.
 
-        Args:
-            history: the items, in order.
-            pool: find these items only, ascending; the answer has their places in the pool.  All items if None.
+        They depend on the history alone, to the last bit: what its items add is summed in float64, in order.
         """
         items, r = self.shares(history)
         entry, count = self.entries(items)
-        n_items = len(self.start) - 1
-        values = self.value[entry] * np.repeat(r, count)
-        added = np.asarray(np.bincount(self.item[entry], values, n_items), np.float64)
-        if pool is not None:
-            added = added[pool[pool < n_items]]  # added items come last
-        found = np.flatnonzero(added != 0)  # faster than of the numbers
-        return found, self.weight * added[found]
-
-    def most_scores(self, histories: Sequence[BundleRows]) -> IntArray:
-        """Upper bound of the number of local scores of each history, ``(B,)``."""
-        owner = np.repeat(np.arange(len(histories)), np.array([len(history) for history in histories], np.int64))
-        item = np.concatenate([owner[:0], *histories])
-        has_row = item < len(self.start) - 1
-        count = self.start[item[has_row] + 1] - self.start[item[has_row]]
-        total = np.bincount(owner[has_row], count, len(histories))
-        return np.minimum(total, len(self.start) - 1).astype(np.int64)
+        np.multiply(np.bincount(self.item[entry], self.value[entry] * np.repeat(r, count), len(out)), self.weight, out)
 
     def contributions(self, history: BundleRows, target: BundleRow) -> tuple[BundleRows, Float64Array]:
         """The items of a history that have a row, each once, and what each adds to the score of ``target``."""
@@ -162,36 +149,3 @@ def row_blocks(start: IntArray) -> Iterator[tuple[slice, slice]]:
     cuts = np.searchsorted(start, np.arange(0, int(start[-1]), _BLOCK_ENTRIES))
     for first, last in pairwise(np.unique([0, *cuts.tolist(), len(start) - 1]).tolist()):
         yield slice(first, last), slice(int(start[first]), int(start[last]))
-
-
-@dataclass(frozen=True)
-class LocalScores:
-    """The local scores of some users that are not 0."""
-
-    row: IntArray
-    """The user of each score, ascending; ``(n,)``."""
-    item: IntArray
-    """Ascending for each user; ``(n,)``."""
-    score: Float64Array
-    """(n,)"""
-    greatest: Float64Array
-    """The greatest absolute score of each user, ``(B,)``."""
-
-    @classmethod
-    def of(cls, found: Sequence[tuple[IntArray, Float64Array]]) -> LocalScores:
-        """From the items of each user and their scores."""
-        row = np.repeat(np.arange(len(found)), np.array([len(items) for items, _ in found], np.int64))
-        item, score = (np.concatenate(column) for column in zip((row[:0], np.empty(0)), *found, strict=True))
-        return cls(row, item, score, np.array([np.abs(scores).max(initial=0) for _, scores in found]))
-
-    def of_pairs(self, row: IntArray, item: IntArray) -> Float64Array:
-        """The scores of pairs of a user and an item, ``(m,)`` each; 0 where there is none."""
-        if not len(self.row):
-            return np.zeros(len(row))
-        wanted = (row << 32) + item
-        place = np.searchsorted(self._keys, wanted).clip(max=len(self._keys) - 1)
-        return np.where(self._keys[place] == wanted, self.score[place], 0.0)
-
-    @cached_property
-    def _keys(self) -> IntArray:
-        return (self.row << 32) + self.item

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from recbole_onebp.serving.local_table import LocalScores, LocalTable
+from recbole_onebp.serving.local_table import LocalTable
 from recbole_onebp.serving.tables import Float32Array, Float64Array, IntArray, ItemTable
 from recbole_onebp.util.ids import BundleRows
 
@@ -45,10 +45,10 @@ class Scorer:
     def __len__(self) -> int:
         return len(self.user_e)
 
-    def memory(self) -> IntArray:
-        """Bytes that the scores of each user take, ``(B,)``: 4 for an item, and 32 more for one with a local score."""
-        towers = np.full(len(self), 4 * len(self.items))
-        return towers if self._local is None else towers + 32 * self._local.most_scores(self._histories)
+    @property
+    def bytes_per_score(self) -> int:
+        """Memory for the score of a user and an item: float32, and float64 for the local score."""
+        return 4 if self._local is None else 12
 
     def part(self, users: slice) -> Scorer:
         """Some of the users."""
@@ -59,23 +59,32 @@ class Scorer:
         return Scorer(self.items.subset(pool), self.user_e, self._local, self._histories, pool)
 
     @cached_property
-    def local(self) -> LocalScores | None:
-        """The local scores of all users; None without a local term."""
+    def local(self) -> Float64Array | None:
+        """The local scores of all users and items, ``(B, n)``; None without a local term."""
         if self._local is None:
             return None
-        return LocalScores.of([self._local.scores(history, self._pool) for history in self._histories])
+        scores = np.empty((len(self), len(self.items)))
+        of_all = None if self._pool is None else np.empty(max(len(self._local), int(self._pool[-1]) + 1))
+        for row, history in zip(scores, self._histories, strict=True):
+            self._local.write_scores(history, row if of_all is None else of_all)
+            if of_all is not None:
+                row[:] = of_all[self._pool]
+        return scores
 
     def write_all(self, out: Float32Array) -> None:
         """Write all scores to ``out``, ``(B, n)``, in float32: each is within :meth:`margin` of the exact score."""
         self.items.score_all(self.user_e, out)
         if self.local is not None:
-            out[self.local.row, self.local.item] += self.local.score
+            out += self.local
 
     def margin(self) -> Float32Array:
         """See :meth:`~recbole_onebp.serving.tables.ItemTable.margin`; ``(B,)``."""
-        return self.items.margin(self.user_e, None if self.local is None else self.local.greatest)
+        if self.local is None:
+            return self.items.margin(self.user_e)
+        greatest = np.maximum(self.local.max(axis=1, initial=0), -self.local.min(axis=1, initial=0))
+        return self.items.margin(self.user_e, greatest)
 
     def pairs(self, row: IntArray, item: IntArray) -> Float64Array:
         """Exact scores of pairs of a user and an item, ``(m,)`` each.  They do not depend on the other pairs."""
         towers = self.items.score_pairs(self.user_e, row, item)
-        return towers if self.local is None else towers + self.local.of_pairs(row, item)
+        return towers if self.local is None else towers + self.local[row, item]

@@ -81,7 +81,7 @@ def best_items(scorer: Scorer, k: int, excluded: Excluded, memory_mb: float, thr
         scorer: the users, and the items to choose from.
         k: length of the lists, at least 1.  A list is shorter where fewer items are left.
         excluded: the items to leave out.
-        memory_mb: memory for scores, in MiB, about.  The scores of one user are always held.
+        memory_mb: memory for scores, in MiB.  The scores of one user are always held.
         threads: blocks of users that are searched at the same time.
     """
 
@@ -89,15 +89,17 @@ def best_items(scorer: Scorer, k: int, excluded: Excluded, memory_mb: float, thr
         pairs = excluded.pairs(users.start, users.stop)
         return _best_of_block(scorer.part(users), k, excluded.for_all, *pairs)
 
-    if not len(scorer):
-        return Ranked(np.zeros(1, np.int64), NO_ROWS, np.empty(0))
-    memory = scorer.memory()
-    blocks = list(_slices(memory, max(1, min(int(memory_mb * 2**20), int(memory.sum())) // threads)))
+    width = _GROUP * -(-len(scorer.items) // _GROUP)
+    at_a_time = max(1, int(memory_mb * 2**20 / (scorer.bytes_per_score * width * threads)))
+    block = max(1, min(at_a_time, -(-len(scorer) // threads)))
+    blocks = [slice(first, min(first + block, len(scorer))) for first in range(0, len(scorer), block)]
     if threads == 1 or len(blocks) == 1:
         parts = list(map(work, blocks))
     else:
         with ThreadPoolExecutor(threads) as pool:
             parts = list(pool.map(work, blocks))
+    if not parts:
+        return Ranked(np.zeros(1, np.int64), NO_ROWS, np.empty(0))
     count, item, score = _joined(parts)
     return Ranked(np.concatenate(([0], np.cumsum(count))), item, score)
 
@@ -129,8 +131,7 @@ def _best_of_block(
     promising = greatest >= bound[:, None]
     parts = [
         _best_of_groups(scorer, rows, k, groups[rows], promising[rows], bound[rows])
-        # If all scores are equal, all items are candidates.
-        for rows in _slices(np.count_nonzero(promising, axis=1) * depth, 2**20)
+        for rows in _row_slices(np.count_nonzero(promising, axis=1) * depth)
     ]
     return _joined(parts)
 
@@ -144,13 +145,13 @@ def _joined(
     return count, item, score
 
 
-def _slices(sizes: IntArray, most: int) -> Iterator[slice]:
-    """Slices of rows whose sizes add up to about ``most``."""
-    if len(sizes) == 1 or sizes.sum() <= most:
-        yield slice(0, len(sizes))
+def _row_slices(candidates: IntArray) -> Iterator[slice]:
+    """Slices of rows with about a million candidates each.  If all scores are equal, all items are candidates."""
+    if candidates.sum() <= 2**20:
+        yield slice(0, len(candidates))
         return
-    part = (np.cumsum(sizes) - 1) // most
-    yield from starmap(slice, pairwise([0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), len(part)]))
+    part = (np.cumsum(candidates) - 1) // 2**20
+    yield from starmap(slice, pairwise([0, *(np.flatnonzero(np.diff(part)) + 1), len(part)]))
 
 
 def _best_of_groups(

@@ -253,6 +253,10 @@ LOCAL = {"weight": 0.5, "recency": 0.0, "neighbors": 7, "reg": 1.0}
         (with_array("local.indptr", with_number(0, 1)), "local.indptr.npy: expected numbers that ascend from 0"),
         (with_array("local.indptr", with_number(9, 0)), "local.indptr.npy: expected numbers that ascend from 0"),
         (with_array("local.indptr", with_number(-1, 2**62)), "local.indptr.npy: expected numbers that ascend from 0"),
+        (
+            with_array("local.indptr", lambda array: np.concatenate(([0], np.full(60, array[-1])))),
+            "local.indptr.npy: expected fewer than 60 entries for each item",
+        ),
         (with_array("local.indptr", lambda array: array[:-1]), "local.indptr.npy: int64 (60,); expected int64 (61,)"),
         (with_array("local.indptr", lambda array: array.astype(np.int32)), "local.indptr.npy: int32"),
         (with_array("local.indices", with_number(-1, 60)), "local.indices.npy: expected rows of the 60 items"),

@@ -35,11 +35,11 @@ def local_table(local: Any, items: InternalIds) -> LocalTable | None:
             raise UserError(f"the {name} of the local term is {value:g}; expected from 0 to {most:g}; train again")
     arrays = local.indptr, local.indices, local.values
     old = LocalTable(*arrays, float(local.weight), float(local.recency))
-    if any(array.ndim != 1 for array in arrays) or len(old.item) != len(old.value) or len(old.start) <= items.max():
+    if any(array.ndim != 1 for array in arrays) or len(old.item) != len(old.value) or len(old) <= items.max():
         raise UserError("the arrays of the local term do not fit each other or the items; train again")
     if (fault := old.fault()) is not None:
         raise UserError(f"the local term is damaged: {fault[0]}: {fault[1]}; train again")
-    row_of = np.full(len(old.start) - 1, -1)
+    row_of = np.full(len(old), -1)
     row_of[items] = np.arange(len(items))
     count = np.diff(old.start)[items]
     start = np.concatenate(([0], np.cumsum(count)))

@@ -207,6 +207,7 @@ def read_bundle(path: str | Path, verify: bool = True) -> Bundle:
         raise UserError(f"{path / 'item_bias.npy'}: has values beyond {LARGEST:g}; export the bundle again")
     if weight is not None and not _within(weight, LEAST_WEIGHT, LARGEST_WEIGHT):
         raise UserError(f"{path / 'item_weight.npy'}: expected weights above 0 and up to {LARGEST_WEIGHT:g}")
+    local = LocalTable.read(path, manifest, n_items)
     for key, count in (("n_items", n_items), ("n_users", n_users), ("n_interactions", len(history))):
         if manifest.get(key) not in (None, count):
             raise UserError(f"{path / 'manifest.json'}: {key}: {manifest[key]}, but the arrays have {count}")
@@ -227,7 +228,7 @@ def read_bundle(path: str | Path, verify: bool = True) -> Bundle:
         user_encodings=user_e,
         history_start=start,
         history_item=history,
-        local=LocalTable.read(path, manifest, n_items),
+        local=local,
     )
 
 

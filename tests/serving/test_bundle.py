@@ -174,7 +174,7 @@ FILE = {"bytes": 0, "sha256": "0" * 64}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["item_ids.json", "item_encodings.npy", "history_start.npy"])
+@pytest.mark.parametrize("name", ["item_ids.json", "item_encodings.npy", "history_start.npy", "local.values.npy"])
 def test_a10_a_file_that_is_not_plain(pristine, tmp_path, name, kind):
     assert name in refused(resealed(pristine, tmp_path, lambda path, _: replace_file(path / name, kind)))
 

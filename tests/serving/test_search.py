@@ -44,6 +44,20 @@ def test_lists_do_not_depend_on_the_batch_to_the_last_bit(tmp_path, local):
     assert rec.recommend(users, k=50, allow=rec.item_ids) == whole
 
 
+@pytest.mark.parametrize("local", [1e-3, 1.0, 1e6])
+def test_float32_scores_are_within_the_margin(local):
+    rng = np.random.default_rng(2)
+    table = ItemTable(Embeddings(rng.normal(size=(3000, 64)).astype("f4")), rng.normal(size=3000).astype("f4"))
+    term = LocalTable(*random_local(3000, rng).values(), local, 0.0)
+    scorer = Scorer(table, rng.normal(size=(5, 64)).astype("f4"), term, [rng.integers(0, 3000, 900) for _ in range(5)])
+    found = np.empty((5, 3000), np.float32)
+    scorer.write_all(found)
+    exact = scorer.pairs(np.repeat(np.arange(5), 3000), np.tile(np.arange(3000), 5)).reshape(5, 3000)
+    error, margin = np.abs(found - exact).max(axis=1), scorer.margin()
+    assert (error <= margin).all()
+    assert (margin <= 1e3 * error).all()  # a bound that is too large would make everything a candidate
+
+
 def test_equal_scores_keep_the_order_of_the_bundle(tmp_path):
     rng = np.random.default_rng(1)
     kinds = rng.normal(size=(5, 8)).astype(np.float32)

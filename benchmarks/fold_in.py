@@ -125,7 +125,7 @@ class OneBP:
         self.users = model.scored_users().detach().numpy()[users]
         bias = model.item_bias
         self.bias = 0.0 if bias is None else model.config.temperature * bias.detach().numpy()[items, 0]
-        self.local = local_table(getattr(model, "local", None), items)
+        self.local = local_table(model.local, items)
         self.histories = split.histories
 
     def score(self, users: _Scores) -> _Scores:

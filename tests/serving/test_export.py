@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,10 +13,11 @@ import torch
 
 from recbole_onebp import Recommender
 from recbole_onebp.cli import main
+from recbole_onebp.local import LocalTerm
+from recbole_onebp.model import OneBP
 from recbole_onebp.run.checkpoint.store import read_tensors, write_tensors
-from recbole_onebp.serving.export import exporter
 from recbole_onebp.serving.export.exporter import export
-from recbole_onebp.serving.export.trained_run import read_results, read_run, read_settings
+from recbole_onebp.serving.export.trained_run import read_results, read_settings
 from recbole_onebp.serving.user_state import fold_in
 from recbole_onebp.util.errors import UserError
 from support.bundles import made_bundle, random_local
@@ -155,101 +155,56 @@ def test_an_update_in_order_equals_a_recomputation(timed, tmp_path):
 # ---------------------------------------------------------------------------------------------------- the local term
 
 
-@dataclass(frozen=True)
-class LocalTerm:
-    """A local term in internal ids, as a model has it."""
-
-    indptr: Any
-    indices: Any
-    values: Any
-    weight: float
-    recency: float
-    n_neighbors: int = 5
-    reg: float = 2.0
-
-    @classmethod
-    def drawn(cls, n_items, weight=0.3, recency=0.0):
-        made = random_local(n_items - 1, np.random.default_rng(3))
-        start = np.concatenate(([0], made["local.indptr"]))  # the padding item has an empty row
-        return cls(start, made["local.indices"] + np.int32(1), made["local.values"], weight, recency)
-
-    def dense(self):
-        matrix = np.zeros((len(self.indptr) - 1,) * 2)
-        matrix[np.repeat(np.arange(len(matrix)), np.diff(self.indptr)), self.indices] = self.values
-        return self.weight * matrix
+LOCAL = {"local": "ridge", "local_weight": 0.3, "local_neighbors": 5, "local_reg": 2.0}
 
 
-@pytest.fixture
-def with_local(monkeypatch):
-    """Gives the model of each exported run this local term."""
-
-    def patch(local):
-        def read(*arguments):
-            run = read_run(*arguments)
-            run.model.local = local
-            return run
-
-        monkeypatch.setattr(exporter, "read_run", read)
-
-    return patch
-
-
-@pytest.mark.parametrize("recency", [0.0, 0.5])
-def test_a_local_term_is_exported(timed, with_local, tmp_path, recency):
-    run = timed(epochs=1, recency="none")  # only the local term needs the order
+@pytest.mark.parametrize("recency", ["none", 0.5])
+def test_a_local_term_is_exported(timed, tmp_path, recency):
+    run = timed(epochs=1, recency="none", local_recency=recency, **LOCAL)
     run.fit()
-    local = LocalTerm.drawn(41, recency=recency)
-    with_local(local)
     manifest = export(tmp_path / "run", tmp_path / "bundle")
-    assert manifest["local"] == {"weight": 0.3, "recency": recency, "neighbors": 5, "reg": 2.0}
-    rec = Recommender.load(tmp_path / "bundle")
-    train, matrix = run.train_data._dataset, local.dense()
-    batch = {run.dataset.uid_field: torch.arange(1, 31)}
+    number = 0.0 if recency == "none" else recency
+    assert manifest["local"] == {"weight": pytest.approx(0.3), "recency": number, "neighbors": 5, "reg": 2.0}
+    rec, term = Recommender.load(tmp_path / "bundle"), run.model.local
+    users, items = list(rec.user_ids), internal(run, "iid", list(rec.item_ids))
+    batch = {run.dataset.uid_field: torch.as_tensor(internal(run, "uid", users))}
     with torch.no_grad():
-        scores = run.model.full_sort_predict(batch).view(30, -1).double().numpy()
-    for user in range(1, 31):
-        of_user = train.inter_feat[train.inter_feat[train.uid_field] == user]
-        history = of_user[train.iid_field][of_user[train.time_field].argsort()].numpy()
-        r = (np.arange(len(history))[::-1] + 1.0) ** -recency
-        scores[user - 1] += r / r.mean() @ matrix[history]
-        (name,) = run.dataset.id2token(train.uid_field, [user])
-        for item, score in rec.recommend([name], k=40, exclude_seen=False)[0]:
-            assert score == pytest.approx(scores[user - 1, internal(run, "iid", [item])[0]], abs=1e-5)
-        for item in rec.history(name):
-            (row,) = internal(run, "iid", [item])
-            others = run.dataset.id2token(train.iid_field, np.argsort(-matrix[row], kind="stable"))
-            wanted = [
-                other for other in others if other != "[PAD]" and matrix[row, internal(run, "iid", [other])[0]] > 0
-            ]
-            assert [other for other, _ in rec.similar_items([item], k=40, by="local")[0]] == wanted
+        scores = run.model.full_sort_predict(batch).view(30, -1)[:, items].numpy()
+    for row, answer in zip(scores, rec.recommend(users, k=40, exclude_seen=False), strict=True):
+        expected = dict(zip(rec.item_ids, row.tolist(), strict=True))
+        assert dict(answer) == pytest.approx(expected, abs=1e-5)
+    matrix = np.zeros((41, 41))
+    matrix[np.repeat(np.arange(41), np.diff(term.indptr)), term.indices] = term.weight * term.values
+    for item, row in zip(rec.item_ids, matrix[np.ix_(items, items)], strict=True):
+        wanted = {other: value for other, value in zip(rec.item_ids, row.tolist(), strict=True) if value > 0}
+        assert dict(rec.similar_items([item], k=40, by="local")[0]) == pytest.approx(wanted, abs=1e-12)
+    assert (matrix > 0).any()
 
 
-def test_the_card_the_index_and_the_scorer_know_the_local_term(one_run, with_local, tmp_path, capsys):
+def test_the_card_the_index_and_the_scorer_know_the_local_term(timed, tmp_path, capsys):
     pytest.importorskip("faiss")
     import onnx
 
-    def exported(*flags):
-        assert main(["export", str(one_run), "bundle", "--force", *flags]) == 0
+    def exported(weight, *flags):
+        timed(epochs=1, **{**LOCAL, "local_weight": weight}, output_dir=str(tmp_path / f"run{weight}")).fit()
+        assert main(["export", f"run{weight}", "bundle", "--force", "--onnx", *flags]) == 0
         card = (tmp_path / "bundle" / "MODEL_CARD.md").read_text()
-        return capsys.readouterr().out, [line for line in card.splitlines() if "Exported" not in line]
+        ((left_out,),) = ({prop.value} for prop in onnx.load(tmp_path / "bundle" / "scorer.onnx").metadata_props)
+        return capsys.readouterr().out, left_out, card
 
-    out, card = exported("--onnx")
-    assert "local term" not in "\n".join([out, *card])
-    assert onnx.load(tmp_path / "bundle" / "scorer.onnx").metadata_props[0].value == "none"
-    with_local(LocalTerm.drawn(41, weight=3.0, recency=0.0))
-    out, with_term = exported("--onnx", "--ann=faiss")
+    out, left_out, without = exported(0.0)
+    assert ("local term" in out, left_out) == (False, "none")
+    assert "local term" not in without
+    assert not list((tmp_path / "bundle").glob("local*"))
+    out, left_out, card = exported(3.0, "--ann=faiss")
     assert "scorer.onnx: has the scores of the towers alone, without the local term\n" in out
-    assert onnx.load(tmp_path / "bundle" / "scorer.onnx").metadata_props[0].value == "left out"
-    about = " ".join(with_term)
-    assert "A local term of weight 3 adds" in about
-    assert "ridge regression (lambda 2) of each item on its 5 nearest neighbours" in about
-    metrics = [[line for line in lines if line.startswith("| all |")] for lines in (card, with_term)]
-    assert metrics[0] != metrics[1]
+    assert left_out == "left out"
+    assert "A local term of weight 3 adds" in card
+    assert "ridge regression (lambda 2) of each item on its 5 nearest neighbours" in card
+    result = json.loads((tmp_path / "run3.0" / "result.json").read_text())["test"]
+    assert f"| all | 30 | {result['recall@10']:.4f} | {result['ndcg@10']:.4f} |" in card
     rec = Recommender.load("bundle", index="faiss")
     assert rec.recommend(["u1"], k=5) == Recommender.load("bundle").recommend(["u1"], k=5)
-    with_local(LocalTerm.drawn(41, weight=0.0))
-    assert exported()[1] == card
-    assert not list((tmp_path / "bundle").glob("local*"))
 
 
 @pytest.mark.parametrize(
@@ -257,7 +212,7 @@ def test_the_card_the_index_and_the_scorer_know_the_local_term(one_run, with_loc
     [
         ({"indptr": np.zeros(3, np.int64)}, "do not fit each other or the items"),
         ({"values": np.zeros(3, np.float32)}, "do not fit each other or the items"),
-        ({"indices": np.full(1000, 99, np.int32)}, "do not fit each other or the items"),
+        ({"indices": np.full(1000, 9, np.int32)}, "do not fit each other or the items"),
         ({"indptr": np.arange(42)[::-1]}, "the local term is damaged: local.indptr.npy"),
         ({"indptr": np.array([0, *[1] * 41]), "indices": np.ones(1, np.int32), "values": np.ones(1, np.float32)},
          "the local term has entries for the padding item"),
@@ -265,8 +220,11 @@ def test_the_card_the_index_and_the_scorer_know_the_local_term(one_run, with_loc
         ({"weight": float("nan")}, "the weight of the local term is nan"),
     ],
 )  # fmt: skip
-def test_a01_a_damaged_local_term_of_a_run_is_refused(one_run, with_local, tmp_path, change, words):
-    with_local(replace(LocalTerm.drawn(41), **change))
+def test_a01_a_damaged_local_term_of_a_run_is_refused(one_run, monkeypatch, tmp_path, change, words):
+    made = random_local(40, np.random.default_rng(3))
+    start = np.concatenate(([0], made["local.indptr"]))  # the padding item has an empty row
+    term = LocalTerm(start, made["local.indices"] + np.int32(1), made["local.values"], 0.3, 0.0, 5, 2.0)
+    monkeypatch.setattr(OneBP, "local", replace(term, **change))
     with pytest.raises(UserError) as error:
         export(one_run, tmp_path / "bundle")
     assert words in str(error.value)

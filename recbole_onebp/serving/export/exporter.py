@@ -82,7 +82,8 @@ def export(
     items, item_ids = _by_id(dataset.field2id_token[dataset.iid_field], np.arange(1, dataset.item_num))
     users, user_ids = _by_id(dataset.field2id_token[dataset.uid_field], np.unique(user))
     others = _pairs(run.valid), _pairs(run.test)
-    local = local_table(getattr(model, "local", None), items)
+    fitted = model.local
+    local = local_table(fitted, items)
     in_order = model.recency or (local is not None and local.recency)
     time = run.train.inter_feat[run.train.time_field].numpy() if in_order else None
     parts = Parts.of(users, items, dataset.user_num, dataset.item_num, (user, item), others, time)
@@ -101,8 +102,7 @@ def export(
     kept = {key: value for key, value in settings.items() if key not in _PRIVATE}
     manifest = {**_manifest(config, model, parts, fields, dtype), **results, "config": kept}
     if local is not None:
-        of_model = {"neighbors": model.local.n_neighbors, "reg": model.local.reg}
-        manifest["local"] = {"weight": local.weight, "recency": local.recency, **of_model}
+        manifest["local"] = fitted.summary()
     table = ItemTable(Embeddings(arrays["item_encodings"]), arrays.get("item_bias"))
     user_table = arrays["user_encodings"]
     files: dict[str, Callable[[Path], object]] = {}

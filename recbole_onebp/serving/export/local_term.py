@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from recbole_onebp.local import LocalTerm
 from recbole_onebp.serving.local_table import LocalTable, row_blocks
 from recbole_onebp.serving.manifest import LARGEST_RECENCY
 from recbole_onebp.serving.tables import LARGEST
@@ -15,7 +14,7 @@ from recbole_onebp.util.ids import InternalIds
 __all__ = ["local_table"]
 
 
-def local_table(local: Any, items: InternalIds) -> LocalTable | None:
+def local_table(local: LocalTerm | None, items: InternalIds) -> LocalTable | None:
     """The local term of a model with other rows.
 
     Args:
@@ -33,9 +32,8 @@ def local_table(local: Any, items: InternalIds) -> LocalTable | None:
     for name, value, most in (("weight", local.weight, LARGEST), ("recency", local.recency, LARGEST_RECENCY)):
         if not 0 <= value <= most:
             raise UserError(f"the {name} of the local term is {value:g}; expected from 0 to {most:g}; train again")
-    arrays = local.indptr, local.indices, local.values
-    old = LocalTable(*arrays, float(local.weight), float(local.recency))
-    if any(array.ndim != 1 for array in arrays) or len(old.item) != len(old.value) or len(old) <= items.max():
+    old = LocalTable(local.indptr, local.indices, local.values, local.weight, local.recency)
+    if len(old.item) != len(old.value) or len(old) <= items.max():
         raise UserError("the arrays of the local term do not fit each other or the items; train again")
     if (fault := old.fault()) is not None:
         raise UserError(f"the local term is damaged: {fault[0]}: {fault[1]}; train again")

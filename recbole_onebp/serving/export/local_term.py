@@ -29,9 +29,9 @@ def local_table(local: LocalTerm | None, items: InternalIds) -> LocalTable | Non
     """
     if local is None or local.weight == 0:
         return None
-    for name, value, most in (("weight", local.weight, LARGEST), ("recency", local.recency, LARGEST_RECENCY)):
-        if not 0 <= value <= most:
-            raise UserError(f"the {name} of the local term is {value:g}; expected from 0 to {most:g}; train again")
+    for name, number, most in (("weight", local.weight, LARGEST), ("recency", local.recency, LARGEST_RECENCY)):
+        if not 0 <= number <= most:
+            raise UserError(f"the {name} of the local term is {number:g}; expected from 0 to {most:g}; train again")
     old = LocalTable(local.indptr, local.indices, local.values, local.weight, local.recency)
     if len(old.item) != len(old.value) or len(old) <= items.max():
         raise UserError("the arrays of the local term do not fit each other or the items; train again")

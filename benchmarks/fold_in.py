@@ -25,6 +25,7 @@ import scipy.sparse as sp
 import recbole_onebp
 from recbole_onebp.config.schema import onebp_defaults
 from recbole_onebp.evaluation.metrics import recall_and_ndcg
+from recbole_onebp.serving.export.local_term import local_table
 from recbole_onebp.serving.tables import unit_rows
 from recbole_onebp.util.errors import UserError
 
@@ -124,9 +125,17 @@ class OneBP:
         self.users = model.scored_users().detach().numpy()[users]
         bias = model.item_bias
         self.bias = 0.0 if bias is None else model.config.temperature * bias.detach().numpy()[items, 0]
+        self.local = local_table(model.local, items)
+        self.histories = split.histories
 
     def score(self, users: _Scores) -> _Scores:
-        return (unit_rows(users) if self.cosine else users) @ self.items.T + self.bias
+        scores: _Scores = (unit_rows(users) if self.cosine else users) @ self.items.T + self.bias
+        if self.local is not None:
+            added = np.empty(scores.shape[1])
+            for row, history in zip(scores, self.histories, strict=True):
+                self.local.write_scores(history, added)
+                row += added
+        return scores
 
     def folding(self, split: Split, keep: float, power: float) -> _Scores:
         """Scores by means of items, each times its weight ** power; the latest counts 1, the one before keep, ..."""

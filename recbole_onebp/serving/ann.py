@@ -11,6 +11,7 @@ import numpy as np
 
 from recbole_onebp.serving.bundle import Bundle
 from recbole_onebp.serving.index_file import check_index
+from recbole_onebp.serving.scorer import Scorer
 from recbole_onebp.serving.search import DEFAULT_MEMORY_MB, Excluded, Ranked, best_items, best_of_pairs
 from recbole_onebp.serving.tables import Embeddings, Float32Array, Float64Array, ItemTable
 from recbole_onebp.util.errors import UserError
@@ -81,12 +82,13 @@ class Index:
         parameters = _faiss().SearchParametersHNSW(efSearch=max(_LEAST_EFFORT, 2 * count))
         return self._graph.search(points, count, params=parameters)[1]
 
-    def best_items(self, user_e: Float32Array, table: ItemTable, k: int, excluded: Excluded, n_indexed: int) -> Ranked:
+    def best_items(self, scorer: Scorer, k: int, excluded: Excluded, n_indexed: int) -> Ranked:
         """About the k best items of each user, with exact scores.  A user's list does not depend on the other users.
 
+        Candidates are the nearest items of the index, and all items with a local score.
+
         Args:
-            user_e: embeddings of users, ``(B, d)``; unit length where scores are cosines.
-            table: the items.  Those from ``n_indexed`` on are not in the index and are always candidates.
+            scorer: the users and the items.  Items from ``n_indexed`` on are not in the index, and always candidates.
             k: length of the lists.
             excluded: the items to leave out.
             n_indexed: number of items in the index.
@@ -98,20 +100,24 @@ class Index:
         rows, items = [], []
         for count in np.unique(rounded):
             row = np.flatnonzero(rounded == count)
-            found = self.nearest(user_e[row], int(count))
+            found = self.nearest(scorer.user_e[row], int(count))
             rows.append(np.repeat(row, count))
             items.append(found.reshape(-1))
-        added = np.arange(n_indexed, len(table))
-        rows.append(np.repeat(np.arange(len(user_e)), len(added)))
-        items.append(np.tile(added, len(user_e)))
+        n_users, n_items = len(scorer), len(scorer.items)
+        added = np.arange(n_indexed, n_items)
+        rows.append(np.repeat(np.arange(n_users), len(added)))
+        items.append(np.tile(added, n_users))
+        if scorer.local is not None:
+            row, item = np.nonzero(scorer.local)
+            rows.append(row)
+            items.append(item)
         row, item = np.concatenate(rows), np.concatenate(items)
-        excluded_row, excluded_item = excluded.pairs(0, len(user_e))
-        kept = (
-            (item >= 0)
-            & ~np.isin(item, excluded.for_all)
-            & ~np.isin(row * len(table) + item, excluded_row * len(table) + excluded_item)
+        kept = (item >= 0) & ~np.isin(item, excluded.for_all)
+        excluded_row, excluded_item = excluded.pairs(0, n_users)
+        row, item = np.divmod(
+            np.setdiff1d(row[kept] * n_items + item[kept], excluded_row * n_items + excluded_item), n_items
         )
-        count, item, score = best_of_pairs(user_e, table, k, row[kept], item[kept])
+        count, item, score = best_of_pairs(n_users, k, row, item, scorer.pairs(row, item))
         return Ranked(np.concatenate(([0], np.cumsum(count))), item, score)
 
 
@@ -157,13 +163,12 @@ def _faiss() -> Any:
     return faiss
 
 
-def quality(index: Index, table: ItemTable, user_e: Float32Array, excluded: Excluded, k: int) -> dict[str, float]:
+def quality(index: Index, scorer: Scorer, excluded: Excluded, k: int) -> dict[str, float]:
     """Recall of the index against exact search, and the speed of both, one user at a time.
 
     Args:
-        index: the index of the table.
-        table: the items.
-        user_e: embeddings of users, ``(B, d)``; unit length where scores are cosines.
+        index: the index of the items.
+        scorer: the users and the items.
         excluded: the items to leave out.
         k: length of the lists.
 
@@ -171,17 +176,17 @@ def quality(index: Index, table: ItemTable, user_e: Float32Array, excluded: Excl
         ``recall``, 0 to 1; ``queries_a_second`` and ``exact_queries_a_second``.
     """
 
-    def timed(search: Callable[[Float32Array, Excluded], Ranked]) -> tuple[list[set[int]], float]:
+    def timed(search: Callable[[Scorer, Excluded], Ranked]) -> tuple[list[set[int]], float]:
         lists = []
         start = perf_counter()
-        for place in range(len(user_e)):
+        for place in range(len(scorer)):
             part = excluded.item[excluded.start[place] : excluded.start[place + 1]]
             own = Excluded.of([part], excluded.for_all)
-            lists.append(set(search(user_e[place : place + 1], own).item.tolist()))
-        return lists, len(user_e) / (perf_counter() - start)
+            lists.append(set(search(scorer.part(slice(place, place + 1)), own).item.tolist()))
+        return lists, len(scorer) / (perf_counter() - start)
 
-    exact, exact_rate = timed(lambda one, own: best_items(one, table, k, own, DEFAULT_MEMORY_MB, threads=1))
-    found, rate = timed(lambda one, own: index.best_items(one, table, k, own, len(table)))
+    exact, exact_rate = timed(lambda one, own: best_items(one, k, own, DEFAULT_MEMORY_MB, threads=1))
+    found, rate = timed(lambda one, own: index.best_items(one, k, own, len(scorer.items)))
     hits = sum(len(a & b) for a, b in zip(exact, found, strict=True))
     recall = hits / max(sum(map(len, exact)), 1)
     return {"recall": recall, "queries_a_second": round(rate), "exact_queries_a_second": round(exact_rate)}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import Token
 
-__all__ = ["Answers", "Explanation", "NewItems", "Scores", "UnknownIdError", "Update"]
+__all__ = ["Answers", "Explanation", "NewItems", "Part", "Scores", "UnknownIdError", "Update"]
 
 
 class UnknownIdError(UserError):
@@ -56,6 +56,16 @@ class Scores(np.ndarray[Any, np.dtype[np.float64]]):
         return [*self.unknown_users, *self.unknown_items]
 
 
+class Part(NamedTuple):
+    """What an item of a history adds to a score, by the two parts of the model."""
+
+    item: Token
+    tower: float
+    """By the user's embedding, of which it is a part."""
+    local: float
+    """By the local term, which knows single pairs of items; 0 where the bundle has none."""
+
+
 @dataclass(frozen=True)
 class Explanation:
     """The parts of a score: ``score = bias + residual + sum of contributions``."""
@@ -65,6 +75,8 @@ class Explanation:
     """The item's bias, the same for all users."""
     contributions: list[tuple[Token, float]]
     """What each item of the user's history adds, largest first."""
+    parts: list[Part]
+    """The same, split: a contribution is ``tower + local``."""
     residual: float
     """The rest.  It is 0, up to rounding, for a folded-in user, who is the weighted mean of the history.  A trained
     user was computed from earlier versions of the items, so there is a rest."""

@@ -5,6 +5,10 @@
     item_bias.npy           (n_items,) float32, added to the item's score; only if items have a bias
     item_weight.npy         (n_items,) float32, weight of the item in its users; only if the weights differ
     user_encodings.npy      (n_users, d), the embeddings at the end of training
+    local.indptr.npy        (n_items + 1,) int64; only if the model has a local term, see serving/local_table.py: item i
+                            has the entries from indptr[i] to indptr[i + 1] - 1
+    local.indices.npy       (n,) int32, the item of each entry, ascending for each i; never i itself
+    local.values.npy        (n,) float32, what i adds to the score of this item
     history_start.npy       (n_users + 1,) int64: the train items of user u are history_item[start[u] : start[u + 1]]
     history_item.npy        (n_interactions,) int32
     item_ids.json           tokens in the order of the rows
@@ -31,15 +35,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from recbole_onebp.serving.manifest import FORMAT, FORMAT_VERSION, checksum_of, is_manifest, read_manifest
+from recbole_onebp.serving.local_table import LOCAL_FILES, LocalTable
+from recbole_onebp.serving.manifest import FORMAT, checksum_of, format_version, is_manifest, read_manifest
+from recbole_onebp.serving.tables import LARGEST
 from recbole_onebp.util.errors import UserError, writing
 from recbole_onebp.util.files import MARKER, is_claimed, restore, whole_folder
 from recbole_onebp.util.hashes import sha256, sha256_of
 from recbole_onebp.util.untrusted import blocks, map_array, open_plain, read_json
 
 __all__ = [
-    "FORMAT_VERSION",
-    "LARGEST",
     "LARGEST_WEIGHT",
     "LEAST_WEIGHT",
     "Bundle",
@@ -48,8 +52,6 @@ __all__ = [
     "write_bundle",
 ]
 
-LARGEST = 1e12
-"""Largest absolute value of an embedding or a bias: scores of larger ones could overflow float32."""
 LARGEST_WEIGHT = 1e9
 """Largest weight of an item."""
 LEAST_WEIGHT = float(np.finfo(np.float32).smallest_subnormal)
@@ -61,7 +63,9 @@ _REQUIRED = (
     "user_ids.json",
 )  # fmt: skip
 _CARD = "MODEL_CARD.md"
-_OPTIONAL = ("item_bias.npy", "item_weight.npy", "item_fields.json", "index.faiss", "index.hnswlib", "scorer.onnx")
+_OPTIONAL = (
+    "item_bias.npy", "item_weight.npy", *LOCAL_FILES, "item_fields.json", "index.faiss", "index.hnswlib", "scorer.onnx",
+)  # fmt: skip
 _NAMES = frozenset({MARKER, "manifest.json", _CARD, *_REQUIRED, *_OPTIONAL})
 
 _ID_BYTES, _FIELD_BYTES = 1 << 10, 1 << 14
@@ -84,6 +88,7 @@ class Bundle:
     user_encodings: npt.NDArray[np.floating]
     history_start: npt.NDArray[np.int64]
     history_item: npt.NDArray[np.int32]
+    local: LocalTable | None
 
     @property
     def key(self) -> str:
@@ -134,7 +139,7 @@ def write_bundle(
             write(folder / name)
         written = sorted(file for file in folder.iterdir() if file.name != MARKER)
         files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in written}
-        content = {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest, "files": files}
+        content = {"format": FORMAT, "format_version": format_version(manifest), **manifest, "files": files}
         content["checksum"] = checksum_of(content)
         (folder / "manifest.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         (folder / _CARD).write_text(card, encoding="utf-8")
@@ -202,6 +207,7 @@ def read_bundle(path: str | Path, verify: bool = True) -> Bundle:
         raise UserError(f"{path / 'item_bias.npy'}: has values beyond {LARGEST:g}; export the bundle again")
     if weight is not None and not _within(weight, LEAST_WEIGHT, LARGEST_WEIGHT):
         raise UserError(f"{path / 'item_weight.npy'}: expected weights above 0 and up to {LARGEST_WEIGHT:g}")
+    local = LocalTable.read(path, manifest, n_items)
     for key, count in (("n_items", n_items), ("n_users", n_users), ("n_interactions", len(history))):
         if manifest.get(key) not in (None, count):
             raise UserError(f"{path / 'manifest.json'}: {key}: {manifest[key]}, but the arrays have {count}")
@@ -222,6 +228,7 @@ def read_bundle(path: str | Path, verify: bool = True) -> Bundle:
         user_encodings=user_e,
         history_start=start,
         history_item=history,
+        local=local,
     )
 
 

@@ -29,7 +29,7 @@ class BundleState:
         self.bundle = bundle
         self._item_tokens, self._user_tokens = TokenTable(bundle.item_ids, "item"), TokenTable(bundle.user_ids, "user")
         self._items = ItemTable(Embeddings(bundle.item_encodings), bundle.item_bias)
-        self._item_weight = bundle.item_weight
+        self._item_weight, self._local = bundle.item_weight, bundle.local
         self._aggregation = Aggregation.of(bundle.manifest["aggregation"])
         self._users = Users(bundle.user_encodings, bundle.history_start, bundle.history_item, self._aggregation)
         self._estimator = ItemEstimator(bundle)

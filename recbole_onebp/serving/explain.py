@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from recbole_onebp.serving.local_table import LocalTable
+from recbole_onebp.serving.scorer import Scorer
 from recbole_onebp.serving.tables import TINY, Float32Array, Float64Array, ItemTable, dots, unit_rows
 from recbole_onebp.serving.user_state import Aggregation, Users
 from recbole_onebp.util.ids import BundleRow, BundleRows
@@ -23,14 +25,16 @@ class Composition(NamedTuple):
 
 
 class ScoreParts(NamedTuple):
-    """``score = bias + sum of contributions + residual``."""
+    """``score = bias + sum of towers + sum of local + residual``."""
 
     score: float
     bias: float
     items: BundleRows
-    """The items of the history, each once, by contribution, largest first; ``(m,)``."""
-    contributions: Float64Array
+    """The items of the history, each once, by the sum of both parts, largest first; ``(m,)``."""
+    towers: Float64Array
     """(m,)"""
+    local: Float64Array
+    """(m,); zero without a local term."""
     residual: float
 
 
@@ -58,7 +62,12 @@ def compose_history(items: BundleRows, item_weight: Float32Array | None, aggrega
 
 
 def split_score(
-    table: ItemTable, cosine: bool, user_e: Float32Array, composition: Composition, target: BundleRow
+    table: ItemTable,
+    cosine: bool,
+    user_e: Float32Array,
+    composition: Composition,
+    target: BundleRow,
+    local: LocalTable | None,
 ) -> ScoreParts:
     """Split the score of a user and an item into parts.
 
@@ -66,18 +75,24 @@ def split_score(
         table: the items.
         cosine: whether scores are cosines.
         user_e: the user's embedding, ``(1, d)``, as it is stored.
-        composition: the items that the user consists of.
+        composition: the history of the user, with weights.
         target: the item.
+        local: the local term; None if there is none.
     """
     items, weights = composition
     length = max(float(np.linalg.norm(user_e.astype(np.float64))), TINY) if cosine else 1.0
     target_e = table.embeddings.rows(np.full(len(items), target))
     parts = weights * dots(table.embeddings.rows(items), target_e) / length
     distinct, place = np.unique(items, return_inverse=True)
-    contributions = np.asarray(np.bincount(place.reshape(-1), weights=parts, minlength=len(distinct)), np.float64)
+    of_towers = np.asarray(np.bincount(place.reshape(-1), weights=parts, minlength=len(distinct)), np.float64)
+    of_local = np.zeros(len(distinct))
+    if local is not None:
+        having, added = local.contributions(items, target)
+        of_local[np.searchsorted(distinct, having)] = added
+    contributions = of_towers + of_local
     order = np.lexsort((distinct, -contributions))
     bias = 0.0 if table.bias is None else float(table.bias[target])
-    scored = unit_rows(user_e) if cosine else user_e
-    score = float(table.score_pairs(scored, np.array([0]), np.array([target]))[0])
+    scorer = Scorer(table, unit_rows(user_e) if cosine else user_e, local, [items])
+    score = float(scorer.pairs(np.array([0]), np.array([target]))[0])
     residual = score - bias - float(contributions.sum())
-    return ScoreParts(score, bias, distinct[order], contributions[order], residual)
+    return ScoreParts(score, bias, distinct[order], of_towers[order], of_local[order], residual)

@@ -11,15 +11,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from recbole_onebp.serving.tables import LARGEST
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.untrusted import plain_name, read_json
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "LARGEST_SIZE", "checksum_of", "is_manifest", "read_manifest"]
+__all__ = ["FORMAT", "LARGEST_RECENCY", "LARGEST_SIZE", "checksum_of", "format_version", "is_manifest", "read_manifest"]
 
 FORMAT = "recbole_onebp bundle"
-FORMAT_VERSION = 1
+_VERSIONS = (1, 2)
+"""2 has a local term, which programs that read 1 alone would leave out of the scores without a word."""
 LARGEST_SIZE = 1 << 16
 """Largest dimension of embeddings."""
+LARGEST_RECENCY = 100
 
 _MAX_BYTES = 4 << 20
 _MAX_FILES = 100
@@ -42,9 +45,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not is_manifest(manifest):
         raise UserError(f"{file}: not the manifest of a bundle, or damaged")
     version = manifest.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:
+    if type(version) is not int or version not in _VERSIONS:
         raise UserError(
-            f"{path}: a bundle of format version {version!s:.40}; this recbole_onebp reads version {FORMAT_VERSION}: "
+            f"{path}: a bundle of format version {version!s:.40}; this recbole_onebp reads "
+            f"{' and '.join(map(str, _VERSIONS))}: "
             "export the run again, or install the version of recbole_onebp that wrote it"
         )
     if manifest.get("checksum") != checksum_of(manifest):
@@ -63,6 +67,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def is_manifest(content: Any) -> bool:
     """Whether a value is that of a ``manifest.json`` of ours, of any version."""
     return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def format_version(manifest: Mapping[str, Any]) -> int:
+    """The version of the format that a bundle with these values needs."""
+    return 1 if manifest.get("local") is None else 2
 
 
 def checksum_of(manifest: Mapping[str, Any]) -> str:
@@ -105,7 +114,18 @@ def _is_aggregation(value: Any) -> bool:
         and value.get("rule") in ("moving", "mean")
         and _is_number(value.get("beta"), 0, 1)
         and _is_number(value.get("alpha"), 0, math.nextafter(math.inf, 0))
-        and _is_number(value.get("recency", 0), 0, 100)
+        and _is_number(value.get("recency", 0), 0, LARGEST_RECENCY)
+    )
+
+
+def _is_local(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and _is_number(value.get("weight"), 0, LARGEST)
+        and value["weight"] > 0
+        and _is_number(value.get("recency"), 0, LARGEST_RECENCY)
+        and _is_count(value.get("neighbors"))
+        and _is_number(value.get("reg"), 0, math.nextafter(math.inf, 0))
     )
 
 
@@ -120,11 +140,15 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "score": (lambda value: value in ("dot", "cosine"), "dot or cosine"),
     "aggregation": (
         _is_aggregation,
-        "null, or rule moving or mean, beta from 0 to 1, alpha of at least 0 and recency from 0 to 100",
+        f"null, or rule moving or mean, beta from 0 to 1, alpha of at least 0 and recency from 0 to {LARGEST_RECENCY}",
     ),
     "embedding_size": (lambda value: _is_count(value) and 1 <= value <= LARGEST_SIZE, f"from 1 to {LARGEST_SIZE}"),
     "ordered": (lambda value: type(value) is bool, "true or false"),
     "title_field": (_optional(lambda value: type(value) is str), "null or the name of a field"),
+    "local": (
+        _optional(_is_local),
+        f"null, or weight above 0, recency from 0 to {LARGEST_RECENCY}, a number of neighbors and reg of at least 0",
+    ),
     "created": (_optional(_is_text), "a time"),
     "dtype": (_optional(lambda value: value in ("float32", "float16")), "float32 or float16"),
     "n_users": _COUNT,

@@ -6,17 +6,18 @@ import os
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from recbole_onebp.serving.answers import Answers, Explanation, Scores, UnknownIdError
+from recbole_onebp.serving.answers import Answers, Explanation, Part, Scores, UnknownIdError
 from recbole_onebp.serving.bundle import Bundle, read_bundle
 from recbole_onebp.serving.bundle_state import BundleState
 from recbole_onebp.serving.explain import Composition, compose_history, compose_user, split_score
+from recbole_onebp.serving.scorer import Scorer
 from recbole_onebp.serving.search import DEFAULT_MEMORY_MB, NO_ROWS, Excluded, Ranked, best_items
-from recbole_onebp.serving.tables import Float32Array, ItemTable, unit_rows
+from recbole_onebp.serving.tables import Embeddings, Float32Array, ItemTable, unit_rows
 from recbole_onebp.serving.tokens import as_list
 from recbole_onebp.serving.user_state import DEFAULT_RULE, RECENT_DECAY, Aggregation, Rule, check_rule, fold_in
 from recbole_onebp.util.errors import UserError
@@ -25,7 +26,13 @@ from recbole_onebp.util.ids import BundleRow, BundleRows, Token, TokenLike
 if TYPE_CHECKING:
     from recbole_onebp.serving.ann import Index
 
-__all__ = ["Recommender"]
+__all__ = ["Recommender", "Similarity"]
+
+Similarity = Literal["tower", "local"]
+"""What makes items similar: the cosine of their embeddings, or what one adds to the other's score by the local term."""
+
+_SCORED_USERS = 256
+"""Users whose chosen pairs are scored at a time."""
 
 
 class Recommender(BundleState):
@@ -120,8 +127,10 @@ class Recommender(BundleState):
         rows, unknown = self._user_tokens.find(as_list(users, "users"))
         known = rows[rows >= 0]
         of_users = self._users.snapshot(known)
-        seen = [of_users.items(user) for user in known.tolist()] if exclude_seen else [NO_ROWS] * len(known)
-        ranked, unknown_items = self._rank(self._items, self._scored(of_users.rows(known)), k, seen, allow, deny)
+        histories = [of_users.items(user) for user in known.tolist()]
+        scorer = self._scorer(of_users.rows(known), histories)
+        seen = histories if exclude_seen else [NO_ROWS] * len(known)
+        ranked, unknown_items = self._rank(scorer, k, seen, allow, deny)
         return Answers(self._lists(ranked, rows >= 0), unknown, unknown_items)
 
     def recommend_history(
@@ -163,9 +172,9 @@ class Recommender(BundleState):
         items = [rows[rows >= 0] for rows, _ in found]
         known = np.array([len(rows) > 0 for rows in items], bool)
         items = [rows for rows in items if len(rows)]
-        user_e = self._scored(fold_in(items, self._items.embeddings, item_weight, aggregation))
+        scorer = self._scorer(fold_in(items, self._items.embeddings, item_weight, aggregation), items)
         seen = items if exclude_seen else [NO_ROWS] * len(items)
-        ranked, unknown = self._rank(self._items, user_e, k, seen, allow, deny)
+        ranked, unknown = self._rank(scorer, k, seen, allow, deny)
         unknown = list(dict.fromkeys([token for _, tokens in found for token in tokens] + unknown))
         return Answers(self._lists(ranked, known), [], unknown)
 
@@ -174,22 +183,25 @@ class Recommender(BundleState):
         items: Iterable[TokenLike],
         k: int = 10,
         *,
+        by: Similarity = "tower",
         allow: Iterable[TokenLike] | None = None,
         deny: Iterable[TokenLike] = (),
     ) -> Answers:
-        """The most similar items of items, by the cosine of their embeddings.  An item is not in its own list.
+        """The most similar items of items.  An item is not in its own list.
 
         Args:
             items: ids of B items.
             k: see :meth:`recommend`.
+            by: ``tower``: by the cosine of the embeddings.  ``local``: by what the item adds, if it is the whole
+                history, to the scores of others by the local term; only items to which it adds something.
             allow: see :meth:`recommend`.
             deny: see :meth:`recommend`.
 
         Returns:
-            B lists of (item, cosine), best first; empty for an unknown item.
+            B lists of (item, cosine or score), best first; empty for an unknown item.
 
         Raises:
-            UserError: if an argument has a wrong type, or k is less than 1.
+            UserError: if an argument has a wrong type, k is less than 1, or the bundle has no local term.
 
         Example:
             >>> [(first, _), (second, _)] = rec.similar_items(["i5"], k=2, allow=["i5", "i6", "i7"])[0]
@@ -198,9 +210,10 @@ class Recommender(BundleState):
         """
         rows, unknown = self._item_tokens.find(as_list(items, "items"))
         known = rows[rows >= 0]
-        table = self._directions
         own = [known[place : place + 1] for place in range(len(known))]
-        ranked, unknown_others = self._rank(table, table.embeddings.rows(known), k, own, allow, deny)
+        ranked, unknown_others = self._rank(self._similarity(known, own, by), k, own, allow, deny)
+        if by == "local":
+            ranked = ranked.above(0.0)
         return Answers(self._lists(ranked, rows >= 0), [], list(dict.fromkeys(unknown + unknown_others)))
 
     def score(self, users: Iterable[TokenLike], items: Iterable[TokenLike]) -> Scores:
@@ -230,9 +243,14 @@ class Recommender(BundleState):
             raise UserError(f"score: {len(user_rows)} users and {len(item_rows)} items; expected a user for each item")
         known = (user_rows >= 0) & (item_rows >= 0)
         distinct, place = np.unique(user_rows[known], return_inverse=True)
-        user_e = self._scored(self._users.rows(distinct))
+        of_users = self._users.snapshot(distinct)
+        scorer = self._scorer(of_users.rows(distinct), [of_users.items(user) for user in distinct.tolist()])
+        row, item, found = place.reshape(-1), item_rows[known], np.empty(len(place.reshape(-1)))
+        for start in range(0, len(distinct), _SCORED_USERS):
+            asked = np.flatnonzero((row >= start) & (row < start + _SCORED_USERS))
+            found[asked] = scorer.part(slice(start, start + _SCORED_USERS)).pairs(row[asked] - start, item[asked])
         scores = np.full(len(known), np.nan).view(Scores)
-        scores[known] = self._items.score_pairs(user_e, place.reshape(-1), item_rows[known])
+        scores[known] = found
         scores.unknown_users, scores.unknown_items = unknown_users, unknown_items
         return scores
 
@@ -253,6 +271,8 @@ class Recommender(BundleState):
             >>> explanation = rec.explain("new", "i7")
             >>> sorted(item for item, _ in explanation.contributions)
             ['i5', 'i9']
+            >>> [(part.item, part.tower + part.local) for part in explanation.parts] == explanation.contributions
+            True
             >>> abs(explanation.residual) < 1e-6
             True
         """
@@ -287,9 +307,11 @@ class Recommender(BundleState):
     def _explain(
         self, user_e: Float32Array, composition: Composition, target: BundleRow, unknown: list[Token]
     ) -> Explanation:
-        parts = split_score(self._items, self.bundle.cosine, user_e, composition, target)
-        contributions = list(zip(self._item_tokens.of(parts.items), parts.contributions.tolist(), strict=True))
-        return Explanation(parts.score, parts.bias, contributions, parts.residual, unknown)
+        found = split_score(self._items, self.bundle.cosine, user_e, composition, target, self._local)
+        columns = self._item_tokens.of(found.items), found.towers.tolist(), found.local.tolist()
+        parts = [Part(*row) for row in zip(*columns, strict=True)]
+        contributions = [(part.item, part.tower + part.local) for part in parts]
+        return Explanation(found.score, found.bias, contributions, parts, found.residual, unknown)
 
     # --------------------------------------------------------------------------------------------------------- helpers
 
@@ -299,35 +321,45 @@ class Recommender(BundleState):
         aggregation = Aggregation(RECENT_DECAY) if rule == "recent" else self._aggregation
         return self._item_weight if rule == "trained" else None, aggregation
 
-    def _scored(self, user_e: Float32Array) -> Float32Array:
-        """Users as they are scored: unit length where scores are cosines."""
-        return unit_rows(user_e) if self.bundle.cosine else user_e
+    def _scorer(self, user_e: Float32Array, histories: Sequence[BundleRows]) -> Scorer:
+        """All items for users with embeddings ``(B, d)`` and histories."""
+        return Scorer(self._items, unit_rows(user_e) if self.bundle.cosine else user_e, self._local, histories)
+
+    def _similarity(self, items: BundleRows, histories: Sequence[BundleRows], by: Similarity) -> Scorer:
+        """All items for items ``(B,)``, each of which is a history too."""
+        if by not in get_args(Similarity):
+            raise UserError(f"by: {by!r} is not allowed; expected one of {', '.join(get_args(Similarity))}")
+        if by == "tower":
+            return Scorer(self._directions, self._directions.embeddings.rows(items))
+        if self._local is None:
+            raise UserError("by: 'local' is not allowed: this bundle has no local term; expected tower")
+        no_towers = ItemTable(Embeddings(np.zeros((len(self._items), 0), np.float32)), None)
+        return Scorer(no_towers, np.zeros((len(items), 0), np.float32), self._local, histories)
 
     def _rank(
         self,
-        table: ItemTable,
-        user_e: Float32Array,
+        scorer: Scorer,
         k: int,
         seen: Sequence[BundleRows],
         allow: Iterable[TokenLike] | None,
         deny: Iterable[TokenLike],
     ) -> tuple[Ranked, list[Token]]:
-        """The best items of a table for users as they are scored, and the unknown items of ``allow`` and ``deny``."""
+        """The best items of users, and the unknown items of ``allow`` and ``deny``."""
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
             raise UserError(f"k: {k!r} is not allowed: expected a whole number of at least 1")
-        k, limits = min(int(k), max(len(table), 1)), (self._memory_mb, self._threads)
+        k, limits = min(int(k), max(len(scorer.items), 1)), (self._memory_mb, self._threads)
         denied, unknown = self._item_tokens.find(as_list(deny, "deny"))
         excluded = Excluded.of(seen, denied[denied >= 0])
-        if allow is None and self._index is not None and table is self._items:
-            return self._index.best_items(user_e, table, k, excluded, len(self.bundle.item_encodings)), unknown
+        if allow is None and self._index is not None and scorer.items is self._items:
+            return self._index.best_items(scorer, k, excluded, len(self.bundle.item_encodings)), unknown
         if allow is None:
-            return best_items(user_e, table, k, excluded, *limits), unknown
+            return best_items(scorer, k, excluded, *limits), unknown
         allowed, unknown_allowed = self._item_tokens.find(as_list(allow, "allow"))
         unknown = list(dict.fromkeys(unknown + unknown_allowed))
         pool = np.unique(allowed[allowed >= 0])
         if not len(pool):
-            return Ranked(np.zeros(len(user_e) + 1, np.int64), NO_ROWS, np.empty(0)), unknown
-        found = best_items(user_e, table.subset(pool), k, excluded.within(pool), *limits)
+            return Ranked(np.zeros(len(scorer) + 1, np.int64), NO_ROWS, np.empty(0)), unknown
+        found = best_items(scorer.within(pool), k, excluded.within(pool), *limits)
         return Ranked(found.start, pool[found.item], found.score), unknown
 
     def _lists(self, ranked: Ranked, known: npt.NDArray[np.bool_]) -> list[list[tuple[Token, float]]]:

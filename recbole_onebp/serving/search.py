@@ -15,7 +15,8 @@ from itertools import pairwise, starmap
 import numpy as np
 import numpy.typing as npt
 
-from recbole_onebp.serving.tables import Float32Array, Float64Array, IntArray, ItemTable
+from recbole_onebp.serving.scorer import Scorer
+from recbole_onebp.serving.tables import Float32Array, Float64Array, IntArray
 from recbole_onebp.util.ids import BundleRows
 
 __all__ = ["DEFAULT_MEMORY_MB", "NO_ROWS", "Excluded", "Ranked", "best_items", "best_of_pairs"]
@@ -67,34 +68,36 @@ class Ranked:
     item: BundleRows
     score: Float64Array
 
+    def above(self, least: float) -> Ranked:
+        """The items with a higher score than ``least``."""
+        kept = self.score > least
+        return Ranked(np.concatenate(([0], np.cumsum(kept)))[self.start], self.item[kept], self.score[kept])
 
-def best_items(
-    user_e: Float32Array, items: ItemTable, k: int, excluded: Excluded, memory_mb: float, threads: int
-) -> Ranked:
+
+def best_items(scorer: Scorer, k: int, excluded: Excluded, memory_mb: float, threads: int) -> Ranked:
     """The exact k best items of each user.
 
     Args:
-        user_e: embeddings of users, ``(B, d)``; unit length where scores are cosines.
-        items: the items to choose from.
+        scorer: the users, and the items to choose from.
         k: length of the lists, at least 1.  A list is shorter where fewer items are left.
         excluded: the items to leave out.
         memory_mb: memory for scores, in MiB.  The scores of one user are always held.
         threads: blocks of users that are searched at the same time.
     """
-    width = _GROUP * -(-len(items) // _GROUP)
-    at_a_time = max(1, int(memory_mb * 2**20 / (4 * width * threads)))
-    block = max(1, min(at_a_time, -(-len(user_e) // threads)))
 
-    def work(first: int) -> tuple[IntArray, BundleRows, Float64Array]:
-        last = min(first + block, len(user_e))
-        return _best_of_block(user_e[first:last], items, k, excluded.for_all, *excluded.pairs(first, last))
+    def work(users: slice) -> tuple[IntArray, BundleRows, Float64Array]:
+        pairs = excluded.pairs(users.start, users.stop)
+        return _best_of_block(scorer.part(users), k, excluded.for_all, *pairs)
 
-    firsts = range(0, len(user_e), block)
-    if threads == 1 or len(firsts) == 1:
-        parts = list(map(work, firsts))
+    width = _GROUP * -(-len(scorer.items) // _GROUP)
+    at_a_time = max(1, int(memory_mb * 2**20 / (scorer.bytes_per_score * width * threads)))
+    block = max(1, min(at_a_time, -(-len(scorer) // threads)))
+    blocks = [slice(first, min(first + block, len(scorer))) for first in range(0, len(scorer), block)]
+    if threads == 1 or len(blocks) == 1:
+        parts = list(map(work, blocks))
     else:
         with ThreadPoolExecutor(threads) as pool:
-            parts = list(pool.map(work, firsts))
+            parts = list(pool.map(work, blocks))
     if not parts:
         return Ranked(np.zeros(1, np.int64), NO_ROWS, np.empty(0))
     count, item, score = _joined(parts)
@@ -102,36 +105,32 @@ def best_items(
 
 
 def _best_of_block(
-    user_e: Float32Array,
-    items: ItemTable,
-    k: int,
-    excluded_for_all: BundleRows,
-    excluded_row: IntArray,
-    excluded_item: BundleRows,
+    scorer: Scorer, k: int, excluded_for_all: BundleRows, excluded_row: IntArray, excluded_item: BundleRows
 ) -> tuple[IntArray, BundleRows, Float64Array]:
     """Length of each list, and the items and scores of all lists, one after the other."""
     # Item i is in group i % n_groups.  There are at least k groups, so that the k-th greatest of the groups' maxima is
     # a lower bound of the k-th best score.
-    depth = max(1, min(_GROUP, len(items) // (4 * k)))
-    n_groups = -(-len(items) // depth)
-    scores = np.empty((len(user_e), depth * n_groups), np.float32)
-    scores[:, len(items) :] = -np.inf
-    items.score_all(user_e, scores[:, : len(items)])
+    n_users, n_items = len(scorer), len(scorer.items)
+    depth = max(1, min(_GROUP, n_items // (4 * k)))
+    n_groups = -(-n_items // depth)
+    scores = np.empty((n_users, depth * n_groups), np.float32)
+    scores[:, n_items:] = -np.inf
+    scorer.write_all(scores[:, :n_items])
     scores[:, excluded_for_all] = -np.inf
     scores[excluded_row, excluded_item] = -np.inf
 
-    groups = scores.reshape(len(user_e), depth, n_groups)
+    groups = scores.reshape(n_users, depth, n_groups)
     greatest = groups.max(axis=1)
     if k < n_groups:
         bound = np.partition(greatest, n_groups - k, axis=1)[:, n_groups - k]
     else:
-        bound = np.full(len(user_e), -np.inf, np.float32)
-    bound -= 2 * items.margin(user_e)  # once for the bound's own error, once for that of the candidate
+        bound = np.full(n_users, -np.inf, np.float32)
+    bound -= 2 * scorer.margin()  # once for the bound's own error, once for that of the candidate
     bound = np.maximum(bound, np.finfo(np.float32).min)  # excluded items are at -inf and stay below
 
     promising = greatest >= bound[:, None]
     parts = [
-        _best_of_groups(user_e[rows], items, k, groups[rows], promising[rows], bound[rows])
+        _best_of_groups(scorer, rows, k, groups[rows], promising[rows], bound[rows])
         for rows in _row_slices(np.count_nonzero(promising, axis=1) * depth)
     ]
     return _joined(parts)
@@ -149,15 +148,15 @@ def _joined(
 def _row_slices(candidates: IntArray) -> Iterator[slice]:
     """Slices of rows with about a million candidates each.  If all scores are equal, all items are candidates."""
     if candidates.sum() <= 2**20:
-        yield slice(None)
+        yield slice(0, len(candidates))
         return
     part = (np.cumsum(candidates) - 1) // 2**20
     yield from starmap(slice, pairwise([0, *(np.flatnonzero(np.diff(part)) + 1), len(part)]))
 
 
 def _best_of_groups(
-    user_e: Float32Array,
-    items: ItemTable,
+    scorer: Scorer,
+    users: slice,
     k: int,
     groups: Float32Array,
     promising: npt.NDArray[np.bool_],
@@ -166,21 +165,20 @@ def _best_of_groups(
     row, group = np.nonzero(promising)
     found, depth = np.nonzero(groups[row, :, group] >= bound[row, None])
     row, item = row[found], depth * groups.shape[2] + group[found]
-    return best_of_pairs(user_e, items, k, row, item)
+    return best_of_pairs(users.stop - users.start, k, row, item, scorer.pairs(users.start + row, item))
 
 
 def best_of_pairs(
-    user_e: Float32Array, items: ItemTable, k: int, row: IntArray, item: BundleRows
+    n_users: int, k: int, row: IntArray, item: BundleRows, score: Float64Array
 ) -> tuple[IntArray, BundleRows, Float64Array]:
-    """The k best of given pairs of a row of ``user_e`` and an item, ``(m,)`` each, by exact scores.
+    """The k best of given pairs of a user and an item, ``(m,)`` each, by their exact scores.
 
     Returns:
-        Number of items of each row, at most k, and the items and scores of all rows, one after the other.
+        Number of items of each user, at most k, and the items and scores of all users, one after the other.
     """
-    score = items.score_pairs(user_e, row, item)
     order = np.lexsort((item, -score, row))
     row, item, score = row[order], item[order], score[order]
-    count = np.bincount(row, minlength=len(user_e))
+    count = np.bincount(row, minlength=n_users)
     place = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
     kept = place < k
     return np.minimum(count, k), item[kept], score[kept]

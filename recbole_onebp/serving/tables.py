@@ -10,12 +10,26 @@ import numpy.typing as npt
 
 from recbole_onebp.util.ids import BundleRow, BundleRows
 
-__all__ = ["TINY", "Embeddings", "Float32Array", "Float64Array", "IntArray", "ItemTable", "dots", "unit_rows"]
+__all__ = [
+    "LARGEST",
+    "TINY",
+    "Embeddings",
+    "Float32Array",
+    "Float64Array",
+    "IntArray",
+    "ItemTable",
+    "dots",
+    "unit_rows",
+]
 
 Float32Array: TypeAlias = npt.NDArray[np.float32]
 Float64Array: TypeAlias = npt.NDArray[np.float64]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 """Counts, offsets and positions.  Rows of users and items are ``BundleRows``."""
+
+LARGEST = 1e12
+"""Largest absolute value of an embedding, a bias or a value of the local term: scores of larger ones could overflow
+float32."""
 
 TINY = 1e-12
 """Smallest length that an embedding is divided by, as in torch's ``normalize``."""
@@ -112,16 +126,20 @@ class ItemTable:
         if self.bias is not None:
             out += self.bias
 
-    def margin(self, user_e: Float32Array) -> Float32Array:
+    def margin(self, user_e: Float32Array, greatest_added: Float64Array | None = None) -> Float32Array:
         """Upper bound of the rounding error of :meth:`score_all`, for each user ``(B,)``.
+
+        ``greatest_added``, ``(B,)``, is the largest absolute value of another term that is added to a user's scores.
 
         A sum of d products has a rounding error of at most ``d u / (1 - d u)`` times the sum of their absolute values,
         u = 2 ** -24, in any order and with or without fused operations (Higham, Accuracy and Stability of Numerical
-        Algorithms, 3.1).  The bias is one more term.  The bound is doubled because the lengths are rounded too.
+        Algorithms, 3.1).  The bias and the added value are one more term each.  The bound is doubled because
+        the lengths are rounded too.
         """
         length = np.sqrt(np.square(user_e, dtype=np.float64).sum(axis=1))
-        terms = (self.embeddings.size + 2) * 2.0**-24
-        return (2 * terms * (length * self.longest + self.greatest_bias)).astype(np.float32)
+        terms = (self.embeddings.size + 3) * 2.0**-24
+        largest = length * self.longest + self.greatest_bias + (0 if greatest_added is None else greatest_added)
+        return (2 * terms * largest).astype(np.float32)
 
     def score_pairs(self, user_e: Float32Array, row: IntArray, item: BundleRows) -> Float64Array:
         """Exact scores of pairs of a row of ``user_e`` and an item, ``(m,)`` each."""

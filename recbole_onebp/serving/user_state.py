@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -307,7 +308,9 @@ class Users:
     ) -> None:
         """Apply events where recent items count more: from the whole history of each user."""
         by_user = item[np.argsort(slot, kind="stable")]
-        for row, new in zip(who.tolist(), np.split(by_user, np.cumsum(np.bincount(slot))[:-1]), strict=True):
+        cuts = np.cumsum(np.bincount(slot, minlength=len(who))).tolist()
+        for row, (first, last) in zip(who.tolist(), pairwise([0, *cuts]), strict=True):
+            new = by_user[first:last]
             items = np.concatenate((self.new_items(row), new))
             of_user = item_weight if self.is_trained(row) else None
             mean = self._aggregation.mean(np.concatenate((self.trained_items(row), items)), embeddings, of_user)

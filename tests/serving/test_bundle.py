@@ -23,7 +23,7 @@ from support.hostile import KINDS, little_time, replace_file, reseal
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
-    return made_bundle(tmp_path_factory.mktemp("pristine") / "bundle", bias=True, alpha=0.5)
+    return made_bundle(tmp_path_factory.mktemp("pristine") / "bundle", bias=True, alpha=0.5, local=0.5)
 
 
 def answers_of(path, verify=True):
@@ -50,8 +50,8 @@ def test_a21_a_name_that_no_folder_can_have(tmp_path):
 def test_another_format_version(pristine, tmp_path):
     path = shutil.copytree(pristine, tmp_path / "copy")
     manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps({**manifest, "format_version": 2}))
-    with pytest.raises(UserError, match="a bundle of format version 2; this recbole_onebp reads version 1"):
+    (path / "manifest.json").write_text(json.dumps({**manifest, "format_version": 3}))
+    with pytest.raises(UserError, match="a bundle of format version 3; this recbole_onebp reads 1 and 2"):
         Recommender.load(path)
 
 
@@ -78,7 +78,8 @@ def test_the_card_may_be_edited(pristine, tmp_path):
 
 FILES = st.sampled_from([
     "manifest.json", "item_encodings.npy", "item_bias.npy", "item_weight.npy", "user_encodings.npy",
-    "history_start.npy", "history_item.npy", "item_ids.json", "user_ids.json", "item_fields.json",
+    "history_start.npy", "history_item.npy", "item_ids.json", "user_ids.json", "item_fields.json", "local.indptr.npy",
+    "local.indices.npy", "local.values.npy",
 ])  # fmt: skip
 FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -173,7 +174,7 @@ FILE = {"bytes": 0, "sha256": "0" * 64}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["item_ids.json", "item_encodings.npy", "history_start.npy"])
+@pytest.mark.parametrize("name", ["item_ids.json", "item_encodings.npy", "history_start.npy", "local.values.npy"])
 def test_a10_a_file_that_is_not_plain(pristine, tmp_path, name, kind):
     assert name in refused(resealed(pristine, tmp_path, lambda path, _: replace_file(path / name, kind)))
 
@@ -186,7 +187,7 @@ def test_a10_a_device_as_the_manifest(pristine, tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
-@pytest.mark.parametrize("name", ["item_encodings", "user_encodings", "item_bias", "item_weight"])
+@pytest.mark.parametrize("name", ["item_encodings", "user_encodings", "item_bias", "item_weight", "local.values"])
 def test_a10_one_row_that_is_no_number_is_refused_by_name(pristine, tmp_path, name, value):
     def change(path, _):
         array = np.load(path / f"{name}.npy")
@@ -222,7 +223,15 @@ def with_number(place, number):
     return change
 
 
+def diagonal(path, _):
+    """The first entry is that of the item itself."""
+    start, item = np.load(path / "local.indptr.npy"), np.load(path / "local.indices.npy")
+    item[0] = np.flatnonzero(np.diff(start))[0]
+    np.save(path / "local.indices.npy", item)
+
+
 ITEMS = [f"i{number}" for number in range(60)]
+LOCAL = {"weight": 0.5, "recency": 0.0, "neighbors": 7, "reg": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -241,6 +250,35 @@ ITEMS = [f"i{number}" for number in range(60)]
         (with_array("user_encodings", lambda array: array[:, :-1]), "user_encodings.npy: float32 (20, 7)"),
         (with_array("item_encodings", lambda array: array.astype(object)), "item_encodings.npy"),
         (with_array("item_encodings", lambda array: array.astype(">f4")), "item_encodings.npy"),
+        (with_array("local.indptr", with_number(0, 1)), "local.indptr.npy: expected numbers that ascend from 0"),
+        (with_array("local.indptr", with_number(9, 0)), "local.indptr.npy: expected numbers that ascend from 0"),
+        (with_array("local.indptr", with_number(-1, 2**62)), "local.indptr.npy: expected numbers that ascend from 0"),
+        (
+            with_array("local.indptr", lambda array: np.concatenate(([0], np.full(60, array[-1])))),
+            "local.indptr.npy: expected fewer than 60 entries for each item",
+        ),
+        (with_array("local.indptr", lambda array: array[:-1]), "local.indptr.npy: int64 (60,); expected int64 (61,)"),
+        (with_array("local.indptr", lambda array: array.astype(np.int32)), "local.indptr.npy: int32"),
+        (with_array("local.indices", with_number(-1, 60)), "local.indices.npy: expected rows of the 60 items"),
+        (with_array("local.indices", with_number(0, -1)), "local.indices.npy: expected rows of the 60 items"),
+        (
+            with_array("local.indices", lambda array: array[::-1]),
+            "local.indices.npy: expected ascending items for each",
+        ),
+        (with_array("local.indices", lambda array: array.astype(np.int64)), "local.indices.npy: int64"),
+        (diagonal, "local.indices.npy: expected ascending items for each item, without the item itself"),
+        (with_array("local.values", lambda array: array[:-1]), "local.values.npy: float32"),
+        (with_value(local=None), "manifest.json: lists local.indptr.npy, but has no local"),
+        (with_value(local={}), "local: {} is not allowed; expected null, or weight above 0"),
+        (with_value(local={**LOCAL, "weight": 0}), "local: "),
+        (with_value(local={**LOCAL, "weight": 1e13}), "local: "),
+        (with_value(local={**LOCAL, "recency": -1}), "local: "),
+        (with_value(local={**LOCAL, "neighbors": 2.5}), "local: "),
+        (with_value(local={**LOCAL, "reg": "1"}), "local: "),
+        (
+            lambda _, manifest: manifest["files"].pop("local.values.npy"),
+            "does not list all of local.indptr.npy, local.",
+        ),
         (with_value(score="cosine"), "item_encodings.npy: expected rows of length 1"),
         (with_value(score="sum"), "score: 'sum' is not allowed; expected dot or cosine"),
         (with_value(aggregation="mean"), "aggregation: 'mean' is not allowed"),

@@ -99,6 +99,16 @@ def test_events_with_unknown_items_are_ignored(rec):
     assert state(rec) == before
 
 
+@pytest.mark.parametrize("recency", [0.0, 0.5])
+def test_no_events_change_nothing(tmp_path, recency):
+    """The service asks so whether users can be updated at all."""
+    rec = Recommender.load(made_bundle(tmp_path / "bundle", rule="mean", recency=recency))
+    before = state(rec)
+    report = rec.update([])
+    assert (report.applied, report.new_users, report.unknown) == (0, [], [])
+    assert state(rec) == before
+
+
 def test_add_items(rec):
     report = rec.add_items({"fresh": ["u1", "u2", "nobody"], "i3": ["u1"], "orphan": ["nobody"], 77: ["u5"]})
     assert report.added == ["fresh", "77"]

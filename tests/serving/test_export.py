@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,12 +13,14 @@ import torch
 
 from recbole_onebp import Recommender
 from recbole_onebp.cli import main
+from recbole_onebp.local import LocalTerm
+from recbole_onebp.model import OneBP
 from recbole_onebp.run.checkpoint.store import read_tensors, write_tensors
 from recbole_onebp.serving.export.exporter import export
 from recbole_onebp.serving.export.trained_run import read_results, read_settings
 from recbole_onebp.serving.user_state import fold_in
 from recbole_onebp.util.errors import UserError
-from support.bundles import made_bundle
+from support.bundles import made_bundle, random_local
 from support.hostile import PATH_KEYS, little_time, plant_pickles, replace_file
 
 
@@ -147,6 +150,88 @@ def test_an_update_in_order_equals_a_recomputation(timed, tmp_path):
         assert explanation.residual == pytest.approx(0, abs=1e-6)
     later, earlier = (dict(rec.explain_history(items, "i9").contributions) for items in (["i5", "i9"], ["i9", "i5"]))
     assert later["i9"] > earlier["i9"]
+
+
+# ---------------------------------------------------------------------------------------------------- the local term
+
+
+LOCAL = {"local": "ridge", "local_weight": 0.3, "local_neighbors": 5, "local_reg": 2.0}
+
+
+@pytest.mark.parametrize("recency", ["none", 0.5])
+def test_a_local_term_is_exported(timed, tmp_path, recency):
+    run = timed(epochs=1, recency="none", local_recency=recency, **LOCAL)
+    run.fit()
+    manifest = export(tmp_path / "run", tmp_path / "bundle")
+    number = 0.0 if recency == "none" else recency
+    assert manifest["local"] == {"weight": pytest.approx(0.3), "recency": number, "neighbors": 5, "reg": 2.0}
+    rec, term = Recommender.load(tmp_path / "bundle"), run.model.local
+    users, items = list(rec.user_ids), internal(run, "iid", list(rec.item_ids))
+    batch = {run.dataset.uid_field: torch.as_tensor(internal(run, "uid", users))}
+    with torch.no_grad():
+        scores = run.model.full_sort_predict(batch).view(30, -1)[:, items].numpy()
+    for row, answer in zip(scores, rec.recommend(users, k=40, exclude_seen=False), strict=True):
+        expected = dict(zip(rec.item_ids, row.tolist(), strict=True))
+        assert dict(answer) == pytest.approx(expected, abs=1e-5)
+    matrix = np.zeros((41, 41))
+    matrix[np.repeat(np.arange(41), np.diff(term.indptr)), term.indices] = term.weight * term.values
+    for item, row in zip(rec.item_ids, matrix[np.ix_(items, items)], strict=True):
+        wanted = {other: value for other, value in zip(rec.item_ids, row.tolist(), strict=True) if value > 0}
+        assert dict(rec.similar_items([item], k=40, by="local")[0]) == pytest.approx(wanted, abs=1e-7)
+    assert (matrix > 0).any()
+
+
+def test_the_card_the_index_and_the_scorer_know_the_local_term(timed, tmp_path, capsys):
+    pytest.importorskip("faiss")
+    import onnx
+
+    def exported(weight, *flags):
+        timed(epochs=1, **{**LOCAL, "local_weight": weight}, output_dir=str(tmp_path / f"run{weight}")).fit()
+        assert main(["export", f"run{weight}", "bundle", "--force", "--onnx", *flags]) == 0
+        card = (tmp_path / "bundle" / "MODEL_CARD.md").read_text()
+        ((left_out,),) = ({prop.value} for prop in onnx.load(tmp_path / "bundle" / "scorer.onnx").metadata_props)
+        return capsys.readouterr().out, left_out, card
+
+    out, left_out, without = exported(0.0)
+    assert ("local term" in out, left_out) == (False, "none")
+    assert "local term" not in without
+    assert not list((tmp_path / "bundle").glob("local*"))
+    out, left_out, card = exported(3.0, "--ann=faiss")
+    assert "scorer.onnx: has the scores of the towers alone, without the local term\n" in out
+    assert left_out == "left out"
+    assert "A local term of weight 3 adds" in card
+    assert "ridge regression (lambda 2) of each item on its 5 nearest neighbours" in card
+    result = json.loads((tmp_path / "run3.0" / "result.json").read_text())["test"]
+    assert f"| all | 30 | {result['recall@10']:.4f} | {result['ndcg@10']:.4f} |" in card
+    rec = Recommender.load("bundle", index="faiss")
+    assert rec.recommend(["u1"], k=5) == Recommender.load("bundle").recommend(["u1"], k=5)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"indptr": np.zeros(3, np.int64)}, "do not fit each other or the items"),
+        ({"values": np.zeros(3, np.float32)}, "do not fit each other or the items"),
+        ({"indices": np.full(1000, 9, np.int32)}, "do not fit each other or the items"),
+        ({"indptr": np.arange(42)[::-1]}, "the local term is damaged: local.indptr.npy"),
+        ({"indptr": np.array([0, *[1] * 41]), "indices": np.ones(1, np.int32), "values": np.ones(1, np.float32)},
+         "the local term has entries for the padding item"),
+        ({"weight": 1e13}, "the weight of the local term is 1e+13"),
+        ({"weight": float("nan")}, "the weight of the local term is nan"),
+    ],
+)  # fmt: skip
+def test_a01_a_damaged_local_term_of_a_run_is_refused(one_run, monkeypatch, tmp_path, change, words):
+    made = random_local(40, np.random.default_rng(3))
+    start = np.concatenate(([0], made["local.indptr"]))  # the padding item has an empty row
+    term = LocalTerm(start, made["local.indices"] + np.int32(1), made["local.values"], 0.3, 0.0, 5, 2.0)
+    monkeypatch.setattr(OneBP, "local", replace(term, **change))
+    with pytest.raises(UserError) as error:
+        export(one_run, tmp_path / "bundle")
+    assert words in str(error.value)
+    assert not (tmp_path / "bundle").exists()
+
+
+# ------------------------------------------------------------------------------------------------ what is in a bundle
 
 
 def test_train_items_are_left_out(fitted):

@@ -17,7 +17,9 @@ TESTS = Path(__file__).parents[1]
 
 @pytest.fixture
 def bundle(tmp_path):
-    return made_bundle(tmp_path / "pristine", n_users=20, n_items=60, bias=True, alpha=0.5)
+    return made_bundle(
+        tmp_path / "pristine", n_users=20, n_items=60, bias=True, alpha=0.5, local=0.5, local_recency=1.0
+    )
 
 
 @pytest.fixture

@@ -164,7 +164,7 @@ def test_the_examples_of_the_docstrings(tmp_path):
 
 def test_only_numpy_is_needed(tmp_path):
     """With only this package and numpy on the path."""
-    made_bundle(tmp_path / "bundle")
+    made_bundle(tmp_path / "bundle", local=0.5)
     site = tmp_path / "site"
     site.mkdir()
     (site / "recbole_onebp").symlink_to(Path(recbole_onebp.__file__).parent)
@@ -179,7 +179,8 @@ def test_only_numpy_is_needed(tmp_path):
         "assert not any(map(find_spec, ['torch', 'recbole', 'wrapt', 'pandas', 'scipy']))\n"
         "rec = Recommender.load('bundle')\n"
         "answers = rec.recommend_history([['i5', 'i9']], k=3)\n"
-        "rec.update([('u1', 'i1')]), rec.explain('u1', 'i2'), rec.similar_items(['i1']), rec.add_items({'x': ['u1']})\n"
+        "rec.update([('u1', 'i1')]), rec.explain('u1', 'i2'), rec.add_items({'x': ['u1']})\n"
+        "rec.similar_items(['i1']), rec.similar_items(['i1'], by='local')\n"
         "print(answers[0][0][0])\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(site)}

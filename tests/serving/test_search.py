@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_onebp import Recommender
+from recbole_onebp.serving.local_table import LocalTable
+from recbole_onebp.serving.scorer import Scorer
 from recbole_onebp.serving.search import Excluded, best_items
 from recbole_onebp.serving.tables import Embeddings, ItemTable
-from support.bundles import made_bundle
+from support.bundles import made_bundle, random_local
 
 
-def test_lists_do_not_depend_on_the_batch_to_the_last_bit(tmp_path):
+@pytest.mark.parametrize("local", [0.0, 0.7])
+def test_lists_do_not_depend_on_the_batch_to_the_last_bit(tmp_path, local):
     """With 3,000 items and d = 67 the last bits of the matrix product depend on its shape."""
-    path = made_bundle(tmp_path / "bundle", n_users=97, n_items=3000, size=67, bias=True)
+    path = made_bundle(
+        tmp_path / "bundle", n_users=97, n_items=3000, size=67, bias=True, local=local, local_recency=0.5
+    )
     rec = Recommender.load(path)
     items = rec.bundle.item_encodings
     alone = np.vstack([row[None] @ items.T for row in rec.bundle.user_encodings])
@@ -34,6 +42,20 @@ def test_lists_do_not_depend_on_the_batch_to_the_last_bit(tmp_path):
         assert rec.recommend_history([histories[number]], k=50) == [folded[number]]
     assert [rec.similar_items([item], k=50)[0] for item in rec.item_ids[:40]] == similar
     assert rec.recommend(users, k=50, allow=rec.item_ids) == whole
+
+
+@pytest.mark.parametrize("local", [1e-3, 1.0, 1e6])
+def test_float32_scores_are_within_the_margin(local):
+    rng = np.random.default_rng(2)
+    table = ItemTable(Embeddings(rng.normal(size=(3000, 64)).astype("f4")), rng.normal(size=3000).astype("f4"))
+    term = LocalTable(*random_local(3000, rng).values(), local, 0.0)
+    scorer = Scorer(table, rng.normal(size=(5, 64)).astype("f4"), term, [rng.integers(0, 3000, 900) for _ in range(5)])
+    found = np.empty((5, 3000), np.float32)
+    scorer.write_all(found)
+    exact = scorer.pairs(np.repeat(np.arange(5), 3000), np.tile(np.arange(3000), 5)).reshape(5, 3000)
+    error, margin = np.abs(found - exact).max(axis=1), scorer.margin()
+    assert (error <= margin).all()
+    assert (margin <= 1e3 * error).all()  # a bound that is too large would make everything a candidate
 
 
 def test_equal_scores_keep_the_order_of_the_bundle(tmp_path):
@@ -70,9 +92,20 @@ def test_best_items_against_a_full_sort(data):
     seen = [rng.choice(n_items, rng.integers(0, n_items + 1), replace=False) for _ in range(n_users)]
     for_all = rng.choice(n_items, rng.integers(0, n_items // 3 + 1), replace=False)
     excluded = Excluded.of(seen, for_all)
-    found = best_items(user_e, ItemTable(Embeddings(item_e), bias), k, excluded, memory_mb=0.01, threads=2)
+    local, histories, weights = None, [], np.zeros((n_items, n_items))
+    if data.draw(st.booleans()):
+        local = LocalTable(*random_local(n_items, rng).values(), scale, 0.0)
+        histories = [rng.integers(0, n_items, rng.integers(0, 9)) for _ in range(n_users)]
+        weights[np.repeat(np.arange(n_items), np.diff(local.start)), local.item] = local.value
+    scorer = Scorer(ItemTable(Embeddings(item_e), bias), user_e, local, histories)
+    found = best_items(scorer, k, excluded, memory_mb=0.01, threads=2)
     for row in range(n_users):
         score = (item_e.astype(np.float64) * user_e[row]).sum(axis=1) + (0 if bias is None else bias)
+        if local is not None:
+            times, added = dict(Counter(histories[row].tolist())), np.zeros(n_items)
+            for item, often in times.items():  # in the order of the history, as serving adds
+                added += often * weights[item]
+            score += local.weight * added
         left = np.setdiff1d(np.arange(n_items), np.concatenate((seen[row], for_all)))
         expected = left[np.argsort(-score[left], kind="stable")][:k]
         part = slice(found.start[row], found.start[row + 1])

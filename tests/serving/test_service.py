@@ -17,6 +17,7 @@ from recbole_onebp.serving.http.live import Live
 from recbole_onebp.serving.http.middleware import Limits
 from recbole_onebp.serving.http.origins import Origins
 from recbole_onebp.util.errors import UserError
+from support.bundles import made_bundle
 
 
 def pairs(items):
@@ -64,6 +65,46 @@ def test_explanations(client, bundle):
         response = client.post("/explain", json=body)
         assert response.status_code == 404
         assert "know" in response.json()["error"]
+
+
+def test_the_local_term(client_of, tmp_path):
+    """In lists, similar items and explanations, after events, and after these were compacted and replayed."""
+    path = made_bundle(tmp_path / "bundle", rule="mean", recency=0.5, local=2.0, local_recency=0.5)
+    live, rec = Live(path, EventStore(tmp_path / "events"), memory_mb=30), Recommender.load(path)
+    client = client_of(create_app(live))
+    assert client.get("/health").json()["bundle"]["local"] == rec.bundle.manifest["local"]
+    item = next(item for item in rec.item_ids if rec.similar_items([item], by="local")[0])
+    answer = client.post("/similar", json={"items": [item], "by": "local"}).json()
+    assert pairs(answer["lists"][0]["items"]) == rec.similar_items([item], by="local")[0]
+    assert client.post("/similar", json={"items": [item], "by": "both"}).status_code == 422
+
+    events = [("u1", item), ("new", "i2"), ("u1", "i3"), ("u1", item), ("new", item)]
+    answer = client.post("/events", json={"events": [{"user": user, "item": name} for user, name in events]})
+    assert answer.json()["applied"] == len(events)
+    rec.update(events)
+    expected = rec.recommend(["u1", "new"])
+    found = client.post("/recommend", json={"users": ["u1", "new"]}).json()
+    assert [pairs(entry["items"]) for entry in found["lists"]] == expected
+    target = rec.similar_items([item], by="local")[0][0][0]
+    answer = client.post("/explain", json={"user": "u1", "item": target}).json()
+    parts = rec.explain("u1", target).parts
+    rows = answer["contributions"]
+    assert [(row["item"], row["tower"], row["local"]) for row in rows] == parts
+    assert [row["value"] for row in rows] == [part.tower + part.local for part in parts]
+    assert next(row for row in rows if row["item"] == item)["local"] > 0
+    assert sum(row["value"] for row in rows) + answer["bias"] + answer["residual"] == pytest.approx(answer["score"])
+    live.compact()
+    live.store.close()
+    again = Live(path, EventStore(tmp_path / "events"), memory_mb=30)
+    assert again.ask(lambda rec: rec.recommend(["u1", "new"])) == expected
+    again.store.close()
+
+
+def test_similar_items_without_a_local_term(client):
+    response = client.post("/similar", json={"items": ["i1"], "by": "local"})
+    assert (response.status_code, response.json()["error"]) == (
+        422, "by: 'local' is not allowed: this bundle has no local term; expected tower",
+    )  # fmt: skip
 
 
 def test_events_are_applied_and_replayed(client, live, bundle, tmp_path):

@@ -25,12 +25,18 @@ def made_bundle(
     alpha: float = 0.0,
     seed: int = 0,
     aggregates: bool = True,
+    recency: float = 0.0,
+    local: float = 0.0,
+    local_recency: float = 0.0,
     ordered: bool = False,
     others: Any = None,
     replace: bool = False,
     **arrays: Any,
 ) -> Path:
-    """A bundle at ``path``: users u0, u1, ..., items i0, i1, ... with titles; each user has 1 to 8 items."""
+    """A bundle at ``path``: users u0, u1, ..., items i0, i1, ... with titles; each user has 1 to 8 items.
+
+    ``local`` is the weight of a local term, in which an item has up to 7 others; 0: there is none.
+    """
     rng = np.random.default_rng(seed)
     item_e = rng.normal(size=(n_items, size)).astype(np.float32)
     histories = [rng.choice(n_items, rng.integers(1, min(9, n_items)), replace=False) for _ in range(n_users)]
@@ -42,6 +48,8 @@ def made_bundle(
     }
     if bias:
         made["item_bias"] = rng.normal(size=n_items).astype(np.float32)
+    if local:
+        made |= random_local(n_items, np.random.default_rng(seed))
     made |= arrays
     if alpha:
         count = np.bincount(made["history_item"], minlength=n_items)
@@ -49,7 +57,8 @@ def made_bundle(
     manifest = {
         "model": "OneBP",
         "score": score,
-        "aggregation": {"rule": rule, "beta": beta, "alpha": alpha} if aggregates else None,
+        "aggregation": {"rule": rule, "beta": beta, "alpha": alpha, "recency": recency} if aggregates else None,
+        "local": {"weight": local, "recency": local_recency, "neighbors": 7, "reg": 1.0} if local else None,
         "embedding_size": size,
         "ordered": ordered,
         "title_field": "title",
@@ -61,3 +70,15 @@ def made_bundle(
     }
     write_bundle(path, manifest, made, texts, "# Model card\n", replace, others)
     return path
+
+
+def random_local(n_items: int, rng: np.random.Generator) -> dict[str, Any]:
+    """The arrays of a local term: each item has 0 to 7 others, with positive and negative values."""
+    count = rng.integers(0, min(8, n_items), n_items)
+    others = [np.sort(rng.choice(n_items - 1, n, replace=False)) for n in count]
+    items = [row + (row >= item) for item, row in enumerate(others)]
+    return {
+        "local.indptr": np.concatenate(([0], np.cumsum(count))),
+        "local.indices": np.concatenate(items).astype(np.int32),
+        "local.values": rng.normal(size=count.sum()).astype(np.float32),
+    }

@@ -26,7 +26,10 @@ from hypothesis import strategies as st
 from recbole_onebp.cli import main
 
 SECONDS, MEMORY = 10, 1 << 30
-ARRAYS = ("item_encodings", "user_encodings", "history_start", "history_item", "item_bias", "item_weight")
+ARRAYS = (
+    "item_encodings", "user_encodings", "history_start", "history_item", "item_bias", "item_weight", "local.indptr",
+    "local.indices", "local.values",
+)  # fmt: skip
 TEXTS = ("item_ids", "user_ids", "item_fields")
 FILES = tuple(f"{name}.npy" for name in ARRAYS) + tuple(f"{name}.json" for name in TEXTS)
 

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from recbole_onebp.evaluation.metrics import recall_and_ndcg
+from recbole_onebp.serving.local_table import LocalTable
+from recbole_onebp.serving.scorer import Scorer
 from recbole_onebp.serving.search import DEFAULT_MEMORY_MB, Excluded, best_items
 from recbole_onebp.serving.tables import Embeddings, Float64Array, IntArray, ItemTable, unit_rows
 from recbole_onebp.util.errors import printable
@@ -77,6 +79,10 @@ class Parts:
             item = item_row[train[1][np.lexsort((time, user_row[train[0]]))]]
         return cls(len(items), start, item, *csr(excluded), *csr(test))
 
+    def histories(self, users: BundleRows) -> list[BundleRows]:
+        """The train items of each of these users."""
+        return [self.item[self.start[user] : self.start[user + 1]] for user in users.tolist()]
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -91,7 +97,12 @@ class Groups:
 
 
 def evaluate_groups(
-    parts: Parts, table: ItemTable, user_encodings: npt.NDArray[np.floating], cosine: bool, k: int
+    parts: Parts,
+    table: ItemTable,
+    user_encodings: npt.NDArray[np.floating],
+    cosine: bool,
+    k: int,
+    local: LocalTable | None = None,
 ) -> Groups | None:
     """Rank all items for every user of the test part, as RecBole does; None if there is no test part.
 
@@ -101,6 +112,7 @@ def evaluate_groups(
         user_encodings: the users, as exported, ``(n_users, d)``.
         cosine: whether scores are cosines.
         k: length of the lists.
+        local: the local term; None if there is none.
     """
     n_positives = np.diff(parts.test_start)
     users = np.flatnonzero(n_positives)
@@ -109,8 +121,8 @@ def evaluate_groups(
     n_positives = n_positives[users]
     user_e = Embeddings(user_encodings).rows(users)
     seen = [parts.excluded_item[parts.excluded_start[user] : parts.excluded_start[user + 1]] for user in users]
-    scored = unit_rows(user_e) if cosine else user_e
-    ranked = best_items(scored, table, k, Excluded.of(seen), DEFAULT_MEMORY_MB, threads=1)
+    scorer = Scorer(table, unit_rows(user_e) if cosine else user_e, local, parts.histories(users))
+    ranked = best_items(scorer, k, Excluded.of(seen), DEFAULT_MEMORY_MB, threads=1)
 
     row = np.repeat(np.arange(len(users)), np.diff(ranked.start))
     place = np.arange(len(row)) - ranked.start[row]
@@ -171,6 +183,7 @@ def model_card(manifest: Mapping[str, Any], groups: Groups | None) -> str:
         f"# Model card: {manifest['model']} on {data['name']}",
         "",
         f"A two-tower recommender, {manifest['embedding_size']} dimensions, {score} scores. {_training(manifest)}",
+        *_local(manifest),
         "[Chen and Wang, arXiv 2403.18227](https://arxiv.org/abs/2403.18227). "
         f"Exported {manifest['created']} by recbole_onebp {manifest['versions']['recbole_onebp']}.",
         "",
@@ -220,6 +233,19 @@ def _training(manifest: Mapping[str, Any]) -> str:
     if aggregation["recency"]:
         weights += f", and by (number of later items + 1) ^ -{aggregation['recency']:g}"
     return f"A user is {kind} of the embeddings of the user's items{weights}; only items were trained by gradient."
+
+
+def _local(manifest: Mapping[str, Any]) -> list[str]:
+    """How the local term was made."""
+    local = manifest.get("local")
+    if local is None:
+        return []
+    latest = f", times (number of later items + 1) ^ -{local['recency']:g}" if local["recency"] else ""
+    return [
+        f"A local term of weight {local['weight']:g} adds to the score of an item what each item of the user's history",
+        f"says about it{latest}. It is a ridge regression (lambda {local['reg']:g}) of each item on its "
+        f"{local['neighbors']} nearest neighbours, in closed form.",
+    ]
 
 
 def _metrics_table(metrics: Mapping[str, Mapping[str, float | None]]) -> list[str]:

@@ -14,13 +14,16 @@ import torch
 
 from recbole_onebp.run.environment import versions
 from recbole_onebp.serving.ann import INDEX_FILE, Index, quality
-from recbole_onebp.serving.bundle import LARGEST, LARGEST_WEIGHT, write_bundle
+from recbole_onebp.serving.bundle import LARGEST_WEIGHT, write_bundle
 from recbole_onebp.serving.export.card import Parts, evaluate_groups, model_card
 from recbole_onebp.serving.export.item_fields import columns, read_item_fields
+from recbole_onebp.serving.export.local_term import local_table
 from recbole_onebp.serving.export.onnx_scorer import check_packages, write_onnx
 from recbole_onebp.serving.export.trained_run import read_results, read_run, read_settings
+from recbole_onebp.serving.local_table import LOCAL_FILES, LocalTable
+from recbole_onebp.serving.scorer import Scorer
 from recbole_onebp.serving.search import Excluded
-from recbole_onebp.serving.tables import Embeddings, ItemTable, unit_rows
+from recbole_onebp.serving.tables import LARGEST, Embeddings, ItemTable, unit_rows
 from recbole_onebp.util.errors import UserError, printable
 from recbole_onebp.util.hashes import sha256
 from recbole_onebp.util.ids import InternalIds, Token
@@ -79,9 +82,12 @@ def export(
     items, item_ids = _by_id(dataset.field2id_token[dataset.iid_field], np.arange(1, dataset.item_num))
     users, user_ids = _by_id(dataset.field2id_token[dataset.uid_field], np.unique(user))
     others = _pairs(run.valid), _pairs(run.test)
-    time = run.train.inter_feat[run.train.time_field].numpy() if model.recency else None
+    fitted = model.local
+    local = local_table(fitted, items)
+    in_order = model.recency or (local is not None and local.recency)
+    time = run.train.inter_feat[run.train.time_field].numpy() if in_order else None
     parts = Parts.of(users, items, dataset.user_num, dataset.item_num, (user, item), others, time)
-    arrays = _arrays(model, users, items, parts, dtype)
+    arrays = _arrays(model, users, items, parts, dtype, local)
     for name in arrays:
         if not np.isfinite(arrays[name]).all():
             raise UserError(f"{run_dir}: {name} has values that are not finite in {dtype}; train again, or use float32")
@@ -95,22 +101,26 @@ def export(
         texts["item_fields"] = fields
     kept = {key: value for key, value in settings.items() if key not in _PRIVATE}
     manifest = {**_manifest(config, model, parts, fields, dtype), **results, "config": kept}
+    if local is not None:
+        manifest["local"] = fitted.summary()
     table = ItemTable(Embeddings(arrays["item_encodings"]), arrays.get("item_bias"))
     user_table = arrays["user_encodings"]
     files: dict[str, Callable[[Path], object]] = {}
     if ann is not None:
         index = Index.build(table)
         files[INDEX_FILE] = index.save
-        manifest["ann"] = {"kind": ann, "k": _ANN_K, **_quality(index, table, parts, user_table, cosine)}
+        manifest["ann"] = {"kind": ann, "k": _ANN_K, **_quality(index, table, parts, user_table, cosine, local)}
     if onnx:
-        files["scorer.onnx"] = lambda path: write_onnx(path, table, cosine, user_table)
-    groups = evaluate_groups(parts, table, user_table, cosine, min(max(config["topk"]), parts.n_items))
+        files["scorer.onnx"] = lambda path: write_onnx(path, table, cosine, user_table, has_local=local is not None)
+        if local is not None:
+            tell("scorer.onnx: has the scores of the towers alone, without the local term")
+    groups = evaluate_groups(parts, table, user_table, cosine, min(max(config["topk"]), parts.n_items), local)
     write_bundle(bundle_dir, manifest, arrays, texts, model_card(manifest, groups), replace=force, others=files)
     return manifest
 
 
 def _arrays(
-    model: Any, users: InternalIds, items: InternalIds, parts: Parts, dtype: str
+    model: Any, users: InternalIds, items: InternalIds, parts: Parts, dtype: str, local: LocalTable | None
 ) -> dict[str, npt.NDArray[Any]]:
     """The arrays of the bundle, by file name."""
     item_e, user_e = model.item_table.detach()[items], model.scored_users().detach()[users]
@@ -126,17 +136,26 @@ def _arrays(
         arrays["item_bias"] = (model.config.temperature * model.item_bias.detach()[items, 0]).numpy()
     if model.item_weight is not None:
         arrays["item_weight"] = model.item_weight[items, 0].numpy()
+    if local is not None:
+        names = (name.removesuffix(".npy") for name in LOCAL_FILES)
+        arrays |= zip(names, (local.start, local.item, local.value), strict=True)
     return arrays
 
 
 def _quality(
-    index: Index, table: ItemTable, parts: Parts, user_table: npt.NDArray[np.floating], cosine: bool
+    index: Index,
+    table: ItemTable,
+    parts: Parts,
+    user_table: npt.NDArray[np.floating],
+    cosine: bool,
+    local: LocalTable | None,
 ) -> dict[str, float]:
     """Recall and speed of the index, on at most 500 users."""
     users = np.unique(np.linspace(0, len(user_table) - 1, 500).astype(np.int64))
     user_e = Embeddings(user_table).rows(users)
-    seen = [parts.item[parts.start[user] : parts.start[user + 1]] for user in users]
-    return quality(index, table, unit_rows(user_e) if cosine else user_e, Excluded.of(seen), _ANN_K)
+    histories = parts.histories(users)
+    scorer = Scorer(table, unit_rows(user_e) if cosine else user_e, local, histories)
+    return quality(index, scorer, Excluded.of(histories), _ANN_K)
 
 
 def _pairs(dataset: Any) -> tuple[InternalIds, InternalIds]:

@@ -27,25 +27,31 @@ def check_packages() -> None:
         raise UserError(f"onnx: {error.name} is missing: pip install 'recbole-onebp[onnx]'") from None
 
 
-def write_onnx(path: Path, table: ItemTable, cosine: bool, user_encodings: npt.NDArray[np.floating]) -> None:
+def write_onnx(
+    path: Path, table: ItemTable, cosine: bool, user_encodings: npt.NDArray[np.floating], has_local: bool = False
+) -> None:
     """Write the graph, and check that onnxruntime and numpy give the same scores.
 
     Inputs: ``user``, float32 ``(B, d)``, rows as in ``user_encodings.npy``; ``k``, int64 ``(1,)``.  Outputs: ``score``,
     float32 ``(B, k)``, best first, and ``item``, int64 ``(B, k)``, rows of ``item_ids.json``.  The items of a user's
-    history are not left out: ask for as many more.
+    history are not left out: ask for as many more.  The metadata ``local_term`` is ``none``, or ``left out``: the graph
+    has the scores of the towers alone.
 
     Args:
         path: the file to write.
         table: the items.
         cosine: whether scores are cosines.
         user_encodings: users for the check, ``(n_users, d)``.
+        has_local: whether the bundle has a local term.
 
     Raises:
         RuntimeError: if the scores differ by more than rounding.
     """
     import onnx
 
-    onnx.save(_graph(table, cosine), str(path))
+    graph = _graph(table, cosine)
+    onnx.helper.set_model_props(graph, {"local_term": "left out" if has_local else "none"})
+    onnx.save(graph, str(path))
     _check(path, table, cosine, user_encodings)
 
 

@@ -133,7 +133,7 @@ class Endpoints:
     async def health(self) -> Response:
         """Whether the service answers, and which bundle it serves."""
         rec = self._live.recommender
-        about = {name: rec.bundle.manifest.get(name) for name in ("created", "aggregation", "ordered")}
+        about = {name: rec.bundle.manifest.get(name) for name in ("created", "aggregation", "local", "ordered")}
         return _json(
             encode(
                 {
@@ -200,7 +200,10 @@ class Endpoints:
         return await self._post(body, model, work)
 
     def _explanation(self, rec: Recommender, explanation: Explanation) -> dict[str, Any]:
-        rows = [{"item": item, "value": value} for item, value in explanation.contributions]
+        rows = [
+            {"item": part.item, "value": value, "tower": part.tower, "local": part.local}
+            for part, (_, value) in zip(explanation.parts, explanation.contributions, strict=True)
+        ]
         return {
             "score": explanation.score,
             "bias": explanation.bias,

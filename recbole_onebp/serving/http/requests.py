@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic.json_schema import models_json_schema
 from pydantic_core import from_json
 
+from recbole_onebp.serving.recommender import Similarity
 from recbole_onebp.serving.user_state import DEFAULT_RULE, Rule
 from recbole_onebp.util.errors import UserError
 
@@ -101,6 +102,8 @@ class SimilarRequest(ListRequest):
     """Items to find similar items for."""
 
     items: _Tokens
+    by: Similarity = "tower"
+    """By the cosine of their embeddings (tower), or by the scores that an item gives to others (local)."""
 
 
 class ExplainRequest(Request):

@@ -120,7 +120,9 @@ async function explain(entry, item) {
     ? { history: shown.history.map((one) => one.item), rule: $("rule").value }
     : { user: shown.user };
   const { contributions, bias, residual } = await ask("explain", { item: item.item, ...whose });
-  const rows = contributions.slice(0, WHY).map((part) => [name(part), part.value]);
+  const hasLocal = contributions.some((part) => part.local !== 0);
+  const split = (part) => (hasLocal ? `embedding ${part.tower.toFixed(3)}, pair ${part.local.toFixed(3)}` : "");
+  const rows = contributions.slice(0, WHY).map((part) => [name(part), part.value, split(part)]);
   const rest = contributions.slice(WHY).reduce((sum, part) => sum + part.value, 0);
   if (contributions.length > WHY) rows.push([`${contributions.length - WHY} others`, rest]);
   if (bias) rows.push(["popularity of the item", bias]);
@@ -128,8 +130,9 @@ async function explain(entry, item) {
   const greatest = Math.max(...rows.map(([, value]) => Math.abs(value)), 1e-9);
   const list = element("ul", "why");
   list.setAttribute("aria-label", `Why ${name(item)}`);
-  for (const [text, value] of rows) {
+  for (const [text, value, about] of rows) {
     const line = element("li");
+    if (about) line.title = about;
     const bar = element("div", value < 0 ? "bar less" : "bar");
     bar.style.width = `${(100 * Math.abs(value)) / greatest}%`;
     line.append(element("span", "", text), bar, element("span", "score", value.toFixed(3)));

@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 import torch
-from numba import prange
 from torch import Tensor
 
 from recbole_onebp.cooccurrence import Interactions, Neighbors, ridge_on_neighbors
@@ -34,31 +33,22 @@ __all__ = ["ItemScores", "LocalTerm"]
 _Ids = npt.NDArray[np.int32]
 _Places = npt.NDArray[np.int64]
 
-_TASKS = 64
-"""Parts into which the users of a block are divided for the threads."""
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
 class ItemScores(NamedTuple):
-    """Scores of some items for each of B users: those of user b lie from ``start[b]`` to ``stop[b]``."""
+    """Scores of some items for each of B users."""
 
     start: _Places
-    stop: _Places
-    item: _Ids
+    """Those of user b lie from ``start[b]`` to ``start[b + 1]``; ``(B + 1,)``."""
+    item: npt.NDArray[np.int64]
     score: npt.NDArray[np.float32]
-
-    def flat(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Row, item and score of each entry, by row."""
-        size = self.stop - self.start
-        row = np.repeat(np.arange(len(size)), size)
-        place = np.arange(len(row)) + np.repeat(self.start - (np.cumsum(size) - size), size)
-        parts = row, self.item[place].astype(np.int64), self.score[place]
-        return torch.from_numpy(parts[0]), torch.from_numpy(parts[1]), torch.from_numpy(parts[2])
 
     def add_to(self, scores: Tensor) -> None:
         """Add to the scores of the B users for all items, ``(B, n_items)``, in place."""
-        row, item, score = (part.to(scores.device) for part in self.flat())
-        scores[row, item] += score
+        row = np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
+        rows, items, added = (torch.from_numpy(part).to(scores.device) for part in (row, self.item, self.score))
+        scores[rows, items] += added
 
 
 @dataclass(frozen=True)
@@ -119,15 +109,12 @@ class LocalTerm:
             start: the items of user u are ``item[start[u] : start[u + 1]]``, the earliest first; ``(n_users + 1,)``.
             item: ``(n,)``.
         """
-        n_items, lengths = len(self.indptr) - 1, np.diff(self.indptr)
-        total = np.concatenate(([0], np.cumsum(lengths[item])))
-        bound = np.minimum(total[start[user + 1]] - total[start[user]], n_items)
-        first = np.cumsum(bound) - bound
-        n = int(bound.sum())
-        found = ItemScores(first, first.copy(), np.empty(n, np.int32), np.empty(n, np.float32))
+        total = np.concatenate(([0], np.cumsum(np.diff(self.indptr)[item])))
+        bound = int(np.minimum(total[start[user + 1]] - total[start[user]], len(self.indptr) - 1).sum())
+        found = np.zeros(len(user) + 1, np.int64), np.empty(bound, np.int64), np.empty(bound, np.float32)
         by_age = self.by_age(int((start[user + 1] - start[user]).max(initial=0)))
-        _scores(self._csr, np.float32(self.weight), by_age, user, start, item, *found)
-        return found
+        end = _scores(self._csr, np.float32(self.weight), by_age, user, start, item, *found)
+        return ItemScores(found[0], found[1][:end], found[2][:end])
 
     def pairs(
         self, user: npt.NDArray[np.int64], target: npt.NDArray[np.int64], start: _Places, item: npt.NDArray[np.int64]
@@ -152,14 +139,18 @@ def _factor(weight, by_age, n):  # type: ignore[no-untyped-def]
     return np.float32(weight * n / total)
 
 
-@njit(parallel=True, **_OPTIONS)  # type: ignore[untyped-decorator]
-def _scores(csr, weight, by_age, user, start, item, first, stop, target, added):  # type: ignore[no-untyped-def]
-    n_items = len(csr[0]) - 1
-    for task in prange(_TASKS):
-        score, seen = np.zeros(n_items, np.float32), np.zeros(n_items, np.bool_)
-        for b in range(task, len(user), _TASKS):
-            history = item[start[user[b]] : start[user[b] + 1]]
-            stop[b] = _add_up(csr, weight, by_age, history, score, seen, first[b], target, added)
+# These loops are not parallel: a block of users is divided between threads by the caller, and a process that was forked
+# may run them.
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+def _scores(csr, weight, by_age, user, start, item, ends, target, added):  # type: ignore[no-untyped-def]
+    """Write the scores of each user after those of the one before; return where the last ones end."""
+    n_items, end = len(csr[0]) - 1, 0
+    score, seen = np.zeros(n_items, np.float32), np.zeros(n_items, np.bool_)
+    for b in range(len(user)):
+        history = item[start[user[b]] : start[user[b] + 1]]
+        end = _add_up(csr, weight, by_age, history, score, seen, end, target, added)
+        ends[b + 1] = end
+    return end
 
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
@@ -187,9 +178,9 @@ def _add_up(csr, weight, by_age, history, score, seen, first, target, added):  #
     return stop
 
 
-@njit(parallel=True, **_OPTIONS)  # type: ignore[untyped-decorator]
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
 def _pair_scores(csr, weight, by_age, user, target, start, item, score):  # type: ignore[no-untyped-def]
-    for b in prange(len(user)):
+    for b in range(len(user)):
         score[b] = _pair_score(csr, weight, by_age, item[start[user[b]] : start[user[b] + 1]], target[b])
 
 

@@ -183,7 +183,7 @@ def test_leaving_one_out_is_the_mean_of_the_others(tiny, with_a_lone_item):
 
 @pytest.mark.parametrize("aggregation", ["step", "epoch"])
 def test_fresh_users_are_the_mean_of_the_final_items(tiny, aggregation):
-    options = {**RECIPE, "leave_one_out": False, "aggregation": aggregation, "beta": 0.9, "epochs": 2}
+    options = {**RECIPE, "leave_one_out": False, "aggregation": aggregation, "beta": 0.9, "epochs": 2, "local": "none"}
     moved, fresh = tiny(**options), tiny(**options, user_encoding="fresh")
     moved.trainer.fit(moved.train_data, saved=False)
     fresh.trainer.fit(fresh.train_data, saved=False)
@@ -221,7 +221,7 @@ def test_the_learning_rate_decays_by_epoch_and_continues_after_a_checkpoint(tiny
 
 
 def test_a_checkpoint_holds_no_more_than_before(tiny):
-    assert set(tiny(**RECIPE).model.state_dict()) == {"item_table", "item_bias", "user_table"}
+    assert set(tiny(**RECIPE).model.state_dict()) == {"item_table", "item_bias", "user_table", "local_weight"}
 
 
 def test_the_recipe_learns(tiny):

@@ -12,7 +12,7 @@ other scores are computed in float32.  The result is exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
@@ -109,7 +109,8 @@ class Product:
         table: the items.
         hidden: rows and items that must not be ranked, ``(h,)`` each.  Item 0, the padding, never is.
         pool: see :func:`ranking_threads`.
-        added: rows and items whose scores are more than the product, and how much is added, ``(a,)`` each.
+        added: returns for rows ``(b,)`` what is added to the products of some items: those of the r-th row lie from
+            ``start[r]`` to ``start[r + 1]`` in ``item`` and ``score``.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class Product:
         table: ItemTable,
         hidden: tuple[Tensor, Tensor],
         pool: ThreadPoolExecutor,
-        added: tuple[Tensor, Tensor, Tensor] | None = None,
+        added: Callable[[_Ids], Any] | None = None,
     ) -> None:
         self.users, self.table, self._pool = users.detach().contiguous(), table, pool
         self.shape = torch.Size((len(users), len(table.rows)))
@@ -126,17 +127,15 @@ class Product:
 
     def scores(self, rows: npt.NDArray[np.int64] | None = None) -> Tensor:
         """The scores of all or some of the users, ``(b, n)``; minus infinity where hidden."""
-        users, place = self.users, torch.arange(len(self.users))
-        if rows is not None:
-            picked = torch.from_numpy(rows)
-            users, place = users[picked], torch.full((len(users),), -1).index_put_((picked,), torch.arange(len(rows)))
-        scores = users @ torch.from_numpy(self.table.rows).T
+        picked = np.arange(len(self.users)) if rows is None else rows
+        scores = self.users[torch.from_numpy(picked)] @ torch.from_numpy(self.table.rows).T
         if self._added is not None:
-            row, item, value = (part[place[self._added[0]] >= 0] for part in self._added)
-            scores[place[row], item] += value
+            self._added(picked).add_to(scores)
+        place = torch.full((len(self.users),), -1)
+        place[torch.from_numpy(picked)] = torch.arange(len(picked))
+        row, item = place[self._hidden[0]], self._hidden[1]
         scores[:, 0] = -torch.inf
-        row, item = (part[place[self._hidden[0]] >= 0] for part in self._hidden)
-        scores[place[row], item] = -torch.inf
+        scores[row[row >= 0], item[row >= 0]] = -torch.inf
         return scores
 
     def top_items(self, k: int) -> Tensor:
@@ -148,14 +147,9 @@ class Product:
         done = np.zeros((n_users, n_items), np.bool_)
         done[:, 0] = True
         done[self._hidden[0].numpy(), self._hidden[1].numpy()] = True
-        added = None
-        if self._added is not None:
-            row, item, value = (part.numpy() for part in self._added)
-            start = np.searchsorted(row, np.arange(n_users + 1))
-            added = start, item, value
         cuts = np.linspace(0, n_users, min(torch.get_num_threads(), n_users) + 1).astype(int)
         shares = [slice(*cut) for cut in pairwise(cuts)]
-        computed = self._pool.map(lambda s: self._scan(s, added, done[s], best[s], items[s]), shares)
+        computed = self._pool.map(lambda s: self._scan(s, done[s], best[s], items[s]), shares)
         if sum(computed) > n_users * n_items * _MOST_COMPUTED:
             self.table.pays = False
         ranked = torch.from_numpy(items[:, :k])
@@ -165,20 +159,12 @@ class Product:
             ranked[tied] = top_items(self.scores(tied), k)
         return ranked
 
-    def _scan(
-        self,
-        part_of_users: slice,
-        added: tuple[_Ids, _Ids, _Floats] | None,
-        done: npt.NDArray[np.bool_],
-        best: _Floats,
-        items: _Ids,
-    ) -> int:
+    def _scan(self, part: slice, done: npt.NDArray[np.bool_], best: _Floats, items: _Ids) -> int:
         """Fill in the best scores and items of some users; return how many scores were computed."""
-        users, table = self.users[part_of_users], self.table
-        if added is not None:
+        users, table = self.users[part], self.table
+        if self._added is not None:
             # These come first: many of them are among the best, which saves computing others.
-            span = added[0][part_of_users.start : part_of_users.stop + 1]
-            _insert_added(users.numpy(), table.rows, span, added[1], added[2], done, best, items)
+            _insert_added(users.numpy(), table.rows, *self._added(np.arange(part.start, part.stop)), done, best, items)
         rounded, scale, error = _rounded(users)
         length = torch.linalg.vector_norm(users, dim=1) + error  # at least the length of the rounded vector
         # A factor of |i| that covers the other two terms for all these users, and the rounding of float32 sums.
@@ -187,11 +173,11 @@ class Product:
         of_users = users.numpy(), scale.numpy(), (length / scale).numpy()
         memory = torch.empty(len(users) * _TILE, dtype=torch.int32)  # one allocation for all tiles
         n_computed = 0
-        for part, columns, column_scale in table.tiles:
+        for tile, columns, column_scale in table.tiles:
             products = memory[: len(users) * len(column_scale)].view(len(users), -1)
             torch._int_mm(rounded, columns, out=products)
-            bounds = products.numpy(), column_scale, slack[part]
-            n_computed += _scan_tile(bounds, of_users, part.start, table.rows, done, best, items)
+            bounds = products.numpy(), column_scale, slack[tile]
+            n_computed += _scan_tile(bounds, of_users, tile.start, table.rows, done, best, items)
         return n_computed
 
 
@@ -243,15 +229,15 @@ def _any_bound_above(product: Any, scale: Any, slack: Any, user_scale: Any, leng
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _insert_added(users: Any, table: Any, span: Any, item: Any, added: Any, done: Any, best: Any, items: Any) -> None:
+def _insert_added(users: Any, table: Any, start: Any, item: Any, added: Any, done: Any, best: Any, items: Any) -> None:
     """Insert the items that have more than the product, and mark them as done.
 
-    Those of row r are ``item[span[r] : span[r + 1]]``, and they have ``added`` more.  For the others see
+    Those of row r are ``item[start[r] : start[r + 1]]``, and they have ``added`` more.  For the others see
     :func:`_scan_tile`.
     """
     last = best.shape[1] - 1
     for r in range(len(users)):
-        for place in range(span[r], span[r + 1]):
+        for place in range(start[r], start[r + 1]):
             if not done[r, item[place]]:
                 done[r, item[place]] = True
                 new = simd.dot(users[r], table[item[place]]) + added[place]

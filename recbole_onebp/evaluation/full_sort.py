@@ -132,8 +132,9 @@ def bounded_ranking(trainer: Any) -> Iterator[None]:
             interaction, hidden, positive_u, positive_i = batch
             users, items = model.ranking_vectors(interaction)
             tables[:] = tables or [ItemTable(items)]
-            local = model.local_scores(interaction) if hasattr(model, "local_scores") else None
-            added = None if local is None else local.flat()
+            added = None
+            if getattr(model, "local", None) is not None:
+                added = lambda rows: model.local_scores(interaction[rows])  # noqa: E731
             return interaction, Product(users, tables[0], hidden, pool, added), positive_u, positive_i
 
         trainer._full_sort_batch_eval = score_block  # instead of RecBole's method

@@ -29,7 +29,7 @@ def assert_same(reference, fast, tolerance=1e-5):
     assert theirs.keys() == ours.keys()
     for name, table in theirs.items():
         torch.testing.assert_close(ours[name], table, rtol=0, atol=tolerance)
-        assert not ours[name][0].any()
+        assert not table.dim() or not ours[name][0].any(), "the padding row"
     theirs, ours = (run.trainer.optimizer.state_dict()["state"] for run in (reference, fast))
     assert theirs.keys() == ours.keys()
     for number, state in theirs.items():

@@ -143,7 +143,8 @@ class RunFolder:
 
     @classmethod
     def temporary(cls) -> RunFolder:
-        """A folder that is removed with the object, for ranks other than 0: rank 0 writes the run."""
+        """A folder that is removed with the object, for a run that nobody keeps: of a rank other than 0, which writes
+        nothing, or of :func:`recbole_onebp.fit`."""
         holder = tempfile.TemporaryDirectory(prefix="recbole-onebp-", ignore_cleanup_errors=True)
         folder = cls(holder.name)
         folder._holder = holder
@@ -176,7 +177,9 @@ class RunFolder:
             file.write(json.dumps(values) + "\n")
 
     def draw_curves(self, epochs: Iterable[Mapping[str, Any]], valid_metric: str, title: str) -> None:
-        """Draw the train loss and the validation metric over the epochs."""
+        """Draw the train loss and the validation metric over the epochs, unless the folder is temporary."""
+        if self._holder is not None:
+            return
         # Imported here, because matplotlib is slow to import and a run that fails early does not need it.
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

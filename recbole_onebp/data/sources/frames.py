@@ -1,0 +1,158 @@
+"""Read interactions that are in memory: pandas, polars, pyarrow and other data frames, and sparse matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from importlib.util import find_spec
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import scipy.sparse as sp
+
+from recbole_onebp.data.sources.forms import FAULT, TableFormat, Text, choose, usual_columns
+from recbole_onebp.data.sources.parquet import EXACT, whole_number
+from recbole_onebp.data.sources.tables import Table, read, sift
+from recbole_onebp.util.errors import UserError
+
+__all__ = ["read_interactions"]
+
+_IDS = ("user_id", "item_id")
+_DATES = ("datetime64", "datetime", "date")
+_LONGEST_SHOWN = 80
+
+
+def read_interactions(data: Any, columns: Mapping[str, str], name: str = "data") -> Table:
+    """Users, items and times of whatever holds interactions.
+
+    Ids are text or whole numbers: ``1``, ``1.0`` and ``"1"`` are the same.  Times are dates, numbers or texts, see
+    :func:`~recbole_onebp.data.sources.times.seconds`.  Other columns, ratings among them, are not read.
+
+    Args:
+        data: a pandas, polars or pyarrow table, or anything with ``__arrow_c_stream__`` or ``__dataframe__``; a path to
+            a file that ``recbole-onebp convert`` reads; or a scipy sparse matrix, whose rows are users and whose columns
+            are items.
+        columns: ``user_id``, ``item_id`` and ``timestamp`` -> the column's name.  A missing one is looked up by its usual
+            names; of two columns with other names the first holds users.  A time given as ``""`` is not read.
+        name: of the data, for messages.
+
+    Returns:
+        Good and bad rows; rows are counted from 0, but lines of a text file from 1.
+
+    Raises:
+        UserError: for data of another kind, or a missing column.
+    """
+    if isinstance(data, (str, Path)):
+        return read(Path(data), TableFormat({**columns, "rating": ""}))
+    if sp.issparse(data):
+        return _of_matrix(data, columns, name)
+    frame = _as_pandas(data, name)
+    names = [str(column) for column in frame.columns]
+    if len(names) == 2 and not {*_IDS} & (columns.keys() | usual_columns(names).keys()):
+        columns = {**columns, **dict(zip(_IDS, names, strict=True))}
+    form = TableFormat({**columns, "rating": ""})
+    chosen = choose(name, names, form, flag="{}=")
+    if (rating := usual_columns(names).get("rating")) and rating not in chosen.values():
+        getLogger().warning("%s: column %s is not used: each row counts the same; leave low ratings out", name, rating)
+    return sift(_raw(frame, {key: names.index(column) for key, column in chosen.items()}), f"{name}, row", name, form)
+
+
+def _as_pandas(data: Any, name: str) -> pd.DataFrame:
+    if isinstance(data, pd.DataFrame):
+        return data
+    if not (hasattr(data, "__arrow_c_stream__") or hasattr(data, "__dataframe__")) or isinstance(data, pd.Series):
+        raise UserError(
+            f"{name}: {type(data).__name__} is no table: expected a DataFrame of pandas or polars, a pyarrow Table, a "
+            "scipy sparse matrix, or the path of a file"
+        )
+    if find_spec("pyarrow") is None:
+        raise UserError(
+            f"{name}: {type(data).__name__}: reading it needs pyarrow: pip install 'recbole-onebp[parquet]'"
+        )
+    import pyarrow as pa
+    from pyarrow import interchange
+
+    table = pa.table(data) if hasattr(data, "__arrow_c_stream__") else interchange.from_dataframe(data)
+    columns: list[pd.Series] = []
+    for column in table.columns:
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        columns.append(pd.Series(pd.arrays.ArrowExtensionArray(column)))
+    return pd.concat(columns, axis=1, keys=table.column_names) if columns else pd.DataFrame()
+
+
+def _of_matrix(data: Any, columns: Mapping[str, str], name: str) -> Table:
+    if columns:
+        raise UserError(f"{name}: a sparse matrix has no columns to name: its rows are users, its columns are items")
+    matrix = sp.coo_array(data.tocsr())  # by user, then by item
+    kept = matrix.data != 0
+    if (matrix.data[kept] != 1).any():
+        getLogger().warning("%s: the values are not used: each entry that is not 0 counts the same", name)
+    ids = {
+        key: pd.Categorical.from_codes(codes[kept], pd.RangeIndex(n).astype(str))
+        for key, codes, n in zip(_IDS, matrix.coords, matrix.shape, strict=True)
+    }
+    raw = pd.DataFrame(ids)
+    raw.attrs["ids_are_typed"] = True
+    return sift(raw, f"{name}, entry", name, TableFormat())
+
+
+# -------------------------------------------------------------------------------------------------------------- columns
+
+
+def _raw(frame: pd.DataFrame, places: Mapping[str, int]) -> pd.DataFrame:
+    """The columns by our names, and what is wrong with ids of other types."""
+    fault = np.full(len(frame), None, object)
+    columns: dict[str, Any] = {}
+    dates = False
+    for key, place in places.items():
+        column = frame.iloc[:, place]
+        if key in _IDS:
+            columns[key], wrong = _ids(column, key)
+            fault = np.where(fault == None, wrong, fault)  # noqa: E711  elementwise
+        else:
+            columns[key], dates = _times(column)
+    raw = pd.DataFrame({**columns, FAULT: fault}, copy=False)
+    raw.attrs.update(ids_are_typed=True, times_are_seconds=dates)
+    return raw
+
+
+def _ids(column: pd.Series, key: str) -> tuple[pd.Categorical, npt.NDArray[np.object_]]:
+    """Ids as text, and for each row what is wrong with its id, None if nothing is."""
+    try:
+        codes, values = pd.factorize(column)
+    except TypeError:  # lists and other values that are not hashable
+        codes, values = np.arange(len(column)), column.to_numpy(object)
+    exact = EXACT.get(column.dtype.itemsize * 8) if column.dtype.kind == "f" else EXACT[64]
+    said = [_id(value, exact) for value in values.tolist()]
+    ids = Text()
+    ids.append_coded(codes, [text for text, _ in said])
+    wrong = np.array([None if fault is None else f"{key} {fault}" for _, fault in said] + [None], object)
+    return ids.column(), wrong[codes]
+
+
+def _id(value: Any, exact: int | None) -> tuple[str | None, str | None]:
+    if isinstance(value, str):
+        return value, None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value), None
+    if isinstance(value, (float, Decimal)):
+        return whole_number(value, exact if isinstance(value, float) else None)
+    kind = "a truth value" if isinstance(value, bool) else f"of type {type(value).__name__}"
+    return str(value)[:_LONGEST_SHOWN], f"is {kind}, neither text nor a whole number"
+
+
+def _times(column: pd.Series) -> tuple[Any, bool]:
+    """Times, and whether they are seconds already."""
+    if pd.api.types.is_datetime64_any_dtype(column) or pd.api.types.infer_dtype(column, skipna=True) in _DATES:
+        dates = pd.to_datetime(column, utc=True)
+        return ((dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)).to_numpy(
+            np.float64, na_value=np.nan
+        ), True
+    if isinstance(column.dtype, pd.ArrowDtype) or pd.api.types.is_extension_array_dtype(column):
+        return column.astype(object), False
+    return column.array, False

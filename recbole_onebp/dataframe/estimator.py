@@ -16,7 +16,7 @@ __all__ = ["OneBPRecommender"]
 
 
 class OneBPRecommender(BaseEstimator):
-    """:func:`recbole_onebp.fit` as an estimator: for ``clone``, ``cross_validate`` and ``GridSearchCV`` of scikit-learn.
+    """:func:`recbole_onebp.fit` as an estimator, for ``clone``, ``cross_validate`` and ``GridSearchCV``.
 
     Attributes:
         recommender_: the trained recommender, after :meth:`fit`.
@@ -53,6 +53,6 @@ class OneBPRecommender(BaseEstimator):
         return self.recommender_.recommend(users, k, **options)
 
     def score(self, X: Any, y: None = None) -> float:  # noqa: N803
-        """The ``valid_metric`` (by default MRR@10) on a table of interactions; see :meth:`FittedRecommender.evaluate`."""
+        """The ``valid_metric`` (MRR@10 by default) of a table; see :meth:`FittedRecommender.evaluate`."""
         metric = self.recommender_.bundle.manifest["config"]["valid_metric"]
         return next(iter(self.recommender_.evaluate(X, [metric]).values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from logging import getLogger
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from recbole_onebp.data.sources.frames import read_interactions
+from recbole_onebp.data.sources.tables import BadRows
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["Columns", "read_pairs"]
@@ -51,18 +53,13 @@ def read_pairs(data: Any, columns: Columns, name: str, *, time: bool = True) -> 
     for remark in table.remarks:
         getLogger().warning("%s: %s", name, remark)
     if table.bad:
-        first = table.bad[0]
-        meant = ", ".join(f"{key} is column {column}" for key, column in given.items() if column)
-        counted = "" if " line" in first.where else "; rows are counted from 0"
-        raise UserError(
-            f"{first.where}: {first.reason}: {first.text or 'empty'} ({len(table.bad):,} such rows"
-            f"{'; ' if meant else ''}{meant}{counted}); correct them or leave them out"
-        )
+        raise UserError(_first_bad(table.bad, given))
     frame = table.frame
     if frame.empty:
         raise UserError(f"{name}: no rows")
     if "timestamp" in frame:
         frame = frame.sort_values("timestamp", kind="stable")
+    _tell_blanks(frame, name)
     pairs = frame.drop_duplicates(_PAIR, ignore_index=True)
     if len(pairs) < len(frame):
         getLogger().warning(
@@ -71,3 +68,20 @@ def read_pairs(data: Any, columns: Columns, name: str, *, time: bool = True) -> 
             f"{len(frame) - len(pairs):,}",
         )
     return pairs
+
+
+def _first_bad(bad: BadRows, given: Mapping[str, str]) -> str:
+    first, reason = bad[0], bad[0].reason
+    for key, column in given.items():
+        reason = reason.replace(key, column or key)
+    counted = " (counted from 0)" if first.where.split()[-2] == "row" else ""
+    others = f"; {len(bad):,} rows are bad" if len(bad) > 1 else ""
+    return f"{first.where}{counted}: {reason}: values {first.text or 'none'}{others}; correct or leave out such rows"
+
+
+def _tell_blanks(frame: pd.DataFrame, name: str) -> None:
+    for key in _PAIR:
+        odd = [token for token in frame[key].cat.categories if token != token.strip()]
+        if odd:
+            message = "%s: %d values of %s begin or end with blanks, such as %r; they differ from those without"
+            getLogger().warning(message, name, len(odd), key, odd[0])

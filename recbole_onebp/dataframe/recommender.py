@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from logging import getLogger
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from recbole_onebp.run.run import Run
 from recbole_onebp.serving.bundle import copy_bundle
 from recbole_onebp.serving.recommender import Recommender
 from recbole_onebp.util.errors import UserError
+from recbole_onebp.util.files import TemporaryFolder
 from recbole_onebp.util.ids import Token
 
 __all__ = ["FittedRecommender", "Metrics"]
@@ -53,7 +53,7 @@ class FittedRecommender(Recommender):
 
     result: Result
     run: Run | None
-    _holder: TemporaryDirectory[str]
+    _holder: TemporaryFolder
     _columns: Columns
     _settings: Mapping[str, Any]
 
@@ -61,7 +61,7 @@ class FittedRecommender(Recommender):
     def open(
         cls,
         bundle: Path,
-        holder: TemporaryDirectory[str],
+        holder: TemporaryFolder,
         result: Result,
         columns: Columns,
         settings: Mapping[str, Any],
@@ -159,10 +159,10 @@ class FittedRecommender(Recommender):
 def _unpickled(
     files: Mapping[str, bytes], result: Result, columns: Columns, settings: Mapping[str, Any]
 ) -> FittedRecommender:
-    holder = TemporaryDirectory(prefix="recbole-onebp-fit-", ignore_cleanup_errors=True)
+    holder = TemporaryFolder()
     for name, content in files.items():
-        (Path(holder.name) / name).write_bytes(content)
-    return FittedRecommender.open(Path(holder.name), holder, result, columns, settings)
+        (holder.path / name).write_bytes(content)
+    return FittedRecommender.open(holder.path, holder, result, columns, settings)
 
 
 def _parsed(metric: str) -> tuple[str, int]:

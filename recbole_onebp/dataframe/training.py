@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from logging import getLogger
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,9 @@ from recbole_onebp.serving.bundle import Bundle
 from recbole_onebp.serving.export.exporter import export
 from recbole_onebp.util import logs
 from recbole_onebp.util.errors import UserError
+from recbole_onebp.util.files import TemporaryFolder
 
-__all__ = ["fit"]
+__all__ = ["fit", "fit_from"]
 
 _NAME = "dataframe"
 _FIELDS = {"USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "TIME_FIELD": "timestamp"}
@@ -52,24 +52,25 @@ def fit(
     latest items of a user count most, see ``recency``.  A pair that occurs again counts once.
 
     The number of epochs is chosen on validation.  By default the latest tenth of each user's rows (a random tenth
-    without times) is held out for that, and then the model is trained again on all rows.  Rows that you name by ``valid``
-    only choose the epoch: the model does not learn them.  With ``refit=True, epochs=20`` it is trained once, on all rows.
+    without times) is held out for that, and then the model is trained again on all rows.  Rows that you name by
+    ``valid`` only choose the epoch: the model does not learn them.  With ``refit=True, epochs=20`` it is trained once,
+    on all rows.
 
-    The same rows give the same ids, split, model and metrics as ``recbole-onebp convert`` and ``train``.  No file is left
-    behind without ``output_dir``.
+    The same rows give the same ids, split, model and metrics as ``recbole-onebp convert`` and ``train``.  No file is
+    left behind without ``output_dir``.
 
     Args:
         data: a DataFrame of pandas or polars, a pyarrow Table, or anything with ``__arrow_c_stream__`` or
-            ``__dataframe__``; the path of a CSV, TSV, JSON lines or Parquet file; or a scipy sparse matrix with a row per
-            user and a column per item, whose ids are their numbers from 0.
+            ``__dataframe__``; the path of a CSV, TSV, JSON lines or Parquet file; or a scipy sparse matrix with a row
+            per user and a column per item, whose ids are their numbers from 0.
         user: name of the column of users.  By default a usual name (``user_id``, ``user``, ...), or of exactly two
             columns with other names the first.
         item: the same for items (``item_id``, ``product``, ``movie``, ...), or the second.
         time: the same for times (``timestamp``, ``time``): dates, or numbers since 1970.  ``""``: do not use them.
         valid: rows to choose the epoch by: a table like ``data``, or a share of each user's rows, such as 0.2.
-        settings: configuration keys of OneBP and RecBole, such as ``epochs``, ``seed``, ``embedding_size``, ``topk`` or
-            ``output_dir``.  ``show_progress`` is by default on for a terminal and a notebook.  ``state="INFO"`` logs each
-            epoch.
+        settings: configuration keys of OneBP and RecBole, such as ``epochs``, ``seed``, ``embedding_size``, ``topk``
+            or ``output_dir``.  ``show_progress`` is by default on for a terminal and a notebook.  ``state="INFO"`` logs
+            each epoch.
 
     Returns:
         The trained recommender.
@@ -98,11 +99,12 @@ def fit_from(
         if key in settings:
             raise UserError(f"{key}: fit sets it; to use RecBole's data sets or other models, see recbole_onebp.build")
     parts, keys = _parts(data, columns, valid, settings)
-    holder = TemporaryDirectory(prefix="recbole-onebp-fit-", ignore_cleanup_errors=True)
+    holder = TemporaryFolder()
     output_dir = settings.get("output_dir")
     folder = RunFolder.temporary() if output_dir is None else RunFolder(output_dir)
-    data_path = (Path(holder.name) if output_dir is None else folder.path.resolve()) / "data"
-    (data_path / _NAME).mkdir(parents=True, exist_ok=True)
+    data_path = (holder.path if output_dir is None else folder.path.resolve()) / "data"
+    shutil.rmtree(data_path, ignore_errors=True)  # of an earlier run
+    (data_path / _NAME).mkdir(parents=True)
     write_parts(data_path / _NAME, _NAME, parts)
     keys["data_path"] = str(data_path)
     show = settings.get("show_progress")
@@ -112,7 +114,7 @@ def fit_from(
         run = _build(keys, folder, start)
         with _bar(run, "train", show):
             result = run.fit()
-    bundle = Path(holder.name) / "bundle"
+    bundle = holder.path / "bundle"
     export(folder.path, bundle)
     return FittedRecommender.open(bundle, holder, result, columns, settings, run)
 
@@ -140,20 +142,25 @@ def _parts(
         "dataset": _NAME,
         "load_col": {"inter": [*pairs.columns]},
     }
-    n_items = pairs["item_id"].nunique()
-    if n_items < _DEFAULT_K and not {"topk", "valid_metric"} & settings.keys():
-        keys.update(topk=[n_items], valid_metric=f"MRR@{n_items}")
+    keys |= _cutoffs(settings, pairs["item_id"].nunique())
     if not is_share:
         held_out = _held_out(read_pairs(valid, columns, "valid", time=has_times), pairs)
         keys["benchmark_filename"] = ["train", "valid", "test"]
         return {"train": pairs, "valid": held_out, "test": pairs[:0]}, keys
     if pairs["user_id"].value_counts().max() < 2:
-        raise UserError(
-            "data: each user has one row only, so there is nothing to learn users from, and none to hold out"
-        )
+        raise UserError("data: every user has one row only, so none can be held out, and nothing learnt of users")
     split = {"split": {"RS": [1 - share, share, 0.0]}, "order": "TO" if has_times else "RO", "group_by": "user"}
     keys["eval_args"] = {**split, **eval_args}
     return {"all": pairs}, keys
+
+
+def _cutoffs(settings: Mapping[str, Any], n_items: int) -> dict[str, Any]:
+    """``topk``, at most the number of items by default; where it is not RecBole's 10, the metric that fits it."""
+    topk = settings.get("topk", min(_DEFAULT_K, n_items))
+    first = topk[0] if isinstance(topk, (list, tuple)) and topk else topk
+    if first == _DEFAULT_K or {"metrics", "valid_metric"} & settings.keys():
+        return {}
+    return {"topk": topk, "valid_metric": f"MRR@{first}"}
 
 
 def _held_out(valid: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
@@ -181,7 +188,7 @@ def _trained_twice(
     """Choose the number of epochs on held-out rows, then train on all rows."""
     first = _build(keys, RunFolder.temporary(), start)
     with _bar(first, "choose the number of epochs", show):
-        best_epoch, valid = first.train()
+        best_epoch, valid = first.train(saved=False)
     run = _build({**keys, "refit": True, "epochs": best_epoch + 1}, folder, start)
     with _bar(run, "train on all rows", show, best_epoch + 1):
         result = replace(run.fit(), valid=valid)

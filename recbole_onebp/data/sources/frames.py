@@ -33,11 +33,11 @@ def read_interactions(data: Any, columns: Mapping[str, str], name: str = "data")
     :func:`~recbole_onebp.data.sources.times.seconds`.  Other columns, ratings among them, are not read.
 
     Args:
-        data: a pandas, polars or pyarrow table, or anything with ``__arrow_c_stream__`` or ``__dataframe__``; a path to
-            a file that ``recbole-onebp convert`` reads; or a scipy sparse matrix, whose rows are users and whose columns
-            are items.
-        columns: ``user_id``, ``item_id`` and ``timestamp`` -> the column's name.  A missing one is looked up by its usual
-            names; of two columns with other names the first holds users.  A time given as ``""`` is not read.
+        data: a pandas, polars or pyarrow table, or anything with ``__arrow_c_stream__`` or ``__dataframe__``; a path
+            to a file that ``recbole-onebp convert`` reads; or a scipy sparse matrix, whose rows are users and whose
+            columns are items.
+        columns: ``user_id``, ``item_id`` and ``timestamp`` -> the column's name.  A missing one is looked up by its
+            usual names; of two columns with other names the first holds users.  A time given as ``""`` is not read.
         name: of the data, for messages.
 
     Returns:

@@ -35,6 +35,15 @@ def parquet(frame):
     return "pairs.parquet"
 
 
+def string_views(frame, coded):
+    """As polars has text, and categories."""
+    columns = (pa.array(frame[name].astype(str).tolist(), pa.string()).dictionary_encode() for name in frame)
+    viewed = (pa.DictionaryArray.from_arrays(one.indices, one.dictionary.cast(pa.string_view())) for one in columns)
+    if not coded:
+        viewed = (pa.array(one.to_pylist(), pa.string_view()) for one in viewed)
+    return pa.table(dict(zip(frame, viewed, strict=True)))
+
+
 KINDS = {
     "text": lambda frame: frame.astype(str),
     "categories": lambda frame: frame.astype(str).astype("category"),
@@ -49,6 +58,8 @@ KINDS = {
     "arrow dictionaries": lambda frame: pa.Table.from_pandas(frame.astype(str).astype("category")),
     "arrow stream": lambda frame: Protocol(pa.Table.from_pandas(frame), "__arrow_c_stream__"),
     "interchange": lambda frame: Protocol(pa.Table.from_pandas(frame), "__dataframe__"),
+    "string views": lambda frame: string_views(frame, coded=False),
+    "dictionaries of string views": lambda frame: string_views(frame, coded=True),
     "odd index": lambda frame: frame.set_index(np.full(len(frame), 7)),
     "csv": csv,
     "parquet": parquet,

@@ -50,18 +50,20 @@ def read_interactions(data: Any, columns: Mapping[str, str], name: str = "data")
         return read(Path(data), TableFormat({**columns, "rating": ""}))
     if sp.issparse(data):
         return _of_matrix(data, columns, name)
-    frame = _as_pandas(data, name)
-    names = [str(column) for column in frame.columns]
+    table = _table(data, name)
+    names = [*map(str, table.columns if isinstance(table, pd.DataFrame) else table.column_names)]
     if len(names) == 2 and not {*_IDS} & (columns.keys() | usual_columns(names).keys()):
         columns = {**columns, **dict(zip(_IDS, names, strict=True))}
     form = TableFormat({**columns, "rating": ""})
     chosen = choose(name, names, form, flag="{}=")
     if (rating := usual_columns(names).get("rating")) and rating not in chosen.values():
         getLogger().warning("%s: column %s is not used: each row counts the same; leave low ratings out", name, rating)
-    return sift(_raw(frame, {key: names.index(column) for key, column in chosen.items()}), f"{name}, row", name, form)
+    raw = _raw({key: _column(table, names.index(column)) for key, column in chosen.items()})
+    return sift(raw, f"{name}, row", name, form)
 
 
-def _as_pandas(data: Any, name: str) -> pd.DataFrame:
+def _table(data: Any, name: str) -> Any:
+    """A pandas frame as it is, any other as a pyarrow table."""
     if isinstance(data, pd.DataFrame):
         return data
     if not (hasattr(data, "__arrow_c_stream__") or hasattr(data, "__dataframe__")) or isinstance(data, pd.Series):
@@ -70,19 +72,28 @@ def _as_pandas(data: Any, name: str) -> pd.DataFrame:
             "scipy sparse matrix, or the path of a file"
         )
     if find_spec("pyarrow") is None:
-        raise UserError(
-            f"{name}: {type(data).__name__}: reading it needs pyarrow: pip install 'recbole-onebp[parquet]'"
-        )
+        raise UserError(f"{name}: a {type(data).__name__} needs pyarrow: pip install 'recbole-onebp[parquet]'")
     import pyarrow as pa
     from pyarrow import interchange
 
-    table = pa.table(data) if hasattr(data, "__arrow_c_stream__") else interchange.from_dataframe(data)
-    columns: list[pd.Series] = []
-    for column in table.columns:
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        columns.append(pd.Series(pd.arrays.ArrowExtensionArray(column)))
-    return pd.concat(columns, axis=1, keys=table.column_names) if columns else pd.DataFrame()
+    return pa.table(data) if hasattr(data, "__arrow_c_stream__") else interchange.from_dataframe(data)
+
+
+def _column(table: Any, place: int) -> pd.Series:
+    if isinstance(table, pd.DataFrame):
+        return table.iloc[:, place]
+    import pyarrow as pa
+
+    column = table.column(place)
+    is_coded = pa.types.is_dictionary(column.type)
+    kind = column.type.value_type if is_coded else column.type
+    if str(kind) == "string_view":  # polars' strings, which few functions know
+        kind = pa.large_string()
+    if is_coded:
+        column = pa.chunked_array([chunk.dictionary.cast(kind).take(chunk.indices) for chunk in column.chunks], kind)
+    else:
+        column = column.cast(kind)
+    return pd.Series(pd.arrays.ArrowExtensionArray(column))
 
 
 def _of_matrix(data: Any, columns: Mapping[str, str], name: str) -> Table:
@@ -104,16 +115,15 @@ def _of_matrix(data: Any, columns: Mapping[str, str], name: str) -> Table:
 # -------------------------------------------------------------------------------------------------------------- columns
 
 
-def _raw(frame: pd.DataFrame, places: Mapping[str, int]) -> pd.DataFrame:
+def _raw(given: Mapping[str, pd.Series]) -> pd.DataFrame:
     """The columns by our names, and what is wrong with ids of other types."""
-    fault = np.full(len(frame), None, object)
+    fault: Any = None
     columns: dict[str, Any] = {}
     dates = False
-    for key, place in places.items():
-        column = frame.iloc[:, place]
+    for key, column in given.items():
         if key in _IDS:
             columns[key], wrong = _ids(column, key)
-            fault = np.where(fault == None, wrong, fault)  # noqa: E711  elementwise
+            fault = wrong if fault is None else np.where(pd.isna(fault), wrong, fault)
         else:
             columns[key], dates = _times(column)
     raw = pd.DataFrame({**columns, FAULT: fault}, copy=False)
@@ -149,10 +159,6 @@ def _id(value: Any, exact: int | None) -> tuple[str | None, str | None]:
 def _times(column: pd.Series) -> tuple[Any, bool]:
     """Times, and whether they are seconds already."""
     if pd.api.types.is_datetime64_any_dtype(column) or pd.api.types.infer_dtype(column, skipna=True) in _DATES:
-        dates = pd.to_datetime(column, utc=True)
-        return ((dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)).to_numpy(
-            np.float64, na_value=np.nan
-        ), True
-    if isinstance(column.dtype, pd.ArrowDtype) or pd.api.types.is_extension_array_dtype(column):
-        return column.astype(object), False
-    return column.array, False
+        since_1970 = pd.to_datetime(column, utc=True) - pd.Timestamp(0, tz="UTC")
+        return (since_1970 / pd.Timedelta(seconds=1)).to_numpy(np.float64, na_value=np.nan), True
+    return column.astype(object) if pd.api.types.is_extension_array_dtype(column) else column.array, False

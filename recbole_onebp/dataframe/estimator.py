@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
 
 from recbole_onebp.dataframe.recommender import FittedRecommender
 from recbole_onebp.dataframe.training import fit
@@ -50,9 +51,11 @@ class OneBPRecommender(BaseEstimator):
 
     def recommend(self, users: Iterable[TokenLike], k: int = 10, **options: Any) -> Answers:
         """The best items of users; see :meth:`recbole_onebp.Recommender.recommend`."""
+        check_is_fitted(self, "recommender_")
         return self.recommender_.recommend(users, k, **options)
 
     def score(self, X: Any, y: None = None) -> float:  # noqa: N803
         """The ``valid_metric`` (MRR@10 by default) of a table; see :meth:`FittedRecommender.evaluate`."""
+        check_is_fitted(self, "recommender_")
         metric = self.recommender_.bundle.manifest["config"]["valid_metric"]
         return next(iter(self.recommender_.evaluate(X, [metric]).values()))

@@ -13,7 +13,7 @@ from recbole_onebp.data.sources.frames import read_interactions
 from recbole_onebp.data.sources.tables import BadRows
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["Columns", "read_pairs"]
+__all__ = ["Columns", "each_once", "read_rows"]
 
 _PAIR = ["user_id", "item_id"]
 
@@ -33,8 +33,8 @@ class Columns:
         return {key: str(name) for key, name in named.items() if name is not None}
 
 
-def read_pairs(data: Any, columns: Columns, name: str, *, time: bool = True) -> pd.DataFrame:
-    """Each pair of a user and an item once, the earliest first.
+def read_rows(data: Any, columns: Columns, name: str, *, time: bool = True) -> pd.DataFrame:
+    """All rows, the earliest first.
 
     Args:
         data: see :func:`~recbole_onebp.data.sources.frames.read_interactions`.
@@ -57,16 +57,16 @@ def read_pairs(data: Any, columns: Columns, name: str, *, time: bool = True) -> 
     frame = table.frame
     if frame.empty:
         raise UserError(f"{name}: no rows")
-    if "timestamp" in frame:
-        frame = frame.sort_values("timestamp", kind="stable")
     _tell_blanks(frame, name)
-    pairs = frame.drop_duplicates(_PAIR, ignore_index=True)
-    if len(pairs) < len(frame):
-        getLogger().warning(
-            "%s: %s rows are of a user and item that an earlier row has too; each pair counts once",
-            name,
-            f"{len(frame) - len(pairs):,}",
-        )
+    return frame.sort_values("timestamp", kind="stable") if "timestamp" in frame else frame
+
+
+def each_once(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Each pair of a user and an item at its first row."""
+    pairs = rows.drop_duplicates(_PAIR, ignore_index=True)
+    if len(pairs) < len(rows):
+        message = "%s: %s rows are of a user and item that an earlier row has too; each pair counts once"
+        getLogger().warning(message, name, f"{len(rows) - len(pairs):,}")
     return pairs
 
 

@@ -13,7 +13,7 @@ from recbole.evaluator.collector import DataStruct
 from recbole.evaluator.evaluator import Evaluator
 from recbole.evaluator.register import metric_information
 
-from recbole_onebp.dataframe.pairs import Columns, read_pairs
+from recbole_onebp.dataframe.pairs import Columns, read_rows
 from recbole_onebp.run.result import Result
 from recbole_onebp.run.run import Run
 from recbole_onebp.serving.bundle import copy_bundle
@@ -98,7 +98,7 @@ class FittedRecommender(Recommender):
 
         Args:
             test: a table like the one for :func:`recbole_onebp.fit`, with the same names of columns.
-            metrics: names with a length, such as ``recall@20``; those of the training if None.
+            metrics: names with a length, such as ``recall@20``; by default those of the configuration.
 
         Raises:
             UserError: for an unknown metric, a table that cannot be read, or one without a row that counts.
@@ -108,9 +108,9 @@ class FittedRecommender(Recommender):
             >>> sorted(metrics), metrics.n_users
             (['ndcg@5', 'recall@5'], 2)
         """
-        wanted = [_parsed(metric) for metric in metrics or self.result.valid or self.result.test]
-        pairs = read_pairs(test, self._columns, "test", time=False)
-        liked = {user: set(items) for user, items in pairs.groupby("user_id", observed=True)["item_id"]}
+        wanted = _parsed([metrics] if isinstance(metrics, str) else metrics or self._metrics())
+        rows = read_rows(test, self._columns, "test", time=False)
+        liked = {str(user): set(items) for user, items in rows.groupby("user_id", observed=True)["item_id"]}
         unknown_users = [user for user in liked if not self.knows_user(user)]
         new = {user: items.difference(self.history(user)) for user, items in liked.items() if self.knows_user(user)}
         users = [user for user, items in new.items() if items]
@@ -122,10 +122,11 @@ class FittedRecommender(Recommender):
         for row, (user, answer) in enumerate(zip(users, self.recommend(users, longest), strict=True)):
             hits[row, : len(answer)] = [item in new[user] for item, _ in answer]
             hits[row, -1] = len(new[user])
-        left_out = len(pairs) - sum(map(len, new.values()))
+        n_pairs = sum(map(len, liked.values()))
+        left_out = n_pairs - sum(map(len, new.values()))
         if left_out or unknown_items:
-            message = "test: %d of %d rows are left out: of unknown users, or in the history; %d items are unknown"
-            getLogger().warning(message, left_out, len(pairs), len(unknown_items))
+            message = "test: %d of %d pairs are left out: of unknown users, or in the history; %d items are unknown"
+            getLogger().warning(message, left_out, n_pairs, len(unknown_items))
         found = Metrics(_computed(hits, wanted, self.bundle.manifest["config"]["metric_decimal_place"]))
         found.n_users, found.unknown_users, found.unknown_items = len(users), unknown_users, unknown_items
         return found
@@ -133,13 +134,17 @@ class FittedRecommender(Recommender):
     def refit(self, data: Any, valid: Any = None, **settings: Any) -> FittedRecommender:
         """Train another recommender, which begins with the embeddings of this one: a warm start.
 
+        By default no row is held out, because the embeddings know the old ones already, and the training has as many
+        epochs as this recommender's.
+
         Args:
             data: all rows to learn, old and new; users and items that are not in it are forgotten.
-            valid: see :func:`recbole_onebp.fit`.
+            valid: a table of newer rows to choose the epoch by; the model does not learn them.
             settings: replace those of this recommender.
 
         Raises:
-            UserError: see :func:`recbole_onebp.fit`; also for another ``embedding_size`` or ``score``.
+            UserError: see :func:`recbole_onebp.fit`; also for another ``embedding_size`` or ``score``, and for a share
+                as ``valid``.
 
         Example:
             >>> later = rec.refit(data, epochs=1)
@@ -148,8 +153,20 @@ class FittedRecommender(Recommender):
         """
         from recbole_onebp.dataframe.training import fit_from  # here, because that module imports this one
 
-        kept = {key: value for key, value in self._settings.items() if key != "output_dir"}
-        return fit_from(data, self._columns, valid, {**kept, **settings}, self.bundle)
+        if isinstance(valid, (int, float)):
+            raise UserError(f"valid: {valid}: a share would hold out rows that the model knows already; give a table")
+        once = {"refit": True, "epochs": self.result.best_epoch + 1} if valid is None else {}
+        kept = {key: value for key, value in self._settings.items() if key not in ("output_dir", "refit")}
+        return fit_from(data, self._columns, valid, {**kept, **once, **settings}, self.bundle)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.n_users:,} users, {self.n_items:,} items>"
+
+    def _metrics(self) -> list[str]:
+        """The metrics of the configuration that need lists only."""
+        config = self.bundle.manifest["config"]
+        names = [name.lower() for name in config["metrics"]]
+        return [f"{name}@{k}" for name in names if name in _TOPK_METRICS for k in config["topk"]]
 
     def __reduce__(self) -> tuple[Any, ...]:
         files = {file.name: file.read_bytes() for file in sorted(self.bundle.path.iterdir())}
@@ -165,13 +182,16 @@ def _unpickled(
     return FittedRecommender.open(holder.path, holder, result, columns, settings)
 
 
-def _parsed(metric: str) -> tuple[str, int]:
-    name, _, k = metric.lower().partition("@")
-    if name not in _TOPK_METRICS or not k.isdecimal() or int(k) < 1:
-        raise UserError(
-            f"metrics: {metric}: expected one of {', '.join(_TOPK_METRICS)} and a length, such as recall@20"
-        )
-    return name, int(k)
+def _parsed(metrics: Iterable[str]) -> list[tuple[str, int]]:
+    """Names and lengths."""
+    parsed = []
+    for metric in metrics:
+        name, _, k = metric.lower().partition("@")
+        if name not in _TOPK_METRICS or not k.isdecimal() or int(k) < 1:
+            known = ", ".join(_TOPK_METRICS)
+            raise UserError(f"metrics: {metric}: expected one of {known} and a length, such as recall@20")
+        parsed.append((name, int(k)))
+    return parsed
 
 
 def _computed(hits: Any, wanted: list[tuple[str, int]], decimals: int) -> dict[str, float]:

@@ -14,8 +14,9 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from recbole_onebp.config.keys import keys_read_by, nearest
 from recbole_onebp.data.sources.atomic_folder import write_parts
-from recbole_onebp.dataframe.pairs import Columns, read_pairs
+from recbole_onebp.dataframe.pairs import Columns, each_once, read_rows
 from recbole_onebp.dataframe.recommender import FittedRecommender
 from recbole_onebp.run.build import build_from, load_config
 from recbole_onebp.run.folder import RunFolder
@@ -95,9 +96,11 @@ def fit_from(
     data: Any, columns: Columns, valid: Any, settings: Mapping[str, Any], start: Bundle | None = None
 ) -> FittedRecommender:
     """:func:`fit`, perhaps from the users and items of an earlier bundle."""
-    for key in _OWN:
-        if key in settings:
+    for key in settings:
+        if key in _OWN:
             raise UserError(f"{key}: fit sets it; to use RecBole's data sets or other models, see recbole_onebp.build")
+        if key not in (known := keys_read_by("OneBP")):
+            raise UserError(f"{key}: fit and OneBP have no such argument or key{nearest(key, known)}")
     parts, keys = _parts(data, columns, valid, settings)
     holder = TemporaryFolder()
     output_dir = settings.get("output_dir")
@@ -130,7 +133,7 @@ def _parts(
     is_share = isinstance(share, (int, float)) and not isinstance(share, bool)
     if is_share and not 0 < share < 1:
         raise UserError(f"valid: {share}: expected a share between 0 and 1, or a table")
-    pairs = read_pairs(data, columns, "data")
+    pairs = each_once(read_rows(data, columns, "data"), "data")
     has_times, eval_args = "timestamp" in pairs, settings.get("eval_args") or {}
     keys: dict[str, Any] = {
         "show_progress": False,  # RecBole's bars, of each epoch
@@ -144,7 +147,7 @@ def _parts(
     }
     keys |= _cutoffs(settings, pairs["item_id"].nunique())
     if not is_share:
-        held_out = _held_out(read_pairs(valid, columns, "valid", time=has_times), pairs)
+        held_out = _held_out(each_once(read_rows(valid, columns, "valid", time=has_times), "valid"), pairs)
         keys["benchmark_filename"] = ["train", "valid", "test"]
         return {"train": pairs, "valid": held_out, "test": pairs[:0]}, keys
     if pairs["user_id"].value_counts().max() < 2:
@@ -207,7 +210,8 @@ def _build(keys: Mapping[str, Any], folder: RunFolder, start: Bundle | None) -> 
 
 def _start_from(bundle: Bundle, run: Run) -> None:
     """Give users and items of an earlier model their embeddings."""
-    dataset, model = run.dataset, run.model
+    dataset: Any = run.dataset
+    model: Any = run.model
     for key in ("embedding_size", "score"):
         if bundle.manifest[key] != run.config[key]:
             raise UserError(f"{key}: {run.config[key]}: refit continues a model with {bundle.manifest[key]}; use fit")

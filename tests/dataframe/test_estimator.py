@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, ShuffleSplit
 
 from recbole_onebp import OneBPRecommender, fit
@@ -28,8 +29,14 @@ def test_parameters(frame):
     model = OneBPRecommender(epochs=3)
     copy = clone(model).set_params(epochs=4, user="customer")
     assert (model.get_params(), copy.get_params()) == ({"epochs": 3}, {"epochs": 4, "user": "customer"})
-    with pytest.raises(UserError, match="epoch: no such configuration key; did you mean epochs"):
+    with pytest.raises(UserError, match="epoch: fit and OneBP have no such argument or key; did you mean epochs"):
         OneBPRecommender(epoch=3).fit(frame)
+
+
+def test_it_says_that_it_is_not_fitted(pairs):
+    for ask in (lambda model: model.recommend([1]), lambda model: model.score(pairs)):
+        with pytest.raises(NotFittedError, match="This OneBPRecommender instance is not fitted yet"):
+            ask(OneBPRecommender())
 
 
 def test_grid_search(frame):

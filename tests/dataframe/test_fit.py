@@ -5,12 +5,14 @@ from __future__ import annotations
 import doctest
 import logging
 import pickle
+import re
 import sys
 import tempfile
 from dataclasses import asdict
 from inspect import isfunction
 from io import BytesIO, StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -118,7 +120,7 @@ def test_metrics_are_those_of_recbole(frame, caplog):
     found = rec.evaluate(pd.concat([test, strange]), metrics=["Recall@5"])
     assert found["recall@5"] < rec.result.test["recall@5"]
     assert (found.n_users, found.unknown_users, found.unknown_items) == (30, ["nobody"], ["nothing"])
-    assert "test: 2 of 63 rows are left out" in caplog.text
+    assert "test: 2 of 63 pairs are left out" in caplog.text
     for bad in ("recall", "recall@0", "gauc@5", "recall@x"):
         with pytest.raises(UserError, match=f"metrics: {bad}: expected one of"):
             rec.evaluate(test, [bad])
@@ -165,7 +167,11 @@ def test_warm_start(rec):
     table = later.run.model.item_table.detach().norm(dim=1)
     new = later.run.dataset.field2token_id["item_id"]["new"]
     assert 0.2 < table[new] < 0.9 < table[later.run.dataset.field2token_id["item_id"]["3"]]
-    assert rec.refit(made(), **FAST).result.valid != fit(made(), **FAST).result.valid
+    assert (later.result.epochs_run, later.result.valid) == (rec.result.epochs_run, {})
+    newer = pd.DataFrame({"user_id": [31], "item_id": [4], "timestamp": [11]})
+    assert rec.refit(more, valid=newer, topk=5).result.valid.keys() >= {"recall@5"}
+    with pytest.raises(UserError, match=r"valid: 0\.1: a share would hold out rows that the model knows already"):
+        rec.refit(more, valid=0.1)
     with pytest.raises(UserError, match="embedding_size: 4: refit continues a model with 8; use fit"):
         rec.refit(more, embedding_size=4)
 
@@ -218,7 +224,8 @@ def test_progress_is_one_bar_a_training(frame, monkeypatch):
     [
         ({"model": "BPR"}, "model: fit sets it"),
         ({"dataset": "mine"}, "dataset: fit sets it"),
-        ({"epoch": 3}, "epoch: no such configuration key; did you mean epochs"),
+        ({"epoch": 3}, "epoch: fit and OneBP have no such argument or key; did you mean epochs"),
+        ({"weight": "plays"}, "weight: fit and OneBP have no such argument or key"),
         ({"embedding_size": "8"}, "embedding_size: '8' is not allowed"),
         ({"valid": 1.5}, "valid: 1.5: expected a share between 0 and 1, or a table"),
         ({"valid": True}, "valid: bool is no table"),
@@ -244,3 +251,19 @@ def test_the_examples_of_the_docstrings(rec):
     for test in examples:
         test.globs.update(names, Recommender=Recommender)
         assert doctest.DocTestRunner().run(test).failed == 0, test.name
+
+
+def test_the_page_about_it(monkeypatch):
+    """All but the grid search, in order, on made data."""
+    page = (Path(__file__).parents[2] / "docs" / "dataframe.md").read_text()
+    rows = made().rename(columns={"user_id": "customer", "item_id": "sku", "timestamp": "when"})
+    rows = rows.assign(customer="c" + rows["customer"].astype(str), sku="sku" + rows["sku"].astype(str), price=1)
+    latest = rows.groupby("customer").tail(2).index
+    rows.drop(latest).to_csv("purchases.csv", index=False)
+    rows.loc[latest].to_csv("later.csv", index=False)
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    for block in blocks[:-1]:
+        exec(compile(block, "dataframe.md", "exec"), names)
+    assert (len(blocks), names["metrics"].n_users, names["newer"].result.n_train) == (4, 30, len(rows))
+    assert Recommender.load("bundle").n_items == 25

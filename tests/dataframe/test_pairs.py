@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from pyarrow import interchange
 
 from recbole_onebp import fit
-from recbole_onebp.dataframe.pairs import Columns, read_pairs
+from recbole_onebp.dataframe.pairs import Columns, each_once, read_rows
 from recbole_onebp.util.errors import UserError
 from support.interactions import FAST
 
@@ -52,7 +52,7 @@ KINDS = {
     "floats": lambda frame: frame.astype(float),
     "small floats": lambda frame: frame.astype("float32"),
     "objects": lambda frame: frame.astype(object),
-    "decimals": lambda frame: frame.map(Decimal),
+    "decimals": lambda frame: frame.apply(lambda column: column.map(Decimal)),
     "pandas of arrow": lambda frame: frame.convert_dtypes(dtype_backend="pyarrow"),
     "arrow": pa.Table.from_pandas,
     "arrow dictionaries": lambda frame: pa.Table.from_pandas(frame.astype(str).astype("category")),
@@ -67,7 +67,7 @@ KINDS = {
 
 
 def read(data, name="data", **columns):
-    return read_pairs(data, Columns(**columns), name)
+    return each_once(read_rows(data, Columns(**columns), name), name)
 
 
 def said(data, **columns):

@@ -105,7 +105,7 @@ def _of_matrix(data: Any, columns: Mapping[str, str], name: str) -> Table:
         getLogger().warning("%s: the values are not used: each entry that is not 0 counts the same", name)
     ids = {
         key: pd.Categorical.from_codes(codes[kept], pd.RangeIndex(n).astype(str))
-        for key, codes, n in zip(_IDS, matrix.coords, matrix.shape, strict=True)
+        for key, codes, n in zip(_IDS, (matrix.row, matrix.col), matrix.shape, strict=True)
     }
     raw = pd.DataFrame(ids)
     raw.attrs["ids_are_typed"] = True
@@ -133,11 +133,13 @@ def _raw(given: Mapping[str, pd.Series]) -> pd.DataFrame:
 
 def _ids(column: pd.Series, key: str) -> tuple[pd.Categorical, npt.NDArray[np.object_]]:
     """Ids as text, and for each row what is wrong with its id, None if nothing is."""
+    kind: Any = column.dtype
+    values: Any
     try:
         codes, values = pd.factorize(column)
     except TypeError:  # lists and other values that are not hashable
         codes, values = np.arange(len(column)), column.to_numpy(object)
-    exact = EXACT.get(column.dtype.itemsize * 8) if column.dtype.kind == "f" else EXACT[64]
+    exact = EXACT.get(kind.itemsize * 8) if kind.kind == "f" else EXACT[64]
     said = [_id(value, exact) for value in values.tolist()]
     ids = Text()
     ids.append_coded(codes, [text for text, _ in said])

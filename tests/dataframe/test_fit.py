@@ -103,6 +103,8 @@ def test_rows_of_ones_own_choose_the_epoch(frame, capsys):
     assert rec.result.n_train == len(train)
     run = fit(train, valid=valid, **FAST).result
     assert (run.valid, run.test) == (rec.result.valid, {})
+    with pytest.raises(UserError, match="per-user metrics: the run has no test part"):
+        rec.run.per_user_metrics("test")
     with pytest.raises(UserError, match="valid: none of its rows is a new pair"):
         fit(train, valid=train, **FAST)
     with pytest.raises(UserError, match="valid: it has no column of times, but data has one"):

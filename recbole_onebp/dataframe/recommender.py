@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from logging import getLogger
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ class FittedRecommender(Recommender):
         """
         from recbole_onebp.dataframe.training import fit_from  # here, because that module imports this one
 
-        if isinstance(valid, (int, float)):
+        if isinstance(valid, Real):
             raise UserError(f"valid: {valid}: a share would hold out rows that the model knows already; give a table")
         once = {"refit": True, "epochs": self.result.best_epoch + 1} if valid is None else {}
         kept = {key: value for key, value in self._settings.items() if key not in ("output_dir", "refit")}

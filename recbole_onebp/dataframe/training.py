@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from logging import getLogger
+from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from recbole_onebp.run.run import Run
 from recbole_onebp.serving.bundle import Bundle
 from recbole_onebp.serving.export.exporter import export
 from recbole_onebp.util import logs
-from recbole_onebp.util.errors import UserError
+from recbole_onebp.util.errors import UserError, writing
 from recbole_onebp.util.files import TemporaryFolder
 
 __all__ = ["fit", "fit_from"]
@@ -96,19 +97,18 @@ def fit_from(
     data: Any, columns: Columns, valid: Any, settings: Mapping[str, Any], start: Bundle | None = None
 ) -> FittedRecommender:
     """:func:`fit`, perhaps from the users and items of an earlier bundle."""
+    known = keys_read_by("OneBP")
     for key in settings:
         if key in _OWN:
             raise UserError(f"{key}: fit sets it; to use RecBole's data sets or other models, see recbole_onebp.build")
-        if key not in (known := keys_read_by("OneBP")):
+        if key not in known:
             raise UserError(f"{key}: fit and OneBP have no such argument or key{nearest(key, known)}")
     parts, keys = _parts(data, columns, valid, settings)
     holder = TemporaryFolder()
     output_dir = settings.get("output_dir")
     folder = RunFolder.temporary() if output_dir is None else RunFolder(output_dir)
     data_path = (holder.path if output_dir is None else folder.path.resolve()) / "data"
-    shutil.rmtree(data_path, ignore_errors=True)  # of an earlier run
-    (data_path / _NAME).mkdir(parents=True)
-    write_parts(data_path / _NAME, _NAME, parts)
+    _write(data_path / _NAME, parts)
     keys["data_path"] = str(data_path)
     show = settings.get("show_progress")
     if valid is None and "refit" not in settings:
@@ -130,7 +130,7 @@ def _parts(
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
     """The parts of the data set, and the configuration keys."""
     share = _DEFAULT_SHARE if valid is None else valid
-    is_share = isinstance(share, (int, float)) and not isinstance(share, bool)
+    is_share = isinstance(share, Real) and not isinstance(share, bool)
     if is_share and not 0 < share < 1:
         raise UserError(f"valid: {share}: expected a share between 0 and 1, or a table")
     pairs = each_once(read_rows(data, columns, "data"), "data")
@@ -138,7 +138,6 @@ def _parts(
     keys: dict[str, Any] = {
         "show_progress": False,  # RecBole's bars, of each epoch
         "state": "WARNING",
-        "data_cache": False,
         **{key: value for key, value in settings.items() if key not in ("output_dir", "show_progress")},
         **_FIELDS,
         "model": "OneBP",
@@ -152,9 +151,21 @@ def _parts(
         return {"train": pairs, "valid": held_out, "test": pairs[:0]}, keys
     if pairs["user_id"].value_counts().max() < 2:
         raise UserError("data: every user has one row only, so none can be held out, and nothing learnt of users")
-    split = {"split": {"RS": [1 - share, share, 0.0]}, "order": "TO" if has_times else "RO", "group_by": "user"}
+    split = {
+        "split": {"RS": [1 - float(share), float(share), 0.0]},
+        "order": "TO" if has_times else "RO",
+        "group_by": "user",
+    }
     keys["eval_args"] = {**split, **eval_args}
     return {"all": pairs}, keys
+
+
+def _write(folder: Path, parts: Mapping[str, pd.DataFrame]) -> None:
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob(f"{_NAME}*.inter"):
+            old.unlink()
+        write_parts(folder, _NAME, parts)
 
 
 def _cutoffs(settings: Mapping[str, Any], n_items: int) -> dict[str, Any]:

@@ -205,7 +205,11 @@ def test_output_dir_keeps_the_run(frame):
     command_line("export", "out", "bundle")
     assert Recommender.load("bundle").recommend(range(30)) == rec.recommend(range(30))
     assert Recommender.load("bundle").bundle.manifest["metrics"]["valid"] == rec.result.valid
-    fit(frame, output_dir="out", valid=0.2, **FAST)
+    Path("out/data/mine.txt").touch()
+    fit(frame[:-5], output_dir="out", valid=frame[-5:], **FAST)
+    assert {path.name for path in Path("out/data").rglob("*.*")} == {
+        "mine.txt", "dataframe.train.inter", "dataframe.valid.inter", "dataframe.test.inter",
+    }  # fmt: skip
     Path("mine").mkdir()
     Path("mine/config.yaml").write_text("mine")
     with pytest.raises(UserError, match=r"mine: holds config\.yaml"):

@@ -53,7 +53,7 @@ def read_rows(data: Any, columns: Columns, name: str, *, time: bool = True) -> p
     for remark in table.remarks:
         getLogger().warning("%s: %s", name, remark)
     if table.bad:
-        raise UserError(_first_bad(table.bad, given))
+        raise UserError(_first_bad(table.bad, given, name))
     frame = table.frame
     if frame.empty:
         raise UserError(f"{name}: no rows")
@@ -70,11 +70,11 @@ def each_once(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     return pairs
 
 
-def _first_bad(bad: BadRows, given: Mapping[str, str]) -> str:
+def _first_bad(bad: BadRows, given: Mapping[str, str], name: str) -> str:
     first, reason = bad[0], bad[0].reason
     for key, column in given.items():
         reason = reason.replace(key, column or key)
-    counted = " (counted from 0)" if first.where.split()[-2] == "row" else ""
+    counted = " (counted from 0)" if first.where.startswith(f"{name}, row") else ""  # lines and rows of files: from 1
     others = f"; {len(bad):,} rows are bad" if len(bad) > 1 else ""
     return f"{first.where}{counted}: {reason}: values {first.text or 'none'}{others}; correct or leave out such rows"
 

@@ -169,6 +169,8 @@ def test_bad_rows_of_other_types_are_named(pairs):
     with open("pairs.csv", "w") as file:
         file.write("user,item\n1,2\n,3\n")
     assert said("pairs.csv") == "pairs.csv, line 3: no user_id: values | 3; correct or leave out such rows"
+    nullable.to_parquet("pairs.parquet")
+    assert said("pairs.parquet").startswith("pairs.parquet, row 4: no user_id: values | ")
 
 
 def test_columns_are_found_or_asked_for(pairs):

@@ -41,7 +41,7 @@ def read_interactions(data: Any, columns: Mapping[str, str], name: str = "data")
         name: of the data, for messages.
 
     Returns:
-        Good and bad rows; rows are counted from 0, but lines of a text file from 1.
+        Good and bad rows; rows are counted from 0, but rows and lines of a file from 1.
 
     Raises:
         UserError: for data of another kind, or a missing column.

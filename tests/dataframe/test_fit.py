@@ -95,6 +95,13 @@ def test_the_user_is_made_of_all_rows_by_default(rec):
     assert rec.result.valid.keys() == {"recall@10", "mrr@10", "ndcg@10", "hit@10", "precision@10"}
 
 
+def test_the_weight_of_the_local_term_is_the_one_chosen_on_held_out_rows(frame):
+    settings = {**FAST, "local": "ridge", "local_neighbors": 5, "local_reg": 1.0}
+    chosen, final = fit(frame, valid=0.1, **settings).result, fit(frame, **settings).result
+    assert final.local == chosen.local
+    assert chosen.local["weight"] != 1  # what a training without validation would use
+
+
 def test_rows_of_ones_own_choose_the_epoch(frame, capsys):
     valid = frame.groupby("user_id").tail(1)
     train = frame.drop(valid.index)

@@ -135,8 +135,8 @@ class FittedRecommender(Recommender):
     def refit(self, data: Any, valid: Any = None, **settings: Any) -> FittedRecommender:
         """Train another recommender, which begins with the embeddings of this one: a warm start.
 
-        By default no row is held out, because the embeddings know the old ones already, and the training has as many
-        epochs as this recommender's.
+        By default no row is held out, because the embeddings know the old ones already: the training has as many
+        epochs as this recommender's, and the same weight of the local term.
 
         Args:
             data: all rows to learn, old and new; users and items that are not in it are forgotten.
@@ -156,7 +156,11 @@ class FittedRecommender(Recommender):
 
         if isinstance(valid, Real):
             raise UserError(f"valid: {valid}: a share would hold out rows that the model knows already; give a table")
-        once = {"refit": True, "epochs": self.result.best_epoch + 1} if valid is None else {}
+        once: dict[str, Any] = {}
+        if valid is None:
+            once = {"refit": True, "epochs": self.result.best_epoch + 1}
+            if self.bundle.manifest["config"]["local"] != "none":
+                once["local_weight"] = self.result.local["weight"] if self.result.local else 0.0
         kept = {key: value for key, value in self._settings.items() if key not in ("output_dir", "refit")}
         return fit_from(data, self._columns, valid, {**kept, **once, **settings}, self.bundle)
 

@@ -201,16 +201,10 @@ def _trained_twice(
 ) -> tuple[Run, Result]:
     """Choose the number of epochs on held-out rows, and the weight of a local term; then train on all rows."""
     first = _build(keys, RunFolder.temporary(), start)
-    weight: Any = getattr(first.model, "local_weight", None)  # changes with each validation
-    weights: dict[int, float] = {}
-
-    def keep_weight(epoch: int, _score: float) -> None:
-        if weight is not None:
-            weights[epoch] = float(weight)
-
     with _bar(first, "choose the number of epochs", show):
-        best_epoch, valid = first.train(saved=False, on_validation=keep_weight)
-    chosen = {"local_weight": weights[best_epoch]} if best_epoch in weights else {}
+        best_epoch, valid = first.train(saved=False)
+    best = next((epoch for epoch in first.trainer.record.epochs if epoch["epoch"] == best_epoch), {})
+    chosen = {"local_weight": best["local_weight"]} if "local_weight" in best else {}
     run = _build({**keys, **chosen, "refit": True, "epochs": best_epoch + 1}, folder, start)
     with _bar(run, "train on all rows", show, best_epoch + 1):
         result = replace(run.fit(), valid=valid)

@@ -63,7 +63,11 @@ def test_the_results_are_those_of_the_command_line(tmp_path, ordered):
     assert exported.recommend(exported.user_ids) == rec.recommend(exported.user_ids)
     assert exported.bundle.manifest["metrics"]["valid"] == rec.result.valid
 
-    command_line(*train, "--output_dir=refitted", "--refit=true", f"--epochs={rec.result.best_epoch + 1}")
+    chosen = (
+        f"--epochs={rec.result.best_epoch + 1}",
+        f"--local_weight={(rec.result.local or {'weight': 0.0})['weight']}",
+    )
+    command_line(*train, "--output_dir=refitted", "--refit=true", *chosen)
     again = fit(ratings, user="user", item="item", time=time, output_dir="all", epochs=2, **QUICK)
     assert_same(tables("all"), tables("refitted"))
     assert again.result.valid == rec.result.valid
@@ -96,10 +100,11 @@ def test_the_user_is_made_of_all_rows_by_default(rec):
 
 
 def test_the_weight_of_the_local_term_is_the_one_chosen_on_held_out_rows(frame):
-    settings = {**FAST, "local": "ridge", "local_neighbors": 5, "local_reg": 1.0}
-    chosen, final = fit(frame, valid=0.1, **settings).result, fit(frame, **settings).result
-    assert final.local == chosen.local
-    assert chosen.local["weight"] != 1  # what a training without validation would use
+    settings = {**FAST, "local": "ridge", "local_neighbors": 5}
+    chosen, rec = fit(frame, valid=0.1, **settings), fit(frame, **settings)
+    assert rec.result.local == chosen.result.local
+    assert rec.result.local["weight"] != 1  # that of a training without validation
+    assert rec.refit(frame).result.local == chosen.result.local
 
 
 def test_rows_of_ones_own_choose_the_epoch(frame, capsys):

@@ -203,8 +203,8 @@ def _trained_twice(
     first = _build(keys, RunFolder.temporary(), start)
     with _bar(first, "choose the number of epochs", show):
         best_epoch, valid = first.train(saved=False)
-    best = next((epoch for epoch in first.trainer.record.epochs if epoch["epoch"] == best_epoch), {})
-    chosen = {"local_weight": best["local_weight"]} if "local_weight" in best else {}
+    epochs = {epoch["epoch"]: epoch for epoch in first.trainer.record.epochs}
+    chosen = {key: epochs[best_epoch][key] for key in ("local_weight",) if key in epochs.get(best_epoch, {})}
     run = _build({**keys, **chosen, "refit": True, "epochs": best_epoch + 1}, folder, start)
     with _bar(run, "train on all rows", show, best_epoch + 1):
         result = replace(run.fit(), valid=valid)

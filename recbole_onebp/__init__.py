@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from recbole_onebp.plugin import import_hook
 
 if TYPE_CHECKING:
+    from recbole_onebp.dataframe import OneBPRecommender, fit
     from recbole_onebp.model import OneBP
     from recbole_onebp.run.build import build
     from recbole_onebp.run.result import Result
@@ -25,15 +26,27 @@ if TYPE_CHECKING:
     from recbole_onebp.trainer import OneBPTrainer
 
 __version__ = "0.1.0"
-__all__ = ["OneBP", "OneBPTrainer", "Recommender", "Result", "Run", "__version__", "build"]
+__all__ = [
+    "OneBP",
+    "OneBPRecommender",
+    "OneBPTrainer",
+    "Recommender",
+    "Result",
+    "Run",
+    "__version__",
+    "build",
+    "fit",
+]
 
 _HOME = {
     "OneBP": "recbole_onebp.model",
+    "OneBPRecommender": "recbole_onebp.dataframe",
     "OneBPTrainer": "recbole_onebp.trainer",
     "Recommender": "recbole_onebp.serving",
     "Result": "recbole_onebp.run.result",
     "Run": "recbole_onebp.run.run",
     "build": "recbole_onebp.run.build",
+    "fit": "recbole_onebp.dataframe",
 }
 
 import_hook.install()

@@ -104,8 +104,23 @@ class OneBP(GeneralRecommender):
             weight = self.config.local_weight
             self.register_buffer("local_weight", torch.tensor(1.0 if weight == "auto" else weight))
         self._keep_history(dataset)
+        self._start_users()
+
+    def _start_users(self) -> None:
         if self.config.aggregation == "interval" or self.config.leave_one_out:
             self._aggregate(beta=0.0)
+
+    @torch.no_grad()
+    def start_from(self, tables: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Begin training with rows of an earlier model; the other rows stay as they are.
+
+        Args:
+            tables: name of a table -> internal ids ``(n,)`` and their rows ``(n, ...)``; the bias in units of scores.
+        """
+        for name, (ids, rows) in tables.items():
+            scale = self.config.temperature if name == "item_bias" else 1.0
+            getattr(self, name)[ids] = rows.view(len(ids), -1).to(self.item_table) / scale
+        self._start_users()
 
     def _keep_history(self, dataset: Dataset) -> None:
         """Keep what aggregation needs of the train interactions, outside checkpoints: it is computed from the data."""

@@ -15,7 +15,7 @@ from recbole_onebp.config.schema import RUN_KEYS
 from recbole_onebp.config.suggest import nearest
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["check_keys", "check_model_name", "comparison_keys", "model_names", "nearest"]
+__all__ = ["check_keys", "check_model_name", "comparison_keys", "keys_read_by", "model_names", "nearest"]
 
 
 def _recbole_properties() -> Path:
@@ -69,6 +69,11 @@ def _model_keys() -> dict[str, frozenset[str]]:
     return {path.stem: frozenset(_keys_of(path)) for folder in folders for path in folder.glob("*.yaml")}
 
 
+def keys_read_by(model: str) -> frozenset[str]:
+    """The keys of any run, and those of a model."""
+    return _general_keys() | _model_keys().get(model, frozenset())
+
+
 def check_keys(given: Iterable[str], model: str) -> list[str]:
     """Refuse unknown keys.
 
@@ -83,9 +88,8 @@ def check_keys(given: Iterable[str], model: str) -> list[str]:
     Raises:
         UserError: for a key that neither RecBole, nor any model, nor this package knows, with the nearest known one.
     """
-    of_models = _model_keys()
-    own = _general_keys() | of_models.get(model, frozenset())
-    known = own.union(*of_models.values())
+    own = keys_read_by(model)
+    known = own.union(*_model_keys().values())
     others = []
     for key in given:
         if key not in known:

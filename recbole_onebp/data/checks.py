@@ -38,7 +38,9 @@ def check_files(config: Config) -> None:
             packed = [path for suffix in (".gz", ".zst") if (path := Path(f"{table.path}{suffix}")).exists()]
             hint = f"; unpack {packed[0]}, or give it to recbole-onebp convert" if packed else ""
             raise UserError(f"data set {name}: no file {table.path}{hint}")
-        _check_table(table, "inter", ids, config, files, may_be_empty=number == 1 and len(files.tables) == 3)
+        # Of three parts. A third one of another name that is empty is rather the validation part, in the wrong place.
+        may_be_empty = len(files.tables) == 3 and (number == 1 or (number == 2 and parts[2] == "test"))
+        _check_table(table, "inter", ids, config, files, may_be_empty)
     for kind in ("user", "item"):
         path = folder / f"{name}.{kind}"
         if path.is_file() and (config["load_col"] is None or kind in config["load_col"]):
@@ -73,7 +75,7 @@ def _check_table(
     hint = "" if columnar else f", with {config['field_separator']!r} as field_separator"
     _check_columns(table.path, ids, wanted, titles, hint)
     if not table.has_rows():
-        if may_be_empty:  # a validation part
+        if may_be_empty:  # validation or test
             return
         what = "interactions" if kind == "inter" else "rows"
         raise UserError(f"{table.path}: no {what}{'' if columnar else ' below the header'}")

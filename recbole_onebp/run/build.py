@@ -38,7 +38,7 @@ from recbole_onebp.util import logs
 from recbole_onebp.util.compiled import tell_if_uncached
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["build", "build_from", "load_config", "load_data", "parse_config", "read_config"]
+__all__ = ["build", "build_from", "load_config", "load_data", "parse_config", "present", "read_config"]
 
 
 def build(
@@ -72,9 +72,14 @@ def build(
 
 
 def load_config(
-    config_file_list: Sequence[str] | str | None, config_dict: Mapping[str, Any]
+    config_file_list: Sequence[str] | str | None, config_dict: Mapping[str, Any], folder: RunFolder | None = None
 ) -> tuple[RunConfig, RunFolder]:
     """The checked configuration and the run's folder, which stays locked until the run is over.
+
+    Args:
+        config_file_list: see :func:`build`.
+        config_dict: see :func:`build`.
+        folder: in place of ``output_dir``.
 
     Raises:
         UserError: for a bad key or value, or a folder that cannot be written or that another run uses.
@@ -88,7 +93,7 @@ def load_config(
     with one_at_a_time():
         if _join(config).rank > 0:
             folder = RunFolder.temporary()
-        else:
+        elif folder is None:
             folder = RunFolder(given) if given else RunFolder.fresh(config["dataset"], config["model"])
         folder.lock()
     config["output_dir"] = config["checkpoint_dir"] = str(folder.path)
@@ -210,7 +215,7 @@ def _build(config: RunConfig, folder: RunFolder) -> Run:
     checkpoint = find_checkpoint(config["resume"], rank_0_folder)
     start = perf_counter()
     dataset, train_data, valid_data, test_data = load_data(config)
-    valid_data = None if _is_empty(valid_data._dataset) else valid_data
+    valid_data, test_data = present(valid_data), present(test_data)
     loaders = {"train": train_data, "valid": valid_data, "test": test_data}
     if checkpoint is not None:
         check_resumable(checkpoint, config, dataset, loaders)
@@ -234,9 +239,11 @@ def _build(config: RunConfig, folder: RunFolder) -> Run:
     return Run(config, folder, dataset, train_data, valid_data, test_data, model, trainer, data_seconds, model_seconds)
 
 
-def _is_empty(part: Any) -> bool:
+def present(loader: Any) -> Any:
+    """The loader of a part; None if the part is empty."""
+    part = loader._dataset
     shard = getattr(part, "shard", None)  # of one process among several
-    return (len(part) if shard is None else shard.n_pairs) == 0
+    return loader if (len(part) if shard is None else shard.n_pairs) else None
 
 
 def _folder_of_rank_0(folder: RunFolder) -> RunFolder:

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from recbole_onebp.util import safe_yaml
 from recbole_onebp.util.errors import UserError
-from recbole_onebp.util.files import claim_folder, write_atomically
+from recbole_onebp.util.files import TemporaryFolder, claim_folder, write_atomically
 
 __all__ = ["RunFolder", "checkpoints_of", "plain"]
 
@@ -53,7 +53,7 @@ class RunFolder:
     ``checkpoint.pth``.
     """
 
-    _holder: tempfile.TemporaryDirectory[str] | None = None
+    _holder: TemporaryFolder | None = None
     _locks = 0
 
     def __init__(self, path: str | Path) -> None:
@@ -143,11 +143,17 @@ class RunFolder:
 
     @classmethod
     def temporary(cls) -> RunFolder:
-        """A folder that is removed with the object, for ranks other than 0: rank 0 writes the run."""
-        holder = tempfile.TemporaryDirectory(prefix="recbole-onebp-", ignore_cleanup_errors=True)
-        folder = cls(holder.name)
+        """A folder that is removed with the object, for a run that nobody keeps: of a rank other than 0, which writes
+        nothing, or of :func:`recbole_onebp.fit`."""
+        holder = TemporaryFolder()
+        folder = cls(holder.path)
         folder._holder = holder
         return folder
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether the folder goes with the object."""
+        return self._holder is not None
 
     @property
     def model(self) -> Path:
@@ -176,7 +182,9 @@ class RunFolder:
             file.write(json.dumps(values) + "\n")
 
     def draw_curves(self, epochs: Iterable[Mapping[str, Any]], valid_metric: str, title: str) -> None:
-        """Draw the train loss and the validation metric over the epochs."""
+        """Draw the train loss and the validation metric over the epochs, unless the folder is temporary."""
+        if self.is_temporary:
+            return
         # Imported here, because matplotlib is slow to import and a run that fails early does not need it.
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

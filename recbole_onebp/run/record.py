@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -24,6 +24,8 @@ class Record:
     epochs: list[dict[str, Any]] = field(default_factory=list)
     written: int = 0
     """Number of epochs that are in the file already."""
+    on_epoch: Callable[[int], object] = field(default=lambda epoch: None, repr=False)
+    """Called with the number of an epoch when it has been trained."""
 
     def train(self, epoch: int, seconds: float, loss: Any, extra: Mapping[str, float]) -> None:
         """Add an epoch.
@@ -39,6 +41,7 @@ class Record:
         self.epochs.append(
             {"epoch": epoch, "train_loss": total, "train_seconds": seconds, "valid": {}, "valid_seconds": 0.0, **extra}
         )
+        self.on_epoch(epoch)
 
     def validate(self, seconds: float, result: Mapping[str, float], chosen: Mapping[str, float]) -> None:
         """Add the validation metrics of the last epoch, and what validation has chosen."""

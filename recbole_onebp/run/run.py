@@ -60,14 +60,17 @@ class Run:
         See :func:`recbole_onebp.evaluation.full_sort.per_user_metrics`; ``.to_parquet(path)`` writes the table.
 
         Raises:
-            UserError: for another part, or an evaluation that is not by user.
+            UserError: for another part, a part that the run has not, or an evaluation that is not by user.
         """
         from recbole_onebp.evaluation.full_sort import per_user_metrics
 
         if part not in ("valid", "test"):
             raise UserError(f"per-user metrics: there is no part {part!r}; parts: valid, test")
+        data = self.valid_data if part == "valid" else self.test_data
+        if data is None:
+            raise UserError(f"per-user metrics: the run has no {part} part")
         self.trainer.eval_collector.data_collect(self.train_data)  # as in fit, for metrics that need item popularity
-        return per_user_metrics(self.trainer, self.valid_data if part == "valid" else self.test_data)
+        return per_user_metrics(self.trainer, data)
 
     def train(
         self, saved: bool = True, on_validation: Callable[[int, float], None] | None = None
@@ -125,7 +128,7 @@ class Run:
         self.trainer.tensorboard.close()  # ends its thread
 
     def fit(self) -> Result:
-        """Train, choose the epoch on validation, test it once, and write the run folder.
+        """Train, choose the epoch on validation, test it once if there is a test part, and write the run folder.
 
         Runs of several threads wait for one another, because they share the global generators.
 
@@ -145,6 +148,7 @@ class Run:
         best_epoch, best_valid = self.train()
         fit_seconds = perf_counter() - start if trainer.saver is None else trainer.saver.seconds
         start = perf_counter()
+        # Without a test part this only loads the best model.
         test = trainer.evaluate(self.test_data, load_best_model=True, show_progress=config["show_progress"])
         test_seconds = perf_counter() - start
 

@@ -26,8 +26,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ __all__ = [
     "LARGEST_WEIGHT",
     "LEAST_WEIGHT",
     "Bundle",
+    "copy_bundle",
     "read_bundle",
     "read_fields",
     "write_bundle",
@@ -124,13 +126,7 @@ def write_bundle(
     Raises:
         UserError: if it cannot be written, or the folder exists and must not be replaced.
     """
-    with writing(path):
-        restore(path)
-        if os.path.lexists(path):
-            _check_replaceable(path)
-            if not replace:
-                raise UserError(f"{path}: exists already; choose another folder, or replace it with --force")
-    with writing(path), whole_folder(path, replace, "bundle") as folder:
+    with _new_bundle(path, replace) as folder:
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
         for name, value in texts.items():
@@ -143,6 +139,30 @@ def write_bundle(
         content["checksum"] = checksum_of(content)
         (folder / "manifest.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         (folder / _CARD).write_text(card, encoding="utf-8")
+
+
+def copy_bundle(bundle: Bundle, path: Path, replace: bool = False) -> None:
+    """Write the files of an open bundle to another folder, which appears when it is complete.
+
+    Raises:
+        UserError: if it cannot be written, or the folder exists and must not be replaced.
+    """
+    with _new_bundle(path, replace) as folder:
+        for name in ("manifest.json", _CARD, *bundle.manifest["files"]):
+            shutil.copyfile(bundle.path / name, folder / name)
+
+
+@contextmanager
+def _new_bundle(path: Path, replace: bool) -> Iterator[Path]:
+    """A folder to fill, which becomes the bundle at ``path``."""
+    with writing(path):
+        restore(path)
+        if os.path.lexists(path):
+            _check_replaceable(path)
+            if not replace:
+                raise UserError(f"{path}: exists already; choose another folder, or replace it with --force")
+    with writing(path), whole_folder(path, replace, "bundle") as folder:
+        yield folder
         for file in folder.iterdir():
             with open(file, "rb") as opened:
                 os.fsync(opened.fileno())

@@ -12,7 +12,9 @@ import os
 import shutil
 import stat
 import sys
+import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +25,7 @@ from recbole_onebp.util.untrusted import read_json
 
 __all__ = [
     "MARKER",
+    "TemporaryFolder",
     "check_folder",
     "claim_folder",
     "is_claimed",
@@ -147,6 +150,22 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class TemporaryFolder:
+    """A folder that is removed with the object, in the process that made it.
+
+    ``tempfile.TemporaryDirectory`` warns when the garbage collector removes it, and a forked process removes it too.
+    """
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="recbole-onebp-"))
+        weakref.finalize(self, _remove_folder, self.path, os.getpid())
+
+
+def _remove_folder(path: Path, pid: int) -> None:
+    if os.getpid() == pid:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
 
 from recbole_onebp.util import files
 from recbole_onebp.util.errors import UserError
-from recbole_onebp.util.files import MARKER, claim_folder, is_claimed, whole_folder, write_atomically
+from recbole_onebp.util.files import MARKER, TemporaryFolder, claim_folder, is_claimed, whole_folder, write_atomically
 
 
 def test_a15_a_folder_of_ours_is_taken_again(tmp_path):
@@ -81,3 +82,13 @@ def test_a18_a_folder_is_replaced_at_once(tmp_path, monkeypatch, exchanges):
         (made / "new").touch()
     assert sorted(path.name for path in folder.iterdir()) == [MARKER, "new"]
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_temporary_folder_goes_with_its_object_but_not_with_a_forked_process():
+    folder = TemporaryFolder()
+    path = folder.path
+    files._remove_folder(path, pid=os.getpid() + 1)
+    assert path.is_dir()
+    del folder
+    gc.collect()
+    assert not path.exists()

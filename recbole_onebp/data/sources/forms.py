@@ -13,7 +13,7 @@ import pandas as pd
 
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["FAULT", "MORE", "TableFormat", "Text", "choose"]
+__all__ = ["FAULT", "MORE", "TableFormat", "Text", "choose", "usual_columns"]
 
 MORE, FAULT = "more fields", "fault"
 """Columns of a raw table beside those of :class:`TableFormat`: a field too many, and what is wrong with the row."""
@@ -23,7 +23,6 @@ _USUAL = {
     "rating": {"rating"},
     "timestamp": {"timestamp", "time"},
 }
-_FLAGS = {"user_id": "--user", "item_id": "--item", "rating": "--rating", "timestamp": "--time"}
 
 
 @dataclass(frozen=True)
@@ -47,19 +46,30 @@ class TableFormat:
     """Largest file, after unpacking; see :func:`~recbole_onebp.data.sources.unpack.bound`."""
 
 
-def choose(where: str, names: Sequence[str], form: TableFormat) -> dict[str, str]:
-    """Our name -> the file's column."""
+def usual_columns(names: Sequence[str]) -> dict[str, str]:
+    """Our name -> the one column whose name usually means it."""
+    fitting = {
+        key: [name for name in names if name.partition(":")[0].replace("_", "").lower() in usual]
+        for key, usual in _USUAL.items()
+    }
+    return {key: found[0] for key, found in fitting.items() if len(found) == 1}
+
+
+def choose(where: str, names: Sequence[str], form: TableFormat, flag: str = "--{}") -> dict[str, str]:
+    """Our name -> the column; ``flag`` is how the user names one."""
     listed = f"its columns are {', '.join(names)}"
     chosen = {key: column for key, column in form.columns.items() if column}
     if unknown := [column for column in chosen.values() if column not in names]:
         raise UserError(f"{where}: no column {unknown[0]}; {listed}")
-    for key, usual in _USUAL.items():
-        fitting = [name for name in names if name.partition(":")[0].replace("_", "").lower() in usual]
-        if key not in form.columns and len(fitting) == 1:
-            chosen[key] = fitting[0]
+    usual = usual_columns(names)
+    for key in _USUAL:
+        if key not in form.columns and key in usual:
+            chosen[key] = usual[key]
         elif key not in chosen and key in ("user_id", "item_id"):
             hint = "" if form.header else ", by their numbers"
-            raise UserError(f"{where}: which column is the {key[:4]}? name it by {_FLAGS[key]}{hint}; {listed}")
+            raise UserError(
+                f"{where}: which column is the {key[:4]}? name it by {flag.format(key[:4])}{hint}; {listed}"
+            )
     if len(set(chosen.values())) < len(chosen):
         raise UserError(
             f"{where}: one column cannot have two meanings: {', '.join(f'{k}={v}' for k, v in chosen.items())}"

@@ -18,11 +18,11 @@ from recbole_onebp.data.sources.forms import FAULT, TableFormat, Text, choose
 from recbole_onebp.data.sources.unpack import bound
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["read_parquet"]
+__all__ = ["EXACT", "read_parquet", "whole_number"]
 
 _BATCH = 1 << 16
 _BYTES_PER_VALUE = 8
-_EXACT = {16: 2**11, 32: 2**24, 64: 2**53}
+EXACT = {16: 2**11, 32: 2**24, 64: 2**53}
 """Below this all whole numbers are different floats of so many bits."""
 _SHOWN = 5
 """Values of a wrong type that are shown."""
@@ -126,8 +126,8 @@ def _add_ids(texts: Text, column: Any, key: str, fault: npt.NDArray[np.object_])
         texts.append_coded(codes, encoded.dictionary.cast(pa.string()).to_pylist())
     elif pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         values = column.to_pylist()
-        exact = _EXACT[kind.bit_width] if pa.types.is_floating(kind) else None
-        said = [_number(value, exact) for value in values]
+        exact = EXACT[kind.bit_width] if pa.types.is_floating(kind) else None
+        said = [whole_number(value, exact) for value in values]
         texts.append([text for text, _ in said])
         _mark(fault, [f"{key} {wrong}" if wrong else None for _, wrong in said])
     else:
@@ -149,7 +149,7 @@ def _named(kind: Any) -> str:
     )
 
 
-def _number(value: Any, exact: int | None) -> tuple[str | None, str | None]:
+def whole_number(value: Any, exact: int | None) -> tuple[str | None, str | None]:
     """A float or decimal as a whole number, and what is wrong with it."""
     if value is None or value != value:  # NaN: pandas' sign for a missing number
         return None, None

@@ -21,7 +21,7 @@ from recbole_onebp.data.sources.times import seconds
 from recbole_onebp.data.sources.unpack import DAMAGED, base_suffix, bound, read_bytes
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["BadRow", "BadRows", "Table", "TableFormat", "read_table"]
+__all__ = ["BadRow", "BadRows", "Table", "TableFormat", "read", "read_table", "sift"]
 
 _POSITIONS = {"user_id": "1", "item_id": "2", "rating": "3", "timestamp": "4"}
 _GROUPLENS = {"u.data": "\t", "ratings.dat": "::", "ratings.csv": ","}
@@ -117,7 +117,7 @@ def read(path: Path, form: TableFormat) -> Table:
             )
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    return _sift(raw, f"{path}, {unit}", str(path), form, remarks)
+    return sift(raw, f"{path}, {unit}", str(path), form, remarks)
 
 
 def _read_grouplens(path: Path, form: TableFormat) -> tuple[pd.DataFrame, str, list[str]]:
@@ -144,7 +144,18 @@ def _read_grouplens(path: Path, form: TableFormat) -> tuple[pd.DataFrame, str, l
 # ----------------------------------------------------------------------------------------------------------------- rows
 
 
-def _sift(raw: pd.DataFrame, where: str, path: str, form: TableFormat, remarks: list[str]) -> Table:
+def sift(raw: pd.DataFrame, where: str, path: str, form: TableFormat, remarks: Sequence[str] = ()) -> Table:
+    """Divide rows into good and bad ones.
+
+    Args:
+        raw: (n, 2 to 6) ``user_id`` and ``item_id`` (categories of str), perhaps ``rating``, ``timestamp``,
+            :data:`~recbole_onebp.data.sources.forms.MORE` and :data:`~recbole_onebp.data.sources.forms.FAULT`, by the
+            number of the row.  ``attrs`` say whether ``ids_are_typed`` and ``times_are_seconds``.
+        where: what comes before the number of a row in messages.
+        path: the source, for messages.
+        form: how it is read.
+        remarks: on how it was read so far.
+    """
     frame = raw.drop(columns=[MORE, FAULT], errors="ignore")
     reasons, codes, remarks = [""], np.zeros(len(raw), np.int16), [*remarks]
     for wrong, said in _faults(raw, frame, path, form, remarks):

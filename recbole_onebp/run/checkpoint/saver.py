@@ -150,7 +150,7 @@ class Saver(Checkpointing):
                 self._finish()
                 self._signals.raise_if_received()
             except (KeyboardInterrupt, SystemExit):
-                if self._saved is not None:
+                if self._saved is not None and not self.folder.is_temporary:
                     message = "stopped: --resume=%s resumes at epoch %d, step %d"
                     getLogger().warning(message, self.folder.path, *self._saved)
                 raise

@@ -19,7 +19,7 @@ from recbole_onebp.config.fields import Intervals, key_of, validated
 from recbole_onebp.config.schema import OneBPConfig
 from recbole_onebp.config.settings import RunSettings
 from recbole_onebp.data.checks import check_files
-from recbole_onebp.run.build import load_data, parse_config
+from recbole_onebp.run.build import load_data, parse_config, present
 from recbole_onebp.run.checkpoint.model_file import read_model
 from recbole_onebp.run.checkpoint.state import data_of, differences
 from recbole_onebp.run.folder import plain
@@ -174,7 +174,7 @@ def _read(run_dir: Path, given: Mapping[str, Any], state: Mapping[str, Any], tra
         model.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(f"{run_dir}: model.safetensors is not a OneBP model: {error}") from None
-    loaders = {"train": train_data, "valid": None if config["refit"] else valid_data, "test": test_data}
+    loaders = {"train": train_data, "valid": present(valid_data), "test": present(test_data)}
     if trained_on and (changed := differences(trained_on, data_of(dataset, loaders))):
         raise UserError(f"{run_dir}: the data at {config['data_path']} have changed since training: {changed}")
     return TrainedRun(config, model, dataset, train_data._dataset, valid_data._dataset, test_data._dataset)

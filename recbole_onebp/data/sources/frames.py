@@ -1,0 +1,166 @@
+"""Read interactions that are in memory: pandas, polars, pyarrow and other data frames, and sparse matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from importlib.util import find_spec
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import scipy.sparse as sp
+
+from recbole_onebp.data.sources.forms import FAULT, TableFormat, Text, choose, usual_columns
+from recbole_onebp.data.sources.parquet import EXACT, whole_number
+from recbole_onebp.data.sources.tables import Table, read, sift
+from recbole_onebp.util.errors import UserError
+
+__all__ = ["read_interactions"]
+
+_IDS = ("user_id", "item_id")
+_DATES = ("datetime64", "datetime", "date")
+_LONGEST_SHOWN = 80
+
+
+def read_interactions(data: Any, columns: Mapping[str, str], name: str = "data") -> Table:
+    """Users, items and times of whatever holds interactions.
+
+    Ids are text or whole numbers: ``1``, ``1.0`` and ``"1"`` are the same.  Times are dates, numbers or texts, see
+    :func:`~recbole_onebp.data.sources.times.seconds`.  Other columns, ratings among them, are not read.
+
+    Args:
+        data: a pandas, polars or pyarrow table, or anything with ``__arrow_c_stream__`` or ``__dataframe__``; a path
+            to a file that ``recbole-onebp convert`` reads; or a scipy sparse matrix, whose rows are users and whose
+            columns are items.
+        columns: ``user_id``, ``item_id`` and ``timestamp`` -> the column's name.  A missing one is looked up by its
+            usual names; of two columns with other names the first holds users.  A time given as ``""`` is not read.
+        name: of the data, for messages.
+
+    Returns:
+        Good and bad rows; rows are counted from 0, but rows and lines of a file from 1.
+
+    Raises:
+        UserError: for data of another kind, or a missing column.
+    """
+    if isinstance(data, (str, Path)):
+        return read(Path(data), TableFormat({**columns, "rating": ""}))
+    if sp.issparse(data):
+        return _of_matrix(data, columns, name)
+    table = _table(data, name)
+    names = [*map(str, table.columns if isinstance(table, pd.DataFrame) else table.column_names)]
+    if len(names) == 2 and not {*_IDS} & (columns.keys() | usual_columns(names).keys()):
+        columns = {**columns, **dict(zip(_IDS, names, strict=True))}
+    form = TableFormat({**columns, "rating": ""})
+    chosen = choose(name, names, form, flag="{}=")
+    if (rating := usual_columns(names).get("rating")) and rating not in chosen.values():
+        getLogger().warning("%s: column %s is not used: each row counts the same; leave low ratings out", name, rating)
+    raw = _raw({key: _column(table, names.index(column)) for key, column in chosen.items()})
+    return sift(raw, f"{name}, row", name, form)
+
+
+def _table(data: Any, name: str) -> Any:
+    """A pandas frame as it is, any other as a pyarrow table."""
+    if isinstance(data, pd.DataFrame):
+        return data
+    if not (hasattr(data, "__arrow_c_stream__") or hasattr(data, "__dataframe__")) or isinstance(data, pd.Series):
+        raise UserError(
+            f"{name}: {type(data).__name__} is no table: expected a DataFrame of pandas or polars, a pyarrow Table, a "
+            "scipy sparse matrix, or the path of a file"
+        )
+    if find_spec("pyarrow") is None:
+        raise UserError(f"{name}: a {type(data).__name__} needs pyarrow: pip install 'recbole-onebp[parquet]'")
+    import pyarrow as pa
+    from pyarrow import interchange
+
+    return pa.table(data) if hasattr(data, "__arrow_c_stream__") else interchange.from_dataframe(data)
+
+
+def _column(table: Any, place: int) -> pd.Series:
+    if isinstance(table, pd.DataFrame):
+        return table.iloc[:, place]
+    import pyarrow as pa
+
+    column = table.column(place)
+    is_coded = pa.types.is_dictionary(column.type)
+    kind = column.type.value_type if is_coded else column.type
+    if str(kind) == "string_view":  # polars' strings, which few functions know
+        kind = pa.large_string()
+    if is_coded:
+        column = pa.chunked_array([chunk.dictionary.cast(kind).take(chunk.indices) for chunk in column.chunks], kind)
+    else:
+        column = column.cast(kind)
+    return pd.Series(pd.arrays.ArrowExtensionArray(column))
+
+
+def _of_matrix(data: Any, columns: Mapping[str, str], name: str) -> Table:
+    if columns:
+        raise UserError(f"{name}: a sparse matrix has no columns to name: its rows are users, its columns are items")
+    matrix = sp.coo_array(data.tocsr())  # by user, then by item
+    kept = matrix.data != 0
+    if (matrix.data[kept] != 1).any():
+        getLogger().warning("%s: the values are not used: each entry that is not 0 counts the same", name)
+    ids = {
+        key: pd.Categorical.from_codes(codes[kept], pd.RangeIndex(n).astype(str))
+        for key, codes, n in zip(_IDS, (matrix.row, matrix.col), matrix.shape, strict=True)
+    }
+    raw = pd.DataFrame(ids)
+    raw.attrs["ids_are_typed"] = True
+    return sift(raw, f"{name}, entry", name, TableFormat())
+
+
+# -------------------------------------------------------------------------------------------------------------- columns
+
+
+def _raw(given: Mapping[str, pd.Series]) -> pd.DataFrame:
+    """The columns by our names, and what is wrong with ids of other types."""
+    fault: Any = None
+    columns: dict[str, Any] = {}
+    dates = False
+    for key, column in given.items():
+        if key in _IDS:
+            columns[key], wrong = _ids(column, key)
+            fault = wrong if fault is None else np.where(pd.isna(fault), wrong, fault)
+        else:
+            columns[key], dates = _times(column)
+    raw = pd.DataFrame({**columns, FAULT: fault}, copy=False)
+    raw.attrs.update(ids_are_typed=True, times_are_seconds=dates)
+    return raw
+
+
+def _ids(column: pd.Series, key: str) -> tuple[pd.Categorical, npt.NDArray[np.object_]]:
+    """Ids as text, and for each row what is wrong with its id, None if nothing is."""
+    kind: Any = column.dtype
+    values: Any
+    try:
+        codes, values = pd.factorize(column)
+    except TypeError:  # lists and other values that are not hashable
+        codes, values = np.arange(len(column)), column.to_numpy(object)
+    exact = EXACT.get(kind.itemsize * 8) if kind.kind == "f" else EXACT[64]
+    said = [_id(value, exact) for value in values.tolist()]
+    ids = Text()
+    ids.append_coded(codes, [text for text, _ in said])
+    wrong = np.array([None if fault is None else f"{key} {fault}" for _, fault in said] + [None], object)
+    return ids.column(), wrong[codes]
+
+
+def _id(value: Any, exact: int | None) -> tuple[str | None, str | None]:
+    if isinstance(value, str):
+        return value, None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value), None
+    if isinstance(value, (float, Decimal)):
+        return whole_number(value, exact if isinstance(value, float) else None)
+    kind = "a truth value" if isinstance(value, bool) else f"of type {type(value).__name__}"
+    return str(value)[:_LONGEST_SHOWN], f"is {kind}, neither text nor a whole number"
+
+
+def _times(column: pd.Series) -> tuple[Any, bool]:
+    """Times, and whether they are seconds already."""
+    if pd.api.types.is_datetime64_any_dtype(column) or pd.api.types.infer_dtype(column, skipna=True) in _DATES:
+        since_1970 = pd.to_datetime(column, utc=True) - pd.Timestamp(0, tz="UTC")
+        return (since_1970 / pd.Timedelta(seconds=1)).to_numpy(np.float64, na_value=np.nan), True
+    return column.astype(object) if pd.api.types.is_extension_array_dtype(column) else column.array, False

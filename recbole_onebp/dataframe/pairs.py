@@ -1,0 +1,87 @@
+"""The interactions of a caller, checked and cleaned: what ``recbole-onebp convert`` would make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from logging import getLogger
+from typing import Any
+
+import pandas as pd
+
+from recbole_onebp.data.sources.frames import read_interactions
+from recbole_onebp.data.sources.tables import BadRows
+from recbole_onebp.util.errors import UserError
+
+__all__ = ["Columns", "each_once", "read_rows"]
+
+_PAIR = ["user_id", "item_id"]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns; None: looked up by its usual names."""
+
+    user: str | None = None
+    item: str | None = None
+    time: str | None = None
+    """``""``: no times are read."""
+
+    def given(self, *, time: bool = True) -> dict[str, str]:
+        """By our names, those that were given; without times if ``time`` is false."""
+        named = {"user_id": self.user, "item_id": self.item, "timestamp": self.time if time else ""}
+        return {key: str(name) for key, name in named.items() if name is not None}
+
+
+def read_rows(data: Any, columns: Columns, name: str, *, time: bool = True) -> pd.DataFrame:
+    """All rows, the earliest first.
+
+    Args:
+        data: see :func:`~recbole_onebp.data.sources.frames.read_interactions`.
+        columns: names of its columns.
+        name: of the data, for messages.
+        time: read times, if there are any.
+
+    Returns:
+        ``(n, 2 or 3)``: ``user_id`` and ``item_id`` (categories of str), and ``timestamp`` (float, seconds since 1970).
+
+    Raises:
+        UserError: names the first bad row; or there are no rows.
+    """
+    given = columns.given(time=time)
+    table = read_interactions(data, given, name)
+    for remark in table.remarks:
+        getLogger().warning("%s: %s", name, remark)
+    if table.bad:
+        raise UserError(_first_bad(table.bad, given, name))
+    frame = table.frame
+    if frame.empty:
+        raise UserError(f"{name}: no rows")
+    _tell_blanks(frame, name)
+    return frame.sort_values("timestamp", kind="stable") if "timestamp" in frame else frame
+
+
+def each_once(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Each pair of a user and an item at its first row."""
+    pairs = rows.drop_duplicates(_PAIR, ignore_index=True)
+    if len(pairs) < len(rows):
+        message = "%s: %s rows are of a user and item that an earlier row has too; each pair counts once"
+        getLogger().warning(message, name, f"{len(rows) - len(pairs):,}")
+    return pairs
+
+
+def _first_bad(bad: BadRows, given: Mapping[str, str], name: str) -> str:
+    first, reason = bad[0], bad[0].reason
+    for key, column in given.items():
+        reason = reason.replace(key, column or key)
+    counted = " (counted from 0)" if first.where.startswith(f"{name}, row") else ""  # lines and rows of files: from 1
+    others = f"; {len(bad):,} rows are bad" if len(bad) > 1 else ""
+    return f"{first.where}{counted}: {reason}: values {first.text or 'none'}{others}; correct or leave out such rows"
+
+
+def _tell_blanks(frame: pd.DataFrame, name: str) -> None:
+    for key in _PAIR:
+        odd = [token for token in frame[key].cat.categories if token != token.strip()]
+        if odd:
+            message = "%s: %d values of %s begin or end with blanks, such as %r; they differ from those without"
+            getLogger().warning(message, name, len(odd), key, odd[0])

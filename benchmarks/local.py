@@ -82,11 +82,12 @@ def main() -> None:
         run.train()
         run.trainer.saver.load_best()
         rows = [{"label": "towers alone", "weight": 0.0, "valid": evaluate(run, 0.0)}]
-        defaults = run.model.config, run.model.local_recency
-        tried = GRID + (RECENCIES if run.model.local_recency else [])
+        model = cast(OneBP, run.model)
+        defaults = model.config, model.local_recency
+        tried = GRID + (RECENCIES if defaults[1] else [])
         for overrides in tried:
             start = perf_counter()
-            term = refitted(run.model, defaults, overrides)
+            term = refitted(model, defaults, overrides)
             seconds = perf_counter() - start
             if not overrides:
                 rows.append({"label": "local term alone", "weight": 1.0, "valid": alone(run)})

@@ -130,8 +130,8 @@ def ridge_on_neighbors(data: Interactions, targets: Sequence[int] | _Ids, n_neig
     return Neighbors(target, item, weight)
 
 
-@njit(parallel=True, **_OPTIONS)  # type: ignore[untyped-decorator]
-def _count_popular(data, most, popular, counts, n_threads):  # type: ignore[no-untyped-def]
+@njit(parallel=True, **_OPTIONS)
+def _count_popular(data, most, popular, counts, n_threads):
     """Fill in how many users the most popular items have in common, ``(m, m)``."""
     for thread in prange(n_threads):
         for row in range(thread, len(most), n_threads):
@@ -144,8 +144,8 @@ def _count_popular(data, most, popular, counts, n_threads):  # type: ignore[no-u
                         counts[row, column] += 1
 
 
-@njit(parallel=True, **_OPTIONS)  # type: ignore[untyped-decorator]
-def _fit(data, n_users, target, reg, popular, counts, item, weight, n_threads):  # type: ignore[no-untyped-def]
+@njit(parallel=True, **_OPTIONS)
+def _fit(data, n_users, target, reg, popular, counts, item, weight, n_threads):
     """Fill in the neighbours of each target and their weights."""
     n_items = len(popular)
     for thread in prange(n_threads):
@@ -161,8 +161,8 @@ def _fit(data, n_users, target, reg, popular, counts, item, weight, n_threads): 
                 weight[row, : len(neighbors)] = _solve(gram, shared, reg)
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
-def _neighbors(data, j, k, count, seen):  # type: ignore[no-untyped-def]
+@njit(**_OPTIONS)
+def _neighbors(data, j, k, count, seen):
     """The k items with the largest cosine to item j, ascending, and the number of users that each shares with it.
 
     Of equal cosines the lower ids count.
@@ -200,8 +200,8 @@ def _neighbors(data, j, k, count, seen):  # type: ignore[no-untyped-def]
     return kept, shared
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
-def _gram(data, items, popular, counts, column, head, links):  # type: ignore[no-untyped-def]
+@njit(**_OPTIONS)
+def _gram(data, items, popular, counts, column, head, links):
     """How many users each pair of items has in common, the lower triangle, ``(K, K)``; and the scratch ``links``.
 
     Pairs of popular items are looked up.  The users of all other items are linked: a user's list holds the items that
@@ -266,8 +266,8 @@ def _gram(data, items, popular, counts, column, head, links):  # type: ignore[no
     return gram, links
 
 
-@njit(inline="always", **_OPTIONS)  # type: ignore[untyped-decorator]
-def _meet(gram, a, link, links):  # type: ignore[no-untyped-def]
+@njit(inline="always", **_OPTIONS)
+def _meet(gram, a, link, links):
     """Count item a once with each item of a user's list."""
     while link >= 0:
         b = links[link, 1]
@@ -275,8 +275,8 @@ def _meet(gram, a, link, links):  # type: ignore[no-untyped-def]
         link = links[link, 0]
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
-def _solve(gram, shared, reg):  # type: ignore[no-untyped-def]
+@njit(**_OPTIONS)
+def _solve(gram, shared, reg):
     """``(gram + reg I)^-1 shared`` by Cholesky's decomposition, ``(K,)``."""
     k = len(shared)
     full = np.empty((k, k), np.float64)

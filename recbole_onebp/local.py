@@ -83,7 +83,7 @@ class LocalTerm:
             reg: likewise.
         """
         ranks, n_items = current(), len(data.start_of_item) - 1
-        own = ridge_on_neighbors(data, np.arange(ranks.rank, n_items, ranks.world_size), n_neighbors, reg)
+        own = ridge_on_neighbors(data, range(ranks.rank, n_items, ranks.world_size), n_neighbors, reg)
         found = Neighbors(*(np.concatenate(ranks.gather(torch.from_numpy(part))) for part in own))
         used = found.weight != 0
         columns = np.repeat(found.target, used.sum(axis=1))
@@ -130,8 +130,8 @@ class LocalTerm:
         return self.indptr, self.indices, self.values
 
 
-@njit(inline="always", **_OPTIONS)  # type: ignore[untyped-decorator]
-def _factor(weight, by_age, n):  # type: ignore[no-untyped-def]
+@njit(inline="always", **_OPTIONS)
+def _factor(weight, by_age, n):
     """What the recency weights of a history of n items are multiplied by, for mean 1 and the weight of the term."""
     total = np.float64(0)
     for age in range(n):
@@ -141,8 +141,8 @@ def _factor(weight, by_age, n):  # type: ignore[no-untyped-def]
 
 # These loops are not parallel: a block of users is divided between threads by the caller, and a process that was forked
 # may run them.
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
-def _scores(csr, weight, by_age, user, start, item, ends, target, added):  # type: ignore[no-untyped-def]
+@njit(**_OPTIONS)
+def _scores(csr, weight, by_age, user, start, item, ends, target, added):
     """Write the scores of each user after those of the one before; return where the last ones end."""
     n_items, end = len(csr[0]) - 1, 0
     score, seen = np.zeros(n_items, np.float32), np.zeros(n_items, np.bool_)
@@ -153,8 +153,8 @@ def _scores(csr, weight, by_age, user, start, item, ends, target, added):  # typ
     return end
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
-def _add_up(csr, weight, by_age, history, score, seen, first, target, added):  # type: ignore[no-untyped-def]
+@njit(**_OPTIONS)
+def _add_up(csr, weight, by_age, history, score, seen, first, target, added):
     """Write the scores that a history gives from the place ``first`` on; return the place after the last.
 
     The scratch ``score`` and ``seen``, ``(n_items,)``, is zero before and after.
@@ -178,14 +178,14 @@ def _add_up(csr, weight, by_age, history, score, seen, first, target, added):  #
     return stop
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
-def _pair_scores(csr, weight, by_age, user, target, start, item, score):  # type: ignore[no-untyped-def]
+@njit(**_OPTIONS)
+def _pair_scores(csr, weight, by_age, user, target, start, item, score):
     for b in range(len(user)):
         score[b] = _pair_score(csr, weight, by_age, item[start[user[b]] : start[user[b] + 1]], target[b])
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
-def _pair_score(csr, weight, by_age, history, target):  # type: ignore[no-untyped-def]
+@njit(**_OPTIONS)
+def _pair_score(csr, weight, by_age, history, target):
     indptr, indices, values = csr
     n, total = len(history), np.float32(0)
     factor = _factor(weight, by_age, n)

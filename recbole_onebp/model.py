@@ -304,8 +304,8 @@ class OneBP(GeneralRecommender):
         score = (user_e * item_e).sum(dim=-1) + self._bias(interaction[self.ITEM_ID])
         if (local := self.local) is None:
             return score
-        ids = (interaction[field].cpu().numpy() for field in (self.USER_ID, self.ITEM_ID))
-        return score + torch.from_numpy(local.pairs(*ids, *self.history.arrays)).to(score.device)
+        user, item = (interaction[field].cpu().numpy() for field in (self.USER_ID, self.ITEM_ID))
+        return score + torch.from_numpy(local.pairs(user, item, *self.history.arrays)).to(score.device)
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Scores of the users with all items, padding included, flattened to ``(B * n_items,)``."""
@@ -344,8 +344,8 @@ class OneBP(GeneralRecommender):
         if self.shard is not None:
             user, n_users = self.shard.whole_ids(user), self.shard.n_users
         ranks = current()
-        pairs = torch.cat(ranks.gather(torch.stack((user, torch.from_numpy(item[kept])), dim=1)))
-        return Interactions.of(*pairs.T.numpy(), n_users, self.n_items)
+        users, items = (torch.cat(ranks.gather(part)).numpy() for part in (user, torch.from_numpy(item[kept])))
+        return Interactions.of(users, items, n_users, self.n_items)
 
     def ranking_vectors(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
         """Vectors of the users ``(B, d)`` and of all items ``(n_items, d)`` whose dot products are the towers' scores.

@@ -179,6 +179,18 @@ def _studied(result: Result, file: Path) -> str:
     return "\n\n".join(parts)
 
 
+def _local(result: Result, _file: Path) -> str:
+    towers = result["rows"][0]["valid"]["ndcg@20"]
+    rows = []
+    for row in result["rows"]:
+        fitted = f"{row['seconds']:.1f} s" if "seconds" in row else ""
+        change = f"{100 * (row['valid']['ndcg@20'] / towers - 1):+.1f} %"
+        rows.append((row["label"], f"{row['weight']:g}", *_accuracy(row["valid"]), change, fitted))
+    head = ("setting", "weight", "Recall@20", "NDCG@20", "against the towers", "fitted in")
+    settings = ", ".join(f"{key}: {value}" for key, value in result["settings"].items())
+    return f"### {result['dataset']}\n\n{settings}; seed {result['seed']}; {result['machine']['cpu']}, {_packages(result)}.\n\n{table(head, rows)}"
+
+
 def _packages(result: Result) -> str:
     return ", ".join(f"{package} {version}" for package, version in result["versions"].items())
 
@@ -252,6 +264,7 @@ BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
         "ease-rank": ease_rank,
         "study": _pages("study/*.json", "study.py --dataset gowalla", _studied),
     },
+    "docs/local.md": {"local": _pages("local/*.json", "local.py --dataset gowalla", _local)},
     "README.md": {"quality": quality_short},
     "docs/results.md": {"quality": quality_short, "comparison": comparison, "speed": speed_short},
     "docs/performance.md": {

@@ -107,3 +107,17 @@ def test_what_does_not_contradict_is_allowed(split):
 def test_refit_without_a_validation_part(tiny):
     with pytest.raises(UserError, match="there is no validation part to add"):
         tiny("BPR", refit=True, eval_args={"split": {"LS": "test_only"}})
+
+
+@pytest.mark.parametrize("model", ["OneBP", "BPR"])
+def test_a_split_in_order_knows_seconds(timed, tmp_path, model):
+    """RecBole reads times as 32-bit numbers, so times since 1970 that are a minute apart are often the same."""
+    rows = [(f"u{u}", f"i{i}", 880_000_000 + i) for i in np.random.default_rng(0).permutation(10) for u in range(20)]
+    folder = tmp_path / "seconds" / "tiny"
+    write_inter(folder, [*rows, ("other", "i10", 880_000_000)], "user_id:token\titem_id:token\ttimestamp:float")
+    run = timed(model, data_path=str(folder.parent))
+    for loader, items in ((run.train_data, range(8)), (run.valid_data, [8]), (run.test_data, [9])):
+        part = loader._dataset
+        found = part.inter_feat[part.uid_field] == part.token2id(part.uid_field, "u7")
+        tokens = part.field2id_token[part.iid_field][part.inter_feat[part.iid_field][found]]
+        assert np.atleast_1d(tokens).tolist() == [f"i{item}" for item in items]

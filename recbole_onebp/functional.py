@@ -25,7 +25,9 @@ __all__ = [
 Duplicates = Literal["sequential", "last", "mean"]
 
 
-def info_nce(pos_score: Tensor, neg_score: Tensor, temperature: float = 1.0) -> Tensor:
+def info_nce(
+    pos_score: Tensor, neg_score: Tensor, temperature: float = 1.0, pair_weight: Tensor | None = None
+) -> Tensor:
     """Softmax loss of each positive against its own negatives, averaged over the batch (paper, the loss module).
 
     ``mean_b -log( exp(pos_b / t) / (exp(pos_b / t) + sum_n exp(neg_bn / t)) )``, computed as cross-entropy of logits,
@@ -35,6 +37,7 @@ def info_nce(pos_score: Tensor, neg_score: Tensor, temperature: float = 1.0) -> 
         pos_score: scores of the positive pairs, shape ``(B,)``.
         neg_score: scores of each pair's negatives, shape ``(B, N)``.
         temperature: t, greater than 0.
+        pair_weight: factor of each pair's term in the mean, shape ``(B,)``; 1 if None.
 
     Returns:
         The loss, a scalar tensor.
@@ -53,10 +56,19 @@ def info_nce(pos_score: Tensor, neg_score: Tensor, temperature: float = 1.0) -> 
     if not temperature > 0:
         raise ValueError(f"temperature must be greater than 0, got {temperature}")
     logits = torch.cat([pos_score.unsqueeze(1), neg_score], dim=1) / temperature  # (B, 1 + N), the positive first
-    return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+    positive = logits.new_zeros(len(logits), dtype=torch.long)
+    if pair_weight is None:
+        return F.cross_entropy(logits, positive)
+    return (pair_weight * F.cross_entropy(logits, positive, reduction="none")).mean()
 
 
-def bilateral_softmax(pos_score: Tensor, neg_score: Tensor, temperature: float, negative_weight: float) -> Tensor:
+def bilateral_softmax(
+    pos_score: Tensor,
+    neg_score: Tensor,
+    temperature: float,
+    negative_weight: float,
+    pair_weight: Tensor | None = None,
+) -> Tensor:
     """A softmax loss whose negatives weigh more: ``mean_b -pos_b / t + w * log sum_n exp(neg_bn / t)``.
 
     Unlike in :func:`info_nce`, the positive is not in the sum.  Source: Wu et al., "BSL: Understanding and Improving
@@ -67,6 +79,7 @@ def bilateral_softmax(pos_score: Tensor, neg_score: Tensor, temperature: float, 
         neg_score: scores of each pair's negatives, shape ``(B, N)``; those at -inf do not count.
         temperature: t, greater than 0.
         negative_weight: w.
+        pair_weight: as in :func:`info_nce`.
 
     Returns:
         The loss, a scalar tensor.
@@ -77,7 +90,8 @@ def bilateral_softmax(pos_score: Tensor, neg_score: Tensor, temperature: float, 
     """
     logits = neg_score / temperature
     negative = torch.where(logits.isfinite().any(dim=1), logits.logsumexp(dim=1), 0.0)
-    return (negative_weight * negative - pos_score / temperature).mean()
+    loss = negative_weight * negative - pos_score / temperature
+    return loss.mean() if pair_weight is None else (pair_weight * loss).mean()
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ __all__ = ["OneBP"]
 
 
 _RECENCY = 1.0
-"""``recency: auto`` where the data are in order."""
+"""``recency: auto`` where the data are in order, until the trainer chooses another."""
 _LOCAL_RECENCY = 0.5
 """``local_recency: auto`` where the data are in order."""
 
@@ -51,17 +51,21 @@ class OneBP(GeneralRecommender):
         item_bias: parameter ``(n_items, 1)``, or None without ``item_bias: True``.
         shared_negatives: with ``negatives: shared``, the negatives of the next step, ``(M,)``; set by the trainer.
         history: the train items of all users; None where nothing needs them.
-        recency: the resolved key: weight of an item by its age, 0 if all items of a user count the same.
+        recency: weight of an item by its age, 0 if all items of a user count the same.
+        chooses_recency: whether the trainer chooses it on validation.
         has_earlier_users: whether the users of pairs are made of the items before the pair.
         item_weight: weight of each item in the aggregation, ``(n_items, 1)``; None with ``aggregation_alpha: 0``.
         shard: in several processes, the users of this rank; else None.
-        shares: with ``leave_one_out: True``, the weighted item rows of the last aggregation, ``(n_items, d)``.
+        leaves_one_out: whether the users of pairs are made of all other items.
+        shares: with ``leaves_one_out``, the weighted item rows of the last aggregation, ``(n_items, d)``; else None.
         local_weight: with ``local: ridge``, the weight of the local term, a scalar; chosen by the trainer.
 
     Row 0 of every table is RecBole's padding: it starts at zero and is never trained, sampled or recommended.
     """
 
     input_type = InputType.PAIRWISE
+    other_parameter_name = ("recency",)
+    """What RecBole saves beside the tables."""
 
     item_table: nn.Parameter
     user_table: Tensor
@@ -69,7 +73,7 @@ class OneBP(GeneralRecommender):
     shared_negatives: Tensor
     history: History
     item_weight: Tensor | None
-    shares: Tensor
+    shares: Tensor | None
     local_weight: Tensor
     log_q: Tensor | None = None
     """Log probability of each item in the shared draws, ``(n_items,)``, with ``logq_correction: True``."""
@@ -107,7 +111,7 @@ class OneBP(GeneralRecommender):
         self._start_users()
 
     def _start_users(self) -> None:
-        if self.config.aggregation == "interval" or self.config.leave_one_out:
+        if self.config.aggregation == "interval" or self.leaves_one_out:
             self._aggregate(beta=0.0)
 
     @torch.no_grad()
@@ -139,7 +143,7 @@ class OneBP(GeneralRecommender):
             count = count if self.shard is None else self.shard.item_count
             weight = popularity_weights(count, self.config.aggregation_alpha).unsqueeze(1)
         self.register_buffer("item_weight", weight, persistent=False)
-        shares = torch.zeros_like(self.item_table, requires_grad=False) if config.leave_one_out else None
+        shares = torch.zeros_like(self.item_table, requires_grad=False) if self.leaves_one_out else None
         self.register_buffer("shares", shares, persistent=False)
 
     def _resolve_order(self, dataset: Dataset) -> None:
@@ -150,10 +154,13 @@ class OneBP(GeneralRecommender):
         """
         config, in_order = self.config, getattr(dataset, "in_order", False)
         self.recency = _resolved(config.recency, _RECENCY if in_order else 0.0)
+        exact = config.aggregation != "step" and config.beta == 0
+        self.chooses_recency = config.recency == "auto" and in_order and exact
         self.local_recency = _resolved(config.local_recency, _LOCAL_RECENCY if in_order else 0.0)
         self.has_earlier_users = config.training_history == "earlier" or (
             config.training_history == "auto" and in_order
         )
+        self.leaves_one_out = config.leave_one_out and not self.has_earlier_users
         needing = {
             "training_history: earlier": self.has_earlier_users,
             f"recency: {self.recency:g}": self.recency,
@@ -192,11 +199,19 @@ class OneBP(GeneralRecommender):
         if self.has_earlier_users:
             with torch.no_grad():
                 return self.history.earlier(user, item, self._shares)
-        if not self.config.leave_one_out:
+        if self.shares is None:
             return self._rows(self.user_table, user)
         return self.history.without(user, item, self.user_table[user], self.shares[item])
 
     # --------------------------------------------------------------------------------------------------------- loss
+
+    def pair_weight(self, user: Tensor, item: Tensor) -> Tensor | None:
+        """Weight of train pairs in the loss, ``(B,)``, see ``half_weight_at``; None if all weigh the same."""
+        half = self.config.half_weight_at
+        if not (half and self.has_earlier_users):
+            return None
+        n_earlier = self.history.n_earlier(user, item).float()
+        return n_earlier / (n_earlier + half)
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """The InfoNCE loss of a batch from RecBole's loader.
@@ -231,9 +246,10 @@ class OneBP(GeneralRecommender):
             negative_e = self._look_up(self.item_table, negative)  # (B, N, d)
             neg_score = (negative_e @ user_e.unsqueeze(-1)).squeeze(-1) + self._shift(negative)
         temperature, negative_weight = self.config.temperature, self.config.negative_weight
+        pair_weight = self.pair_weight(user, item)
         if negative_weight:
-            return bilateral_softmax(pos_score, neg_score, temperature, negative_weight)
-        return info_nce(pos_score, neg_score, temperature)
+            return bilateral_softmax(pos_score, neg_score, temperature, negative_weight, pair_weight)
+        return info_nce(pos_score, neg_score, temperature, pair_weight)
 
     def _shift(self, item: Tensor) -> Tensor | float:
         """Added to the items' scores in the loss: the bias, minus the log probability if that is corrected for."""
@@ -277,11 +293,30 @@ class OneBP(GeneralRecommender):
             raise RuntimeError("aggregation is 'step': call move_users instead")
         self._aggregate(self.config.beta)
 
+    def use_recency(self, recency: float) -> None:
+        """Weigh the items of users by their age, and make all users anew."""
+        self.recency = recency
+        self.history.weigh(recency)
+        self._fresh_users = None
+        self.move_all_users()
+
+    def load_other_parameter(self, para: Mapping[str, Any] | None) -> None:
+        """See RecBole.  The users themselves are in the state.
+
+        Raises:
+            ValueError: if the recency is no number from 0 on.
+        """
+        if self.chooses_recency and para and "recency" in para:
+            self.recency = para["recency"]
+            if not 0 <= self.recency < math.inf:
+                raise ValueError(f"recency: {self.recency}")
+            self.history.weigh(self.recency)
+
     @torch.no_grad()
     def _aggregate(self, beta: float) -> None:
         shares = self._shares()
         self.user_table.copy_(self._aggregated(shares, beta))
-        if self.config.leave_one_out:
+        if self.shares is not None:
             self.shares.copy_(shares)
 
     def _aggregated(self, shares: Tensor, beta: float) -> Tensor:
@@ -399,7 +434,7 @@ class OneBP(GeneralRecommender):
 
 def _resolved(given: str | float, auto: float) -> float:
     """The number that a key with ``auto`` and ``none`` stands for."""
-    return {"auto": auto, "none": 0.0}[given] if isinstance(given, str) else given
+    return {"auto": auto, "none": 0.0}[given] if isinstance(given, str) else float(given)
 
 
 def _xavier_rows(n_rows: int, size: int) -> Tensor:

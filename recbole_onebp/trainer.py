@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
@@ -25,10 +26,14 @@ from recbole_onebp.functional import spread
 from recbole_onebp.model import OneBP
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["LOCAL_WEIGHTS", "Checkpointing", "OneBPTrainer"]
+__all__ = ["CHOSEN", "LOCAL_WEIGHTS", "RECENCIES", "Checkpointing", "OneBPTrainer"]
 
+CHOSEN = ("recency", "local_weight")
+"""Keys that validation chooses without training, if they are `auto`; a run without validation should be given them."""
 LOCAL_WEIGHTS = (0.0, *(2.0**power for power in range(-4, 5)))
 """What ``local_weight: auto`` chooses from."""
+RECENCIES = tuple(step / 4 for step in range(13))
+"""What ``recency: auto`` chooses from."""
 
 _COLLAPSED = 1e-3
 """Below this spread all users point the same way, and all get the same list of items."""
@@ -72,7 +77,7 @@ class OneBPTrainer(Trainer):
         engine: ``fast`` or ``reference``.
         encoding_stats: statistics of the last epoch: ``user_norm`` and ``item_norm``, the mean lengths of the
             embeddings, and ``user_spread``, see :func:`~recbole_onebp.functional.spread`.
-        chosen: what the last validation has chosen: ``local_weight`` with ``local_weight: auto``.
+        chosen: those of ``CHOSEN`` that are ``auto``, as the last validation left them.
         checkpointing: saves and resumes the run inside an epoch; does neither by default.
     """
 
@@ -150,7 +155,7 @@ class OneBPTrainer(Trainer):
             self._steps += 1
             if self.model.config.aggregation == "step":
                 self.model.move_users(self._batch)
-            elif self._steps % self.model.config.aggregation_interval == 0:
+            elif self._all_users_are_due():
                 self.model.move_all_users()
         self._batch = None
 
@@ -165,37 +170,67 @@ class OneBPTrainer(Trainer):
 
     def fit(self, train_data: Any, valid_data: Any = None, *args: Any, **kwargs: Any) -> Any:
         """See RecBole.  The local term is fitted first, so that its time counts as training."""
-        local = self.model.local
-        if local is not None and self.model.config.local_weight == "auto" and not (self.eval_step > 0 and valid_data):
-            message = "local_weight: auto: nothing is validated, so it is %g; give the one that a validation has chosen"
-            self.logger.info(message, local.weight)
+        model, local = self.model, self.model.local
+        defaults = {"recency": model.recency} if model.chooses_recency else {}
+        if local is not None and model.config.local_weight == "auto":
+            defaults["local_weight"] = local.weight
+        for key, value in () if self.eval_step > 0 and valid_data else defaults.items():
+            message = "%s: auto: nothing is validated, so it is %g; give the one that a validation has chosen"
+            self.logger.info(message, key, value)
         return super().fit(train_data, valid_data, *args, **kwargs)
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> Any:
-        """Validate, and with ``local_weight: auto`` move the local term's weight to where the metric is best.
+        """Validate, and choose what needs no training.
 
-        The search starts at the weight of the last validation.  It goes up by one step as long as that is better, and
-        if it never was, down.  The weight is part of the model, so it is saved with the best one.
+        The first validation chooses ``recency: auto``, every validation ``local_weight: auto``.  Both are part of the
+        model, so they are saved with the best one.
         """
-        validate, config = partial(super()._valid_epoch, valid_data, show_progress), self.model.config
-        score, result = validate()
-        if config.local == "none" or config.local_weight != "auto":
-            return score, result
-        weight, sign = self.model.local_weight, 1 if self.valid_metric_bigger else -1
-        start = place = int(np.abs(np.array(LOCAL_WEIGHTS) - float(weight)).argmin())
+        validate, model = partial(super()._valid_epoch, valid_data, show_progress), self.model
+        found = validate()
+        if model.chooses_recency and not math.isfinite(self.best_valid_score):
+            found = self._climb(RECENCIES, model.recency, model.use_recency, validate, found)
+        self.chosen = {"recency": model.recency} if model.chooses_recency else {}
+        if model.config.local != "none" and model.config.local_weight == "auto":
+            weight = model.local_weight
+            found = self._climb(LOCAL_WEIGHTS, float(weight), weight.fill_, validate, found)
+            self.chosen["local_weight"] = float(weight)
+        for key, value in self.chosen.items():
+            self.logger.info(f"{key}: {value:g}")
+        return found
+
+    def _climb(
+        self,
+        values: Sequence[float],
+        value: float,
+        use: Callable[[float], Any],
+        validate: Callable[[], tuple[float, Any]],
+        found: tuple[float, Any],
+    ) -> tuple[float, Any]:
+        """Move a value to where the metric is best: up by one step as long as that is better, or if it never was, down.
+
+        Args:
+            values: what to choose from, the lowest first.
+            value: where to begin.
+            use: sets the value.
+            validate: returns score and metrics.
+            found: those with the value where to begin.
+
+        Returns:
+            Score and metrics with the best value, which is in use.
+        """
+        start = place = int(np.abs(np.array(values) - value).argmin())
+        sign = 1 if self.valid_metric_bigger else -1
         for step in (1, -1):
             while place == start or (place > start) == (step > 0):
-                if not 0 <= place + step < len(LOCAL_WEIGHTS):
+                if not 0 <= place + step < len(values):
                     break
-                weight.fill_(LOCAL_WEIGHTS[place + step])
-                new_score, new_result = validate()
-                if sign * new_score <= sign * score:
+                use(values[place + step])
+                other = validate()
+                if sign * other[0] <= sign * found[0]:
                     break
-                score, result, place = new_score, new_result, place + step
-        weight.fill_(LOCAL_WEIGHTS[place])
-        self.chosen = {"local_weight": LOCAL_WEIGHTS[place]}
-        self.logger.info(f"local_weight: {LOCAL_WEIGHTS[place]:g}")
-        return score, result
+                found, place = other, place + step
+        use(values[place])
+        return found
 
     def _decay_learning_rate(self, epoch_idx: int) -> None:
         """Set the learning rate from the epoch's number alone, so that a resumed run uses the same one."""
@@ -211,13 +246,18 @@ class OneBPTrainer(Trainer):
         config, self._steps = self.model.config, 0
         if config.negatives == "shared":
             self._share_negatives(self._schedule_of(train_data), epoch_idx)
-        if config.leave_one_out:  # a checkpoint does not hold the item embeddings that its users were made of
+        if self.model.leaves_one_out:  # a checkpoint does not hold the item embeddings that its users were made of
             self.model.move_all_users()
         loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
-        steps_since = self._steps % config.aggregation_interval
-        if config.aggregation == "epoch" or (config.aggregation == "interval" and steps_since):
+        if config.aggregation != "step" and not self._all_users_are_due():  # otherwise they have just moved
             self.model.move_all_users()
         return loss
+
+    def _all_users_are_due(self) -> bool:
+        """Whether the reference engine moves all users after this step.  Users made of earlier items can wait."""
+        config = self.model.config
+        within = config.aggregation == "interval" and not self.model.has_earlier_users
+        return within and self._steps % config.aggregation_interval == 0
 
     def _share_negatives(self, schedule: Schedule, epoch_idx: int) -> None:
         """Give the reference engine's steps the same negatives as the fast engine's."""

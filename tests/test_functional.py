@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_onebp.functional import fold_in, info_nce, moving_aggregate_, popularity_weights, spread
+from recbole_onebp.functional import bilateral_softmax, fold_in, info_nce, moving_aggregate_, popularity_weights, spread
 
 RULES = ["sequential", "last", "mean"]
 
@@ -113,6 +114,15 @@ def test_info_nce_refuses():
         info_nce(torch.zeros(2), torch.zeros(2, 3), 0.0)
     with pytest.raises(ValueError, match=r"\(B, N\)"):
         info_nce(torch.zeros(2), torch.zeros(3, 3))
+
+
+@pytest.mark.parametrize("loss", [info_nce, partial(bilateral_softmax, negative_weight=1.25)])
+def test_weights_of_pairs(loss):
+    generator = torch.Generator().manual_seed(3)
+    pos, neg = torch.randn(3, generator=generator), torch.randn(3, 4, generator=generator)
+    each = torch.stack([loss(pos[b : b + 1], neg[b : b + 1], temperature=0.5) for b in range(3)])
+    weight = torch.tensor([0.5, 0.0, 2.0])
+    torch.testing.assert_close(loss(pos, neg, temperature=0.5, pair_weight=weight), (weight * each).mean())
 
 
 def test_fold_in_is_the_fixed_point_of_the_aggregation():

@@ -132,7 +132,8 @@ class OneBPConfig(TrainingKeys):
         Literal["auto", "none"] | NonNegative,
         Key(
             "Weight of an item in its user: (number of later items + 1) ^ -recency. `none`: all count the same. "
-            "`auto`: 1.0 if the data are in order (validation and test follow train in time); otherwise `none`",
+            "`auto`: if the data are in order (validation and test follow train in time), chosen in the first "
+            "validation, 0 included, and 1 where nothing is validated; otherwise `none`",
             unless=(When("aggregation", "step", "none"), When("backprop", "two", "none")),
         ),
     ] = "auto"
@@ -146,6 +147,13 @@ class OneBPConfig(TrainingKeys):
         ),
     ] = "auto"
     training_recency: Annotated[NonNegative, Key("`recency` of the items in `training_history: earlier`")] = 1.0
+    half_weight_at: Annotated[
+        NonNegative,
+        Key(
+            "With `training_history: earlier`, a pair weighs n / (n + this) in the loss if n items come before it: few "
+            "items say little about a user. 0: all pairs weigh the same"
+        ),
+    ] = 1.0
     negative_weight: Annotated[
         NonNegative,
         Key("0: InfoNCE. Above 0: the positive is not in the denominator, whose logarithm has this weight"),

@@ -25,6 +25,7 @@ from recbole_onebp.run.result import Result
 from recbole_onebp.run.run import Run
 from recbole_onebp.serving.bundle import Bundle
 from recbole_onebp.serving.export.exporter import export
+from recbole_onebp.trainer import CHOSEN
 from recbole_onebp.util import logs
 from recbole_onebp.util.errors import UserError, writing
 from recbole_onebp.util.files import TemporaryFolder
@@ -204,7 +205,7 @@ def _trained_twice(
     with _bar(first, "choose the number of epochs", show):
         best_epoch, valid = first.train(saved=False)
     epochs = {epoch["epoch"]: epoch for epoch in first.trainer.record.epochs}
-    chosen = {key: epochs[best_epoch][key] for key in ("local_weight",) if key in epochs.get(best_epoch, {})}
+    chosen = {key: value for key, value in epochs.get(best_epoch, {}).items() if key in CHOSEN}
     run = _build({**keys, **chosen, "refit": True, "epochs": best_epoch + 1}, folder, start)
     with _bar(run, "train on all rows", show, best_epoch + 1):
         result = replace(run.fit(), valid=valid)

@@ -152,13 +152,14 @@ class FusedEngine:
         self.loss = 0.0
         weight = model.item_weight
         self._item_weight: Floats = np.empty(0, dtype=np.float32) if weight is None else weight.squeeze(1).numpy()
-        # The factors of the item rows in the last aggregation of all users, and with leave_one_out a copy of the rows.
+        # Factors of the item rows in the last aggregation of all users, and where one is left out a copy of the rows.
         self._share = np.empty(len(model.item_table), dtype=np.float32)
-        copied = config.leave_one_out and not model.has_earlier_users
-        self._aggregated = np.empty_like(model.item_table.detach().numpy()) if copied else None
+        self._aggregated = np.empty_like(model.item_table.detach().numpy()) if model.leaves_one_out else None
         self._place, self._decay = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
-        if model.has_earlier_users or (copied and model.recency):
-            pairs = (torch.from_numpy(ids).long() for ids in (schedule.user, schedule.item))
+        pairs = [torch.from_numpy(ids).long() for ids in (schedule.user, schedule.item)]
+        weights = model.pair_weight(*pairs)
+        self._pair_weight: Floats = np.empty(0, dtype=np.float32) if weights is None else weights.numpy()
+        if model.has_earlier_users or (model.leaves_one_out and model.recency):
             self._place = model.history.place(*pairs).numpy()
         if model.has_earlier_users:
             self._decay = model.history.earlier_weight.numpy()
@@ -243,8 +244,8 @@ class FusedEngine:
         own = slice(self._first * group, (self._first + n_pairs) * group)
         kernels.pair_scores(
             batch.item, batch.negative, user_e.numpy(), self._items.table, self._cosine, self._logits(batch),
-            self._places[own].reshape(n_pairs, group), self._coefficient[own].reshape(n_pairs, group),
-            self._loss, self._user_gradient.numpy(),
+            self._weight_of(batch), self._places[own].reshape(n_pairs, group),
+            self._coefficient[own].reshape(n_pairs, group), self._loss, self._user_gradient.numpy(),
         )  # fmt: skip
 
     def _score_shared(self, batch: Batch, user_e: Tensor) -> None:
@@ -260,7 +261,8 @@ class FusedEngine:
         self._negative_linker.link(batch.negative)
         kernels.shared_scores(
             batch.user, batch.item, batch.negative, self._history, self._negative_linker.links, scores.numpy(),
-            user_e.numpy(), item_e.numpy(), self._logits(batch), self._loss, self._coefficient[own],
+            user_e.numpy(), item_e.numpy(), self._logits(batch), self._weight_of(batch), self._loss,
+            self._coefficient[own],
         )  # fmt: skip
         self._negative_linker.unlink(batch.negative)
         if self._users is not None:
@@ -294,6 +296,9 @@ class FusedEngine:
         if self._log_q is not None:
             shift = shift - self._log_q if len(shift) else -self._log_q
         return kernels.Logits(shift, self._inverse_temperature, batch.n_pairs, np.float32(self.config.negative_weight))
+
+    def _weight_of(self, batch: Batch) -> Floats:
+        return self._pair_weight[batch.pair] if len(self._pair_weight) else self._pair_weight
 
     def _move(self, batch: Batch) -> None:
         """Move the users of a step."""

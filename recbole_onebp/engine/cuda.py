@@ -81,7 +81,7 @@ class DeviceEngine:
         number = torch.from_numpy(self.schedule.numbers(own)).to(self._device, torch.long)
         users, items = self._user[order], self._item[order]
         self.loss = torch.tensor(loss, dtype=torch.float64, device=self._device)
-        if self.config.leave_one_out:  # a checkpoint does not contain the items of the last aggregation
+        if self.model.leaves_one_out:  # a checkpoint does not contain the items of the last aggregation
             self.model.move_all_users()
         negatives: Iterator[Tensor] = iter(())
         recorded: _Recorded | None = None
@@ -149,7 +149,7 @@ class DeviceEngine:
         shift = 0.0 if self.model.item_bias is None else self.model.item_bias[item].squeeze(-1)
         return shift if self._log_q is None else shift - self._log_q[item]
 
-    def _loss(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss(self, logits: Tensor, pair_weight: Tensor | None) -> tuple[Tensor, Tensor]:
         """The mean loss, and its derivative by the logits ``(B, 1 + N)``, of which the first are the positives'."""
         weight = self.config.negative_weight
         if not weight:
@@ -163,6 +163,8 @@ class DeviceEngine:
             by_logit[:, 0] = -1
             by_logit[:, 1:] = torch.where(some.unsqueeze(1), weight * negative.softmax(dim=1), 0.0)
             loss = weight * torch.where(some, negative.logsumexp(dim=1), 0.0) - logits[:, 0]
+        if pair_weight is not None:
+            loss, by_logit = pair_weight * loss, pair_weight.unsqueeze(1) * by_logit
         return loss.sum() / self._n_pairs, by_logit / self._n_pairs
 
     def _pairs(self, user: Tensor, item: Tensor, negative: Tensor) -> Tensor:
@@ -170,7 +172,7 @@ class DeviceEngine:
         user_e, user_inverse = self._unit(self.model.users_of(user, item))  # (B, d)
         item_e, inverse = self._unit(self.model.item_table[ids])  # (B, 1 + N, d)
         logits = (item_e @ user_e.unsqueeze(-1)).squeeze(-1) / self.config.temperature + self._shift(ids)
-        loss, by_logit = self._loss(logits)
+        loss, by_logit = self._loss(logits, self.model.pair_weight(user, item))
         by_score = (by_logit / self.config.temperature).unsqueeze(-1)
         gradient = self._through(by_score * user_e.unsqueeze(1), item_e, inverse)
         of_users = self._through((by_score * item_e).sum(dim=1), user_e, user_inverse) if self._two else None
@@ -187,7 +189,7 @@ class DeviceEngine:
         others = user_e @ negative_e.T / self.config.temperature + shift[len(user) :]
         others.masked_fill_(self.model.history.has(user, negative), -torch.inf)
         logits = torch.cat([first.unsqueeze(1), others], dim=1)  # (B, 1 + M)
-        loss, by_logit = self._loss(logits)
+        loss, by_logit = self._loss(logits, self.model.pair_weight(user, item))
         by_score = by_logit / self.config.temperature
         gradient = torch.cat([by_score[:, :1] * user_e, by_score[:, 1:].T @ user_e])
         gradient = self._through(gradient, rows, inverse)

@@ -207,7 +207,7 @@ def gather_earlier(user, place, history, decay, item_table, item_weight, cosine,
 
 
 @njit(parallel=True, **_OPTIONS)
-def pair_scores(item, negative, user_e, item_table, cosine, logits, ids, coefficient, loss, user_gradient):
+def pair_scores(item, negative, user_e, item_table, cosine, logits, pair_weight, ids, coefficient, loss, user_gradient):
     """Softmax loss of each pair against its own negatives.
 
     Args:
@@ -216,6 +216,7 @@ def pair_scores(item, negative, user_e, item_table, cosine, logits, ids, coeffic
         item_table: ``(n_items, d)``.
         cosine: whether item rows are scaled to unit length.
         logits: see :class:`Logits`.
+        pair_weight: factor of each pair's loss, ``(B,)``, or empty.
         ids: filled with item and negatives, ``(B, 1 + N)``.
         coefficient: filled with the derivative of the mean loss by each score, ``(B, 1 + N)``.
         loss: filled, ``(B,)``.
@@ -224,7 +225,7 @@ def pair_scores(item, negative, user_e, item_table, cosine, logits, ids, coeffic
     shift, inverse_temperature, n_step, negative_weight = logits
     n_pairs, n_negatives = negative.shape
     size = user_e.shape[1]
-    scale = np.float32(inverse_temperature / n_step)
+    whole = np.float32(inverse_temperature / n_step)
     for task in prange((n_pairs + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK):
         start, end = task * _ROWS_PER_TASK, min(n_pairs, (task + 1) * _ROWS_PER_TASK)
         for b in range(start, end):
@@ -239,7 +240,8 @@ def pair_scores(item, negative, user_e, item_table, cosine, logits, ids, coeffic
                 scale_of_row = _inverse_norm(row) if cosine else _F1
                 coefficient[b, n] = simd.dot(user, row) * scale_of_row * inverse_temperature
         for b in range(start, end):
-            logit = coefficient[b]
+            logit, weight = coefficient[b], pair_weight[b] if len(pair_weight) else _F1
+            scale = weight * whole
             if len(shift):
                 for n in range(1 + n_negatives):
                     logit[n] += shift[ids[b, n]]
@@ -251,7 +253,7 @@ def pair_scores(item, negative, user_e, item_table, cosine, logits, ids, coeffic
             for n in range(lowest, 1 + n_negatives):
                 logit[n] = _exp(logit[n] - highest)
                 total += logit[n]
-            loss[b] = factor * (np.float32(math.log(total)) + highest) - first
+            loss[b] = weight * (factor * (np.float32(math.log(total)) + highest) - first)
             share = factor * scale / total
             for n in range(lowest, 1 + n_negatives):
                 logit[n] *= share
@@ -268,7 +270,7 @@ def pair_scores(item, negative, user_e, item_table, cosine, logits, ids, coeffic
 
 
 @njit(parallel=True, **_OPTIONS)
-def shared_scores(user, item, negative, history, links, scores, user_e, item_e, logits, loss, coefficient):
+def shared_scores(user, item, negative, history, links, scores, user_e, item_e, logits, pair_weight, loss, coefficient):
     """Softmax loss of each pair against the step's shared negatives, without those the user has interacted with.
 
     Args:
@@ -278,6 +280,7 @@ def shared_scores(user, item, negative, history, links, scores, user_e, item_e, 
         scores: of users and negatives, ``(B, M)``; overwritten with the derivative of the mean loss by each score.
         user_e, item_e: ``(B, d)``, of unit length where scores are cosines.
         logits: see :class:`Logits`.
+        pair_weight: factor of each pair's loss, ``(B,)``, or empty.
         loss: filled, ``(B,)``.
         coefficient: filled with the derivative of the mean loss by the positive's score, ``(B,)``.
     """
@@ -285,12 +288,14 @@ def shared_scores(user, item, negative, history, links, scores, user_e, item_e, 
     head, following = links
     shift, inverse_temperature, n_step, negative_weight = logits
     n_pairs, n_negatives = scores.shape
-    scale = np.float32(inverse_temperature / n_step)
+    whole = np.float32(inverse_temperature / n_step)
     negative_shift = np.zeros(n_negatives, dtype=np.float32)
     if len(shift):
         for n in range(n_negatives):
             negative_shift[n] = shift[negative[n]]
     for b in prange(n_pairs):
+        weight = pair_weight[b] if len(pair_weight) else _F1
+        scale = weight * whole
         first = simd.dot(user_e[b], item_e[b]) * inverse_temperature
         if len(shift):
             first += shift[item[b]]
@@ -308,13 +313,13 @@ def shared_scores(user, item, negative, history, links, scores, user_e, item_e, 
             row[n] = _F0 if row[n] == _MASKED else _exp(row[n] - highest)
         total = positive + simd.total(row)
         if negative_weight == 0:
-            loss[b] = np.float32(math.log(total)) + highest - first
+            loss[b] = weight * (np.float32(math.log(total)) + highest - first)
             share = scale / total
         elif total > 0:
-            loss[b] = negative_weight * (np.float32(math.log(total)) + highest) - first
+            loss[b] = weight * (negative_weight * (np.float32(math.log(total)) + highest) - first)
             share = negative_weight * scale / total
         else:  # all negatives are masked
-            loss[b], share = -first, _F0
+            loss[b], share = -weight * first, _F0
         for n in range(n_negatives):
             row[n] *= share
         coefficient[b] = scale * (positive / total - _F1) if negative_weight == 0 else -scale

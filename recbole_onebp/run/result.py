@@ -30,6 +30,8 @@ class Result:
     n_train: int
     parameters: int
     """Number of parameters trained by gradient.  A user table that is moved, not trained, does not count."""
+    recency: float | None
+    """Of the users in predictions, given or chosen on validation; None for other models than OneBP."""
     local: dict[str, float] | None
     """The local term that predictions used: ``weight``, ``recency``, ``neighbors`` and ``reg``; None without one."""
     versions: dict[str, str]

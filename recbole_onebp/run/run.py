@@ -173,6 +173,7 @@ class Run:
             n_items=self.dataset.item_num - 1,
             n_train=len(self.train_data.dataset) if shard is None else shard.n_pairs,
             parameters=_n_parameters(self.model),
+            recency=getattr(self.model, "recency", None),
             local=None if (local := getattr(self.model, "local", None)) is None else local.summary(),
             versions=versions(),
             device=device_name(config["device"]),

@@ -91,7 +91,16 @@ def test_aggregation_weights_leaving_out_and_decay_agree(tiny, engine, options, 
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("options", [{}, {"training_history": "all"}, {"recency": "none", "training_recency": 0.0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"training_history": "all"},
+        {"recency": "none", "training_recency": 0.0},
+        {"half_weight_at": 0.0},
+        {"negative_weight": 1.25},
+    ],
+)
 @pytest.mark.parametrize(("score", "negatives"), list(product(["dot", "cosine"], ["per_pair", "shared"])))
 def test_data_in_order_agree(timed, engine, options, score, negatives):
     size = 32 if negatives == "shared" else 160
@@ -172,7 +181,7 @@ links, rows = kernels.Links(np.full(30, -1, np.int32), np.empty(negatives, np.in
 kernels.link(negative, links, rows)
 history = kernels.History(2 * np.arange(31), rng.integers(1, 30, 60), none, none)
 logits = kernels.Logits(none, np.float32(2), pairs, np.float32(0))
-kernels.shared_scores(user, item, negative, history, links, scores, users, items, logits, loss, coefficient)
+kernels.shared_scores(user, item, negative, history, links, scores, users, items, logits, none, loss, coefficient)
 links.head[:] = -1
 rows = rows[: kernels.link(user, links, rows)]
 kernels.move_users(rows, links, item, items, none, True, users, 0.9, kernels.MEAN)

@@ -67,7 +67,7 @@ def main() -> None:
         __doc__, json=Path, dataset=dense, data_path=measure.DATA, reg_weight=[200.0, 500.0, 1000.0, 2000.0, 5000.0],
         ranks=[64, 128, 256, 512, 1024], threads=2,
     )  # fmt: skip
-    measure.begin(args)
+    measure.begin(args, [args.dataset])
     rows = validate(args.dataset, args.data_path, args.reg_weight, args.ranks)
     if args.json:
         measure.write_json(args.json, {**measure.here(), "dataset": args.dataset, "rows": rows})

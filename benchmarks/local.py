@@ -74,7 +74,7 @@ def main() -> None:
     args = measure.arguments(
         __doc__, json=Path, dataset=measure.DATASETS, data_path=measure.DATA, seed=1, settings={}, threads=2
     )
-    measure.begin(args)
+    measure.begin(args, [args.dataset])
     settings = {**SETTINGS, **args.settings}
     with tempfile.TemporaryDirectory() as scratch:
         fixed = {"seed": args.seed, "data_path": str(args.data_path), "show_progress": False}

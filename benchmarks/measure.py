@@ -219,10 +219,10 @@ def use_threads(threads: int) -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **wanted})
 
 
-def begin(args: argparse.Namespace) -> None:
-    """Prepare a script that trains on ``args.dataset``, silently and on so many threads."""
+def begin(args: argparse.Namespace, datasets: Iterable[str]) -> None:
+    """Prepare a script that trains on these data sets, silently and on ``args.threads`` threads."""
     use_threads(args.threads)
-    check_data(args.data_path, [args.dataset])
+    check_data(args.data_path, datasets)
     args.data_path = args.data_path.resolve()
     logging.disable(logging.INFO)
 

@@ -3,8 +3,8 @@
     python benchmarks/quality.py --dataset gowalla [--settings '{embedding_size: 256}'] [--seeds 1 2 3] [--json OUT]
 
 For each seed: train until validation stops rising, at most for ``--epochs``, train again on train + validation for the
-best number of epochs, test once. ``--no_test`` stops after the first training. Seeds that ``OUT`` holds are not
-repeated.
+best number of epochs, with what else validation has chosen, and test once. ``--no_test`` stops after the first
+training. Seeds that ``OUT`` holds are not repeated.
 """
 
 from __future__ import annotations
@@ -18,10 +18,26 @@ from typing import Any
 
 import measure
 
-from recbole_onebp import build
+from recbole_onebp import OneBPTrainer, Run, build
+from recbole_onebp.trainer import CHOSEN
 
 SETTINGS: dict[str, Any] = {"stopping_step": 5}
 """Added to OneBP's defaults, properties/model/OneBP.yaml, which are what is measured."""
+
+
+def predicted(trained: Run, overrides: dict[str, Any]) -> dict[str, float]:
+    """Validation metrics after training, with users that are made anew with other settings than in training.
+
+    With ``recency: auto`` this validation chooses it.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        given = {**trained.config.external_config_dict, **overrides, "output_dir": scratch}
+        run = build("OneBP", given["dataset"], config_dict=given)
+    model: Any = run.model
+    model.load_state_dict(trained.model.state_dict())
+    model.move_all_users()
+    _, found = OneBPTrainer._valid_epoch(run.trainer, run.valid_data)
+    return {name: float(value) for name, value in found.items()}
 
 
 def train_and_test(
@@ -40,7 +56,7 @@ def train_and_test(
         "curve": [{**epoch["valid"], "seconds": epoch["train_seconds"]} for epoch in record.epochs],
         "seconds": {"choose": perf_counter() - start, "of which valid": record.total("valid_seconds")},
     }
-    chosen = {key: record.epochs[best_epoch][key] for key in ("local_weight",) if key in record.epochs[best_epoch]}
+    chosen = {key: value for key, value in record.epochs[best_epoch].items() if key in CHOSEN}
     result.update(chosen)
     if not no_test:
         again = perf_counter()
@@ -65,15 +81,15 @@ def main() -> None:
         __doc__, json=Path, dataset=measure.DATASETS, data_path=measure.DATA, seeds=[1], epochs=60, settings={},
         no_test=False, threads=2,
     )  # fmt: skip
-    measure.begin(args)
+    measure.begin(args, [args.dataset])
     part, settings = "valid" if args.no_test else "test", {**SETTINGS, **args.settings}
     settings |= {"threads": args.threads, "epochs at most": args.epochs}
     about = {**measure.here("numba"), "dataset": args.dataset, "settings": settings}
     results = measure.earlier(args.json, about, "runs", ("dataset", "settings")) or []
     for seed in sorted(set(args.seeds) - {result["seed"] for result in results}):
         with tempfile.TemporaryDirectory() as scratch:
-            given = args.dataset, args.data_path, seed, args.epochs, args.no_test, Path(scratch), args.settings
-            result = train_and_test(*given)
+            given = args.epochs, args.no_test, Path(scratch), args.settings
+            result = train_and_test(args.dataset, args.data_path, seed, *given)
         results.append({**result, "threads": args.threads, "load before": about["machine"]["load_before"]})
         metrics = "; ".join(f"{name} {shown(result[name])}" for name in ("valid", "test") if name in result)
         print(f"seed {seed}: {result['epochs']} epochs; {metrics}; seconds {shown(result['seconds'], 1)}", flush=True)

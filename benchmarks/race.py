@@ -161,7 +161,7 @@ def _searched(result: dict[str, Any], data_path: Path, name: str, setting: dict[
 def main() -> None:
     options: dict[str, Any] = {"budget": 300.0, "models": list[str](), "threads": 2}
     args = measure.arguments(__doc__, json=Path, dataset="gowalla", data_path=measure.DATA, **options)
-    measure.begin(args)
+    measure.begin(args, [args.dataset])
     settings = contestants(args.dataset)
     path = args.json or measure.RESULTS / f"race-{args.dataset}.json"
     common = {"dataset": args.dataset, "budget": args.budget, "threads": args.threads, "als_grid": ALS_GRID}

@@ -157,26 +157,59 @@ def _compared(report: Result, label: str) -> tuple[str, str]:
     return f"{value['mean']:.4f}{spread}{mark}{star}", _number(model["train_seconds"]["mean"])
 
 
-def _studied(result: Result, file: Path) -> str:
-    """Every value of every factor: its mean over seeds, and its change against the base's same seeds."""
+def _studied(file: Path) -> dict[tuple[str, str], tuple[dict[str, float], float, int]]:
+    """By factor and value: the mean over seeds, its change against the base's same seeds, and the number of seeds."""
     by_label: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
-    where: dict[str, list[int]] = {}
-    for run in result["runs"]:
+    for run in _read(file)["runs"] if file.exists() else ():
         by_label.setdefault((run["factor"], run["label"]), {})[run["seed"]] = run["valid"]
-        where.setdefault(f"{run['machine']}; {_packages(run)}", []).append(run["seed"])
-    bases, rows = by_label["base", "base"], []
+    found = {}
     for names, runs in by_label.items():
         mean = {name: statistics.mean(run[name] for run in runs.values()) for name in ("recall@20", "ndcg@20")}
-        change = mean["ndcg@20"] / statistics.mean(bases[seed]["ndcg@20"] for seed in runs) - 1
-        rows.append([*names, *_accuracy(mean), f"{change:+.1%}"])
-    trainings = "\n".join(
-        f"- {len(seeds)} trainings: {machine}; seeds {', '.join(map(str, sorted(set(seeds))))}."
-        for machine, seeds in where.items()
-    )
-    body = table(("factor", "", "recall@20", "ndcg@20", "against base"), rows)
-    picture = f"![What each factor changes on {file.stem}](../benchmarks/results/{file.parent.name}/{file.stem}.png)"
-    parts = [f"### {file.stem}", trainings, body, *[picture] * file.with_suffix(".png").exists()]
-    return "\n\n".join(parts)
+        base = statistics.mean(by_label["base", "base"][seed]["ndcg@20"] for seed in runs)
+        found[names] = mean, mean["ndcg@20"] / base - 1, len(runs)
+    return found
+
+
+_ORDER = {
+    "recency: none, training_history: all": "order unused",
+    "recency: none, training_history: all, recency in prediction: auto": "recency in prediction only",
+    "training_history: all": "recency in training too",
+    "base": "users of pairs made of earlier items: the defaults",
+}
+
+
+def order(results: Path) -> str:
+    """What the order is worth, step by step, on the data sets in order."""
+    studied = {file.stem: _studied(file) for file in sorted((results / "order").glob("*.json"))}
+    if not studied:
+        return "Not run: `python benchmarks/study.py --factors order`."
+    rows = []
+    for label, title in _ORDER.items():
+        cells = []
+        for found in studied.values():
+            mean, change, _ = found.get(("base" if label == "base" else "order", label), ({}, 0.0, 0))
+            cells.append(f"{' / '.join(_accuracy(mean))} ({change:+.1%})" if mean else "")
+        rows.append([title, *cells])
+    seeds = ", ".join(f"{name} {max(n for *_, n in found.values())}" for name, found in studied.items())
+    return f"{table(('', *studied), rows)}\n\nRecall@20 / NDCG@20, and the NDCG against the last row. Seeds: {seeds}."
+
+
+def factors(results: Path) -> str:
+    """The change of the NDCG by each value of each factor, on validation parts of both kinds."""
+    files = [*sorted((results / "order").glob("*.json")), *sorted((results / "study").glob("*.json"))]
+    studied = {f"{file.stem}{' at random' * (file.parent.name == 'study')}": _studied(file) for file in files}
+    names = dict.fromkeys(names for found in studied.values() for names in found if names[0] not in ("base", "order"))
+    rows = [
+        [factor, label if len(label) < 100 else "", *(f"{f[factor, label][1]:+.1%}" if (factor, label) in f else ""
+         for f in studied.values())]
+        for factor, label in names
+    ]  # fmt: skip
+    machines = {
+        name: {f"{run['machine']}; {_packages(run)}" for run in _read(file)["runs"]}
+        for name, file in zip(studied, files, strict=True)
+    }
+    where = "\n".join(f"- {name}: {'; '.join(sorted(found))}." for name, found in machines.items())
+    return f"{table(('factor', '', *studied), rows)}\n\n{where}"
 
 
 def _local(result: Result, _file: Path) -> str:
@@ -245,9 +278,11 @@ def _qualities(results: Path, pattern: str, part: str) -> str:
             settings = {"order": "unused", **settings}
         chosen = ", ".join(f"{key}: {value}" for key, value in settings.items())
         chosen += "; validation drawn at random" if is_random else ""
-        lists = (", ".join(str(run[key]) for run in result["runs"]) for key in ("seed", "epochs"))
+        lists = [
+            ", ".join(str(run[key]) for run in result["runs"] if key in run) for key in ("seed", "epochs", "recency")
+        ]
         rows.append((result["dataset"], chosen or "-", *lists, *_accuracy(result["mean"][part])))
-    head = ("data set", "beside the defaults", "seeds", "epochs", "Recall@20", "NDCG@20")
+    head = ("data set", "beside the defaults", "seeds", "epochs", "recency", "Recall@20", "NDCG@20")
     return table(head, rows) if rows else "Not run: `python benchmarks/quality.py`."
 
 
@@ -259,10 +294,10 @@ large = _pages("*-large.json", "large.py", _large)
 BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
     "docs/study.md": {
         "quality": partial(_qualities, pattern="quality-*.json", part="test"),
-        "order": _pages("order/*.json", "study.py --dataset gowalla --factors order", _studied),
+        "order": order,
         "validation": partial(_qualities, pattern="validation/*.json", part="valid"),
         "ease-rank": ease_rank,
-        "study": _pages("study/*.json", "study.py --dataset gowalla", _studied),
+        "factors": factors,
     },
     "docs/local.md": {"local": _pages("local/*.json", "local.py --dataset gowalla", _local)},
     "README.md": {"quality": quality_short},

@@ -1,9 +1,10 @@
 """What drives the quality of OneBP: one factor at a time around one setting, on validation, never on test.
 
-    python benchmarks/study.py --dataset gowalla [--factors temperature ...] [--seeds 1] [--threads 2]
+    python benchmarks/study.py --datasets gowalla [--factors temperature ...] [--seeds 1] [--threads 2]
+    python benchmarks/study.py --factors order      # what the order of time is worth, on all data sets that have one
 
-Trains on a GPU if there is one. Results are added to ``results/study/<data set>.json``, those of data in order to
-``results/order/``, as they arrive; what is there is not repeated.
+Trains on a GPU if there is one. Results are added to ``results/study/<data set>.json``, those on data in order of time
+to ``results/order/``, as they arrive; what is there is not repeated.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import measure
 import torch
-from quality import SETTINGS, shown, train_and_test
+from quality import SETTINGS, predicted, shown
 
+from recbole_onebp import Run, build
 from recbole_onebp.util import safe_yaml
 
 Overrides = dict[str, Any]
@@ -28,12 +32,16 @@ Overrides = dict[str, Any]
 PLAN = safe_yaml.read(Path(__file__).with_name("study.yaml"), "study.yaml")
 SCHEDULES: dict[str, Overrides] = PLAN["schedules"]
 FACTORS: dict[str, list[Overrides]] = {**PLAN["factors"], **PLAN["ordered"]}
+TOWERS = {**SETTINGS, "local": "none"}
+PREDICT = "in prediction"
+"""Among the overrides of a variation: those that hold after training only."""
 
 
 def label(overrides: Overrides) -> str:
     """The overrides as text."""
-    drawn = overrides.get("train_neg_sample_args", {})
-    shown = {key: value for key, value in overrides.items() if key != "train_neg_sample_args"}
+    drawn, predicted = overrides.get("train_neg_sample_args", {}), overrides.get(PREDICT, {})
+    shown = {key: value for key, value in overrides.items() if key not in ("train_neg_sample_args", PREDICT)}
+    shown.update({f"{key} {PREDICT}": value for key, value in predicted.items()})
     if drawn.get("distribution") == "popularity":
         shown["popularity"] = drawn["alpha"]
     elif drawn:
@@ -50,15 +58,29 @@ def variations(factors: list[str]) -> Iterator[tuple[str, Overrides]]:
             yield factor, overrides
 
 
-def run(dataset: str, data_path: Path, overrides: Overrides, seed: int) -> dict[str, Any]:
-    """Train once; the validation metrics of every epoch."""
-    settings = {**SCHEDULES[dataset], **overrides}
+@lru_cache(maxsize=1)
+def trained(dataset: str, settings: str) -> Run:
+    """A model after training with the settings, as JSON; asked for the same again at once, it is not trained again."""
     with tempfile.TemporaryDirectory() as scratch:
-        found = train_and_test(dataset, data_path, seed, settings["epochs"], True, Path(scratch), settings)
+        run = build("OneBP", dataset, config_dict={**json.loads(settings), "output_dir": scratch})
+        run.train(saved=False)
+    return run
+
+
+def run(dataset: str, data_path: Path, overrides: Overrides, seed: int) -> dict[str, Any]:
+    """Train once; the validation metrics of every epoch, and those of the best, or of the model for prediction."""
+    start, in_training = perf_counter(), {key: value for key, value in overrides.items() if key != PREDICT}
+    common = {"data_path": str(data_path), "show_progress": False, "seed": seed}
+    settings = {**common, **TOWERS, **SCHEDULES[dataset], **in_training}
+    first = trained(dataset, json.dumps(settings))
+    record = first.trainer.record
+    epoch, valid = record.best(first.trainer.best_valid_score, first.trainer.valid_metric)
+    if PREDICT in overrides:  # from the last epoch
+        epoch, valid = len(record.epochs) - 1, predicted(first, overrides[PREDICT])
+    curve = [{**entry["valid"], "seconds": entry["train_seconds"]} for entry in record.epochs]
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else measure.machine()["cpu"]
     about = {"machine": machine, "versions": measure.versions("numba")}
-    kept = {"valid": found["valid"], "epoch": found["epochs"], "curve": found["curve"]}
-    return {**kept, "seconds": found["seconds"]["all"], **about}
+    return {"valid": valid, "epoch": epoch + 1, "curve": curve, "seconds": perf_counter() - start, **about}
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
@@ -84,29 +106,41 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         axes.grid(axis="x", alpha=0.3)
 
 
-def main() -> None:
-    options: dict[str, Any] = {"factors": list(FACTORS), "seeds": [1], "threads": 2}
-    args = measure.arguments(__doc__, json=Path, dataset=measure.DATASETS, data_path=measure.DATA, **options)
-    measure.begin(args)
-    kind = "order" if args.factors == list(PLAN["ordered"]) else "study"
-    if kind == "study":
-        args.factors = [factor for factor in args.factors if factor in PLAN["factors"]]
-    path = args.json or measure.RESULTS / kind / f"{args.dataset}.json"
-    about = {"dataset": args.dataset, "settings": {**SETTINGS, **SCHEDULES[args.dataset]}}
+def is_in_order(dataset: str, data_path: Path) -> bool:
+    """Whether validation follows train in time, as the manifest says; RecBole's ml-100k is split that way here."""
+    manifest = data_path / dataset / "manifest.json"
+    return not manifest.exists() or json.loads(manifest.read_text(encoding="utf-8"))["split"]["valid"] == "last"
+
+
+def study(dataset: str, data_path: Path, factors: list[str], seeds: list[int], path: Path) -> None:
+    """Train with every value of every factor and seed that ``path`` does not hold yet, and draw all that it holds."""
+    about = {"dataset": dataset, "settings": {**TOWERS, **SCHEDULES[dataset]}}
     runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
     done = {(entry["label"], entry["seed"]) for entry in runs}
     order = {(factor, label(overrides)): place for place, (factor, overrides) in enumerate(variations(list(FACTORS)))}
-    for (factor, overrides), seed in product(variations(args.factors), args.seeds):
+    for seed, (factor, overrides) in product(seeds, variations(factors)):
         name = label(overrides)
         if (name, seed) in done:
             continue
-        found = run(args.dataset, args.data_path, overrides, seed)
+        found = run(dataset, data_path, overrides, seed)
         runs.append({"factor": factor, "label": name, "overrides": overrides, "seed": seed, **found})
         runs.sort(key=lambda entry: (order.get((entry["factor"], entry["label"]), len(order)), entry["seed"]))
         outcome = f"{shown(found['valid'])}; epoch {found['epoch']}, {found['seconds']:.0f} s"
-        print(f"{factor}: {name}, seed {seed}: {outcome}", flush=True)
+        print(f"{dataset}, {factor}: {name}, seed {seed}: {outcome}", flush=True)
         measure.write_json(path, {**about, "runs": runs})
     draw({**about, "runs": runs}, path.with_suffix(".png"))
+
+
+def main() -> None:
+    options: dict[str, Any] = {"datasets": list(SCHEDULES), "factors": list(FACTORS), "seeds": [1], "threads": 2}
+    args = measure.arguments(__doc__, data_path=measure.DATA, **options)
+    measure.begin(args, set(args.datasets) & set(measure.DATASETS))  # RecBole has ml-100k
+    for dataset in args.datasets:
+        in_order = is_in_order(dataset, args.data_path)
+        factors = [factor for factor in args.factors if in_order or factor in PLAN["factors"]]
+        path = measure.RESULTS / ("order" if in_order else "study") / f"{dataset}.json"
+        if factors:
+            study(dataset, args.data_path, factors, args.seeds, path)
 
 
 if __name__ == "__main__":

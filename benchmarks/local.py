@@ -96,7 +96,8 @@ def main() -> None:
             row = {"label": label, **with_term(run, weights), "seconds": seconds, "entries": len(term.values)}
             rows.append(row)
             print(f"{label}: weight {row['weight']:g}, {row['valid']}, fitted in {seconds:.1f} s", flush=True)
-    about = {"seed": args.seed, **measure.here("numba"), "dataset": args.dataset, "settings": settings | {"threads": args.threads}}
+    settings |= {"threads": args.threads}
+    about = {"seed": args.seed, **measure.here("numba"), "dataset": args.dataset, "settings": settings}
     measure.write_json(args.json or measure.RESULTS / "local" / f"{args.dataset}.json", {**about, "rows": rows})
 
 

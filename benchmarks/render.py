@@ -221,7 +221,8 @@ def _local(result: Result, _file: Path) -> str:
         rows.append((row["label"], f"{row['weight']:g}", *_accuracy(row["valid"]), change, fitted))
     head = ("setting", "weight", "Recall@20", "NDCG@20", "against the towers", "fitted in")
     settings = ", ".join(f"{key}: {value}" for key, value in result["settings"].items())
-    return f"### {result['dataset']}\n\n{settings}; seed {result['seed']}; {result['machine']['cpu']}, {_packages(result)}.\n\n{table(head, rows)}"
+    where = f"{result['machine']['cpu']}; {_packages(result)}"
+    return f"### {result['dataset']}\n\n{settings}; seed {result['seed']}; {where}.\n\n{table(head, rows)}"
 
 
 def _packages(result: Result) -> str:

@@ -52,11 +52,13 @@ def add(commands: Any) -> None:
                          "be recommended what they have had (RecBole's key repeatable)")  # fmt: skip
     convert.add_argument("--k_core", type=int, default=0, help="minimum number of rows per user and per item")
     convert.add_argument("--split", default="none",
-                         choices=("none", "ratio", "leave_one_out", "time_user", "time"),
+                         choices=("none", "ratio", "leave_one_out", "time_user", "time", "cold_items"),
                          help="default: none, so RecBole splits the data in each run; time_user: the latest rows of "
-                         "each user are held out; time: all rows from one moment on")  # fmt: skip
+                         "each user are held out; time: all rows from one moment on; cold_items: all rows of a share "
+                         "of the items")  # fmt: skip
     convert.add_argument("--ratios", nargs=3, type=float, default=(0.8, 0.1, 0.1), metavar=("TRAIN", "VALID", "TEST"))
     convert.add_argument("--seed", type=int, default=2020, help="seed of the split")
+    convert.add_argument("--items", type=Path, metavar="FILE", help="features of the items, as RecBole's .item file")
     convert.add_argument("--max_mb", type=int, metavar="N", help="largest file in MB, after unpacking; default: 1000, "
                          "and 100 times the size of a compressed file")  # fmt: skip
     convert.add_argument("--force", action="store_true", help="replace a data set that was made by this program")
@@ -94,7 +96,7 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         seed=arguments.seed,
     )
     name = arguments.name or dataset_name(next(iter(files.values()))[0])
-    convert(files, name, arguments.data_path, conversion, arguments.force)
+    convert(files, name, arguments.data_path, conversion, arguments.force, arguments.items)
     return 0
 
 

@@ -18,8 +18,8 @@ def add(commands: Any) -> None:
     fetch = commands.add_parser(
         "fetch",
         help="get a data set by name, verify it, and add a validation part",
-        description="Get gowalla, yelp2018, amazon-book, onebp-ml-100k, onebp-ml-1m, or a data set that RecBole "
-        "downloads.",
+        description="Get gowalla, yelp2018, amazon-book, onebp-ml-100k, onebp-ml-1m, citeulike, or a data set that "
+        "RecBole downloads.",
         epilog="example: recbole-onebp fetch gowalla --from=copy_of_gowalla",
         allow_abbrev=False,
     )

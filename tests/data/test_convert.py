@@ -227,3 +227,40 @@ def test_recbole_reads_the_pairs_that_were_converted(rows, keep, tmp_path):
         else set(frame.itertuples(index=False, name=None))
     )
     assert sum((Counter(expected) - read).values()) <= len(bad) + len(expected) - len(set(expected))
+
+
+ITEMS = "item_id:token\tgenres:token_seq\tyear:float\n10\tComedy War\t1994\n11\t\t\n14\tWar\t2001\n"
+
+
+def test_features_of_items_come_along(capsys):
+    Path("ratings.csv").write_text(RATINGS)
+    Path("films.item").write_text(ITEMS)
+    assert run("convert", "ratings.csv", "--items=films.item", capsys=capsys)[0] == 0
+    folder = Path("dataset/ratings")
+    assert (folder / "ratings.item").read_text() == ITEMS
+    settings = {"data_path": "dataset", "load_col": None}
+    dataset = create_dataset(Config("BPR", "ratings", ["dataset/ratings/ratings.yaml"], settings))
+    genres = {dataset.id2token("item_id", item): dataset.item_feat["genres"][item].tolist() for item in range(1, 4)}
+    assert [*map(len, genres.values())] == [2, 2, 2]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert [entry["from"] for entry in manifest["source"]] == ["ratings.csv", "films.item"]
+    assert "ratings.item" in manifest["files"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "films.item: cannot be read: No such file or directory"),
+        ("item_id:token\tyear\n1\t2\n", "films.item, line 1: 'year': expected name:type with token, token_seq, float"),
+        ("item:token\n1\n", "films.item, line 1: no column item_id:token"),
+        ("item_id:token\tyear:float\n1\t2\n2\t3\n1\t4\n", "films.item, line 4: item 1 again"),
+    ],
+)
+def test_bad_features_of_items_are_one_line(capsys, text, message):
+    Path("ratings.csv").write_text(RATINGS)
+    if text is not None:
+        Path("films.item").write_text(text)
+    code, _, error = run("convert", "ratings.csv", "--items=films.item", capsys=capsys)
+    assert code == 2
+    assert message in error
+    assert not Path("dataset/ratings").exists()

@@ -257,7 +257,10 @@ def test_presets_hold_data_and_evaluation_keys(name):
     assert content == {
         "USER_ID_FIELD": "user_id",
         "ITEM_ID_FIELD": "item_id",
-        "load_col": {"inter": ["user_id", "item_id", *["timestamp"] * CATALOGUE[name].ordered]},
+        "load_col": {
+            "inter": ["user_id", "item_id", *["timestamp"] * CATALOGUE[name].ordered],
+            **({"item": ["item_id", "tags", "citations"]} if CATALOGUE[name].read else {}),
+        },
         "benchmark_filename": ["train", "valid", "test"],
         "metrics": ["Recall", "NDCG"],
         "topk": [20],
@@ -398,3 +401,65 @@ def test_fetching_needs_neither_torch_nor_recbole(tmp_path):
         "sys.exit(code or bool({'torch', 'recbole'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)
+
+
+CITEULIKE = {
+    "warm_emb.csv": "user,item\n0,0\n0,1\n1,1\n1,0\n2,1\n",
+    "warm_val.csv": "user,item\n2,0\n",
+    "cold_item_val.csv": "user,item\n0,2\n1,2\n",
+    "warm_test.csv": "user,item\n3,1\n",
+    "cold_item_test.csv": "user,item\n2,3\n",
+    "tags.dat": "graphs\ngenes\nthe_web",
+    "item-tag.dat": "2 1 0\n0\n1 2\n3 0 0 2\n",
+    "citations.dat": "1 2\n0\n1 0\n0\n",
+}
+
+
+@pytest.fixture
+def citeulike(tmp_path):
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for name, text in CITEULIKE.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_citeulike_has_the_features_of_its_papers_and_cold_ones(citeulike, capsys):
+    assert run("fetch", "citeulike", f"--from={citeulike}", "--data_path=here", capsys=capsys)[0] == 0
+    folder = Path("here/citeulike")
+    parts = parts_of(folder)
+    assert parts["valid"] == Counter([("2", "0"), ("0", "2"), ("1", "2")])
+    assert parts["test"] == Counter([("3", "1"), ("2", "3")])
+    assert (folder / "citeulike.item").read_text().splitlines() == [
+        "item_id:token\ttags:token_seq\tcitations:token_seq",
+        "0\tgenes graphs\t0 2",
+        "1\t\t1",
+        "2\tthe_web\t2 0",
+        "3\tgraphs the_web\t3",
+    ]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["split"] == {"test": "as published", "valid": "as published"}
+    assert len(manifest["source"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("item-tag.dat", "2 1 0\n0\n2 2\n0\n", "item-tag.dat, line 3: '2 2': expected a count and as many numbers"),
+        ("item-tag.dat", "2 1 0\n0\nx\n0\n", "item-tag.dat, line 3: 'x': expected a count and as many numbers"),
+        ("tags.dat", "graphs", "tags.dat: 1 names, and there is a tag 2"),
+        ("citations.dat", "0\n", "citations.dat: 1 lines, item-tag.dat 4"),
+    ],
+)
+def test_bad_features_of_citeulike_are_one_line(citeulike, capsys, name, text, message):
+    (citeulike / name).write_text(text)
+    code, _, error = run("fetch", "citeulike", f"--from={citeulike}", "--data_path=here", capsys=capsys)
+    assert code == 2
+    assert message in error
+    assert not Path("here/citeulike").exists()
+
+
+def test_citeulike_has_its_own_validation_part(citeulike, capsys):
+    code, _, error = run("fetch", "citeulike", f"--from={citeulike}", "--valid=random", capsys=capsys)
+    assert code == 2
+    assert "valid: random: citeulike is published with its validation part; leave it out" in error

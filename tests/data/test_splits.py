@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recbole.data.dataset import Dataset
 
-from recbole_onebp.data.sources.splits import by_ratio, by_time, leave_one_out
+from recbole_onebp.data.sources.splits import by_ratio, by_time, cold_items, leave_one_out
 
 small_ints = st.integers(0, 6)
 USERS = st.lists(small_ints, min_size=1, max_size=80)
@@ -59,3 +59,18 @@ def test_draws_are_the_same_everywhere():
     drawn = by_ratio(user, (0.6, 0.2, 0.2), seed=2020).tolist()
     assert drawn == [2, 2, 1, 0, 0, 0, 0, 0, 1, 0, 0, 2, 1, 0, 0]
     assert by_ratio(user, (0.6, 0.2, 0.2), seed=2021).tolist() != drawn
+
+
+@given(seed=st.integers(0, 9), n_items=st.integers(10, 40))
+def test_cold_items_have_all_their_rows_in_one_part(seed, n_items):
+    rows = np.random.default_rng(seed).integers(0, [5, n_items], size=(4000, 2))
+    user, item = pd.Series(rows[:, 0]), pd.Series(rows[:, 1])
+    part = cold_items(user, item, (0.6, 0.2, 0.2), seed)
+    parts = [set(item[part == number]) for number in range(3)]
+    cold = [parts[number] - parts[0] for number in (1, 2)]
+    n = item.nunique()
+    assert not cold[0] & cold[1]
+    assert len(cold[0]) + len(cold[1]) == round(0.4 * n)
+    assert len(cold[1]) == round(0.2 * n)
+    warm = item.isin(parts[0])
+    np.testing.assert_array_equal(part[warm], by_ratio(user[warm], (0.6, 0.2, 0.2), seed))

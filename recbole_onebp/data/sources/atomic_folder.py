@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,16 @@ from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.hashes import sha256
 from recbole_onebp.util.untrusted import read_json
 
-__all__ = ["counts", "is_complete", "is_unordered", "refuse_strangers", "write_manifest", "write_parts"]
+__all__ = [
+    "counts",
+    "is_complete",
+    "is_unordered",
+    "read_items",
+    "refuse_strangers",
+    "write_items",
+    "write_manifest",
+    "write_parts",
+]
 
 _TYPES = {"user_id": "token", "item_id": "token", "rating": "float", "timestamp": "float"}
 
@@ -45,6 +55,40 @@ def write_parts(folder: Path, name: str, parts: Mapping[str, pd.DataFrame]) -> N
             header=[f"{column}:{_TYPES[str(column)]}" for column in frame],
             lineterminator="\n",
         )
+
+
+def read_items(path: Path) -> pd.DataFrame:
+    """The features of items in a ``.item`` file, as texts, for :func:`write_items`.
+
+    Raises:
+        UserError: for a file without item ids, with another header, or with an item twice.
+    """
+    try:
+        items = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, pd.errors.ParserError) as error:
+        raise UserError(f"{path}: {error}") from None
+    for title in items:
+        if not re.fullmatch(r"[^:]+:(token|token_seq|float|float_seq)", title):
+            raise UserError(f"{path}, line 1: {title!r}: expected name:type with token, token_seq, float or float_seq")
+    if "item_id:token" not in items:
+        raise UserError(f"{path}, line 1: no column item_id:token")
+    twice = items["item_id:token"].duplicated()
+    if twice.any():
+        raise UserError(f"{path}, line {int(twice.argmax()) + 2}: item {items['item_id:token'][twice].iloc[0]} again")
+    return items
+
+
+def write_items(folder: Path, name: str, items: pd.DataFrame) -> None:
+    """Write ``<name>.item``, the features of the items.
+
+    Args:
+        folder: an existing folder.
+        name: name of the data set.
+        items: its columns are called as in atomic files, ``item_id:token``, ``genres:token_seq``, ...
+    """
+    items.to_csv(folder / f"{name}.item", sep="\t", index=False, lineterminator="\n")
 
 
 def write_manifest(folder: Path, name: str, content: Mapping[str, Any]) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pandas as pd
+
+from recbole_onebp.data.sources.citeulike import read_citeulike
 from recbole_onebp.data.sources.download import check_url
 from recbole_onebp.util.errors import UserError
 
@@ -34,11 +37,13 @@ class Published:
     base: str
     """URL of the folder; empty if it can be read from a folder only."""
     files: Mapping[str, RemoteFile]
-    """``train`` and ``test``."""
+    """``train`` and ``test``, or what ``read`` expects."""
     counts: Mapping[str, int]
-    """Published numbers of users, items, train and test interactions."""
+    """Published numbers of users, items, and interactions of each published part."""
     ordered: bool = False
     """Whether a user's items are in order of time in its line, and its test line goes on where its train line ends."""
+    read: Callable[[Mapping[str, Path]], tuple[dict[str, pd.DataFrame], pd.DataFrame]] | None = None
+    """Reads all three parts and the features of the items, if the files hold these."""
 
 
 def _published(
@@ -96,6 +101,22 @@ CATALOGUE: Mapping[str, Published] = {
         ("data/1m1_train.csv", "6f86de9e8c647de5de2ef208e805faf085957209"),
         ("data/1m1_test.csv", "1c2e60378b64f7734989e836368d4dc107587c5d"),
         6_040, 3_706, 800_193, 200_016,
+    ),
+    # js05212/citeulike-a (tags and citations) and the cold split in zfnWong/ALDI (data/CiteULike).
+    "citeulike": Published(
+        "",
+        {
+            "train": RemoteFile("warm_emb.csv", "af96827a2cdc1a3ca36b0f8b208b0d885321de8f"),
+            "warm_valid": RemoteFile("warm_val.csv", "00526b86e850d0ec602ff45a86ae2cdec9231636"),
+            "cold_valid": RemoteFile("cold_item_val.csv", "3bff79148d457040a8e379c2f22c3e98ed1ea18d"),
+            "warm_test": RemoteFile("warm_test.csv", "b88513fb194d900bbec60ca3d1bbb2efc679c3c2"),
+            "cold_test": RemoteFile("cold_item_test.csv", "2d4e3414a185cb9d39df5442e1cb4fe0a86877a4"),
+            "tags": RemoteFile("item-tag.dat", "f9e559356b1a84ba3c709a7cb4bc87fea2dad459"),
+            "tag_names": RemoteFile("tags.dat", "231dccc10c3b5ecb421e028528072b652c67aa04"),
+            "citations": RemoteFile("citations.dat", "5e8d91150d1bc1f8ce424a2ebe224a4fd1242e53"),
+        },
+        {"users": 5_551, "items": 16_980, "train": 132_073, "valid": 36_273, "test": 36_640},
+        read=read_citeulike,
     ),
 }  # fmt: skip
 

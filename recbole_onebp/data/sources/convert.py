@@ -7,6 +7,7 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from logging import getLogger
 from pathlib import Path
 from typing import Literal
@@ -16,9 +17,16 @@ import pandas as pd
 import yaml
 
 from recbole_onebp.data.categories import concat_frames
-from recbole_onebp.data.sources.atomic_folder import counts, refuse_strangers, write_manifest, write_parts
+from recbole_onebp.data.sources.atomic_folder import (
+    counts,
+    read_items,
+    refuse_strangers,
+    write_items,
+    write_manifest,
+    write_parts,
+)
 from recbole_onebp.data.sources.catalogue import CATALOGUE
-from recbole_onebp.data.sources.splits import by_order, by_ratio, by_time, leave_one_out
+from recbole_onebp.data.sources.splits import by_order, by_ratio, by_time, cold_items, leave_one_out
 from recbole_onebp.data.sources.tables import BadRow, Table, TableFormat, read
 from recbole_onebp.util.errors import UserError, writing
 from recbole_onebp.util.files import whole_folder
@@ -54,9 +62,10 @@ class Conversion:
     """Keep all rows of a user and item, also where the split puts them into different parts, and set ``repeatable``."""
     k_core: int = 0
     """Drop users and items until each has at least this many rows."""
-    split: Literal["none", "ratio", "leave_one_out", "time_user", "time"] = "none"
+    split: Literal["none", "ratio", "leave_one_out", "time_user", "time", "cold_items"] = "none"
     """``none``: one file, which RecBole splits in each run.  ``time_user``: the latest rows of each user are held out.
-    ``time``: all rows from one moment on.  See :mod:`~recbole_onebp.data.sources.splits`."""
+    ``time``: all rows from one moment on.  ``cold_items``: all rows of a share of the items, and ``ratio`` for the rows
+    of the others.  See :mod:`~recbole_onebp.data.sources.splits`."""
     ratios: Sequence[float] = (0.8, 0.1, 0.1)
     """Shares of train, validation and test."""
     seed: int = 2020
@@ -79,6 +88,7 @@ def convert(
     data_path: Path,
     conversion: Conversion | None = None,
     force: bool = False,
+    items: Path | None = None,
 ) -> None:
     """Write the interactions of ``files`` as the data set ``data_path/name``, completely or not at all.
 
@@ -89,6 +99,7 @@ def convert(
         data_path: folder of data sets, RecBole's key ``data_path``.
         conversion: how to filter and split.
         force: replace an existing data set.
+        items: a ``.item`` file of RecBole's, with the features of the items.
 
     Raises:
         UserError: for a file or column that cannot be read, bad rows with ``bad_rows: refuse``, or an empty part.
@@ -98,6 +109,7 @@ def convert(
     if "all" not in given and conversion.split != "none":
         raise UserError(f"--split={conversion.split}: the files of --train and --test are split already")
     folder = data_path / name
+    features = None if items is None else read_items(items)
     _check_name(name)
     with writing(folder):
         refuse_strangers(folder, force)
@@ -118,18 +130,22 @@ def convert(
             _note(steps, f"rows of {part} whose user or item is not in train", int((~(seen[0] & seen[1])).sum()))
     _check_overlap(parts, conversion, steps)
     final = counts(parts)
-    settings: dict[str, object] = {"load_col": {"inter": list(parts["all" if "all" in parts else "train"])}}
+    load_col = {"inter": list(parts["all" if "all" in parts else "train"])}
+    if features is not None:
+        load_col["item"] = [title.partition(":")[0] for title in features]
+    settings: dict[str, object] = {"load_col": load_col}
     if "all" not in parts:
         settings["benchmark_filename"] = list(parts)
     if conversion.repeatable:
         settings["repeatable"] = True
     with writing(folder), whole_folder(folder, replace=force) as temporary:
         write_parts(temporary, name, parts)
+        if features is not None:
+            write_items(temporary, name, features)
         (temporary / f"{name}.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         source = [
             {"from": str(path), "bytes": path.stat().st_size, "sha256": sha256(path)}
-            for paths in given.values()
-            for path in paths
+            for path in [*chain.from_iterable(given.values()), *([] if items is None else [items])]
         ]
         write_manifest(
             temporary, name, {"source": source, "conversion": asdict(conversion), "steps": steps, "counts": final}
@@ -235,6 +251,8 @@ def _split(frame: pd.DataFrame, given: Mapping[str, Sequence[Path]], conversion:
         return {"all": frame}
     elif conversion.split == "ratio":
         part = by_ratio(frame["user_id"], conversion.ratios, conversion.seed)
+    elif conversion.split == "cold_items":
+        part = cold_items(frame["user_id"], frame["item_id"], conversion.ratios, conversion.seed)
     elif conversion.split == "leave_one_out":
         part = leave_one_out(frame["user_id"], frame.get("timestamp"), conversion.seed)
     elif "timestamp" not in frame:

@@ -21,6 +21,7 @@ from recbole_onebp.data.sources.atomic_folder import (
     is_complete,
     is_unordered,
     refuse_strangers,
+    write_items,
     write_manifest,
     write_parts,
 )
@@ -99,6 +100,8 @@ def fetch(
     if not 0 < valid_share < 1:
         raise UserError(f"valid_share: {valid_share:g} is not allowed: expected more than 0 and less than 1")
     ordered = name in CATALOGUE and CATALOGUE[name].ordered
+    if valid and name in CATALOGUE and CATALOGUE[name].read is not None:
+        raise UserError(f"valid: {valid}: {name} is published with its validation part; leave it out")
     if valid == "last" and not ordered:
         raise UserError(f"valid: last: the files of {name} are not in order of time; leave it out, or use random")
     if name == "ml-100k":
@@ -162,18 +165,30 @@ def _write_published(
     original = CATALOGUE[name]
     with tempfile.TemporaryDirectory(dir=folder) as downloads:
         files = _find(source, published) if source else _download(Path(downloads), name, published, limits)
-        frames = {part: read_pairs(file.path) for part, file in files.items()}
+        items, paths = None, {part: file.path for part, file in files.items()}
+        if original.read is None:
+            frames = {part: read_pairs(path) for part, path in paths.items()}
+        else:
+            frames, items = original.read(paths)
         sources = {
             part: {"from": file.origin, "bytes": file.path.stat().st_size, "git_blob_id": git_blob_id(file.path)}
             for part, file in files.items()
         }
-    parts = _with_validation(frames["train"], frames["test"], original.ordered, valid, valid_share)
+    split: dict[str, object] = {"test": "as published", "valid": "as published"}
+    parts = frames
+    if items is None:
+        parts = _with_validation(frames["train"], frames["test"], original.ordered, valid, valid_share)
+        rule = f"{valid_share:g} of each user's train pairs, {_VALID_RULES[valid]}; {_ROUNDED}"
+        split |= {"valid": valid, "valid_share": valid_share, "rule": rule}
+        split |= {"seed": SEED} if valid == "random" else {}
 
     found = counts(frames)
     remarks = list(_remarks(sources, original, frames, found))
     for remark in remarks:
         getLogger().warning("%s: %s", name, remark)
     write_parts(folder, name, parts)
+    if items is not None:
+        write_items(folder, name, items)
     final = counts(parts)
     write_manifest(
         folder,
@@ -184,13 +199,7 @@ def _write_published(
             },
             "ordered": original.ordered,
             **({"order": _ORDER} if original.ordered else {}),
-            "split": {
-                "test": "as published",
-                "valid": valid,
-                "valid_share": valid_share,
-                "rule": f"{valid_share:g} of each user's train pairs, {_VALID_RULES[valid]}; {_ROUNDED}",
-                **({"seed": SEED} if valid == "random" else {}),
-            },
+            "split": split,
             "counts": final,
             "published_counts": original.counts,
             "remarks": remarks,

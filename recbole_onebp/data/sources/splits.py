@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-__all__ = ["by_order", "by_ratio", "by_time", "leave_one_out"]
+__all__ = ["by_order", "by_ratio", "by_time", "cold_items", "leave_one_out"]
 
 _Parts = npt.NDArray[np.int64]
 
@@ -98,3 +98,28 @@ def by_time(time: pd.Series, ratios: Sequence[float]) -> _Parts:
     last = np.rint(shares * len(time)).astype(np.int64) - 1  # of the rows in order, the last that is still in the part
     bounds = np.sort(time.to_numpy(np.float64))[np.maximum(last, 0)]
     return np.sum([time.to_numpy() > bound for bound in bounds], axis=0, dtype=np.int64)
+
+
+def cold_items(user: pd.Series, item: pd.Series, ratios: Sequence[float], seed: int) -> _Parts:
+    """All rows of some items to validation, those of others to test; the rows of the rest by :func:`by_ratio`.
+
+    Args:
+        user: (n,) user of each row.
+        item: (n,) item of each row.
+        ratios: share of each part: of the items, and of each user's rows of the items that have rows in train.
+        seed: random seed.
+
+    Returns:
+        (n,) number of the part of each row.
+    """
+    codes, items = pd.factorize(item)
+    shares = np.cumsum(np.asarray(ratios, dtype=np.float64)[::-1] / sum(ratios))
+    n_test, n_held = np.rint(shares[:2] * len(items)).astype(np.int64)
+    drawn = np.random.RandomState(seed).permutation(len(items))
+    part_of_item = np.zeros(len(items), dtype=np.int64)
+    part_of_item[drawn[:n_held]] = 1
+    part_of_item[drawn[:n_test]] = 2
+    part = part_of_item[codes]
+    warm = part == 0
+    part[warm] = by_ratio(user[warm], ratios, seed)
+    return part

@@ -35,9 +35,10 @@ def _keys_of(path: Path) -> set[str]:
 
 @lru_cache(maxsize=1)
 def model_names() -> frozenset[str]:
-    """The names that ``--model`` accepts: RecBole's models and OneBP."""
-    names = {path.stem for path in (_recbole_properties() / "model").glob("*.yaml")} - {"lightgbm", "xgboost"}
-    return frozenset(names | {"OneBP", "LightGBM", "XGBoost", "Random"})
+    """The names that ``--model`` accepts: RecBole's models and ours."""
+    folders = (_recbole_properties() / "model", properties_dir() / "model")
+    names = {path.stem for folder in folders for path in folder.glob("*.yaml")} - {"lightgbm", "xgboost"}
+    return frozenset(names | {"LightGBM", "XGBoost", "Random"})
 
 
 def check_model_name(name: str) -> None:

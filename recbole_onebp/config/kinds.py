@@ -14,7 +14,7 @@ from recbole.utils import EvaluatorType, InputType, ModelType
 
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["check_data_keys", "check_metrics", "check_negatives", "learns_from_labels", "prepare"]
+__all__ = ["check_data_keys", "check_eval_items", "check_metrics", "check_negatives", "learns_from_labels", "prepare"]
 
 
 def prepare(given: Mapping[str, Any], final: dict[str, Any], model_class: type) -> None:
@@ -40,6 +40,7 @@ def prepare(given: Mapping[str, Any], final: dict[str, Any], model_class: type) 
         final["train_neg_sample_args"] = None
     if final.get("threshold"):
         _apply_threshold(given, final, model_class)
+    _load_item_features(final)
 
 
 def _apply_threshold(given: Mapping[str, Any], final: dict[str, Any], model_class: type) -> None:
@@ -69,6 +70,14 @@ def _load(field: str, given: Mapping[str, Any], final: dict[str, Any]) -> None:
     if "load_col" in given:
         raise UserError(f"threshold: {field} is not loaded; add it to load_col: {{'inter': {[*inter, field]}}}")
     final["load_col"] = {**columns, "inter": [*inter, field]}
+
+
+def _load_item_features(final: dict[str, Any]) -> None:
+    """Add the file of items to ``load_col`` if a model reads it."""
+    wanted, columns = final.get("item_features"), final["load_col"]
+    if wanted not in (None, "none") and columns is not None and "item" not in columns:
+        listed = [wanted] if isinstance(wanted, str) else wanted
+        final["load_col"] = {**columns, "item": "*" if wanted == "all" else [final["ITEM_ID_FIELD"], *listed]}
 
 
 def learns_from_labels(final: Any, model_class: type) -> bool:
@@ -113,6 +122,17 @@ def check_negatives(final: Mapping[str, Any]) -> None:
             f"train_neg_sample_args: None: {final['model']} learns from negatives; leave the key out, or set "
             "{'distribution': 'uniform', 'sample_num': 1}"
         )
+
+
+def check_eval_items(final: Mapping[str, Any]) -> None:
+    """Refuse ``eval_items`` where not all items are ranked for each user.
+
+    Raises:
+        UserError: says what it needs.
+    """
+    items = final.get("eval_items", "all")
+    if items != "all" and (_modes(final) != {"full"} or final["MODEL_TYPE"] == ModelType.SEQUENTIAL):
+        raise UserError(f"eval_items: {items} needs eval_args.mode: full, and a model that is not sequential")
 
 
 def check_metrics(final: Mapping[str, Any]) -> None:

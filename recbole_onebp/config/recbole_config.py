@@ -16,7 +16,7 @@ from recbole.utils import EvaluatorType
 from recbole_onebp.config.fields import check_values
 from recbole_onebp.config.files import file_names
 from recbole_onebp.config.keys import check_keys, check_model_name
-from recbole_onebp.config.kinds import check_data_keys, check_metrics, check_negatives, prepare
+from recbole_onebp.config.kinds import check_data_keys, check_eval_items, check_metrics, check_negatives, prepare
 from recbole_onebp.config.parts import check_parts
 from recbole_onebp.config.settings import RunSettings
 from recbole_onebp.util import safe_yaml
@@ -112,6 +112,7 @@ class RunConfig(Config):
         prepare(given, final, self.model_class)
         super()._set_default_parameters()
         check_negatives(final)
+        check_eval_items(final)
         self._check_valid_metric()
         check_parts(given, self.internal_config_dict, final)
 

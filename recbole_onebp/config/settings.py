@@ -144,6 +144,14 @@ class RunSettings(RecBoleSettings):
             onebp=True,
         ),
     ] = False
+    eval_items: Annotated[
+        Literal["all", "warm", "cold"],
+        Key(
+            "Items that are ranked, and count as relevant. `warm`: those with train pairs. `cold`: those of the part "
+            "that is evaluated, without train pairs",
+            scope="evaluation",
+        ),
+    ] = "all"
     eval_memory_mb: Annotated[
         Positive,
         Key(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from logging import getLogger
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from recbole.sampler import Sampler
 from torch import Tensor
 
 from recbole_onebp.config.schema import default_of
+from recbole_onebp.distributed.ranks import current
+from recbole_onebp.util.errors import UserError
 
 __all__ = ["FastFullSortEvalDataLoader"]
 
@@ -37,12 +39,21 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
     A block has as many users as ``eval_memory_mb`` allows.
 
     Attributes:
+        candidates: whether each item is ranked, ``(n_items,)``; None if all are.  The others are neither recommended
+            nor relevant.
         positives: the interactions of this part, ``(n_users, n_items)``, bool CSR.
         history: the items to hide, in the same form: interactions of the earlier parts that are not in this part.
         uid_list: the users with positives, ascending.
     """
 
-    def __init__(self, config: Config, dataset: Dataset, sampler: Any, shuffle: bool = False) -> None:
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        sampler: Any,
+        shuffle: bool = False,
+        items: Literal["all", "warm", "cold"] | None = None,
+    ) -> None:
         """Read one part of the data.
 
         Args:
@@ -50,12 +61,20 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
             dataset: the part to evaluate, built by RecBole.
             sampler: RecBole's sampler with this part's phase; it knows the earlier parts.
             shuffle: not supported; logged and ignored, as in RecBole.
+            items: those to rank; by default ``eval_items``.
+
+        Raises:
+            UserError: if only some items are to be ranked, and this evaluation cannot do so.
         """
         self.logger = getLogger()
         self.uid_field, self.iid_field = dataset.uid_field, dataset.iid_field
         self.positives = _union([dataset], dataset)
         # With repeatable: True RecBole uses another sampler and hides nothing.
         self._seen = sampler.datasets[: sampler.phases.index(sampler.phase) + 1] if isinstance(sampler, Sampler) else []
+        self.candidates = _candidates(items or config["eval_items"] or "all", config, self.positives, self._seen)
+        if self.candidates is not None:
+            self.positives = sp.csr_array(self.positives.multiply(self.candidates.numpy()))
+            self.positives.eliminate_zeros()
         self.uid_list = torch.from_numpy(np.flatnonzero(np.diff(self.positives.indptr)))
         self.user_df = dataset.join(Interaction({self.uid_field: self.uid_list}))
         self.sample_size = len(self.uid_list)
@@ -84,11 +103,30 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
         features = (self.user_df, self._dataset.get_item_feature())
         return _SCORE_BYTES + sum(column[:1].nbytes for feature in features for column in feature.interaction.values())
 
-    def collate_fn(self, index: Sequence[int]) -> tuple[Interaction, tuple[Tensor, Tensor], Tensor, Tensor]:
-        """A block of users, the (row, item) pairs to hide, and rows and items of the positives."""
+    def collate_fn(self, index: Sequence[int]) -> tuple[Interaction, tuple[Tensor, Tensor] | Tensor, Tensor, Tensor]:
+        """A block of users, the (row, item) pairs to hide, and rows and items of the positives.
+
+        Where not all items are candidates, a mask ``(B, n_items)`` takes the place of the pairs; both are indices.
+        """
         users = self.user_df[np.array(index)]
         ids = users[self.uid_field].numpy()
-        return users, _pairs(self.history[ids]), *_pairs(self.positives[ids])
+        hidden: tuple[Tensor, Tensor] | Tensor = _pairs(self.history[ids])
+        if self.candidates is not None:
+            mask = (~self.candidates).repeat(len(ids), 1)
+            mask[hidden] = True
+            hidden = mask
+        return users, hidden, *_pairs(self.positives[ids])
+
+    def among(self, items: Literal["all", "warm", "cold"]) -> FastFullSortEvalDataLoader:
+        """The same part, with other items ranked."""
+        return type(self)(self.config, self._dataset, self._sampler, items=items)
+
+    @property
+    def cold_share(self) -> float:
+        """Share of the positives whose item has no train pair."""
+        if not self._seen or not self.positives.nnz:
+            return 0.0
+        return float(_is_cold(self.positives, self._seen)[self.positives.indices].mean())
 
     # Attributes that RecBole's case studies and its users read.
 
@@ -128,6 +166,30 @@ class _ItemsOfUsers:
     def _items(self, user: Any) -> Tensor:
         start, stop = self._matrix.indptr[user : user + 2]
         return torch.from_numpy(self._matrix.indices[start:stop].astype(np.int64))
+
+
+def _is_cold(positives: sp.csr_array, seen: Sequence[Dataset]) -> npt.NDArray[np.bool_]:
+    """Whether each item occurs in the positives and has no pair in train, the first of ``seen``; ``(n_items,)``."""
+    in_train = np.bincount(seen[0].inter_feat[seen[0].iid_field].numpy(), minlength=positives.shape[1]) > 0
+    in_part = np.bincount(positives.indices, minlength=positives.shape[1]) > 0
+    return in_part & ~in_train
+
+
+def _candidates(items: str, config: Config, positives: sp.csr_array, seen: Sequence[Dataset]) -> Tensor | None:
+    if items == "all":
+        return None
+    obstacle = "repeatable: True" if not seen else "several processes" if current().is_distributed else None
+    if "gauc" in (metric.lower() for metric in config["metrics"]):
+        obstacle = "the metric GAUC"
+    if obstacle:
+        raise UserError(f"eval_items: {items} does not go with {obstacle}")
+    if items == "cold":
+        chosen = _is_cold(positives, seen)
+    else:
+        chosen = np.bincount(seen[0].inter_feat[seen[0].iid_field].numpy(), minlength=positives.shape[1]) > 0
+    if not positives[:, np.flatnonzero(chosen)].nnz and positives.nnz:
+        raise UserError(f"eval_items: {items}: there is no such item in the part that is evaluated")
+    return torch.from_numpy(chosen)
 
 
 def _union(datasets: Iterable[Dataset], like: Dataset) -> sp.csr_array:

@@ -62,9 +62,11 @@ def _add_defaults(wrapped: Callable[..., None], config: Any, args: Any, kwargs: 
     wrapped(*args, **kwargs)
     _, model_class, dataset = args
     defaults, given = config.internal_config_dict, config.external_config_dict
+    own_file = property_file("model", model_class.__name__)
+    if own_file is not None:
+        config._update_internal_config_dict(own_file)
     if model_class.__name__ == "OneBP":
         _check_stock_config(config)
-        config._update_internal_config_dict(properties_dir() / "model" / "OneBP.yaml")
         defaults.update(import_module("recbole_onebp.config.schema").following(given))
         defaults.update(_preset(given.get("preset", defaults["preset"]), dataset, config.yaml_loader))
     dataset_file = property_file("dataset", dataset)
@@ -109,10 +111,11 @@ def _preset(name: str, dataset: str, loader: Any) -> dict[str, Any]:
 
 
 def _evaluates_fast(config: Any, *phases: str) -> bool:
-    """Whether ``fast_evaluator`` is set and applies: one of the phases ranks all items for each user."""
+    """Whether our evaluation is asked for and applies: one of the phases ranks all items for each user."""
     mode = config["eval_args"]["mode"]
     full = any(mode[phase] == "full" for phase in phases)
-    return bool(config["fast_evaluator"]) and full and config["MODEL_TYPE"].name != "SEQUENTIAL"
+    asked = config["fast_evaluator"] or config["eval_items"] in ("warm", "cold")
+    return bool(asked) and full and config["MODEL_TYPE"].name != "SEQUENTIAL"
 
 
 def _choose_loader(wrapped: Callable[..., Any], _instance: Any, args: Any, kwargs: Any) -> Any:
@@ -140,7 +143,8 @@ def _choose_collector(wrapped: Callable[..., Any], _instance: Any, args: Any, kw
 
 def _choose_scoring(wrapped: Callable[..., Any], trainer: Any, args: Any, kwargs: Any) -> Any:
     """Compute only the scores that can enter a top-k list where the configuration asks for it."""
-    if not _evaluates_fast(trainer.config, "valid", "test"):
+    part = kwargs.get("eval_data", args[0] if args else None)
+    if not _evaluates_fast(trainer.config, "valid", "test") or getattr(part, "candidates", None) is not None:
         return wrapped(*args, **kwargs)
     with import_module("recbole_onebp.evaluation.full_sort").bounded_ranking(trainer):
         return wrapped(*args, **kwargs)

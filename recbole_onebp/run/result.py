@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["Result"]
 
@@ -36,3 +36,6 @@ class Result:
     """The local term that predictions used: ``weight``, ``recency``, ``neighbors`` and ``reg``; None without one."""
     versions: dict[str, str]
     device: str
+    test_among: dict[str, dict[str, float]] = field(default_factory=dict)
+    """The test metrics with ``all`` items, and with ``warm`` and ``cold`` ones ranked among themselves; empty if fewer
+    than a twentieth of the test pairs are of cold items, which have no train pairs."""

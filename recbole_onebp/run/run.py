@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from recbole_onebp.config import RunConfig
+from recbole_onebp.distributed.ranks import current
 from recbole_onebp.run.environment import device_name, peak_rss_mb, versions
 from recbole_onebp.run.folder import RunFolder
 from recbole_onebp.run.recbole_errors import (
@@ -29,6 +30,8 @@ from recbole_onebp.util import logs
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["Run"]
+
+_COLD_SHARE = 0.05
 
 
 @dataclass
@@ -151,6 +154,7 @@ class Run:
         # Without a test part this only loads the best model.
         test = trainer.evaluate(self.test_data, load_best_model=True, show_progress=config["show_progress"])
         test_seconds = perf_counter() - start
+        test_among = self._test_among()
 
         valid_seconds, shard = record.total("valid_seconds"), getattr(self.model, "shard", None)
         result = Result(
@@ -177,13 +181,26 @@ class Run:
             local=None if (local := getattr(self.model, "local", None)) is None else local.summary(),
             versions=versions(),
             device=device_name(config["device"]),
+            test_among=test_among,
         )
         for part in ("valid", "test"):
             shown = "  ".join(f"{name}: {value:.4f}" for name, value in getattr(result, part).items())
             getLogger().info("%s, epoch %d: %s", part, best_epoch, shown or "not evaluated")
+        for items, values in test_among.items():
+            shown = "  ".join(f"{name}: {value:.4f}" for name, value in values.items())
+            getLogger().info("test, %s items: %s", items, shown)
         self.folder.draw_curves(record.epochs, trainer.valid_metric, f"{result.model} on {result.dataset}")
         self.folder.write_result(asdict(result))
         return result
+
+    def _test_among(self) -> dict[str, dict[str, float]]:
+        """The test metrics with cold and warm items apart, if at least a twentieth of the pairs are of cold items."""
+        part = self.test_data
+        gauc = "gauc" in (metric.lower() for metric in self.config["metrics"])
+        if getattr(part, "cold_share", 0) < _COLD_SHARE or gauc or current().is_distributed:
+            return {}
+        parts = {items: part.among(items) for items in ("all", "warm", "cold")}
+        return {items: floats(self.trainer.evaluate(of, load_best_model=False)) for items, of in parts.items()}
 
 
 def _n_parameters(model: torch.nn.Module) -> int:

@@ -1,0 +1,83 @@
+"""The features of a data set's items as sparse matrices, from RecBole's ``.item`` file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+from recbole.utils import FeatureType
+from sklearn.preprocessing import normalize
+
+from recbole_onebp.util.errors import UserError
+
+__all__ = ["ItemField", "item_fields"]
+
+_TOKENS = (FeatureType.TOKEN, FeatureType.TOKEN_SEQ)
+
+
+@dataclass(frozen=True)
+class ItemField:
+    """A field of the items.
+
+    Attributes:
+        name: its name in the ``.item`` file.
+        matrix: ``(n_items, n_values)``, float32.  Tokens: rows of unit length, in which a value weighs the more the
+            fewer items have it (TF-IDF).  Numbers: a column each, the distance from the mean, so that the root mean
+            square of the lengths of all rows is 1.
+        tokens: the values, ``(n_values,)``; None for numbers.
+    """
+
+    name: str
+    matrix: sp.csr_array
+    tokens: npt.NDArray[np.str_] | None
+
+
+def item_fields(dataset: Any, wanted: str | Sequence[str] = "all") -> list[ItemField]:
+    """The fields of the items of a data set.
+
+    Args:
+        dataset: RecBole's data set, built; row i of a matrix is its item i, and row 0 (padding) is empty.
+        wanted: names of fields, or ``all`` that are loaded.
+
+    Raises:
+        UserError: if nothing is loaded, for a field that is not there, and for numbers that are not finite.
+
+    Example:
+        >>> [(field.name, field.matrix.shape) for field in item_fields(dataset, ["class"])]
+        [('class', (1683, 19))]
+    """
+    features, name = dataset.item_feat, dataset.dataset_name
+    loaded = [] if features is None else [field for field in features.columns if field != dataset.iid_field]
+    if not loaded:
+        raise UserError(f"item_features: no feature of the items is loaded: data set {name} needs a file {name}.item")
+    chosen = loaded if wanted == "all" else [wanted] if isinstance(wanted, str) else [*wanted]
+    for field in chosen:
+        if field not in loaded:
+            raise UserError(f"item_features: there is no field {field}; loaded are {', '.join(loaded)}")
+    return [_field(dataset, field) for field in chosen]
+
+
+def _field(dataset: Any, name: str) -> ItemField:
+    kind, column = dataset.field2type[name], dataset.item_feat[name].numpy()
+    if kind in _TOKENS:
+        ids = column.reshape(len(column), -1).copy()
+        ids[0] = 0  # RecBole gives the padding row a value
+        row, place = np.nonzero(ids)
+        values, code = np.unique(ids[row, place], return_inverse=True)
+        matrix = sp.csr_array((np.ones(len(row), np.float32), (row, code)), shape=(len(ids), len(values)))
+        matrix.data = np.log((len(ids) - 1) / np.bincount(matrix.indices))[matrix.indices]
+        return ItemField(name, normalize(matrix).astype(np.float32), dataset.id2token(name, values).astype(np.str_))
+    # RecBole adds the number of the bucket as a last axis where it discretises numbers.
+    numbers = column[..., 0] if column.ndim == 2 + (kind == FeatureType.FLOAT_SEQ) else column
+    dense = numbers.reshape(len(numbers), -1).astype(np.float64)
+    if not np.isfinite(dense[1:]).all():
+        item = dataset.id2token(dataset.iid_field, 1 + int(np.flatnonzero(~np.isfinite(dense[1:]).all(axis=1))[0]))
+        raise UserError(f"item_features: {name} of item {item} is not a finite number")
+    dense -= dense[1:].mean(axis=0)
+    dense[0] = 0
+    length = np.sqrt((dense**2).sum(axis=1)[1:].mean())
+    return ItemField(name, sp.csr_array((dense / (length or 1)).astype(np.float32)), None)

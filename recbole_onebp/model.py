@@ -23,12 +23,14 @@ from torch.nn import functional as F
 
 from recbole_onebp.config.schema import OneBPConfig
 from recbole_onebp.cooccurrence import Interactions, latest
+from recbole_onebp.data.item_features import item_fields
 from recbole_onebp.data.order import has_times
 from recbole_onebp.distributed.ranks import current
 from recbole_onebp.distributed.sharding import Shard
 from recbole_onebp.functional import bilateral_softmax, info_nce, moving_aggregate_, popularity_weights
 from recbole_onebp.history import History
 from recbole_onebp.local import ItemScores, LocalTerm
+from recbole_onebp.tower import Tower
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["OneBP"]
@@ -46,9 +48,10 @@ class OneBP(GeneralRecommender):
     With ``backprop: two`` both tables are trained by gradient and users are not moved: the paper's TwoBP.
 
     Attributes:
-        item_table: item embeddings, parameter ``(n_items, d)``.
+        tower: makes the rows of items from features; None with ``item_features: none``.
+        item_table: item embeddings ``(n_items, d)``: a parameter, or a buffer with what the tower last made.
         user_table: user embeddings ``(n_users, d)``: a buffer, or a parameter with ``backprop: two``.
-        item_bias: parameter ``(n_items, 1)``, or None without ``item_bias: True``.
+        item_bias: ``(n_items, 1)``, like ``item_table``; None without ``item_bias: True``.
         shared_negatives: with ``negatives: shared``, the negatives of the next step, ``(M,)``; set by the trainer.
         history: the train items of all users; None where nothing needs them.
         recency: weight of an item by its age, 0 if all items of a user count the same.
@@ -67,9 +70,9 @@ class OneBP(GeneralRecommender):
     other_parameter_name = ("recency",)
     """What RecBole saves beside the tables."""
 
-    item_table: nn.Parameter
+    item_table: Tensor
     user_table: Tensor
-    item_bias: nn.Parameter | None
+    item_bias: Tensor | None
     shared_negatives: Tensor
     history: History
     item_weight: Tensor | None
@@ -94,12 +97,19 @@ class OneBP(GeneralRecommender):
         self.shard: Shard | None = getattr(dataset, "shard", None)
         users = _xavier_rows(self.n_users, size) if self.shard is None else _xavier_rows_of(self.shard, size)
         items = _xavier_rows(self.n_items, size)
-        self.item_table = nn.Parameter(items)
+        self.tower = self._make_tower(dataset, items)
         if self.config.backprop == "two":
             self.user_table = nn.Parameter(users)
         else:
             self.register_buffer("user_table", users)
-        self.item_bias = nn.Parameter(torch.zeros(self.n_items, 1)) if self.config.item_bias else None
+        bias = torch.zeros(self.n_items, 1) if self.config.item_bias else None
+        if self.tower is None:
+            self.item_table = nn.Parameter(items)
+            self.item_bias = None if bias is None else nn.Parameter(bias)
+        else:
+            self.register_buffer("item_table", items)
+            self.register_buffer("item_bias", bias)
+            self.make_items()
         self._users_are_moved = False
         self._ranked: tuple[list[int], Tensor] | None = None
         self._fresh_users: tuple[int, Tensor] | None = None
@@ -125,6 +135,25 @@ class OneBP(GeneralRecommender):
             scale = self.config.temperature if name == "item_bias" else 1.0
             getattr(self, name)[ids] = rows.view(len(ids), -1).to(self.item_table) / scale
         self._start_users()
+
+    def _make_tower(self, dataset: Dataset, ids: Tensor) -> Tower | None:
+        """The tower of the features that the configuration asks for; items without train pairs have no row of an id."""
+        config = self.config
+        if config.item_features == "none":
+            return None
+        fields = item_fields(dataset, config.item_features)
+        has_pairs = torch.bincount(dataset.inter_feat[self.ITEM_ID], minlength=self.n_items) > 0
+        if config.id_dropout == 1:
+            has_pairs = torch.zeros_like(has_pairs)
+        return Tower(fields, ids, has_pairs, config.item_bias, config.learner == "sparse_adam")
+
+    @torch.no_grad()
+    def make_items(self) -> None:
+        """Let the tower make the rows and biases of all items; call it after the tower has changed."""
+        assert self.tower is not None
+        self.item_table.copy_(self.tower.all_rows())
+        if self.item_bias is not None:
+            self.item_bias.copy_(self.tower.all_biases())
 
     def _keep_history(self, dataset: Dataset) -> None:
         """Keep what aggregation needs of the train interactions, outside checkpoints: it is computed from the data."""
@@ -180,11 +209,19 @@ class OneBP(GeneralRecommender):
         """Rows of a table as used in scores: scaled to unit length with ``score: cosine``."""
         return self._scaled(self._rows(table, ids))
 
-    def _bias(self, item: Tensor) -> Tensor | float:
+    def _trained_items(self, item: Tensor) -> Tensor:
+        """Rows of items as used in the loss; the gradient reaches what they are made of."""
+        if self.tower is not None:
+            return self._scaled(self.tower.rows(item))
+        return self._look_up(self.item_table, item)
+
+    def _bias(self, item: Tensor, in_loss: bool = False) -> Tensor | float:
         """The items' biases in units of scores, shape of ``item``: the temperature divides scores, but not biases."""
         if self.item_bias is None:
             return 0.0
-        return self.config.temperature * self._rows(self.item_bias, item).squeeze(-1)
+        of_tower = in_loss and self.tower is not None
+        biases = self.tower.biases(item) if of_tower else self._rows(self.item_bias, item)
+        return self.config.temperature * biases.squeeze(-1)
 
     def _scaled(self, embeddings: Tensor) -> Tensor:
         return F.normalize(embeddings, dim=-1) if self.config.score == "cosine" else embeddings
@@ -236,10 +273,10 @@ class OneBP(GeneralRecommender):
             )
         user, item = self._positives(interaction)
         user_e = self._scaled(self.users_of(user, item))  # (B, d); a constant with backprop: one
-        pos_score = (user_e * self._look_up(self.item_table, item)).sum(dim=-1) + self._shift(item)
+        pos_score = (user_e * self._trained_items(item)).sum(dim=-1) + self._shift(item)
         if self.config.negatives == "shared":
             negative = self.shared_negatives  # (M,)
-            neg_score = user_e @ self._look_up(self.item_table, negative).T + self._shift(negative)  # (B, M)
+            neg_score = user_e @ self._trained_items(negative).T + self._shift(negative)  # (B, M)
             neg_score = neg_score.masked_fill(self.history.has(user, negative), -torch.inf)
         else:
             negative = interaction[self.NEG_ITEM_ID].view(-1, len(user)).T  # (B, N)
@@ -253,7 +290,7 @@ class OneBP(GeneralRecommender):
 
     def _shift(self, item: Tensor) -> Tensor | float:
         """Added to the items' scores in the loss: the bias, minus the log probability if that is corrected for."""
-        shift = self._bias(item)
+        shift = self._bias(item, in_loss=True)
         return shift if self.log_q is None else shift - self.config.temperature * self.log_q[item]
 
     def _positives(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
@@ -314,6 +351,8 @@ class OneBP(GeneralRecommender):
 
     @torch.no_grad()
     def _aggregate(self, beta: float) -> None:
+        if self.tower is not None:
+            self.make_items()
         shares = self._shares()
         self.user_table.copy_(self._aggregated(shares, beta))
         if self.shares is not None:

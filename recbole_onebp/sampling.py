@@ -24,7 +24,7 @@ from torch.utils.data import get_worker_info
 from recbole_onebp.util.compiled import njit
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["DeviceSampler", "Distribution", "NegativeSampler", "csr"]
+__all__ = ["DeviceSampler", "Distribution", "NegativeSampler", "coins", "csr"]
 
 Distribution = Literal["uniform", "popularity"]
 IntArray = npt.NDArray[Any]
@@ -34,7 +34,7 @@ _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _TO_UNIT = 1.0 / (1 << 53)
 _TOTAL_WEIGHT = 1 << 40
 """Approximate sum of the weights.  They are integers, so that their sums are exact; a sample has 53 random bits."""
-_SHARED_STREAM = 1
+_SHARED_STREAM, _COIN_STREAM = 1, 2
 
 
 def csr(user: IntArray, item: IntArray, n_users: int, n_items: int) -> sp.csr_matrix:
@@ -159,8 +159,7 @@ class NegativeSampler:
         Returns:
             Item ids, shape ``(n,)``, never 0.
         """
-        start = _mix(_key(self.seed, epoch, _SHARED_STREAM) + step * _GOLDEN)
-        number = _unit(_mix_array(np.uint64(start) + _slots(n)))
+        number = _numbers(self.seed, epoch, _SHARED_STREAM, step, n)
         if self.before is None:
             return (number * (self.n_items - 1)).astype(np.int32) + 1
         at = (number * self.before[-1]).astype(np.int64)
@@ -200,6 +199,17 @@ def _mix(z: int) -> int:
 
 def _key(seed: int, epoch: int, stream: int = 0) -> int:
     return _mix(_mix(_mix(seed) + stream) + epoch * _GOLDEN)
+
+
+def _numbers(seed: int, epoch: int, stream: int, step: int, n: int) -> npt.NDArray[np.float64]:
+    """Uniform numbers of a step in [0, 1), ``(n,)``."""
+    start = _mix(_key(seed, epoch, stream) + step * _GOLDEN)
+    return _unit(_mix_array(np.uint64(start) + _slots(n)))
+
+
+def coins(n: int, share: float, seed: int, epoch: int, step: int) -> npt.NDArray[np.bool_]:
+    """``n`` coins of a step, each true with probability ``share``; the same arguments give the same coins."""
+    return _numbers(seed, epoch, _COIN_STREAM, step, n) < share
 
 
 def _slots(n: int) -> npt.NDArray[np.uint64]:

@@ -78,6 +78,7 @@ class OneBPTrainer(Trainer):
         encoding_stats: statistics of the last epoch: ``user_norm`` and ``item_norm``, the mean lengths of the
             embeddings, and ``user_spread``, see :func:`~recbole_onebp.functional.spread`.
         chosen: those of ``CHOSEN`` that are ``auto``, as the last validation left them.
+        value_optimizer: steps the rows of the values of items, where the model has a tower.
         checkpointing: saves and resumes the run inside an epoch; does neither by default.
     """
 
@@ -107,8 +108,12 @@ class OneBPTrainer(Trainer):
         self._schedule: Schedule | None = None
         self._scheduled: Any = None  # the data set that the schedule was made for
         self._engine: Engine | None = None
-        self._shared_negatives: Iterator[Tensor] = iter(())
+        self._shared_draws: Iterator[tuple[Tensor, Tensor | None]] = iter(())
         self.checkpointing = Checkpointing()
+        if self.value_optimizer is not None:
+            if self.settings.enable_amp or self.settings.clip_grad_norm:
+                raise UserError("item_features: not with enable_amp or clip_grad_norm; leave these out")
+            self.optimizer.register_step_post_hook(self._step_values)
         obstacle = why_not_fast(self.settings, model.config)
         if model.config.engine == "fast" and obstacle:
             raise UserError(f"engine: fast does not go with {obstacle}; use engine: reference, or auto")
@@ -121,6 +126,21 @@ class OneBPTrainer(Trainer):
             model.users_will_be_moved()
             if model.config.aggregation != "epoch":
                 self.optimizer.register_step_post_hook(self._move_users)
+
+    def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
+        """See RecBole.  Rows of values, which are many, have an optimizer that steps those of a step only."""
+        tower = self.model.tower
+        if tower is None:
+            self.value_optimizer: torch.optim.Optimizer | None = None
+            return super()._build_optimizer(**kwargs)
+        self.value_optimizer = super()._build_optimizer(params=tower.of_values, learner="sparse_adam", weight_decay=0)
+        others = [one for one in self.model.parameters() if not any(one is value for value in tower.of_values)]
+        return super()._build_optimizer(params=others, **kwargs)
+
+    def _step_values(self, *_: Any) -> None:
+        if self.value_optimizer is not None:
+            self.value_optimizer.step()
+            self.value_optimizer.zero_grad()
 
     def _schedule_of(self, train_data: Any) -> Schedule:
         """The steps over the train data; made on first use."""
@@ -137,14 +157,16 @@ class OneBPTrainer(Trainer):
                 self.settings.seed,
                 self.settings.shuffle,
                 self.model.shard,
-                self.model.has_earlier_users,
+                self.model.has_earlier_users and self.model.tower is None,
             )
         return self._schedule
 
     def _loss_of_batch(self, interaction: Interaction) -> Tensor:
         self._batch = interaction
         if self.model.config.negatives == "shared":
-            self.model.shared_negatives = next(self._shared_negatives)
+            self.model.shared_negatives, kept = next(self._shared_draws)
+            if self.model.tower is not None:
+                self.model.tower.kept = kept
         return self.model.calculate_loss(interaction)
 
     def _move_users(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
@@ -237,8 +259,9 @@ class OneBPTrainer(Trainer):
         if self.model.config.learning_rate_decay == 1:
             return
         learning_rate = self.learning_rate * self.model.config.learning_rate_decay**epoch_idx
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        for optimizer in filter(None, (self.optimizer, self.value_optimizer)):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
         self.tensorboard.add_scalar("Learning_rate", learning_rate, epoch_idx)
         self.logger.info(f"epoch {epoch_idx} learning rate: {learning_rate:.3g}")
 
@@ -256,13 +279,20 @@ class OneBPTrainer(Trainer):
     def _all_users_are_due(self) -> bool:
         """Whether the reference engine moves all users after this step.  Users made of earlier items can wait."""
         config = self.model.config
-        within = config.aggregation == "interval" and not self.model.has_earlier_users
+        can_wait = self.model.has_earlier_users and self.model.tower is None  # the tower's items are made anew then too
+        within = config.aggregation == "interval" and not can_wait
         return within and self._steps % config.aggregation_interval == 0
 
     def _share_negatives(self, schedule: Schedule, epoch_idx: int) -> None:
         """Give the reference engine's steps the same negatives as the fast engine's."""
-        drawn = (schedule.shared_negatives(step, epoch_idx) for step in count())
-        self._shared_negatives = (torch.as_tensor(ids, dtype=torch.long, device=self.device) for ids in drawn)
+
+        def draws(step: int) -> tuple[Tensor, Tensor | None]:
+            ids = torch.as_tensor(schedule.shared_negatives(step, epoch_idx), dtype=torch.long, device=self.device)
+            if self.model.tower is None:
+                return ids, None
+            return ids, torch.as_tensor(schedule.kept_ids(step, epoch_idx), device=self.device)
+
+        self._shared_draws = map(draws, count())
         if self.model.config.logq_correction:
             self.model.log_q = torch.as_tensor(schedule.log_q(), device=self.device)
 
@@ -270,7 +300,7 @@ class OneBPTrainer(Trainer):
         self.model.train()
         schedule = self._schedule_of(train_data)
         if self._engine is None:
-            self._engine = make_engine(self.model, self.optimizer, schedule)
+            self._engine = make_engine(self.model, self.optimizer, schedule, self.value_optimizer)
         engine, (done, loss) = self._engine, self.checkpointing.resume_point(epoch_idx)
         description = set_color(f"Train {epoch_idx:>5}", "pink")
         bar = partial(tqdm, total=len(schedule), initial=done, ncols=100, desc=description, disable=not show_progress)
@@ -358,7 +388,9 @@ def _moments(optimizer: torch.optim.Optimizer, table: Tensor) -> list[tuple[str,
 
 def _check_distributed(settings: RunSettings, config: OneBPConfig, obstacle: str | None) -> None:
     """Refuse settings with which several processes would not give the same result as one."""
-    if config.engine == "reference" or obstacle:
+    if config.item_features != "none":
+        obstacle = "item_features"
+    elif config.engine == "reference" or obstacle:
         obstacle = obstacle or "engine: reference"
     elif config.learner == "sparse_adam" and settings.device.type == "cuda":
         obstacle = "learner: sparse_adam on CUDA; use adam"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
@@ -173,7 +174,8 @@ def check_values(kind: type[BaseModel], values: Mapping[str, Any]) -> None:
 
 
 def _message(error: ErrorDetails) -> str:
-    where = ".".join(str(part) for part in error["loc"])
+    # Of a value of one of several types, pydantic also names the type, such as list[str].
+    where = ".".join(takewhile(lambda part: "[" not in part, map(str, error["loc"])))
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] != "value_error":
         message = f"{error['input']!r} is not allowed: {message[0].lower()}{message[1:]}"

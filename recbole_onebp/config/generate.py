@@ -33,6 +33,8 @@ def _allowed(kind: Any, metadata: Sequence[Any] = ()) -> str:
         return ", ".join(_allowed(part) for part in get_args(kind) if part is not NoneType)
     if get_origin(kind) is Literal:
         return ", ".join(map(str, get_args(kind)))
+    if get_origin(kind) is list:
+        return f"list of {_allowed(*get_args(kind))}"
     items = [one for item in metadata for one in (item.metadata if isinstance(item, FieldInfo) else [item])]
     bounds = [
         f"{sign} {getattr(item, name)}" for item in items for name, sign in _BOUNDS.items() if hasattr(item, name)

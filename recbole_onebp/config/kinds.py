@@ -75,9 +75,8 @@ def _load(field: str, given: Mapping[str, Any], final: dict[str, Any]) -> None:
 def _load_item_features(final: dict[str, Any]) -> None:
     """Add the file of items to ``load_col`` if a model reads it."""
     wanted, columns = final.get("item_features"), final["load_col"]
-    if wanted not in (None, "none") and columns is not None and "item" not in columns:
-        listed = [wanted] if isinstance(wanted, str) else wanted
-        final["load_col"] = {**columns, "item": "*" if wanted == "all" else [final["ITEM_ID_FIELD"], *listed]}
+    if (wanted == "all" or isinstance(wanted, list)) and columns is not None and "item" not in columns:
+        final["load_col"] = {**columns, "item": "*" if wanted == "all" else [final["ITEM_ID_FIELD"], *wanted]}
 
 
 def learns_from_labels(final: Any, model_class: type) -> bool:

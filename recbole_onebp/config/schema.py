@@ -56,6 +56,21 @@ class OneBPConfig(TrainingKeys):
         str, Key("`default`, or a file of `properties/preset`: `paper` has the published settings, per data set")
     ] = "default"
     embedding_size: Annotated[PositiveInt, Key("Dimension d of user and item embeddings")] = 64
+    item_features: Annotated[
+        Literal["none", "all"] | list[str],
+        Key(
+            "Fields of the data set's `.item` file that an item's embedding is made of, beside the row of its id. "
+            "Items without train pairs then have embeddings too"
+        ),
+    ] = "none"
+    id_dropout: Annotated[
+        FiniteFloat,
+        Field(ge=0, le=1),
+        Key(
+            "With `item_features`: share of the items of a step whose ids are left out, so that features learn to "
+            "stand alone. 1: ids are not used at all"
+        ),
+    ] = 0.5
     score: Annotated[
         Literal["dot", "cosine"],
         Key("With `cosine`, users also aggregate unit-length item embeddings; the paper has `dot`"),
@@ -236,6 +251,14 @@ class OneBPConfig(TrainingKeys):
             raise ValueError(
                 "aggregation: step with recency or training_history: earlier: a user moves in the order of the steps "
                 "then; use aggregation: interval or epoch"
+            )
+        if self.item_features != "none" and (self.negatives, self.aggregation) not in (
+            ("shared", "interval"),
+            ("shared", "epoch"),
+        ):
+            raise ValueError(
+                f"item_features with negatives: {self.negatives} and aggregation: {self.aggregation}: items with "
+                "features are trained with negatives: shared, and aggregation: interval or epoch"
             )
         of_one = {"aggregation": "step", "aggregation_alpha": 0, "user_encoding": "moved"}
         for key, value in of_one.items():

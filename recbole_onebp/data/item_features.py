@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,7 @@ class ItemField:
     tokens: npt.NDArray[np.str_] | None
 
 
-def item_fields(dataset: Any, wanted: str | Sequence[str] = "all") -> list[ItemField]:
+def item_fields(dataset: Any, wanted: Literal["all"] | Sequence[str] = "all") -> list[ItemField]:
     """The fields of the items of a data set.
 
     Args:
@@ -54,7 +54,7 @@ def item_fields(dataset: Any, wanted: str | Sequence[str] = "all") -> list[ItemF
     loaded = [] if features is None else [field for field in features.columns if field != dataset.iid_field]
     if not loaded:
         raise UserError(f"item_features: no feature of the items is loaded: data set {name} needs a file {name}.item")
-    chosen = loaded if wanted == "all" else [wanted] if isinstance(wanted, str) else [*wanted]
+    chosen = loaded if wanted == "all" else [*wanted]
     for field in chosen:
         if field not in loaded:
             raise UserError(f"item_features: there is no field {field}; loaded are {', '.join(loaded)}")

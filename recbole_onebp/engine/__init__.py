@@ -1,7 +1,8 @@
 """Engines: they run the steps of an epoch of OneBP.
 
 ``reference`` is RecBole's training loop with autograd, and not in this package. ``fast`` is :class:`FusedEngine` on the
-CPU, :class:`ShardedEngine` on the CPU in several processes, and :class:`DeviceEngine` on CUDA.
+CPU, :class:`TowerEngine` there for items with features, :class:`ShardedEngine` on the CPU in several processes, and
+:class:`DeviceEngine` on CUDA.
 """
 
 from __future__ import annotations
@@ -53,13 +54,24 @@ def why_not_fast(settings: RunSettings, config: OneBPConfig) -> str | None:
         return "enable_amp: True"
     if settings.clip_grad_norm:
         return "clip_grad_norm"
+    if config.item_features != "none" and settings.device.type == "cuda":
+        return "item_features on CUDA"
     if settings.device.type not in ("cpu", "cuda"):
         return f"device {settings.device}"
     return None
 
 
-def make_engine(model: OneBP, optimizer: torch.optim.Optimizer, schedule: Schedule) -> Engine:
-    """The fast engine for the device of the model."""
+def make_engine(
+    model: OneBP,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    value_optimizer: torch.optim.Optimizer | None = None,
+) -> Engine:
+    """The fast engine for the device of the model, and its tower if it has one."""
+    if value_optimizer is not None:
+        from recbole_onebp.engine.cpu_tower import TowerEngine
+
+        return TowerEngine(model, optimizer, schedule, value_optimizer)
     if model.item_table.device.type == "cuda":
         from recbole_onebp.engine.cuda import DeviceEngine
 

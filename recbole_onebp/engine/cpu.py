@@ -20,7 +20,7 @@ from recbole_onebp.engine import kernels
 from recbole_onebp.engine.schedule import Batch, Ids, Progress, Schedule
 from recbole_onebp.model import OneBP
 
-__all__ = ["Floats", "FusedEngine", "state_of"]
+__all__ = ["Floats", "FusedEngine", "Trained", "state_of"]
 
 Floats = npt.NDArray[np.float32]
 _LEAST_ROWS = 16
@@ -73,7 +73,7 @@ def _take_torchs_threads() -> None:
     torch.set_num_threads(threads)
 
 
-class _Trained:
+class Trained:
     """A parameter and Adam's moments during one epoch, as arrays that share the tensors' memory.
 
     Args:
@@ -169,9 +169,9 @@ class FusedEngine:
         _take_torchs_threads()
         # Created anew in each epoch, because loading a checkpoint replaces the optimizer's tensors.
         model, two = self.model, self.config.backprop == "two"
-        self._items = _Trained(model.item_table, self.optimizer, *self._part)
-        self._bias = None if model.item_bias is None else _Trained(model.item_bias, self.optimizer, *self._part)
-        self._users = _Trained(model.user_table, self.optimizer) if two else None
+        self._take_items()
+        self._item_table: Floats = model.item_table.detach().numpy()
+        self._users = Trained(model.user_table, self.optimizer) if two else None
         self._user_table: Floats = model.user_table.detach().numpy()
         if self.config.aggregation != "step" or self._n_shared:
             self._history = history_of(model)
@@ -183,6 +183,12 @@ class FusedEngine:
             if self.schedule.aggregates_after(number):
                 self._aggregate()
         return self.loss
+
+    def _take_items(self) -> None:
+        """Take the rows and biases of the items, and their optimizer's state."""
+        model = self.model
+        self._items = Trained(model.item_table, self.optimizer, *self._part)
+        self._bias = None if model.item_bias is None else Trained(model.item_bias, self.optimizer, *self._part)
 
     def _batches(self, epoch: int, done: int) -> Iterator[Batch]:
         return self.schedule.batches(epoch, done)
@@ -228,7 +234,7 @@ class FusedEngine:
         place = self._place[batch.pair] if len(self._place) else self._place
         if len(self._decay):
             kernels.gather_earlier(
-                batch.user, place, self._history, self._decay, self._items.table, self._item_weight, self._cosine, out
+                batch.user, place, self._history, self._decay, self._item_table, self._item_weight, self._cosine, out
             )
         elif self._aggregated is None:
             kernels.gather(batch.user, self._user_table, self._cosine, out)
@@ -304,13 +310,13 @@ class FusedEngine:
         """Move the users of a step."""
         users = self._user_linker.link(batch.user)
         kernels.move_users(
-            users, self._user_linker.links, batch.item, self._items.table, self._item_weight, self._cosine,
+            users, self._user_linker.links, batch.item, self._item_table, self._item_weight, self._cosine,
             self._user_table, self.config.beta, _RULES[self.config.duplicates],
         )  # fmt: skip
 
     def _aggregate(self) -> None:
         """Move all users."""
-        kernels.share_of_rows(self._items.table, self._item_weight, self._cosine, self._share)
-        kernels.move_all_users(self._history, self._items.table, self._share, self._user_table, self.config.beta)
+        kernels.share_of_rows(self._item_table, self._item_weight, self._cosine, self._share)
+        kernels.move_all_users(self._history, self._item_table, self._share, self._user_table, self.config.beta)
         if self._aggregated is not None:
-            np.copyto(self._aggregated, self._items.table)
+            np.copyto(self._aggregated, self._item_table)

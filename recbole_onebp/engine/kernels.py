@@ -25,6 +25,7 @@ __all__ = [
     "History",
     "Links",
     "Logits",
+    "adam_step",
     "gather",
     "gather_earlier",
     "gather_others",
@@ -36,6 +37,7 @@ __all__ = [
     "shared_scores",
     "step_biases",
     "step_rows",
+    "sum_terms",
 ]
 
 SEQUENTIAL, LAST, MEAN = 0, 1, 2
@@ -350,7 +352,8 @@ def link(ids, links, rows):
 
 
 @njit(inline="always", **_OPTIONS)
-def _adam_step(gradient, value, exp_avg, exp_avg_sq, step_size, eps, beta1, beta2):
+def adam_step(gradient, value, exp_avg, exp_avg_sq, step_size, eps, beta1, beta2):
+    """One step of :class:`Adam` for a row, ``(d,)`` each."""
     for k in range(len(value)):
         g = gradient[k]
         m = beta1 * exp_avg[k] + (_F1 - beta1) * g
@@ -373,6 +376,37 @@ def _add_parts(shared, m, part, total):
             total[k] += part[k]
 
 
+@njit(inline="always", **_OPTIONS)
+def sum_terms(place, following, terms, value, cosine, part, total):
+    """``total``: the gradient of a row from its places, the first of which is ``place``.
+
+    Args:
+        place, following: see :class:`Links`.
+        terms: see :class:`GradientTerms`.
+        value: the row, ``(d,)``.
+        cosine: whether it was scaled to unit length; the gradient then passes through the normalisation.
+        part: memory for a sum, ``(d,)``.
+        total: filled, ``(d,)``.
+    """
+    coefficient, source, group, shared = terms
+    size = len(total)
+    for k in range(size):
+        total[k] = 0
+    while place >= 0:
+        if place < len(coefficient):
+            weight, origin = coefficient[place], source[place // group]
+            for k in range(size):
+                total[k] += weight * origin[k]
+        else:
+            _add_parts(shared, place - len(coefficient), part, total)
+        place = following[place]
+    if cosine:  # the normalisation removes the component along the row and scales the rest
+        inverse = _inverse_norm(value)
+        along = simd.dot(total, value) * inverse * inverse
+        for k in range(size):
+            total[k] = inverse * (total[k] - along * value[k])
+
+
 @njit(parallel=True, **_OPTIONS)
 def step_rows(rows, links, terms, cosine, adam):
     """Compute the gradient of each row and apply Adam's step to it.
@@ -385,7 +419,6 @@ def step_rows(rows, links, terms, cosine, adam):
         adam: the parameter and the step.
     """
     head, following = links
-    coefficient, source, group, shared = terms
     table, exp_avg, exp_avg_sq, step_size, eps, beta1, beta2, weight_decay = adam
     size = table.shape[1]
     for task in prange((len(rows) + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK):
@@ -398,24 +431,10 @@ def step_rows(rows, links, terms, cosine, adam):
             place = head[row]
             if place >= 0:
                 head[row] = -1
-                for k in range(size):
-                    total[k] = 0
-                while place >= 0:
-                    if place < len(coefficient):
-                        weight, origin = coefficient[place], source[place // group]
-                        for k in range(size):
-                            total[k] += weight * origin[k]
-                    else:
-                        _add_parts(shared, place - len(coefficient), part, total)
-                    place = following[place]
-                if cosine:  # the normalisation removes the component along the row and scales the rest
-                    inverse = _inverse_norm(value)
-                    along = simd.dot(total, value) * inverse * inverse
-                    for k in range(size):
-                        total[k] = inverse * (total[k] - along * value[k])
+                sum_terms(place, following, terms, value, cosine, part, total)
                 for k in range(size):
                     gradient[k] += total[k]
-            _adam_step(gradient, value, exp_avg[row], exp_avg_sq[row], step_size, eps, beta1, beta2)
+            adam_step(gradient, value, exp_avg[row], exp_avg_sq[row], step_size, eps, beta1, beta2)
 
 
 @njit(parallel=True, **_OPTIONS)
@@ -457,7 +476,7 @@ def step_biases(touched, span, lazy, links, coefficient, shared, weight, gradien
             low, high = touched[run], touched[run] + 1
         for row in range(low, high):
             gradient[row] += weight_decay * value[row]
-        _adam_step(gradient[low:high], value[low:high], mean[low:high], square[low:high], step_size, eps, beta1, beta2)
+        adam_step(gradient[low:high], value[low:high], mean[low:high], square[low:high], step_size, eps, beta1, beta2)
         gradient[low:high] = 0
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from recbole_onebp.config.schema import OneBPConfig
 from recbole_onebp.distributed.sharding import Shard
-from recbole_onebp.sampling import NegativeSampler
+from recbole_onebp.sampling import NegativeSampler, coins
 
 __all__ = ["Batch", "Progress", "Schedule", "even_first"]
 
@@ -87,8 +87,14 @@ class Schedule:
         args = config.train_neg_sample_args
         counts = None if shard is None else shard.item_count.numpy()
         per_user = config.negatives == "per_pair"
+        distribution, alpha = args.distribution, args.alpha
+        if config.item_features != "none" and distribution == "uniform":
+            distribution, alpha = (
+                "popularity",
+                0.0,
+            )  # uniform over items with pairs: others are not known to be disliked
         self.sampler = NegativeSampler(
-            self.user, self.item, n_users, n_items, seed, args.distribution, args.alpha, counts, per_user
+            self.user, self.item, n_users, n_items, seed, distribution, alpha, counts, per_user
         )
         self.shard, self.n_pairs = shard, len(self.user) if shard is None else shard.n_pairs
         self._rank, self._world = (0, 1) if shard is None else (shard.rank, shard.world_size)
@@ -143,9 +149,11 @@ class Schedule:
     def can_stop_after(self, step: int) -> bool:
         """Whether the epoch can be resumed after this step, from the tables and the optimizer state alone.
 
-        With ``leave_one_out`` this holds right after an aggregation of all users: the items they were made from are
-        then the current items.
+        With ``leave_one_out`` or features of items this holds right after an aggregation of all users: the items they
+        were made from are then the current items.
         """
+        if self.config.item_features != "none":
+            return self.aggregates_after(step)
         return not self.config.leave_one_out or self._aggregates_once or self.aggregates_after(step)
 
     def batches(
@@ -180,6 +188,10 @@ class Schedule:
     def shared_negatives(self, step: int, epoch: int) -> Ids:
         """The negatives that all pairs of a step share, shape ``(M,)``."""
         return self.sampler.draw_shared(self.config.n_shared_negatives, step, epoch)
+
+    def kept_ids(self, step: int, epoch: int) -> npt.NDArray[np.bool_]:
+        """Whether each item has the row of its id in a step, ``(n_items,)``; see ``id_dropout``."""
+        return coins(self.sampler.n_items, 1 - self.config.id_dropout, self.seed, epoch, step)
 
     def log_q(self) -> npt.NDArray[np.float32]:
         """Log probability of each item in the shared draws, ``(n_items,)``; 0 for items that are never drawn."""

@@ -65,7 +65,7 @@ def test_numbers_are_distances_from_the_mean(films):
 
 @pytest.mark.parametrize(
     ("features", "message"),
-    [("genre", "item_features: there is no field genre; loaded are genres, year"), (["year", "x"], "no field x")],
+    [(["genre"], "item_features: there is no field genre; loaded are genres, year"), (["year", "x"], "no field x")],
 )
 def test_an_unknown_field_is_one_line(films, features, message):
     with pytest.raises(UserError, match=message):

@@ -25,6 +25,7 @@ class Tower(nn.Module):
     """Rows and biases of items, from their ids and their values.
 
     Attributes:
+        fields: the features of the items, in the order of their values.
         id_table: a row for each item, parameter ``(n_items, d)``; zero for items without train pairs.
         id_bias: parameter ``(n_items, 1)``; None without biases, like ``value_bias``.
         value_table: a row for each value of each field, parameter ``(n_values, d)``.
@@ -57,7 +58,7 @@ class Tower(nn.Module):
         super().__init__()
         features = sp.csr_array(sp.hstack([field.matrix for field in fields]))
         (n_items, n_values), size = features.shape, ids.shape[1]
-        self.sparse = sparse
+        self.fields, self.sparse = tuple(fields), sparse
         self.id_table = nn.Parameter(torch.where(has_pairs.unsqueeze(1), ids, 0.0))
         self.id_bias = nn.Parameter(torch.zeros(n_items, 1)) if biases else None
         self.value_table = nn.Parameter(torch.empty(n_values, size).normal_(0, math.sqrt(2 / (n_items + size))))

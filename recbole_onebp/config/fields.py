@@ -25,11 +25,26 @@ from typing_extensions import NotRequired, TypedDict
 
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["NOT_ZERO", "Key", "NegativeSampling", "Scope", "Seed", "When", "check_values", "key_of", "validated"]
+__all__ = [
+    "NOT_NONE",
+    "NOT_ZERO",
+    "Key",
+    "NegativeSampling",
+    "Scope",
+    "Seed",
+    "When",
+    "check_values",
+    "key_of",
+    "validated",
+]
 
 Scope = Literal["OneBP", "any model", "run", "data", "evaluation", "set by RecBole", "KD_DAGFM"]
 NOT_ZERO = "not 0"
 """As :attr:`When.value`: any value but zero."""
+
+
+NOT_NONE = "not none"
+"""As :attr:`When.value`: any value but the text ``none``."""
 
 
 class When(NamedTuple):
@@ -42,6 +57,8 @@ class When(NamedTuple):
     def applies(self, given: Mapping[str, Any]) -> bool:
         """Whether the user set the other key to this value."""
         other = given.get(self.key)
+        if self.value == NOT_NONE:
+            return other not in (None, "none")
         return bool(other) if self.value == NOT_ZERO else bool(other == self.value)
 
 

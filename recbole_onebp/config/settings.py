@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from recbole_onebp.config.fields import (
+    NOT_NONE,
     ClipGradNorm,
     Count,
     Cutoffs,
@@ -43,7 +44,7 @@ class TrainingKeys(BaseModel):
             "RecBole's. (user, item) pairs per step; with `negatives: per_pair` a pair counts once per negative",
             scope="any model",
             onebp=256,
-            unless=(When("negatives", "per_pair", 5120),),
+            unless=(When("negatives", "per_pair", 5120), When("item_features", NOT_NONE, 1024)),
         ),
     ]
     learner: Annotated[Learner, Key("RecBole's. The optimizer", scope="any model")]

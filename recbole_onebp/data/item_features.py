@@ -29,11 +29,15 @@ class ItemField:
             fewer items have it (TF-IDF).  Numbers: a column each, the distance from the mean, so that the root mean
             square of the lengths of all rows is 1.
         tokens: the values, ``(n_values,)``; None for numbers.
+        weight: of each value, ``(n_values,)``: of tokens before rows are scaled, of numbers the factor of the distance.
+        mean: of numbers, ``(n_values,)``; None for tokens.
     """
 
     name: str
     matrix: sp.csr_array
     tokens: npt.NDArray[np.str_] | None
+    weight: npt.NDArray[np.float32]
+    mean: npt.NDArray[np.float32] | None
 
 
 def item_fields(dataset: Any, wanted: Literal["all"] | Sequence[str] = "all") -> list[ItemField]:
@@ -69,15 +73,18 @@ def _field(dataset: Any, name: str) -> ItemField:
         row, place = np.nonzero(ids)
         values, code = np.unique(ids[row, place], return_inverse=True)
         matrix = sp.csr_array((np.ones(len(row), np.float32), (row, code)), shape=(len(ids), len(values)))
-        matrix.data = np.log((len(ids) - 1) / np.bincount(matrix.indices))[matrix.indices]
-        return ItemField(name, normalize(matrix).astype(np.float32), dataset.id2token(name, values).astype(np.str_))
+        weight = np.log((len(ids) - 1) / np.bincount(matrix.indices, minlength=len(values))).astype(np.float32)
+        matrix.data = weight[matrix.indices]
+        return ItemField(name, normalize(matrix), dataset.id2token(name, values).astype(np.str_), weight, None)
     # RecBole adds the number of the bucket as a last axis where it discretises numbers.
     numbers = column[..., 0] if column.ndim == 2 + (kind == FeatureType.FLOAT_SEQ) else column
     dense = numbers.reshape(len(numbers), -1).astype(np.float64)
     if not np.isfinite(dense[1:]).all():
         item = dataset.id2token(dataset.iid_field, 1 + int(np.flatnonzero(~np.isfinite(dense[1:]).all(axis=1))[0]))
         raise UserError(f"item_features: {name} of item {item} is not a finite number")
-    dense -= dense[1:].mean(axis=0)
+    mean = dense[1:].mean(axis=0)
+    dense -= mean
     dense[0] = 0
-    length = np.sqrt((dense**2).sum(axis=1)[1:].mean())
-    return ItemField(name, sp.csr_array((dense / (length or 1)).astype(np.float32)), None)
+    factor = np.float32(1 / (np.sqrt((dense**2).sum(axis=1)[1:].mean()) or 1))
+    matrix = sp.csr_array(dense.astype(np.float32) * factor)
+    return ItemField(name, matrix, None, np.full(len(mean), factor), mean.astype(np.float32))

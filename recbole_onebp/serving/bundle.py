@@ -14,6 +14,9 @@
     item_ids.json           tokens in the order of the rows
     user_ids.json           the same for users
     item_fields.json        {field: [one value per item]}; only if the data set has an item file
+    value_encodings.npy     (n_values, d) float32, of the values of the features of items; only if items have features
+    value_bias.npy          (n_values,) float32; only if items have features and a bias
+    item_values.json        the fields of these features, see :mod:`~recbole_onebp.serving.content`
     index.faiss             for approximate search; only with --ann=faiss
     scorer.onnx             only with --onnx
     MODEL_CARD.md           a text to be edited; it has no checksum
@@ -66,7 +69,8 @@ _REQUIRED = (
 )  # fmt: skip
 _CARD = "MODEL_CARD.md"
 _OPTIONAL = (
-    "item_bias.npy", "item_weight.npy", *LOCAL_FILES, "item_fields.json", "index.faiss", "index.hnswlib", "scorer.onnx",
+    "item_bias.npy", "item_weight.npy", *LOCAL_FILES, "item_fields.json", "value_encodings.npy", "value_bias.npy",
+    "item_values.json", "index.faiss", "index.hnswlib", "scorer.onnx",
 )  # fmt: skip
 _NAMES = frozenset({MARKER, "manifest.json", _CARD, *_REQUIRED, *_OPTIONAL})
 

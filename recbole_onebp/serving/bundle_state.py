@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -176,17 +177,25 @@ class BundleState:
             self._user_tokens.add(token)
         return Update(int(known.sum()), list(new_users), unknown)
 
-    def add_items(self, items: Mapping[TokenLike, Iterable[TokenLike]]) -> NewItems:
-        """Add new items from the users who interacted with them.  These interactions are then applied as events.
+    def add_items(self, items: Mapping[TokenLike, Iterable[TokenLike] | Mapping[str, Any]]) -> NewItems:
+        """Add new items, from the users who interacted with them or from their features.
 
-        The embedding of a new item points in the mean direction of its users.  Length, bias and weight are those of
-        items that are about as popular.
+        From users: the embedding of a new item points in the mean direction of its users.  Length, bias and weight are
+        those of items that are about as popular.  The interactions are then applied as events.
+
+        From features, where the model was trained with ``item_features``: embedding and bias are what the item tower
+        makes of the features.
 
         Args:
-            items: for each new item the users who interacted with it.
+            items: for each new item the users who interacted with it, or a mapping of fields to values, such as
+                ``{"tags": ["graphs", "genes"], "year": 1994}``.
+
+        Returns:
+            What was added and what was not; ``unknown`` are the unknown users and values.
 
         Raises:
-            UserError: if an id has a wrong type, or the users were trained by gradient; then no item is added.
+            UserError: if an id or a value has a wrong type, the bundle does not have a field, or the users were trained
+                by gradient; then no item is added.
 
         Example:
             >>> new = rec.add_items({"fresh": ["u1", "u2"], "orphan": ["nobody"]})
@@ -194,10 +203,25 @@ class BundleState:
             (['fresh'], {'orphan': 'none of its users is in the bundle'}, ['nobody'])
         """
         self._check_foldable("add_items")
-        given = {as_token(item, "item"): list(as_list(users, "users")) for item, users in items.items()}
+        described = {as_token(item, "item"): one for item, one in items.items() if isinstance(one, Mapping)}
+        given = {
+            as_token(item, "item"): list(as_list(users, "users"))
+            for item, users in items.items()
+            if not isinstance(users, Mapping)
+        }
         found = {item: self._user_tokens.find(users) for item, users in given.items()}
-        refused = {item: "is in the bundle already" for item in given if item in self._item_tokens}
+        unknown = dict.fromkeys(token for _, tokens in found.values() for token in tokens)
+        refused = {item: "is in the bundle already" for item in [*given, *described] if item in self._item_tokens}
         estimates: dict[Token, ItemEstimate] = {}
+        for item, features in described.items():
+            if item in refused:
+                continue
+            estimate, unknown_values = self._estimator.of_features(item, features)
+            unknown.update(dict.fromkeys(unknown_values))
+            if isinstance(estimate, str):
+                refused[item] = estimate
+            else:
+                estimates[item] = estimate
         for item, (rows, _) in found.items():
             if item in refused:
                 continue
@@ -210,11 +234,11 @@ class BundleState:
             self._append_items(estimates)
         self.update(
             (user, item)
-            for item in estimates
+            for item in given
+            if item in estimates
             for user, row in zip(given[item], found[item][0].tolist(), strict=True)
             if row >= 0
         )
-        unknown = dict.fromkeys(token for _, tokens in found.values() for token in tokens)
         return NewItems(list(estimates), refused, list(unknown))
 
     def _append_items(self, estimates: Mapping[Token, ItemEstimate]) -> None:

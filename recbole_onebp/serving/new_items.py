@@ -1,14 +1,17 @@
-"""New items: an embedding, a bias and a weight from the users who interacted with them."""
+"""New items: an embedding, a bias and a weight, from the users who interacted with them or from their features."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from recbole_onebp.serving.bundle import LARGEST_WEIGHT, LEAST_WEIGHT, Bundle
+from recbole_onebp.serving.content import ItemContent
 from recbole_onebp.serving.tables import Float32Array, IntArray, ItemTable, dots, unit_rows
+from recbole_onebp.util.ids import Token
 
 __all__ = ["ItemEstimate", "ItemEstimator", "append_values"]
 
@@ -65,6 +68,23 @@ class ItemEstimator:
         with np.errstate(over="ignore"):
             weight = float((n_users / counts.mean()) ** -alpha)
         return min(max(weight, LEAST_WEIGHT), LARGEST_WEIGHT)
+
+    @cached_property
+    def _content(self) -> ItemContent:
+        return ItemContent.read(self._bundle)
+
+    def of_features(self, item: Token, features: Mapping[str, Any]) -> tuple[ItemEstimate | str, list[Token]]:
+        """The estimate of an item from its features, or the reason why there is none; and the unknown values.
+
+        Raises:
+            UserError: for a field that the bundle does not have, or a value of the wrong kind.
+        """
+        embedding, bias, unknown = self._content.encode(item, features)
+        if self._bundle.cosine:
+            embedding = unit_rows(embedding)
+        if not embedding.any():
+            return "none of its values is in the bundle", unknown
+        return ItemEstimate(embedding, bias, self._weight(1)), unknown
 
     @cached_property
     def _popularity(self) -> IntArray:

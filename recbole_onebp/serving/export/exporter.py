@@ -15,6 +15,7 @@ import torch
 from recbole_onebp.run.environment import versions
 from recbole_onebp.serving.ann import INDEX_FILE, Index, quality
 from recbole_onebp.serving.bundle import LARGEST_WEIGHT, write_bundle
+from recbole_onebp.serving.content import described
 from recbole_onebp.serving.export.card import Parts, evaluate_groups, model_card
 from recbole_onebp.serving.export.item_fields import columns, read_item_fields
 from recbole_onebp.serving.export.local_term import local_table
@@ -96,6 +97,8 @@ def export(
             raise UserError(f"{run_dir}: {name} has values beyond {largest:g}; train again with other settings")
 
     texts: dict[str, Any] = {"item_ids": item_ids, "user_ids": user_ids}
+    if model.tower is not None:
+        texts["item_values"] = described(model.tower.fields)
     fields = read_item_fields(config, item_ids)
     if fields:
         texts["item_fields"] = fields
@@ -134,6 +137,10 @@ def _arrays(
     }
     if model.item_bias is not None:
         arrays["item_bias"] = (model.config.temperature * model.item_bias.detach()[items, 0]).numpy()
+    if model.tower is not None:
+        arrays["value_encodings"] = model.tower.value_table.detach().numpy()
+        if model.tower.value_bias is not None:
+            arrays["value_bias"] = (model.config.temperature * model.tower.value_bias.detach()[:, 0]).numpy()
     if model.item_weight is not None:
         arrays["item_weight"] = model.item_weight[items, 0].numpy()
     if local is not None:

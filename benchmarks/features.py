@@ -1,0 +1,85 @@
+"""What features of items are worth: for items that nobody has taken, for the others, and for all together.
+
+    python benchmarks/features.py --dataset citeulike [--settings '{embedding_size: 128}'] [--seeds 1 2] [--json OUT]
+
+The data set has cold items (``fetch citeulike``, ``convert --split=cold_items --items FILE``). For each seed: OneBP
+with ids alone, with all features and ids, with each field alone beside the ids, with features alone, and ContentKNN.
+Each chooses its epoch on the whole validation part and is tested once. ``--settings`` are those of all OneBP's.
+Contestants that ``OUT`` holds are not repeated.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import measure
+from quality import shown
+
+from recbole_onebp import build
+
+CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ids alone": ("OneBP", {"item_features": "none"}),
+    "features and ids": ("OneBP", {"item_features": "all"}),
+    "features alone": ("OneBP", {"item_features": "all", "id_dropout": 1.0}),
+    "ContentKNN": ("ContentKNN", {}),
+}
+
+
+def contestants(fields: list[str]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Name -> model and settings, with a contestant for each field."""
+    single = {f"{field} and ids": ("OneBP", {"item_features": [field]}) for field in fields}
+    return {**CONTESTANTS, **(single if len(fields) > 1 else {})}
+
+
+def train_and_test(model: str, args: Any, seed: int, own: dict[str, Any]) -> dict[str, Any]:
+    """Epochs, metrics and seconds of one contestant."""
+    given = args.settings if model == "OneBP" else {}
+    with tempfile.TemporaryDirectory() as scratch:
+        common = {"data_path": str(args.data_path), "show_progress": False, "output_dir": scratch, "seed": seed}
+        settings = {"epochs": args.epochs, "stopping_step": 5, **given, **own}
+        files = [str(path)] if (path := args.data_path / args.dataset / f"{args.dataset}.yaml").is_file() else None
+        result = build(model, args.dataset, files, {**common, **settings}).fit()
+    return {
+        "seed": seed,
+        "epochs": result.best_epoch + 1,
+        "valid": result.valid,
+        "test": result.test_among,
+        "epoch_seconds": statistics.median(result.epoch_seconds),
+        "device": result.device,
+    }
+
+
+def fields_of(args: Any) -> list[str]:
+    """The fields of the data set's items."""
+    path = args.data_path / args.dataset / f"{args.dataset}.item"
+    if not path.is_file():
+        raise measure.UserError(f"{path}: no such file")
+    return [title.partition(":")[0] for title in path.read_text(encoding="utf-8").partition("\n")[0].split("\t")][1:]
+
+
+def main() -> None:
+    args = measure.arguments(
+        __doc__, json=Path, dataset="citeulike", data_path=measure.DATA, seeds=[1], epochs=40, settings={}, threads=2,
+    )  # fmt: skip
+    measure.begin(args)
+    settings = {**args.settings, "threads": args.threads, "epochs at most": args.epochs}
+    about = {**measure.here("numba"), "dataset": args.dataset, "settings": settings}
+    results = measure.earlier(args.json, about, "contestants", ("dataset", "settings")) or {}
+    for name, (model, own) in contestants(fields_of(args)).items():
+        runs = results.get(name, [])
+        for seed in sorted(set(args.seeds) - {run["seed"] for run in runs}):
+            runs = [*runs, train_and_test(model, args, seed, own)]
+            results[name] = runs
+            test = runs[-1]["test"]
+            among = "; ".join(f"{items} {shown(test[items])}" for items in ("cold", "warm", "all"))
+            print(f"{name}, seed {seed}: {runs[-1]['epochs']} epochs; {among}", flush=True)
+            if args.json:
+                measure.write_json(args.json, {**about, "contestants": results})
+
+
+if __name__ == "__main__":
+    sys.exit(measure.exit_code(main))

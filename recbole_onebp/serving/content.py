@@ -1,0 +1,160 @@
+"""The features of items in a bundle: an item that is not in it, made of the rows of its values.
+
+``item_values.json`` is a list of fields, in the order of the rows of ``value_encodings.npy``.  A field of tokens is
+``{"field": name, "values": [...], "weight": [...]}``, a field of numbers ``{"field": name, "mean": [...],
+"weight": [...]}``; see :class:`recbole_onebp.data.item_features.ItemField`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from recbole_onebp.serving.bundle import Bundle
+from recbole_onebp.serving.tables import LARGEST, Float32Array
+from recbole_onebp.util.errors import UserError
+from recbole_onebp.util.ids import Token
+from recbole_onebp.util.untrusted import map_array, read_json
+
+__all__ = ["ItemContent", "described"]
+
+_NAME = "item_values.json"
+_MOST_BYTES, _MOST_VALUES = 1 << 30, 1 << 25
+
+
+def described(fields: Iterable[Any]) -> list[dict[str, Any]]:
+    """What ``item_values.json`` holds of the fields of a tower."""
+    return [
+        {
+            "field": field.name,
+            **({"mean": field.mean.tolist()} if field.tokens is None else {"values": field.tokens.tolist()}),
+            "weight": field.weight.tolist(),
+        }
+        for field in fields
+    ]
+
+
+@dataclass(frozen=True)
+class _Field:
+    """A field: its first row, and its values or their mean."""
+
+    first: int
+    weight: npt.NDArray[np.float32]
+    rows: dict[str, int] | None
+    """The place of each token in the field; None for numbers."""
+    mean: npt.NDArray[np.float32] | None
+
+
+class ItemContent:
+    """Encodes items by their features, as the item tower does in training."""
+
+    def __init__(self, fields: dict[str, _Field], table: Float32Array, bias: Float32Array | None) -> None:
+        self._fields, self._table, self._bias = fields, table, bias
+
+    @classmethod
+    def read(cls, bundle: Bundle) -> ItemContent:
+        """The features of a bundle.
+
+        Raises:
+            UserError: if it has none, or they are damaged.
+        """
+        path, files = bundle.path / _NAME, bundle.manifest["files"]
+        if _NAME not in files:
+            raise UserError(
+                f"{bundle.path}: items have no features in this bundle; train with item_features, and export"
+            )
+        content = read_json(path, _MOST_BYTES, max_values=_MOST_VALUES)
+        fields: dict[str, _Field] = {}
+        first = 0
+        for one in content if isinstance(content, list) else [None]:
+            if not _is_field(one) or one["field"] in fields:
+                raise UserError(f"{path}: damaged: expected fields with as many weights as values")
+            tokens = one.get("values")
+            rows = None if tokens is None else {token: place for place, token in enumerate(tokens)}
+            mean = None if tokens is not None else np.array(one["mean"], np.float32)
+            fields[one["field"]] = _Field(first, np.array(one["weight"], np.float32), rows, mean)
+            first += len(one["weight"])
+        size = bundle.manifest["embedding_size"]
+        table = map_array(bundle.path / "value_encodings.npy", (first, size), np.float32)
+        bias = None
+        if bundle.item_bias is not None:
+            bias = map_array(bundle.path / "value_bias.npy", (first,), np.float32)
+        for name, array in (("value_encodings", table), ("value_bias", bias)):
+            if array is not None and np.abs(array).max(initial=0) > LARGEST:
+                raise UserError(f"{bundle.path / name}.npy: has values beyond {LARGEST:g}; export the bundle again")
+        return cls(fields, table, bias)
+
+    def encode(self, item: Token, features: Mapping[str, Any]) -> tuple[Float32Array, float, list[Token]]:
+        """Embedding ``(1, d)`` and bias of an item, and its unknown values.
+
+        Args:
+            item: its id, for messages.
+            features: field -> a token, a list of tokens, a number or a list of numbers.
+
+        Raises:
+            UserError: for an unknown field, or a value of the wrong kind.
+        """
+        embedding, bias, unknown = np.zeros((1, self._table.shape[1]), np.float32), 0.0, []
+        for name, value in features.items():
+            field = self._fields.get(name)
+            if field is None:
+                raise UserError(f"item {item}: no field {name!r}; the features of items are {', '.join(self._fields)}")
+            where = f"item {item}: {name}"
+            if field.rows is None:
+                rows, weight = _numbers(where, value, field)
+            else:
+                rows, weight, missing = _tokens(where, value, field)
+                unknown += missing
+            embedding += weight @ self._table[rows]
+            bias += 0.0 if self._bias is None else float(weight @ self._bias[rows])
+        return embedding, bias, unknown
+
+
+def _numbers(where: str, value: Any, field: _Field) -> tuple[npt.NDArray[np.int64], Float32Array]:
+    """Rows and weights of numbers."""
+    assert field.mean is not None
+    given = value if isinstance(value, (list, tuple, np.ndarray)) else [value]
+    try:
+        numbers = np.array([float(one) for one in given], np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"{where}: {str(value)[:80]!r} is not allowed: expected numbers") from None
+    if len(numbers) != len(field.mean) or not np.isfinite(numbers).all():
+        raise UserError(f"{where}: expected {len(field.mean)} finite numbers, got {str(value)[:80]}")
+    rows = field.first + np.arange(len(numbers))
+    return rows, ((numbers - field.mean) * field.weight).astype(np.float32)
+
+
+def _tokens(where: str, value: Any, field: _Field) -> tuple[npt.NDArray[np.int64], Float32Array, list[Token]]:
+    """Rows and weights of the known tokens, and the unknown ones."""
+    assert field.rows is not None
+    given = value if isinstance(value, (list, tuple, set, frozenset)) else [value]
+    tokens = list(dict.fromkeys(map(str, given)))
+    if not all(isinstance(one, (str, int)) and not isinstance(one, bool) for one in given):
+        raise UserError(f"{where}: {str(value)[:80]!r} is not allowed: expected a text or a list of texts")
+    places = [field.rows[token] for token in tokens if token in field.rows]
+    weight = field.weight[places]
+    length = math.sqrt(float(weight @ weight)) or 1.0
+    return (
+        field.first + np.array(places, np.int64),
+        weight / np.float32(length),
+        [t for t in tokens if t not in field.rows],
+    )
+
+
+def _is_field(one: Any) -> bool:
+    if not isinstance(one, dict) or not isinstance(one.get("field"), str) or not _are_numbers(one.get("weight")):
+        return False
+    values, mean = one.get("values"), one.get("mean")
+    if values is None:
+        return _are_numbers(mean) and len(mean) == len(one["weight"])
+    is_text = isinstance(values, list) and all(type(value) is str for value in values)
+    return is_text and len(set(values)) == len(values) == len(one["weight"])
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(one) in (int, float) and abs(one) <= LARGEST for one in value)

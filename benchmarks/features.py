@@ -3,9 +3,9 @@
     python benchmarks/features.py --dataset citeulike [--settings '{embedding_size: 128}'] [--seeds 1 2] [--json OUT]
 
 The data set has cold items (``fetch citeulike``, ``convert --split=cold_items --items FILE``). For each seed: OneBP
-with ids alone, with all features and ids, with each field alone beside the ids, with features alone, and ContentKNN.
-Each chooses its epoch on the whole validation part and is tested once. ``--settings`` are those of all OneBP's.
-Contestants that ``OUT`` holds are not repeated.
+with ids alone, with features, without id dropout, with features alone, with each field alone beside the ids, and
+ContentKNN. Each chooses its epoch on the whole validation part and is tested once. ``--settings`` are those of all
+OneBP's. Contestants that ``OUT`` holds are not repeated.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ import measure
 from quality import shown
 
 from recbole_onebp import build
+from recbole_onebp.util.errors import UserError
 
 CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ids alone": ("OneBP", {"item_features": "none"}),
     "features and ids": ("OneBP", {"item_features": "all"}),
-    "features alone": ("OneBP", {"item_features": "all", "id_dropout": 1.0}),
     "ContentKNN": ("ContentKNN", {}),
+    "no id dropout": ("OneBP", {"item_features": "all", "id_dropout": 0.0}),
+    "features alone": ("OneBP", {"item_features": "all", "id_dropout": 1.0}),
 }
 
 
@@ -57,7 +59,7 @@ def fields_of(args: Any) -> list[str]:
     """The fields of the data set's items."""
     path = args.data_path / args.dataset / f"{args.dataset}.item"
     if not path.is_file():
-        raise measure.UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file")
     return [title.partition(":")[0] for title in path.read_text(encoding="utf-8").partition("\n")[0].split("\t")][1:]
 
 

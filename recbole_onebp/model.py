@@ -219,8 +219,8 @@ class OneBP(GeneralRecommender):
         """The items' biases in units of scores, shape of ``item``: the temperature divides scores, but not biases."""
         if self.item_bias is None:
             return 0.0
-        of_tower = in_loss and self.tower is not None
-        biases = self.tower.biases(item) if of_tower else self._rows(self.item_bias, item)
+        tower = self.tower if in_loss else None
+        biases = self._rows(self.item_bias, item) if tower is None else tower.biases(item)
         return self.config.temperature * biases.squeeze(-1)
 
     def _scaled(self, embeddings: Tensor) -> Tensor:

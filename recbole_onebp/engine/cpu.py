@@ -189,6 +189,8 @@ class FusedEngine:
         model = self.model
         self._items = Trained(model.item_table, self.optimizer, *self._part)
         self._bias = None if model.item_bias is None else Trained(model.item_bias, self.optimizer, *self._part)
+        self._rows_in_loss = self._items.table
+        self._bias_in_loss: Floats | None = None if self._bias is None else self._bias.table[:, 0]
 
     def _batches(self, epoch: int, done: int) -> Iterator[Batch]:
         return self.schedule.batches(epoch, done)
@@ -249,7 +251,7 @@ class FusedEngine:
         n_pairs, group = len(batch.user), self._group
         own = slice(self._first * group, (self._first + n_pairs) * group)
         kernels.pair_scores(
-            batch.item, batch.negative, user_e.numpy(), self._items.table, self._cosine, self._logits(batch),
+            batch.item, batch.negative, user_e.numpy(), self._rows_in_loss, self._cosine, self._logits(batch),
             self._weight_of(batch), self._places[own].reshape(n_pairs, group),
             self._coefficient[own].reshape(n_pairs, group), self._loss, self._user_gradient.numpy(),
         )  # fmt: skip
@@ -258,8 +260,8 @@ class FusedEngine:
         """Fill places, coefficients and loss, and this process's parts of the gradients of shared negatives."""
         n_pairs, own = len(batch.user), slice(self._first, self._first + len(batch.user))
         item_e, negative_e = self._item_e[:n_pairs], self._negative_e
-        kernels.gather(batch.item, self._items.table, self._cosine, item_e.numpy())
-        kernels.gather(batch.negative, self._items.table, self._cosine, negative_e.numpy())
+        kernels.gather(batch.item, self._rows_in_loss, self._cosine, item_e.numpy())
+        kernels.gather(batch.negative, self._rows_in_loss, self._cosine, negative_e.numpy())
         rows = max(n_pairs, _LEAST_ROWS)  # rows past the last pair have arbitrary content, which nobody reads
         sources = self._source[self._first : self._first + rows]
         scores = torch.mm(sources, negative_e.T, out=self._scores[:rows])[:n_pairs]
@@ -292,13 +294,13 @@ class FusedEngine:
             # Not directly into the part: the order in which BLAS sums may depend on the address of the result.
             gradient, bias_gradient = self._of_group
             torch.mm(scores[pairs].T, user_e[pairs], out=gradient)
-            if self._bias is not None:
+            if self._bias_in_loss is not None:
                 torch.sum(scores[pairs], dim=0, out=bias_gradient)
             for total, addend in zip(sums, self._of_group, strict=True):
                 total.copy_(addend) if number == 0 else total.add_(addend)
 
     def _logits(self, batch: Batch) -> kernels.Logits:
-        shift = np.empty(0, dtype=np.float32) if self._bias is None else self._bias.table[:, 0]
+        shift = np.empty(0, dtype=np.float32) if self._bias_in_loss is None else self._bias_in_loss
         if self._log_q is not None:
             shift = shift - self._log_q if len(shift) else -self._log_q
         return kernels.Logits(shift, self._inverse_temperature, batch.n_pairs, np.float32(self.config.negative_weight))

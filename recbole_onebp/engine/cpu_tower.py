@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from recbole_onebp.engine import kernels, tower_kernels
@@ -59,11 +58,10 @@ class TowerEngine(FusedEngine):
         if tower.id_bias is not None and tower.value_bias is not None:
             pairs.append((tower.id_bias, tower.value_bias))
         self._parts = [(Trained(ids, self.optimizer), Trained(values, self._value_optimizer)) for ids, values in pairs]
-        self._items, self._bias = (SimpleNamespace(table=made) for made in self._made)
-        if len(pairs) == 1:
-            self._bias = None
+        self._rows_in_loss = self._made[0]
+        self._bias_in_loss = self._made[1][:, 0] if len(pairs) == 2 else None
 
-    def _make(self, rows: Ids, kept: np.ndarray, out: list[Floats]) -> None:
+    def _make(self, rows: Ids, kept: npt.NDArray[np.bool_], out: list[Floats]) -> None:
         for (ids, values), table in zip(self._parts, out, strict=False):
             tower_kernels.compose(rows, kept, self._features, ids.table, values.table, table)
 

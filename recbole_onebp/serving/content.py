@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +71,7 @@ class ItemContent:
         content = read_json(path, _MOST_BYTES, max_values=_MOST_VALUES)
         fields: dict[str, _Field] = {}
         first = 0
-        for one in content if isinstance(content, list) else [None]:
+        for one in content if isinstance(content, list) else [{}]:
             if not _is_field(one) or one["field"] in fields:
                 raise UserError(f"{path}: damaged: expected fields with as many weights as values")
             tokens = one.get("values")
@@ -146,7 +146,7 @@ def _tokens(where: str, value: Any, field: _Field) -> tuple[npt.NDArray[np.int64
     )
 
 
-def _is_field(one: Any) -> bool:
+def _is_field(one: Any) -> TypeGuard[dict[str, Any]]:
     if not isinstance(one, dict) or not isinstance(one.get("field"), str) or not _are_numbers(one.get("weight")):
         return False
     values, mean = one.get("values"), one.get("mean")
@@ -156,5 +156,5 @@ def _is_field(one: Any) -> bool:
     return is_text and len(set(values)) == len(values) == len(one["weight"])
 
 
-def _are_numbers(value: Any) -> bool:
+def _are_numbers(value: Any) -> TypeGuard[list[float]]:
     return isinstance(value, list) and all(type(one) in (int, float) and abs(one) <= LARGEST for one in value)

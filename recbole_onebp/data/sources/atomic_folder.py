@@ -69,7 +69,7 @@ def read_items(path: Path) -> pd.DataFrame:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, pd.errors.ParserError) as error:
         raise UserError(f"{path}: {error}") from None
-    for title in items:
+    for title in map(str, items):
         if not re.fullmatch(r"[^:]+:(token|token_seq|float|float_seq)", title):
             raise UserError(f"{path}, line 1: {title!r}: expected name:type with token, token_seq, float or float_seq")
     if "item_id:token" not in items:

@@ -132,7 +132,7 @@ def convert(
     final = counts(parts)
     load_col = {"inter": list(parts["all" if "all" in parts else "train"])}
     if features is not None:
-        load_col["item"] = [title.partition(":")[0] for title in features]
+        load_col["item"] = [title.partition(":")[0] for title in map(str, features)]
     settings: dict[str, object] = {"load_col": load_col}
     if "all" not in parts:
         settings["benchmark_filename"] = list(parts)

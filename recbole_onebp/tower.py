@@ -1,9 +1,9 @@
 """The item tower: what the embedding of an item is made of where items have features.
 
 An item's row is the row of its id plus the weighted sum of the rows of its values (tags, authors, numbers, ...), so an
-item that nobody has taken has an embedding too: that of its values.  In training the ids of a share of the items of
-each step are left out, so that values learn to stand for items alone (Volkovs, Yu, Poutanen, "DropoutNet", NeurIPS
-2017).
+item that nobody has taken has an embedding too: that of its values.  With ``id_dropout`` the ids of a share of the
+items of each step are left out in training, so that values learn to stand for items alone (Volkovs, Yu, Poutanen,
+"DropoutNet", NeurIPS 2017).
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class OneBPConfig(TrainingKeys):
             "With `item_features`: share of the items of a step whose ids are left out, so that features learn to "
             "stand alone. 1: ids are not used at all"
         ),
-    ] = 0.1
+    ] = 0.0
     score: Annotated[
         Literal["dot", "cosine"],
         Key("With `cosine`, users also aggregate unit-length item embeddings; the paper has `dot`"),

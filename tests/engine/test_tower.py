@@ -28,10 +28,10 @@ def build(films, **keys):
     "options",
     [
         {},
-        {"learner": "sparse_adam"},
-        {"weight_decay": 0.01},
+        {"learner": "sparse_adam", "id_dropout": 0.5},
+        {"weight_decay": 0.01, "id_dropout": 0.3},
         {"score": "dot", "item_bias": False},
-        {"id_dropout": 0.0, "negative_weight": 1.25, "aggregation": "epoch"},
+        {"negative_weight": 1.25, "aggregation": "epoch"},
         {"id_dropout": 1.0, "item_features": ["genres"]},
         {"aggregation_interval": 3, "logq_correction": True, "beta": 0.5},
     ],
@@ -101,6 +101,7 @@ def test_items_without_train_pairs_are_no_negatives(films):
 
 
 def test_a_resumed_run_is_the_same_bit_for_bit(films, tmp_path):
+    films = {**films, "id_dropout": 0.3}
     whole = build(films, epochs=4, output_dir=str(tmp_path / "whole"))
     whole.fit()
     build(films, epochs=2, output_dir=str(tmp_path / "half")).fit()

@@ -26,6 +26,8 @@ CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ids alone": ("OneBP", {"item_features": "none"}),
     "features and ids": ("OneBP", {"item_features": "all"}),
     "ContentKNN": ("ContentKNN", {}),
+}
+LAST: dict[str, tuple[str, dict[str, Any]]] = {
     "a tenth of the ids left out": ("OneBP", {"item_features": "all", "id_dropout": 0.1}),
     "features alone": ("OneBP", {"item_features": "all", "id_dropout": 1.0}),
 }
@@ -34,7 +36,7 @@ CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
 def contestants(fields: list[str]) -> dict[str, tuple[str, dict[str, Any]]]:
     """Name -> model and settings, with a contestant for each field."""
     single = {f"{field} and ids": ("OneBP", {"item_features": [field]}) for field in fields}
-    return {**CONTESTANTS, **(single if len(fields) > 1 else {})}
+    return {**CONTESTANTS, **(single if len(fields) > 1 else {}), **LAST}
 
 
 def train_and_test(model: str, args: Any, seed: int, own: dict[str, Any]) -> dict[str, Any]:

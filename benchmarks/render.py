@@ -287,6 +287,24 @@ def _qualities(results: Path, pattern: str, part: str) -> str:
     return table(head, rows) if rows else "Not run: `python benchmarks/quality.py`."
 
 
+def _features(result: Result, _file: Path) -> str:
+    """A row a contestant: cold, warm and all test items, the means over the seeds."""
+
+    def cells(name: str, runs: list[Result]) -> list[str]:
+        cutoffs = [metric for kind in ("recall@", "ndcg@") for metric in runs[0]["test"]["all"] if kind in metric]
+        accuracy = (
+            " / ".join(f"{statistics.mean(run['test'][items][metric] for run in runs):.4f}" for metric in cutoffs)
+            for items in ("cold", "warm", "all")
+        )
+        return [name, ", ".join(str(run["epochs"]) for run in runs), *accuracy]
+
+    settings = ", ".join(f"{key}: {value}" for key, value in result["settings"].items())
+    seeds = ", ".join(str(run["seed"]) for run in next(iter(result["contestants"].values())))
+    head = (result["dataset"], "epochs", "cold items", "warm items", "all items")
+    rows = (cells(name, runs) for name, runs in result["contestants"].items())
+    return f"{table(head, rows)}\n\nSeed {seeds}; {settings}. {_packages(result)}."
+
+
 speed = _pages("*-speed.json", "speed.py", _full)
 speed_short = _pages("*-speed.json", "speed.py", _short)
 growth = _pages("*-growth.json", "large.py growth", _growth)
@@ -301,6 +319,7 @@ BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
         "factors": factors,
     },
     "docs/local.md": {"local": _pages("local/*.json", "local.py --dataset gowalla", _local)},
+    "docs/features.md": {"features": _pages("features/*.json", "features.py", _features)},
     "README.md": {"quality": quality_short},
     "docs/results.md": {"quality": quality_short, "comparison": comparison, "speed": speed_short},
     "docs/performance.md": {

@@ -52,6 +52,7 @@ class OneBP(GeneralRecommender):
         item_table: item embeddings ``(n_items, d)``: a parameter, or a buffer with what the tower last made.
         user_table: user embeddings ``(n_users, d)``: a buffer, or a parameter with ``backprop: two``.
         item_bias: ``(n_items, 1)``, like ``item_table``; None without ``item_bias: True``.
+        new_item_bias: with a tower, what is added to the biases of items without the row of an id.
         shared_negatives: with ``negatives: shared``, the negatives of the next step, ``(M,)``; set by the trainer.
         history: the train items of all users; None where nothing needs them.
         recency: weight of an item by its age, 0 if all items of a user count the same.
@@ -73,6 +74,7 @@ class OneBP(GeneralRecommender):
     item_table: Tensor
     user_table: Tensor
     item_bias: Tensor | None
+    new_item_bias: Tensor
     shared_negatives: Tensor
     history: History
     item_weight: Tensor | None
@@ -109,6 +111,7 @@ class OneBP(GeneralRecommender):
         else:
             self.register_buffer("item_table", items)
             self.register_buffer("item_bias", bias)
+            self.register_buffer("new_item_bias", torch.zeros(()))
             self.make_items()
         self._users_are_moved = False
         self._ranked: tuple[list[int], Tensor] | None = None
@@ -154,6 +157,24 @@ class OneBP(GeneralRecommender):
         self.item_table.copy_(self.tower.all_rows())
         if self.item_bias is not None:
             self.item_bias.copy_(self.tower.all_biases())
+
+    @torch.no_grad()
+    def calibrate_new_items(self) -> None:
+        """Lower the biases of items without the row of an id; call it once after :meth:`make_items`, for evaluation.
+
+        The row of an id makes an item differ from others with its features.  Without it, an item is more like the
+        average user.  The biases are lowered by what leaving out ids would add to the mean score of the other items.
+        """
+        tower = self.tower
+        if tower is None or tower.id_bias is None or self.item_bias is None or not tower.has_id.any():
+            return
+        rows = self.item_table[tower.has_id]
+        more = self._scaled(rows - tower.id_table[tower.has_id]) - self._scaled(rows)
+        user = self._scaled(self.user_table[1:]).mean(dim=0)
+        gain = float((more @ user).mean()) / self.config.temperature - float(tower.id_bias[tower.has_id].mean())
+        self.new_item_bias.fill_(-gain)
+        self.item_bias[~tower.has_id] -= gain
+        self.item_bias[0] = 0
 
     def _keep_history(self, dataset: Dataset) -> None:
         """Keep what aggregation needs of the train interactions, outside checkpoints: it is computed from the data."""

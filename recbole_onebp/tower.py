@@ -30,6 +30,7 @@ class Tower(nn.Module):
         id_bias: parameter ``(n_items, 1)``; None without biases, like ``value_bias``.
         value_table: a row for each value of each field, parameter ``(n_values, d)``.
         value_bias: parameter ``(n_values, 1)``.
+        has_id: whether each item has the row of its id, ``(n_items,)``.
         start: the values of item i are ``value[start[i] : start[i + 1]]``, ``(n_items + 1,)``.
         value: numbers of values.
         weight: of each value in its item; see :class:`~recbole_onebp.data.item_features.ItemField`.
@@ -44,6 +45,7 @@ class Tower(nn.Module):
     value: Tensor
     weight: Tensor
     kept: Tensor
+    has_id: Tensor
 
     def __init__(self, fields: Sequence[ItemField], ids: Tensor, has_pairs: Tensor, biases: bool, sparse: bool) -> None:
         """Create the tables.
@@ -66,6 +68,7 @@ class Tower(nn.Module):
         for name, array in (("start", features.indptr), ("value", features.indices)):
             self.register_buffer(name, torch.from_numpy(array).long(), persistent=False)
         self.register_buffer("weight", torch.from_numpy(features.data), persistent=False)
+        self.register_buffer("has_id", has_pairs, persistent=False)
         self.register_buffer("kept", torch.ones(n_items, dtype=torch.bool), persistent=False)
 
     @property

@@ -187,6 +187,7 @@ class OneBPTrainer(Trainer):
             loss = self._fast_epoch(train_data, epoch_idx, show_progress)
         else:
             loss = self._reference_epoch(train_data, epoch_idx, loss_func or self._loss_of_batch, show_progress)
+        self.model.calibrate_new_items()
         self._watch(epoch_idx)
         return loss
 

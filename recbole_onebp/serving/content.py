@@ -1,8 +1,8 @@
 """The features of items in a bundle: an item that is not in it, made of the rows of its values.
 
-``item_values.json`` is a list of fields, in the order of the rows of ``value_encodings.npy``.  A field of tokens is
-``{"field": name, "values": [...], "weight": [...]}``, a field of numbers ``{"field": name, "mean": [...],
-"weight": [...]}``; see :class:`recbole_onebp.data.item_features.ItemField`.
+``item_values.json`` holds ``bias``, which is added to that of every new item, and ``fields``, in the order of the rows
+of ``value_encodings.npy``.  A field of tokens is ``{"field": name, "values": [...], "weight": [...]}``, a field of
+numbers ``{"field": name, "mean": [...], "weight": [...]}``; see :class:`recbole_onebp.data.item_features.ItemField`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _NAME = "item_values.json"
 _MOST_BYTES, _MOST_VALUES = 1 << 30, 1 << 25
 
 
-def described(fields: Iterable[Any]) -> list[dict[str, Any]]:
+def described(fields: Iterable[Any], bias: float) -> dict[str, Any]:
     """What ``item_values.json`` holds of the fields of a tower."""
-    return [
+    found = [
         {
             "field": field.name,
             **({"mean": field.mean.tolist()} if field.tokens is None else {"values": field.tokens.tolist()}),
@@ -37,6 +37,7 @@ def described(fields: Iterable[Any]) -> list[dict[str, Any]]:
         }
         for field in fields
     ]
+    return {"bias": bias, "fields": found}
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,10 @@ class _Field:
 class ItemContent:
     """Encodes items by their features, as the item tower does in training."""
 
-    def __init__(self, fields: dict[str, _Field], table: Float32Array, bias: Float32Array | None) -> None:
-        self._fields, self._table, self._bias = fields, table, bias
+    def __init__(
+        self, fields: dict[str, _Field], table: Float32Array, bias: Float32Array | None, bias_of_all: float
+    ) -> None:
+        self._fields, self._table, self._bias, self._bias_of_all = fields, table, bias, bias_of_all
 
     @classmethod
     def read(cls, bundle: Bundle) -> ItemContent:
@@ -71,7 +74,7 @@ class ItemContent:
         content = read_json(path, _MOST_BYTES, max_values=_MOST_VALUES)
         fields: dict[str, _Field] = {}
         first = 0
-        for one in content if isinstance(content, list) else [{}]:
+        for one in content["fields"] if _is_content(content) else [{}]:
             if not _is_field(one) or one["field"] in fields:
                 raise UserError(f"{path}: damaged: expected fields with as many weights as values")
             tokens = one.get("values")
@@ -87,7 +90,7 @@ class ItemContent:
         for name, array in (("value_encodings", table), ("value_bias", bias)):
             if array is not None and np.abs(array).max(initial=0) > LARGEST:
                 raise UserError(f"{bundle.path / name}.npy: has values beyond {LARGEST:g}; export the bundle again")
-        return cls(fields, table, bias)
+        return cls(fields, table, bias, float(content["bias"]))
 
     def encode(self, item: Token, features: Mapping[str, Any]) -> tuple[Float32Array, float, list[Token]]:
         """Embedding ``(1, d)`` and bias of an item, and its unknown values.
@@ -99,7 +102,7 @@ class ItemContent:
         Raises:
             UserError: for an unknown field, or a value of the wrong kind.
         """
-        embedding, bias, unknown = np.zeros((1, self._table.shape[1]), np.float32), 0.0, []
+        embedding, bias, unknown = np.zeros((1, self._table.shape[1]), np.float32), self._bias_of_all, []
         for name, value in features.items():
             field = self._fields.get(name)
             if field is None:
@@ -144,6 +147,11 @@ def _tokens(where: str, value: Any, field: _Field) -> tuple[npt.NDArray[np.int64
         weight / np.float32(length),
         [t for t in tokens if t not in field.rows],
     )
+
+
+def _is_content(value: Any) -> TypeGuard[dict[str, Any]]:
+    is_complete = isinstance(value, dict) and isinstance(value.get("fields"), list)
+    return is_complete and _are_numbers([value.get("bias")])
 
 
 def _is_field(one: Any) -> TypeGuard[dict[str, Any]]:

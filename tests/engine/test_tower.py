@@ -63,9 +63,9 @@ def test_rows_are_ids_and_values(films):
     tower = model.tower
     wanted = tower.id_table.detach().numpy() + features @ tower.value_table.detach().numpy()
     np.testing.assert_allclose(model.item_table, wanted, atol=1e-6)
-    np.testing.assert_allclose(
-        model.item_bias, tower.id_bias.detach().numpy() + features @ tower.value_bias.detach().numpy(), atol=1e-6
-    )
+    bias = tower.id_bias.detach().numpy() + features @ tower.value_bias.detach().numpy()
+    bias[1:][~tower.has_id[1:]] += model.new_item_bias.numpy()
+    np.testing.assert_allclose(model.item_bias, bias, atol=1e-6)
     cold = dataset.token2id("item_id", [f"f{film}" for film in (*COLD["valid"], *COLD["test"])])
     assert not tower.id_table[cold].any()
     assert not tower.id_bias[cold].any()
@@ -125,3 +125,22 @@ def test_a_resumed_run_is_the_same_bit_for_bit(films, tmp_path):
 def test_what_does_not_go_together_is_one_line(films, keys, message):
     with pytest.raises(UserError, match=message):
         build(films, **keys)
+
+
+def test_new_items_are_as_likely_as_others_with_the_ids_left_out(films):
+    """Leaving out its id brings an item closer to the average user; this is taken from the biases of new items."""
+    model = build(films).model
+    with torch.no_grad():
+        model.tower.id_bias[1:] = 0.5
+        model.make_items()
+        before = model.item_bias.clone()
+        model.calibrate_new_items()
+        has_id, cosine, user = model.tower.has_id, torch.nn.functional.normalize, model.user_table[1:]
+        whole = model.item_table[has_id]
+        scores = [cosine(user, dim=1) @ cosine(rows, dim=1).T for rows in (whole - model.tower.id_table[has_id], whole)]
+    gain = float((scores[0] - scores[1]).mean()) / 0.1 - 0.5
+    lowered = ~has_id
+    lowered[0] = False
+    torch.testing.assert_close(model.item_bias[lowered], before[lowered] - gain)
+    torch.testing.assert_close(model.item_bias[has_id], before[has_id])
+    assert model.item_bias[0] == 0

@@ -92,7 +92,7 @@ def test_damaged_features_are_one_line(bundle, tmp_path, change):
     shutil.copytree(bundle, tmp_path / "bundle")
     path = tmp_path / "bundle" / "item_values.json"
     fields = json.loads(path.read_text())
-    change(fields)
+    change(fields["fields"])
     text = json.dumps(fields)
     path.write_text(text)
     manifest_path = path.with_name("manifest.json")

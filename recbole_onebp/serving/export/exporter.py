@@ -98,7 +98,7 @@ def export(
 
     texts: dict[str, Any] = {"item_ids": item_ids, "user_ids": user_ids}
     if model.tower is not None:
-        texts["item_values"] = described(model.tower.fields)
+        texts["item_values"] = described(model.tower.fields, model.config.temperature * float(model.new_item_bias))
     fields = read_item_fields(config, item_ids)
     if fields:
         texts["item_fields"] = fields

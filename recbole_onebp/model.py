@@ -100,17 +100,11 @@ class OneBP(GeneralRecommender):
         users = _xavier_rows(self.n_users, size) if self.shard is None else _xavier_rows_of(self.shard, size)
         items = _xavier_rows(self.n_items, size)
         self.tower = self._make_tower(dataset, items)
-        if self.config.backprop == "two":
-            self.user_table = nn.Parameter(users)
-        else:
-            self.register_buffer("user_table", users)
+        self._keep("item_table", items, self.tower is None)
+        self._keep("user_table", users, self.config.backprop == "two")
         bias = torch.zeros(self.n_items, 1) if self.config.item_bias else None
-        if self.tower is None:
-            self.item_table = nn.Parameter(items)
-            self.item_bias = None if bias is None else nn.Parameter(bias)
-        else:
-            self.register_buffer("item_table", items)
-            self.register_buffer("item_bias", bias)
+        self._keep("item_bias", bias, self.tower is None)
+        if self.tower is not None:
             self.register_buffer("new_item_bias", torch.zeros(()))
             self.make_items()
         self._users_are_moved = False
@@ -123,6 +117,13 @@ class OneBP(GeneralRecommender):
         self._keep_history(dataset)
         self._start_users()
 
+    def _keep(self, name: str, table: Tensor | None, is_trained: bool) -> None:
+        """Keep a table as a parameter or as a buffer."""
+        if is_trained:
+            self.register_parameter(name, None if table is None else nn.Parameter(table))
+        else:
+            self.register_buffer(name, table)
+
     def _start_users(self) -> None:
         if self.config.aggregation == "interval" or self.leaves_one_out:
             self._aggregate(beta=0.0)
@@ -133,7 +134,12 @@ class OneBP(GeneralRecommender):
 
         Args:
             tables: name of a table -> internal ids ``(n,)`` and their rows ``(n, ...)``; the bias in units of scores.
+
+        Raises:
+            UserError: if items are made of features: their rows do not say what they were made of.
         """
+        if self.tower is not None:
+            raise UserError("item_features: training does not start from an earlier model; leave one of the two out")
         for name, (ids, rows) in tables.items():
             scale = self.config.temperature if name == "item_bias" else 1.0
             getattr(self, name)[ids] = rows.view(len(ids), -1).to(self.item_table) / scale

@@ -20,6 +20,7 @@ def films(tmp_path_factory):
 
 def build(films, **keys):
     sizes = {"embedding_size": 8, "n_shared_negatives": 16, "train_batch_size": 32, "learning_rate": 0.02, "epochs": 3}
+    sizes["local"] = "none"  # the towers alone
     settings = {**films, "item_features": "all", **sizes, **keys}
     return recbole_onebp.build("OneBP", "films", config_dict=settings)
 

@@ -69,7 +69,7 @@ def main() -> None:
     args = measure.arguments(
         __doc__, json=Path, dataset="citeulike", data_path=measure.DATA, seeds=[1], epochs=40, settings={}, threads=2,
     )  # fmt: skip
-    measure.begin(args)
+    measure.begin(args, [args.dataset])
     settings = {**args.settings, "threads": args.threads, "epochs at most": args.epochs}
     about = {**measure.here("numba"), "dataset": args.dataset, "settings": settings}
     results = measure.earlier(args.json, about, "contestants", ("dataset", "settings")) or {}

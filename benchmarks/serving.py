@@ -19,7 +19,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
@@ -113,37 +113,36 @@ class Bench:
         return float(median), float(p99)
 
     def cores(self) -> list[Row]:
-        """Requests a second of 8 clients that ask one after the other, and p99 at half of that rate.
+        """Requests a second of 8 clients that ask one after the other, of one service and of one per core, and p99 at
+        half of the rate of one.
 
-        Service and clients run on one core, then both on all: they take about as much time each, so that a service on
+        Services and clients run on one core, then both on all: they take about as much time each, so that a service on
         one core with its clients on another would be no measure of a machine of one core.
         """
         n_cores = self._args.cores
         users = Recommender.load(self._bundle).user_ids
         asked = [json.dumps({"users": [user], "k": 20}).encode() for user in users[:1000]]
-        rates: dict[int, list[float]] = {1: [], n_cores: []}
+        rates: dict[tuple[int, int], list[float]] = {(1, 1): [], (n_cores, 1): [], (n_cores, n_cores): []}
         p99 = []
         for _ in range(self._args.repeats):
-            for number, found in rates.items():
-                with _on_cores(number), self._served(self._scratch / f"cores-{number}") as (url, _):
-                    found.append(len(_ask(url, asked, self._args.seconds)) / self._args.seconds)
-                    if number == n_cores:
-                        late = _ask(url, asked, self._args.seconds, found[-1] / 2)
+            for (cores, services), found in rates.items():
+                with _on_cores(cores), ExitStack() as stack:
+                    served = (self._served(self._scratch / f"cores-{cores}-{number}") for number in range(services))
+                    urls = [stack.enter_context(service)[0] for service in served]
+                    found.append(len(_ask(urls, asked, self._args.seconds)) / self._args.seconds)
+                    if (cores, services) == (n_cores, 1):
+                        late = _ask(urls, asked, self._args.seconds, found[-1] / 2)
                         p99.append(float(1000 * np.percentile(late, 99)))
-        gain = [many / one for one, many in zip(rates[1], rates[n_cores], strict=True)]
-        parts = {"requests a second": rates[n_cores], "requests a second of one core": rates[1]}
-        checked = "every answer is a whole list; service and clients share the cores"
-        return [
-            Row(
-                f"{CLIENTS} clients on {n_cores} cores, times the requests a second of one core",
-                gain,
-                parts,
-                checked,
-                target=1.7,
-                at_least=True,
-            ),
-            Row(f"p99 at half of the requests a second of {n_cores} cores, ms", p99, {}, checked, target=50),
-        ]
+        checked = "every answer is a whole list; services and clients share the cores"
+        rows = []
+        for services, which in ((1, ""), (n_cores, f", a service per core, {CLIENTS // n_cores} clients each")):
+            many = rates[n_cores, services]
+            gain = [rate / one for rate, one in zip(many, rates[1, 1], strict=True)]
+            title = f"{CLIENTS} clients on {n_cores} cores{which}, times the requests a second of one core"
+            parts = {"requests a second": many, "requests a second of one core": rates[1, 1]}
+            rows.append(Row(title, gain, parts, checked, target=1.7, at_least=True))
+        late_title = f"p99 at half of the requests a second of {n_cores} cores, ms"
+        return [rows[0], Row(late_title, p99, {}, checked, target=50), rows[1]]
 
     def attacks(self) -> list[Row]:
         """The slowest ``/health``, each in a connection of its own, under three attacks, with the key set."""
@@ -265,13 +264,16 @@ def _address(url: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _ask(url: str, asked: list[bytes], seconds: float, rate: float | None = None) -> list[float]:
-    """Latencies of 8 clients that ask for some seconds, one question after the other or at a rate of all together."""
+def _ask(urls: Sequence[str], asked: list[bytes], seconds: float, rate: float | None = None) -> list[float]:
+    """Latencies of 8 clients that ask for some seconds, one question after the other or at a rate of all together.
+
+    The clients take turns at the services, so each service is asked for users of its own.
+    """
     latencies: list[float] = []
 
     def client(first: int) -> None:
         # A plain socket, because a client library would take as long as the service.
-        with socket.create_connection(_address(url)) as connection:
+        with socket.create_connection(_address(urls[first % len(urls)])) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             number, start = 0, perf_counter()
             while perf_counter() < start + seconds:

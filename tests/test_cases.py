@@ -296,6 +296,11 @@ def test_c12_a_model_that_picks_more_items_itself(line):
     assert "SASRecCPR picks more items at a time than the 40 of data set small" in line("SASRecCPR", **IN_TIME)
 
 
+def test_c12_a_batch_that_draws_more_users_than_there_are(line):
+    words = "DGCF draws more users or items for each batch than data set small has; lower train_batch_size"
+    assert line("DGCF", train_batch_size=20_000, n_layers=1) == words
+
+
 def test_c12_more_clusters_than_users(line):
     pytest.importorskip("faiss")
     words = "NCL makes more clusters (num_clusters) than data set small has users or items; lower num_clusters"

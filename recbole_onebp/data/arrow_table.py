@@ -79,6 +79,7 @@ class ArrowTable:
 
         def values() -> Iterator[Any]:
             for batch in self._dataset.to_batches(columns=[name], batch_size=_BATCH):
+                batch.validate(full=True)  # Arrow itself follows offsets and codes of a damaged file unchecked
                 bar.update(len(batch))
                 yield batch.column(0)
 

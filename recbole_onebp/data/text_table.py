@@ -98,14 +98,14 @@ class TextTable:
 
         Args:
             ids: names of the columns of user and item ids, which are tokens; other columns of a CSV file are numbers,
-                unless they are named as in an atomic file (``shop:token``).
+                unless they are named as in an atomic file (``shop:token``); those without a name are left out.
 
         Returns:
             Title, such as ``user_id:token``, -> the column's name in the file.
         """
         if not self.is_csv:
             return {title: title for title in self.first_lines[0].split(self.separator)}
-        return columnar_titles(dict.fromkeys(self._csv_names, "float"), ids)
+        return columnar_titles(dict.fromkeys(filter(None, self._csv_names), "float"), ids)
 
     @cached_property
     def _csv_names(self) -> list[str]:

@@ -76,6 +76,12 @@ def too_few_items_as_user_error(model: str, dataset: str, n_items: int) -> Itera
     """Report a model that picks more items, or makes more clusters, than there are: some have keys for that."""
     try:
         yield
+    except ValueError as error:
+        if "Sample larger than population" not in str(error):  # random.sample, for DGCF
+            raise
+        raise UserError(
+            f"{model} draws more users or items for each batch than data set {dataset} has; lower train_batch_size"
+        ) from error
     except RuntimeError as error:
         if "as large as number of clusters" in str(error):  # faiss, for NCL
             raise UserError(

@@ -273,6 +273,24 @@ def test_no_interactions(tmp_path, wrong):
     assert said(tmp_path) == ".csv: no interactions"
 
 
+def test_damaged_text(tmp_path, wrong):
+    table = pa.Table.from_pandas(rated(events(20)), preserve_index=False)
+    table = table.set_column(0, "user_id", pa.array(["u1", "u2"] * 10, pa.string()))
+    feather.write_feather(table, f"{wrong}.arrow", compression="uncompressed")
+    content = Path(f"{wrong}.arrow").read_bytes()
+    ends = np.arange(0, 42, 2, dtype=np.int32)  # of the texts in the bytes of all
+    assert content.count(ends.tobytes()) == 1
+    Path(f"{wrong}.arrow").write_bytes(content.replace(ends.tobytes(), np.append(ends[:-1], ends[-1:] + 4).tobytes()))
+    assert said(tmp_path).startswith(".arrow: column user_id: ")
+
+
+def test_a_column_without_a_name(both, tmp_path):
+    write_inter(tmp_path / "atomic" / "same", events(20), RATED)
+    frame = rated(events(20))
+    frame.to_csv(f"{place(tmp_path)}.csv")  # with the index, as many do
+    assert_same(*both())
+
+
 def test_no_such_format(tmp_path, wrong):
     Path(f"{wrong}.parquet").write_text("user_id,item_id\n1,2\n")
     assert said(tmp_path).startswith(".parquet: not parquet: ")

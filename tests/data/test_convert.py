@@ -163,6 +163,10 @@ def test_several_files_one_after_the_other():
         ("x.csv", b"user,item\na,x\n", ["--split=time"], "--split=time: there is no column of times"),
         ("x.csv", b"user,item\na,x\n", ["--split=leave_one_out"], "x: no rows are left for valid"),
         ("x.csv", b"user,item\na,x\n", ["--k_core=2"], "x: no rows are left for all"),
+        *(
+            ("x.csv", b"user,item,time\na,x,1\n", ["--k_core=2", f"--split={split}"], "x: no rows are left for train")
+            for split in ("ratio", "leave_one_out", "time_user", "time")
+        ),
         ("x.csv", b"user,item\na,x\n", ["--ratios", "0.8", "0.2", "0"], "--ratios 0.8 0.2 0.0: expected three numbers"),
         ("x.csv", b"user,item\na,x\n", ["--name=a/b"], "--name a/b: expected the name of a folder"),
         ("x.csv", b"user,item\na,x\n", ["--name=gowalla"], "--name gowalla: stands for another data set"),
@@ -182,6 +186,19 @@ def test_what_cannot_be_converted(name, content, arguments, said, capsys):
     assert code == 2
     assert said in error
     assert [path.name for path in Path.cwd().iterdir()] == [name]
+
+
+def test_a_damaged_page_of_parquet(capsys):
+    frame = pd.DataFrame({"user": [f"u{number % 3}" for number in range(6)], "item": list("abcdef")})
+    frame.to_parquet("x.parquet", compression=None)
+    content = Path("x.parquet").read_bytes()
+    users = b"\x02\x03\x24\x09"  # of two bits each: 0, 1, 2, 0, 1, 2
+    assert content.count(users) == 1
+    Path("x.parquet").write_bytes(content.replace(users, b"\x02\x03\xff\x0f"))  # all 3, which there is none of
+    code, _, error = run("convert", "x.parquet", capsys=capsys)
+    assert code == 2
+    assert "x.parquet: not a Parquet file: " in error
+    assert [path.name for path in Path.cwd().iterdir()] == ["x.parquet"]
 
 
 def test_a_zip_of_something_else(capsys):

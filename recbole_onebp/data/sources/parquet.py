@@ -84,6 +84,7 @@ def _read(file: Any, chosen: dict[str, str]) -> pd.DataFrame:
     numbers: dict[str, list[Any]] = {key: [] for key in chosen if key not in texts}
     faults = Text()
     for batch in file.iter_batches(batch_size=_BATCH, columns=list(chosen.values())):
+        batch.validate(full=True)  # damaged pages may refer to texts that the dictionary does not have
         fault = np.full(len(batch), None, dtype=object)
         for key, name in chosen.items():
             column = batch.column(batch.schema.names.index(name))

@@ -94,6 +94,8 @@ def by_time(time: pd.Series, ratios: Sequence[float]) -> _Parts:
     Returns:
         (n,) number of the part of each row.
     """
+    if time.empty:
+        return np.empty(0, dtype=np.int64)
     shares = np.cumsum(np.asarray(ratios, dtype=np.float64) / sum(ratios))[:-1]
     last = np.rint(shares * len(time)).astype(np.int64) - 1  # of the rows in order, the last that is still in the part
     bounds = np.sort(time.to_numpy(np.float64))[np.maximum(last, 0)]

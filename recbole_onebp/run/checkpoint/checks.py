@@ -18,6 +18,7 @@ from torch import Tensor
 __all__ = [
     "EpochRecord",
     "Values",
+    "check_arrays",
     "check_counters",
     "check_generators",
     "check_model",
@@ -55,6 +56,7 @@ class _Trainer(_Strict):
     model: dict[str, Tensor]
     other_parameters: dict[str, Any]
     counters: dict[str, dict[str, int | float]]
+    arrays: dict[str, Tensor]
     optimizers: dict[str, dict[str, Any]]
     early_stopping: _EarlyStopping
 
@@ -178,10 +180,21 @@ def check_model(model: torch.nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def check_counters(own: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Raise an error for a counter of another type."""
-    for name, value in own.items():
-        if type(values[name]) is not type(value):
+    """Raise an error for a counter of another type.  One may be missing: RaCT puts a tensor where a number was."""
+    for name in own.keys() & values.keys():
+        if type(values[name]) is not type(own[name]):
             raise TypeError(f"{name}: {values[name]!r}")
+
+
+def check_arrays(own: Mapping[str, Any], values: Mapping[str, Tensor]) -> None:
+    """Raise an error for an array that a model does not keep, or of another type or shape, or that is not finite."""
+    for name, value in values.items():
+        mine = torch.as_tensor(own[name])
+        if value.dtype != mine.dtype or value.shape != mine.shape:
+            expected = f"{mine.dtype} {tuple(mine.shape)}"
+            raise ValueError(f"{name[:80]}: {value.dtype} {tuple(value.shape)}, expected {expected}")
+        if not torch.isfinite(value).all() and torch.isfinite(mine).all():
+            raise ValueError(f"{name[:80]}: values that are not finite")
 
 
 def check_other(model: Any, values: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from recbole_onebp.run.checkpoint.resume import resumable_epochs
 from recbole_onebp.run.checkpoint.signals import StopSignals
 from recbole_onebp.run.checkpoint.state import (
     VERSIONS,
+    array_digests,
     data_of,
     generator_states,
     load_other_parameters,
@@ -66,7 +67,7 @@ class Saver(Checkpointing):
         self.trainer, self.folder, self.epochs = trainer, folder, epochs
         self._dataset, self._loaders = dataset, loaders
         self._best, self._ranks = best or folder.model, current()
-        self._settings = settings_of(trainer.config)
+        self._settings, self._built = settings_of(trainer.config), array_digests(trainer.model)
         self._checkpoints = Checkpoints(folder.checkpoints)
         self._clock, self._time, self._signals = CheckpointClock(), TrainingTime(), StopSignals()
         self._saved: tuple[int, int] | None = None  # epoch and step at which the newest checkpoint resumes
@@ -231,7 +232,7 @@ class Saver(Checkpointing):
                 "step": step,
                 "loss": loss,
                 "stopped_early": stopped_early,
-                "trainer": trainer_state(self.trainer),
+                "trainer": trainer_state(self.trainer, self._built),
                 "generators": generator_states(self._loaders.values()),
                 "epochs": self.epochs,
                 "seconds": self._time.total,

@@ -17,12 +17,13 @@ from torch.utils.data import DataLoader
 from recbole_onebp import __version__
 from recbole_onebp.config.schema import NO_RESULT
 from recbole_onebp.distributed.ranks import current
-from recbole_onebp.run.checkpoint.checks import check_counters, check_optimizer, check_other
+from recbole_onebp.run.checkpoint.checks import check_arrays, check_counters, check_optimizer, check_other
 from recbole_onebp.run.checkpoint.store import pack
 from recbole_onebp.run.folder import plain
 
 __all__ = [
     "VERSIONS",
+    "array_digests",
     "data_of",
     "differences",
     "generator_states",
@@ -40,16 +41,26 @@ VERSIONS = {"recbole_onebp": __version__, **{name: version(name) for name in ("t
 """The versions that a resumed run should have in common with the run that it continues."""
 
 
-def trainer_state(trainer: Any) -> dict[str, Any]:
+def trainer_state(trainer: Any, built: Mapping[str, str]) -> dict[str, Any]:
     """Everything that training changes in a RecBole trainer and its model.
 
-    Optimizers are found by type, because RecVAE's trainer has several.  Counters of modules, such as MultiVAE's for
-    annealing, are saved too, because they are in no ``state_dict``.
+    Optimizers are found by type, because RecVAE's trainer has several.  Of what modules keep outside their
+    ``state_dict``, counters (MultiVAE's for annealing) are saved, and arrays that training has changed (DiffRec's
+    losses by time step, LINE's shuffled users).
+
+    Args:
+        trainer: a RecBole trainer.
+        built: what :func:`array_digests` returned before training.
     """
     return {
         "model": trainer.model.state_dict(),
         "other_parameters": other_parameters(trainer.model),
         "counters": {name: _counters(module) for name, module in trainer.model.named_modules()},
+        "arrays": {
+            name: torch.as_tensor(array).clone()
+            for name, array in _arrays(trainer.model).items()
+            if built.get(name, now := _digest(array)) != now
+        },
         "optimizers": {name: optimizer.state_dict() for name, optimizer in _optimizers(trainer).items()},
         "early_stopping": {
             "cur_step": trainer.cur_step,
@@ -69,8 +80,11 @@ def restore_trainer(trainer: Any, state: Mapping[str, Any]) -> None:
     load_other_parameters(trainer.model, state["other_parameters"])
     for name, module in trainer.model.named_modules():
         check_counters(_counters(module), state["counters"][name])
-        for key in _counters(module):
+        for key in _counters(module).keys() & state["counters"][name].keys():
             setattr(module, key, state["counters"][name][key])
+    check_arrays(arrays := _arrays(trainer.model), state["arrays"])
+    for name, value in state["arrays"].items():
+        torch.as_tensor(arrays[name]).copy_(value)  # shares the memory of an array of numpy's
     optimizers = _optimizers(trainer)
     # A new trainer of RecVAE also has the optimizer that its own ones replace when training begins.
     if optimizers.keys() ^ state["optimizers"].keys() not in (set(), {"optimizer"}):
@@ -115,6 +129,29 @@ def _counters(module: torch.nn.Module) -> dict[str, int | float]:
         for key, value in vars(module).items()
         if type(value) in (int, float) and key not in ("n_users", "n_items")
     }
+
+
+def array_digests(model: torch.nn.Module) -> dict[str, str]:
+    """Hashes of the arrays that a model keeps outside its ``state_dict``, such as the histories of users, by name."""
+    return {name: _digest(array) for name, array in _arrays(model).items()}
+
+
+def _arrays(model: torch.nn.Module) -> dict[str, Tensor | np.ndarray[Any, Any]]:
+    """Dense tensors and arrays of numbers, by the names of the module and its attribute."""
+    found = {}
+    for module_name, module in model.named_modules():
+        for key, value in vars(module).items():
+            is_dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.requires_grad
+            if is_dense or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf"):
+                found[f"{module_name}.{key}"] = value
+    return found
+
+
+def _digest(array: Tensor | np.ndarray[Any, Any]) -> str:
+    numbers = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
+    digest = hashlib.sha256(f"{numbers.dtype} {numbers.shape}".encode())
+    digest.update(np.ascontiguousarray(numbers).data)
+    return digest.hexdigest()
 
 
 def _optimizers(trainer: Any) -> dict[str, Optimizer]:

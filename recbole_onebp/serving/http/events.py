@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import NamedTuple
 
 from recbole_onebp.serving.http import legacy_journal
@@ -116,9 +117,10 @@ class EventStore:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
                 raise UserError(f"{self.path}: is not a plain file; choose another folder for the events")
-            if not self.path.exists():
-                # SQLite gives the files beside it the same mode.
-                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            # SQLite gives the files beside it the same mode.  What it cannot write, it calls a disk I/O error.
+            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+            with TemporaryFile(dir=folder):
+                pass
         self._database = _connect(self.path)
         try:
             with _explained(self.path):

@@ -11,7 +11,7 @@
 # service needs; it holds the films' titles too.
 
 # %% language="bash"
-# recbole-onebp train --model=OneBP --dataset=ml-100k --epochs=8 --refit=True --show_progress=False --output_dir=run > log
+# recbole-onebp train --model=OneBP --dataset=ml-100k --epochs=4 --refit=True --show_progress=False --output_dir=run > log
 
 # %% language="bash"
 # recbole-onebp export run bundle
@@ -53,7 +53,7 @@ before
 # at once: the film is gone, and the list is another one. Give each event an `id`: sent again, it counts once.
 
 # %%
-watched = before["lists"][0][0]["item"]
+watched = before["lists"][0]["items"][0]["item"]
 event = {"user": "196", "item": watched, "id": "view 1"}
 post("/events", events=[event]), post("/events", events=[event])
 

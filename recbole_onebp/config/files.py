@@ -23,7 +23,7 @@ def file_names(files: Sequence[str] | str | PathLike[str] | None) -> list[str]:
         UserError: for a text with blanks that names a file that does not exist.
 
     Example:
-        >>> file_names("a.yaml 'my conf/b.yaml'")  # if both exist
+        >>> file_names("a.yaml 'my conf/b.yaml'")  # doctest: +SKIP
         ['a.yaml', 'my conf/b.yaml']
     """
     if not isinstance(files, (str, PathLike)):

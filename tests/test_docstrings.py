@@ -23,8 +23,7 @@ ON_A_MODEL = {
 EXAMPLES = sorted(
     name
     for path in ROOT.rglob("*.py")
-    if ">>>" in path.read_text(encoding="utf-8")
-    and (name := path.relative_to(ROOT).as_posix()) not in ON_A_MODEL
+    if ">>>" in path.read_text(encoding="utf-8") and (name := path.relative_to(ROOT).as_posix()) not in ON_A_MODEL
 )
 
 

@@ -19,11 +19,19 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from recbole_onebp.cli import make_parser
 
 ROOT = Path(__file__).parents[2]
-LINKED = ("*.md", "LICENSE", "CITATION.cff", "benchmarks/README.md", "benchmarks/results/**/*.*", "properties/**/*.yaml")
+LINKED = (
+    "*.md",
+    "LICENSE",
+    "CITATION.cff",
+    "benchmarks/README.md",
+    "benchmarks/results/**/*.*",
+    "properties/**/*.yaml",
+)
 CELL_SECONDS = 300
 
 # Tutorials run side by side, so each gets one thread; and none waits for a processor in a busy loop.
@@ -57,7 +65,7 @@ def commands() -> str:
     parts = ["# Commands", "`recbole-onebp COMMAND`, or `python -m recbole_onebp COMMAND`:"]
     parts.append("\n".join(f"- [`{one.dest}`](#{one.dest}): {one.help}" for one in sub._choices_actions))
     for name, parser in sub.choices.items():
-        parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=100)
+        parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, max_help_position=24, width=88)
         parts.append(f"## `{name}` {{#{name}}}\n\n```text\n{parser.format_help()}```")
     return "\n\n".join(parts)
 
@@ -75,6 +83,8 @@ def executed(script: Path) -> dict[str, str | bytes]:
     for cell in notebook.cells:
         if cell.cell_type == "code":  # without progress bars and logs
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-    page, resources = MarkdownExporter().from_notebook_node(notebook, {"unique_key": script.stem})
+    exporter = MarkdownExporter()
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)
+    page, resources = exporter.from_notebook_node(notebook, {"unique_key": script.stem})
     page += f"\n---\nThis page as a [notebook]({script.stem}.ipynb) and as a [script]({script.name}).\n"
     return {f"{script.stem}.md": page, f"{script.stem}.ipynb": nbformat.writes(notebook), **resources["outputs"]}

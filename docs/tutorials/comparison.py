@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Which model is best on my data
 #
-# The best model depends on the data. `recbole-onebp compare` trains several on one split, and says which differences are
-# more than chance. We begin with a CSV file of our own.
+# The best model depends on the data. `recbole-onebp compare` trains several on one split, and says which differences
+# are more than chance. We begin with a CSV file of our own.
 
 # %%
 from importlib.resources import files
@@ -23,20 +23,20 @@ ratings[ratings["stars"] >= 4].to_csv("likes.csv", index=False)
 # recbole-onebp convert likes.csv --name=likes --user=user --item=film --time=time
 
 # %% [markdown]
-# The comparison is a file: the data, the models, and what all of them share. Of each user the earliest 80 % of the rows are for
-# training, the next 10 % choose the epoch, and the latest 10 % are the test. Any recommender of RecBole can take part.
+# The comparison is a file: the data, the models, and what all of them share. Of each user the earliest 80 % of the
+# rows are for training, the next 10 % choose the epoch, and the latest 10 % are the test. Any recommender of RecBole
+# can take part.
 
 # %%
-Path("mine.yaml").write_text("""
-dataset: likes
-eval_args: {split: {RS: [0.8, 0.1, 0.1]}, order: TO, group_by: user, mode: full}
-seeds: [2020]
-models: [OneBP, EASE, ItemKNN]
-epochs: 6
-metrics: [NDCG, Recall]
-topk: [20]
-valid_metric: NDCG@20
-""")
+# %%writefile mine.yaml
+# dataset: likes
+# eval_args: {split: {RS: [0.8, 0.1, 0.1]}, order: TO, group_by: user, mode: full}
+# seeds: [2020]
+# models: [OneBP, EASE, ItemKNN]
+# epochs: 6
+# metrics: [NDCG, Recall]
+# topk: [20]
+# valid_metric: NDCG@20
 
 # %% language="bash"
 # recbole-onebp compare dataset/likes/likes.yaml mine.yaml --output_dir=comparison --jobs=2
@@ -56,11 +56,11 @@ Image("comparison/figures/difference.png")
 # %% [markdown]
 # ## What to make of it
 #
-# - The epoch was chosen on validation, and the test part was looked at once. Do not choose a model by the test, tune it, and
-#   look again.
-# - The test over users says whether a difference is more than the chance of which users there are. For the chance of a
-#   training, give more `seeds`.
+# - The epoch was chosen on validation, and the test part was looked at once. Do not choose a model by the test, tune
+#   it, and look again.
+# - The test over users says whether a difference is more than the chance of which users there are. For the chance of
+#   a training, give more `seeds`.
 # - These are default settings, with very few epochs. A fair comparison tunes all models on the same budget:
 #   [`recbole-onebp tune`](../experiments.md#tune), and `tuned:` in the file of the comparison.
-# - Splits by time and at random can rank models differently. Take the one that resembles the use, see
-#   [order of time](../data.md#order-of-time).
+# - Splits by time and at random can rank models differently. Take the one that resembles the use, see [order of
+#   time](../data.md#order-of-time).

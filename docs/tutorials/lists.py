@@ -1,8 +1,8 @@
 # %% [markdown]
 # # From a DataFrame to lists
 #
-# You have a table that says who bought, watched or played what. Here it is MovieLens-100k, which comes with RecBole: each
-# row says that somebody rated a film. We keep the ratings of 4 and 5.
+# You have a table that says who bought, watched or played what. Here it is MovieLens-100k, which comes with RecBole:
+# each row says that somebody rated a film. We keep the ratings of 4 and 5.
 
 # %%
 from importlib.resources import files
@@ -27,9 +27,9 @@ earlier = ratings.drop(later.index)
 # %% [markdown]
 # ## Train
 #
-# `fit` finds the columns by their usual names; otherwise name them with `user=`, `item=` and `time=`. It holds out a tenth of
-# each user's rows to choose the number of epochs, and then trains again on all rows. All settings have defaults that work;
-# `epochs` bounds the epochs tried, and `seed` makes the run repeatable.
+# `fit` finds the columns by their usual names; otherwise name them with `user=`, `item=` and `time=`. It holds out a
+# tenth of each user's rows to choose the number of epochs, and then trains again on all rows. All settings have
+# defaults that work; `epochs` bounds the epochs tried, and `seed` makes the run repeatable.
 
 # %%
 rec = fit(earlier, user="user", item="film", time="time", epochs=6, seed=1)
@@ -38,8 +38,8 @@ rec.result.best_epoch, round(sum(rec.result.seconds.values()), 1)
 # %% [markdown]
 # ## Recommend
 #
-# `recommend` takes any number of users, and returns (item, score) pairs, the best first. Films that the user has rated are
-# left out. Ids come out as text.
+# `recommend` takes any number of users, and returns (item, score) pairs, the best first. Films that the user has
+# rated are left out. Ids come out as text.
 
 # %%
 (answer,) = rec.recommend([196], k=5)

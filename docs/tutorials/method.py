@@ -1,10 +1,10 @@
 # %% [markdown]
 # # The method in sixty lines
 #
-# OneBP ([Chen & Wang 2024](https://arxiv.org/abs/2403.18227)) has one table of items, which learns by gradient, and one of
-# users, which does not: a user moves towards the items that it meets. `recbole_onebp.functional` has both steps as plain
-# functions of tensors. Here they are on a toy: three camps of users who mostly like the items of their camp, in two
-# dimensions, so that we can watch.
+# OneBP ([Chen & Wang 2024](https://arxiv.org/abs/2403.18227)) has one table of items, which learns by gradient, and
+# one of users, which does not: a user moves towards the items that it meets. `recbole_onebp.functional` has both
+# steps as plain functions of tensors. Here they are on a toy: three camps of users who mostly like the items of their
+# camp, in two dimensions, so that we can watch.
 
 # %%
 import matplotlib.pyplot as plt
@@ -22,9 +22,9 @@ train, test = items[:, :-1], items[:, -1]
 # %% [markdown]
 # ## Training
 #
-# A step takes pairs of a user and an item. The loss, InfoNCE, wants the item to score higher than other items. Its gradient
-# reaches the items alone. Then the batch's users move: each keeps the share `beta` of its old embedding and takes the rest from
-# its items.
+# A step takes pairs of a user and an item. The loss, InfoNCE, wants the item to score higher than other items. Its
+# gradient reaches the items alone. Then the batch's users move: each keeps the share `beta` of its old embedding and
+# takes the rest from its items.
 
 # %%
 item_table = torch.nn.Parameter(torch.randn(n_items, 2) * 0.1)
@@ -33,7 +33,7 @@ optimizer = torch.optim.Adam([item_table], lr=0.02)
 pairs = torch.stack([torch.arange(n_users).repeat_interleave(n_pairs - 1), train.reshape(-1)], dim=1)
 snapshots = [user_table.clone()]
 
-for epoch in range(12):
+for _ in range(12):
     for user, item in (batch.T for batch in pairs[torch.randperm(len(pairs))].split(128)):
         negatives = torch.randint(n_items, (len(user), 10))
         user_e = user_table[user]
@@ -50,7 +50,8 @@ round(loss.item(), 3)
 # %% [markdown]
 # ## Users on the move
 #
-# Users (dots, coloured by camp) start anywhere near the origin. They follow their items (crosses), which the loss drives apart.
+# Users (dots, coloured by camp) start anywhere near the origin. They follow their items (crosses), which the loss
+# drives apart.
 
 # %%
 colours = plt.get_cmap("tab10")
@@ -67,8 +68,8 @@ plt.show()
 # %% [markdown]
 # ## Does it recommend?
 #
-# The last item of each user was kept aside. How often is it among the first ten of those that the user has not had? Chance
-# would be 10 of 49.
+# The last item of each user was kept aside. How often is it among the first ten of those that the user has not had?
+# Chance would be 10 of 49.
 
 # %%
 scores = user_table @ item_table.detach().T
@@ -87,6 +88,6 @@ best = (newcomer @ item_table.detach().T).topk(6).indices
 item_camp[best].tolist()
 
 # %% [markdown]
-# The package's model adds what makes it good on real data: negatives that a step shares, unit lengths, a pair's own item left
-# out of its user, weights by popularity and age, and the local term. [The study](../study.md) measures each, and
-# [the architecture](../architecture.md) says where each is.
+# The package's model adds what makes it good on real data: negatives that a step shares, unit lengths, a pair's own
+# item left out of its user, weights by popularity and age, and the local term. [The study](../study.md) measures
+# each, and [the architecture](../architecture.md) says where each is.

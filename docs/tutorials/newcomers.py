@@ -1,8 +1,8 @@
 # %% [markdown]
 # # New items and new users
 #
-# A user of OneBP is an aggregate of its items. So somebody new needs no training: a few items make a user. A new item needs
-# a few users. We train on MovieLens-100k without fifty of its users, and without one film.
+# A user of OneBP is an aggregate of its items. So somebody new needs no training: a few items make a user. A new item
+# needs a few users. We train on MovieLens-100k without fifty of its users, and without one film.
 
 # %%
 from importlib.resources import files

@@ -7,11 +7,11 @@
 # %% [markdown]
 # ## Train and export
 #
-# `refit` trains on the validation part too, for a given number of epochs: this is the final model. A bundle is all that the
-# service needs; it holds the films' titles too.
+# `refit` trains on the validation part too, for a given number of epochs: this is the final model. A bundle is all
+# that the service needs; it holds the films' titles too.
 
 # %% language="bash"
-# recbole-onebp train --model=OneBP --dataset=ml-100k --epochs=4 --refit=True --show_progress=False --output_dir=run > log
+# recbole-onebp train --model=OneBP --dataset=ml-100k --epochs=4 --refit=True --output_dir=run > log 2>&1
 
 # %% language="bash"
 # recbole-onebp export run bundle
@@ -22,8 +22,8 @@
 # %% [markdown]
 # ## Serve
 #
-# `recbole-onebp serve bundle` listens on port 8000 of this machine, with a page to try it at `/` and the documentation at
-# `/docs`. Here it runs beside the notebook, on a free port.
+# `recbole-onebp serve bundle` listens on port 8000 of this machine, with a page to try it at `/` and the
+# documentation at `/docs`. Here it runs beside the notebook, on a free port.
 
 # %%
 import json
@@ -49,8 +49,9 @@ before
 # %% [markdown]
 # ## Events
 #
-# User 196 has just watched the first of these films. The event is on the disk before it is acknowledged, and moves its user
-# at once: the film is gone, and the list is another one. Give each event an `id`: sent again, it counts once.
+# User 196 has just watched the first of these films. The event is on the disk before it is acknowledged, and moves
+# its user at once: the film is gone, and the list is another one. Give each event an `id`: sent again, it counts
+# once.
 
 # %%
 watched = before["lists"][0]["items"][0]["item"]
@@ -63,8 +64,8 @@ post("/recommend", users=["196"], k=5)
 # %% [markdown]
 # ## Look after it
 #
-# `/health` and `/ready` are for the load balancer, `/metrics` is for Prometheus. A new bundle is loaded by `/reload`, or with
-# `--watch=60`, without losing a request.
+# `/health` and `/ready` are for the load balancer, `/metrics` is for Prometheus. A new bundle is loaded by `/reload`,
+# or with `--watch=60`, without losing a request.
 
 # %%
 lines = urlopen(url + "/metrics").read().decode().splitlines()
@@ -72,7 +73,7 @@ lines = urlopen(url + "/metrics").read().decode().splitlines()
 
 # %%
 service.terminate()
-service.wait()
+_ = service.wait()
 
 # %% [markdown]
 # More: [the endpoints, limits and guarantees](../serving.md#the-service), [lists for all

@@ -78,8 +78,7 @@ def executed(script: Path) -> dict[str, str | bytes]:
     """
     notebook = jupytext.read(script, fmt="py:percent")
     with TemporaryDirectory() as folder:
-        client = NotebookClient(notebook, timeout=CELL_SECONDS, resources={"metadata": {"path": folder}})
-        client.execute()
+        NotebookClient(notebook, timeout=CELL_SECONDS, resources={"metadata": {"path": folder}}).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":  # without progress bars and logs
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]

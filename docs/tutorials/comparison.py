@@ -27,8 +27,8 @@ ratings[ratings["stars"] >= 4].to_csv("likes.csv", index=False)
 # rows are for training, the next 10 % choose the epoch, and the latest 10 % are the test. Any recommender of RecBole
 # can take part.
 
-# %%
-# %%writefile mine.yaml
+# %% language="bash"
+# cat > mine.yaml << END
 # dataset: likes
 # eval_args: {split: {RS: [0.8, 0.1, 0.1]}, order: TO, group_by: user, mode: full}
 # seeds: [2020]
@@ -37,6 +37,7 @@ ratings[ratings["stars"] >= 4].to_csv("likes.csv", index=False)
 # metrics: [NDCG, Recall]
 # topk: [20]
 # valid_metric: NDCG@20
+# END
 
 # %% language="bash"
 # recbole-onebp compare dataset/likes/likes.yaml mine.yaml --output_dir=comparison --jobs=2

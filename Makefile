@@ -1,4 +1,4 @@
-# make demo | test | test-unit | test-slow | test-matrix | lint | audit | clean
+# make demo | test | test-unit | test-slow | test-matrix | lint | docs | audit | clean
 # Another Python: make test PYTHON=python3.12 VENV=.venv-3.12
 
 PYTHON ?= python3
@@ -18,7 +18,7 @@ SOURCES := setup.cfg pyproject.toml README.md $(shell find recbole_onebp propert
 PYTEST := cd tests && $(BIN)/pytest
 PARALLEL := -n $(WORKERS) --dist loadscope
 
-.PHONY: demo test test-unit test-quick test-slow test-matrix lint audit clean
+.PHONY: demo test test-unit test-quick test-slow test-matrix lint docs audit clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
@@ -49,6 +49,13 @@ lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in build/site. Any warning, such as a broken link, is an error. PATH: the tutorials run the commands.
+docs: $(VENV)/installed-docs
+	PATH="$(BIN):$$PATH" $(BIN)/mkdocs build
+	rm -f dist/*.tar.gz
+	$(BIN)/python -m build --sdist --outdir dist . > $(VENV)/sdist.log
+	$(BIN)/twine check --strict dist/*.whl dist/*.tar.gz
 
 # Known holes of the packages in the environment, from the Python advisory database. CI does not run it: what it says
 # changes without a change of ours. This package itself is not on PyPI, so it is skipped. Look at the list of what else was

@@ -5,8 +5,9 @@ first imported, by any module, RecBole is patched for current versions of its de
 
 Example:
     >>> import recbole_onebp
-    >>> run = recbole_onebp.build("OneBP", "ml-100k", config_dict={"epochs": 20})
-    >>> run.fit().test["recall@10"]
+    >>> run = recbole_onebp.build("OneBP", "ml-100k", config_dict={"epochs": 1})
+    >>> sorted(run.fit().test)
+    ['hit@10', 'mrr@10', 'ndcg@10', 'precision@10', 'recall@10']
 """
 
 from __future__ import annotations

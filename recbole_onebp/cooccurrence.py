@@ -72,7 +72,7 @@ def latest(start: _Places, n: int, in_order: bool) -> npt.NDArray[np.bool_]:
 
     Example:
         >>> latest(np.array([0, 1, 5]), 2, in_order=True).tolist()
-        [True, False, False, False, True]
+        [True, False, False, True, True]
     """
     size = np.diff(start)
     owner_size = np.repeat(size, size)

@@ -190,6 +190,10 @@ def popularity_weights(count: Tensor, alpha: float) -> Tensor:
 
     Returns:
         The weights, shape ``(n_items,)``.
+
+    Example:
+        >>> popularity_weights(torch.tensor([0, 1, 3]), alpha=1.0)
+        tensor([2.0000, 2.0000, 0.6667])
     """
     occurs = count > 0
     mean = count.sum() / occurs.sum().clamp(min=1)
@@ -206,5 +210,9 @@ def spread(table: Tensor, over_all: Callable[[Tensor], Tensor] = lambda mean: me
         table: ``(n, d)``.
         over_all: where ``table`` is only a part of a table: computes the mean over the whole table from that over the
             part.
+
+    Example:
+        >>> spread(torch.tensor([[1.0, 0.0], [2.0, 0.0]])), spread(torch.tensor([[1.0, 0.0], [-2.0, 0.0]]))
+        (0.0, 1.0)
     """
     return float(1 - over_all(F.normalize(table, dim=1).mean(dim=0)).square().sum())

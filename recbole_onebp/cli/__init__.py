@@ -34,7 +34,7 @@ from recbole_onebp.cli.overrides import parse_overrides
 from recbole_onebp.plugin import import_hook
 from recbole_onebp.util.errors import LostRankError, UserError
 
-__all__ = ["main", "parse_overrides"]
+__all__ = ["main", "make_parser", "parse_overrides"]
 
 _NO_SPACE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 """A full disk.  Any write can fail this way, also in RecBole and TensorBoard."""
@@ -45,7 +45,8 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = _Parser(prog="recbole-onebp", description="One-backpropagation two-tower recommendation for RecBole.")
     parser.add_argument("--version", action="version", version=f"recbole-onebp {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     try:
-        arguments, rest = _parser().parse_known_args(argv)
+        arguments, rest = make_parser().parse_known_args(argv)
         arguments.given = sys.argv[1:] if argv is None else list(argv)
         code = int(arguments.run(arguments, rest))
         if sys.stdout is not None:

@@ -23,8 +23,8 @@ def file_names(files: Sequence[str] | str | PathLike[str] | None) -> list[str]:
         UserError: for a text with blanks that names a file that does not exist.
 
     Example:
-        >>> file_names("a.yaml 'my conf/b.yaml'")  # if both exist
-        ['a.yaml', 'my conf/b.yaml']
+        >>> file_names("a.yaml"), file_names(["a.yaml", "my conf/b.yaml"])
+        (['a.yaml'], ['a.yaml', 'my conf/b.yaml'])
     """
     if not isinstance(files, (str, PathLike)):
         return [str(file) for file in files or ()]

@@ -1,4 +1,4 @@
-"""Write what follows from the schema: ``properties/model/OneBP.yaml`` and the README's table of keys.
+"""Write what follows from the schema: ``properties/model/OneBP.yaml`` and the table of ``docs/keys.md``.
 
 ``python -m recbole_onebp.config.generate`` rewrites both in a clone; with ``--check`` it fails if one of them is stale.
 """
@@ -58,7 +58,7 @@ def model_yaml() -> str:
 
 
 def key_table() -> str:
-    """The README's table: the keys with a default of ours."""
+    """The table of ``docs/keys.md``: the keys with a default of ours."""
     lines = ["| key | scope | default | allowed | meaning |", "|---|---|---|---|---|"]
     for name in {**onebp_defaults(), **RunSettings.model_fields}:
         if name in RecBoleSettings.model_fields and name not in onebp_defaults():
@@ -89,8 +89,8 @@ def _default(name: str, key: Key) -> str:
     return "; ".join([default, *others])
 
 
-def readme(text: str) -> str:
-    """The README with the table as it should be."""
+def keys_page(text: str) -> str:
+    """The page with the table as it should be."""
     before, _, rest = text.partition(_BEGIN)
     _, _, after = rest.partition(_END)
     return f"{before}{_BEGIN}\n\n{key_table()}\n\n{_END}{after}"
@@ -106,10 +106,10 @@ def main(arguments: Sequence[str]) -> int:
         The exit code: 1 if a file is stale.
     """
     clone = Path(next((argument for argument in arguments if argument != "--check"), "."))
-    page = clone / "README.md"
+    page = clone / "docs" / "keys.md"
     wanted = {
         clone / "properties" / "model" / "OneBP.yaml": model_yaml(),
-        page: readme(page.read_text(encoding="utf-8")),
+        page: keys_page(page.read_text(encoding="utf-8")),
     }
     stale = [path for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
     for path in stale:

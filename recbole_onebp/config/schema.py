@@ -2,8 +2,8 @@
 
 A field holds a key's name, type, bounds and default, and in :class:`~recbole_onebp.config.fields.Key` its meaning, its
 scope and whether a result depends on it. ``python -m recbole_onebp.config.generate`` writes
-``properties/model/OneBP.yaml`` and the README's table from it. RecBole's own keys have their defaults in RecBole's YAML
-files. OneBP's keys are here, those of any model in :mod:`~recbole_onebp.config.settings`.
+``properties/model/OneBP.yaml`` and the table of ``docs/keys.md`` from it. RecBole's own keys have their defaults in
+RecBole's YAML files. OneBP's keys are here, those of any model in :mod:`~recbole_onebp.config.settings`.
 
 The model, the trainer and the engines read these frozen objects, never RecBole's ``config["key"]``, which returns None
 for a misspelt key.

@@ -61,7 +61,8 @@ def build(
 
     Example:
         >>> run = recbole_onebp.build("OneBP", "ml-100k", config_dict={"epochs": 20, "output_dir": "out"})
-        >>> result = run.fit()
+        >>> run.dataset.user_num, run.dataset.item_num  # with RecBole's row 0, the padding
+        (944, 1683)
     """
     config, folder = load_config(config_file_list, {**(config_dict or {}), "model": model, "dataset": dataset})
     with logs.shown(config.log_level):

@@ -39,9 +39,12 @@ class Run:
     """A model, its data and its trainer, ready to :meth:`fit`.
 
     Example:
-        >>> run = recbole_onebp.build("OneBP", "ml-100k", config_dict={"epochs": 20})
+        >>> run = recbole_onebp.build("OneBP", "ml-100k", config_dict={"epochs": 1})
         >>> result = run.fit()
-        >>> result.test["recall@10"]
+        >>> result.epochs_run, run.model.item_table.shape
+        (1, torch.Size([1683, 64]))
+        >>> run.per_user_metrics("test").columns.tolist()  # a row per user
+        ['recall@10', 'mrr@10', 'ndcg@10', 'hit@10', 'precision@10']
     """
 
     config: RunConfig

@@ -13,7 +13,7 @@ from recbole_onebp.config.schema import NO_RESULT, OneBPConfig, default_of, foll
 from recbole_onebp.config.settings import RunSettings
 from recbole_onebp.util.errors import UserError
 
-README = Path(__file__).parents[2] / "README.md"
+KEYS_PAGE = Path(__file__).parents[2] / "docs" / "keys.md"
 
 
 def test_the_yaml_of_defaults_is_up_to_date():
@@ -22,10 +22,10 @@ def test_the_yaml_of_defaults_is_up_to_date():
     assert yaml.safe_load(written) == onebp_defaults()
 
 
-def test_the_readmes_table_is_up_to_date():
-    text = README.read_text(encoding="utf-8")
+def test_the_pages_table_is_up_to_date():
+    text = KEYS_PAGE.read_text(encoding="utf-8")
     assert generate.key_table() in text, "run python -m recbole_onebp.config.generate"
-    assert generate.readme(text) == text
+    assert generate.keys_page(text) == text
 
 
 def test_every_key_in_the_table_has_a_meaning():
@@ -70,7 +70,8 @@ def test_settings_of_a_run_are_typed_and_frozen():
 
 def test_stale_files_are_found(tmp_path, capsys):
     (tmp_path / "properties" / "model").mkdir(parents=True)
-    (tmp_path / "README.md").write_text(README.read_text())
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "keys.md").write_text(KEYS_PAGE.read_text())
     stale = tmp_path / "properties" / "model" / "OneBP.yaml"
     stale.write_text("beta: 0.5\n")
     assert generate.main(["--check", str(tmp_path)]) == 1

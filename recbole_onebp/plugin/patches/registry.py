@@ -56,7 +56,10 @@ class ModuleView(types.ModuleType):
     One module of RecBole is given the view in place of the real module, which stays as it is for everybody else.
 
     Example:
-        >>> recbole_module.torch = ModuleView(torch, load=lenient_load)
+        >>> import math
+        >>> view = ModuleView(math, pi=3)
+        >>> view.pi, view.sqrt(4.0), math.pi > 3
+        (3, 2.0, True)
     """
 
     def __init__(self, original: types.ModuleType, **names: Any) -> None:

@@ -26,10 +26,7 @@ SETTINGS: dict[str, Any] = {"stopping_step": 5}
 
 
 def predicted(trained: Run, overrides: dict[str, Any]) -> dict[str, float]:
-    """Validation metrics after training, with users that are made anew with other settings than in training.
-
-    With ``recency: auto`` this validation chooses it.
-    """
+    """Validation metrics after training, with users that are made anew with other settings than in training."""
     with tempfile.TemporaryDirectory() as scratch:
         given = {**trained.config.external_config_dict, **overrides, "output_dir": scratch}
         run = build("OneBP", given["dataset"], config_dict=given)

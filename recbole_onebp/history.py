@@ -72,11 +72,11 @@ class History(nn.Module):
         self.register_buffer("item", key % n_items, persistent=False)
         self.register_buffer("weight", None, persistent=False)
         self.register_buffer("total", None, persistent=False)
-        self.weigh(recency)
+        self._weigh(recency)
         self.register_buffer("earlier_weight", _weights(torch.arange(WINDOW), earlier_recency), persistent=False)
         self._sorted: tuple[Tensor, Tensor] | None = None
 
-    def weigh(self, recency: float) -> None:
+    def _weigh(self, recency: float) -> None:
         """Set the weights of items in their users, see :func:`recbole_onebp.recency.recency_weights`."""
         self.weight = self.total = None
         if recency:

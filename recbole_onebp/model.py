@@ -56,7 +56,6 @@ class OneBP(GeneralRecommender):
         shared_negatives: with ``negatives: shared``, the negatives of the next step, ``(M,)``; set by the trainer.
         history: the train items of all users; None where nothing needs them.
         recency: weight of an item by its age, 0 if all items of a user count the same.
-        chooses_recency: whether the trainer chooses it on validation.
         has_earlier_users: whether the users of pairs are made of the items before the pair.
         item_weight: weight of each item in the aggregation, ``(n_items, 1)``; None with ``aggregation_alpha: 0``.
         shard: in several processes, the users of this rank; else None.
@@ -68,8 +67,6 @@ class OneBP(GeneralRecommender):
     """
 
     input_type = InputType.PAIRWISE
-    other_parameter_name = ("recency",)
-    """What RecBole saves beside the tables."""
 
     item_table: Tensor
     user_table: Tensor
@@ -210,8 +207,6 @@ class OneBP(GeneralRecommender):
         """
         config, in_order = self.config, getattr(dataset, "in_order", False)
         self.recency = _resolved(config.recency, _RECENCY if in_order else 0.0)
-        exact = config.aggregation != "step" and config.beta == 0
-        self.chooses_recency = config.recency == "auto" and in_order and exact
         self.local_recency = _resolved(config.local_recency, _LOCAL_RECENCY if in_order else 0.0)
         self.has_earlier_users = config.training_history == "earlier" or (
             config.training_history == "auto" and in_order
@@ -356,25 +351,6 @@ class OneBP(GeneralRecommender):
         if self.config.aggregation == "step":
             raise RuntimeError("aggregation is 'step': call move_users instead")
         self._aggregate(self.config.beta)
-
-    def use_recency(self, recency: float) -> None:
-        """Weigh the items of users by their age, and make all users anew."""
-        self.recency = recency
-        self.history.weigh(recency)
-        self._fresh_users = None
-        self.move_all_users()
-
-    def load_other_parameter(self, para: Mapping[str, Any] | None) -> None:
-        """See RecBole.  The users themselves are in the state.
-
-        Raises:
-            ValueError: if the recency is no number from 0 on.
-        """
-        if self.chooses_recency and para and "recency" in para:
-            self.recency = para["recency"]
-            if not 0 <= self.recency < math.inf:
-                raise ValueError(f"recency: {self.recency}")
-            self.history.weigh(self.recency)
 
     @torch.no_grad()
     def _aggregate(self, beta: float) -> None:

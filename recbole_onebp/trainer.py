@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
@@ -26,14 +25,12 @@ from recbole_onebp.functional import spread
 from recbole_onebp.model import OneBP
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["CHOSEN", "LOCAL_WEIGHTS", "RECENCIES", "Checkpointing", "OneBPTrainer"]
+__all__ = ["CHOSEN", "LOCAL_WEIGHTS", "Checkpointing", "OneBPTrainer"]
 
-CHOSEN = ("recency", "local_weight")
+CHOSEN = ("local_weight",)
 """Keys that validation chooses without training, if they are `auto`; a run without validation should be given them."""
 LOCAL_WEIGHTS = (0.0, *(2.0**power for power in range(-4, 5)))
 """What ``local_weight: auto`` chooses from."""
-RECENCIES = tuple(step / 4 for step in range(13))
-"""What ``recency: auto`` chooses from."""
 
 _COLLAPSED = 1e-3
 """Below this spread all users point the same way, and all get the same list of items."""
@@ -193,67 +190,37 @@ class OneBPTrainer(Trainer):
 
     def fit(self, train_data: Any, valid_data: Any = None, *args: Any, **kwargs: Any) -> Any:
         """See RecBole.  The local term is fitted first, so that its time counts as training."""
-        model, local = self.model, self.model.local
-        defaults = {"recency": model.recency} if model.chooses_recency else {}
-        if local is not None and model.config.local_weight == "auto":
-            defaults["local_weight"] = local.weight
-        for key, value in () if self.eval_step > 0 and valid_data else defaults.items():
-            message = "%s: auto: nothing is validated, so it is %g; give the one that a validation has chosen"
-            self.logger.info(message, key, value)
+        local = self.model.local
+        if local is not None and self.model.config.local_weight == "auto" and not (self.eval_step > 0 and valid_data):
+            message = "local_weight: auto: nothing is validated, so it is %g; give the one that a validation has chosen"
+            self.logger.info(message, local.weight)
         return super().fit(train_data, valid_data, *args, **kwargs)
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> Any:
-        """Validate, and choose what needs no training.
+        """Validate, and with ``local_weight: auto`` move the local term's weight to where the metric is best.
 
-        The first validation chooses ``recency: auto``, every validation ``local_weight: auto``.  Both are part of the
-        model, so they are saved with the best one.
+        The search starts at the weight of the last validation.  It goes up by one step as long as that is better, and
+        if it never was, down.  The weight is part of the model, so it is saved with the best one.
         """
-        validate, model = partial(super()._valid_epoch, valid_data, show_progress), self.model
-        found = validate()
-        if model.chooses_recency and not math.isfinite(self.best_valid_score):
-            found = self._climb(RECENCIES, model.recency, model.use_recency, validate, found)
-        self.chosen = {"recency": model.recency} if model.chooses_recency else {}
-        if model.config.local != "none" and model.config.local_weight == "auto":
-            weight = model.local_weight
-            found = self._climb(LOCAL_WEIGHTS, float(weight), weight.fill_, validate, found)
-            self.chosen["local_weight"] = float(weight)
-        for key, value in self.chosen.items():
-            self.logger.info(f"{key}: {value:g}")
-        return found
-
-    def _climb(
-        self,
-        values: Sequence[float],
-        value: float,
-        use: Callable[[float], Any],
-        validate: Callable[[], tuple[float, Any]],
-        found: tuple[float, Any],
-    ) -> tuple[float, Any]:
-        """Move a value to where the metric is best: up by one step as long as that is better, or if it never was, down.
-
-        Args:
-            values: what to choose from, the lowest first.
-            value: where to begin.
-            use: sets the value.
-            validate: returns score and metrics.
-            found: those with the value where to begin.
-
-        Returns:
-            Score and metrics with the best value, which is in use.
-        """
-        start = place = int(np.abs(np.array(values) - value).argmin())
-        sign = 1 if self.valid_metric_bigger else -1
+        validate, config = partial(super()._valid_epoch, valid_data, show_progress), self.model.config
+        score, result = validate()
+        if config.local == "none" or config.local_weight != "auto":
+            return score, result
+        weight, sign = self.model.local_weight, 1 if self.valid_metric_bigger else -1
+        start = place = int(np.abs(np.array(LOCAL_WEIGHTS) - float(weight)).argmin())
         for step in (1, -1):
             while place == start or (place > start) == (step > 0):
-                if not 0 <= place + step < len(values):
+                if not 0 <= place + step < len(LOCAL_WEIGHTS):
                     break
-                use(values[place + step])
-                other = validate()
-                if sign * other[0] <= sign * found[0]:
+                weight.fill_(LOCAL_WEIGHTS[place + step])
+                new_score, new_result = validate()
+                if sign * new_score <= sign * score:
                     break
-                found, place = other, place + step
-        use(values[place])
-        return found
+                score, result, place = new_score, new_result, place + step
+        weight.fill_(LOCAL_WEIGHTS[place])
+        self.chosen = {"local_weight": LOCAL_WEIGHTS[place]}
+        self.logger.info(f"local_weight: {LOCAL_WEIGHTS[place]:g}")
+        return score, result
 
     def _decay_learning_rate(self, epoch_idx: int) -> None:
         """Set the learning rate from the epoch's number alone, so that a resumed run uses the same one."""

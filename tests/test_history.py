@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from recbole.trainer import Trainer
 
 from recbole_onebp.data.order import are_in_order
 from recbole_onebp.history import WINDOW, History
 from recbole_onebp.recency import LATEST, recency_weights
-from recbole_onebp.serving.export.trained_run import read_run
 from recbole_onebp.util.errors import UserError
 
 USER = torch.tensor([1, 2, 1, 1, 2, 1])
@@ -134,47 +132,6 @@ def test_pairs_with_few_earlier_items_weigh_less(timed):
     assert model.pair_weight(user, item).tolist() == [0.0, 0.5, 0.75]
     assert timed(half_weight_at=0.0).model.pair_weight(user, item) is None
     assert timed(half_weight_at=2.0, training_history="all").model.pair_weight(user, item) is None
-
-
-@pytest.mark.parametrize("bigger", [True, False])
-def test_the_first_validation_chooses_recency(timed, monkeypatch, bigger):
-    metrics = ["NDCG", "AveragePopularity"]  # of the second, less is better
-    run, asked = timed(epochs=2, local="none", valid_metric=f"{metrics[not bigger]}@10", metrics=metrics), []
-
-    def score(trainer, *_args):
-        asked.append(trainer.model.recency)
-        distance = abs(trainer.model.recency - 1.6)
-        return (-distance if bigger else distance), {"ndcg@10": 0.0}
-
-    monkeypatch.setattr(Trainer, "_valid_epoch", score)
-    run.train(saved=False)
-    assert asked == [1.0, 1.25, 1.5, 1.75, 1.5], "up until it is worse; the second validation asks once"
-    assert run.model.recency == 1.5
-    items = torch.nn.functional.normalize(run.model.item_table.detach(), dim=1) * run.model.item_weight
-    torch.testing.assert_close(run.model.user_table[1:], run.model.history.mean(items)[1:])
-    torch.testing.assert_close(run.model.history.weight, history_of(run, 1.5).weight)
-
-
-def history_of(run, recency):
-    inter = run.train_data._dataset.inter_feat
-    size = run.model.n_users, run.model.n_items
-    return History(inter["user_id"], inter["item_id"], *size, inter["timestamp"], recency)
-
-
-def test_the_chosen_recency_is_saved_with_the_model(timed, tmp_path, monkeypatch):
-    monkeypatch.setattr("recbole_onebp.trainer.RECENCIES", (3.0,))
-    run = timed(epochs=2)
-    assert run.fit().recency == 3.0
-    read = read_run(tmp_path / "run")
-    assert read.model.recency == 3.0
-    assert torch.equal(read.model.history.weight, history_of(run, 3.0).weight)
-
-
-@pytest.mark.parametrize("options", [{"recency": 1.0}, {"recency": "none"}, {"beta": 0.5}])
-def test_a_given_recency_stays(timed, options):
-    run = timed(epochs=1, **options)
-    before = run.model.recency
-    assert run.fit().recency == before
 
 
 @pytest.mark.parametrize(("training_history", "moves"), [("earlier", 1), ("all", 1 + 5)])

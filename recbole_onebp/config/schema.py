@@ -147,8 +147,7 @@ class OneBPConfig(TrainingKeys):
         Literal["auto", "none"] | NonNegative,
         Key(
             "Weight of an item in its user: (number of later items + 1) ^ -recency. `none`: all count the same. "
-            "`auto`: if the data are in order (validation and test follow train in time), chosen in the first "
-            "validation, 0 included, and 1 where nothing is validated; otherwise `none`",
+            "`auto`: 1.0 if the data are in order (validation and test follow train in time); otherwise `none`",
             unless=(When("aggregation", "step", "none"), When("backprop", "two", "none")),
         ),
     ] = "auto"

@@ -158,7 +158,7 @@ class FittedRecommender(Recommender):
             raise UserError(f"valid: {valid}: a share would hold out rows that the model knows already; give a table")
         once: dict[str, Any] = {}
         if valid is None:
-            once = {"refit": True, "epochs": self.result.best_epoch + 1, "recency": self.result.recency}
+            once = {"refit": True, "epochs": self.result.best_epoch + 1}
             if self.bundle.manifest["config"]["local"] != "none":
                 once["local_weight"] = self.result.local["weight"] if self.result.local else 0.0
         kept = {key: value for key, value in self._settings.items() if key not in ("output_dir", "refit")}

@@ -122,10 +122,9 @@ def test_folding_in_reproduces_users_that_are_means(fitted, tiny_path, tmp_path,
     assert rec.recommend([f"new {user}" for user in users], k=5) == rec.recommend_history(histories, k=5)
 
 
-def test_an_update_in_order_equals_a_recomputation(timed, tmp_path, monkeypatch):
+def test_an_update_in_order_equals_a_recomputation(timed, tmp_path):
     """With recency the latest items count most: in the bundle, after events, in folding in and in explanations."""
-    monkeypatch.setattr("recbole_onebp.trainer.RECENCIES", (1.5,))  # the first validation chooses it
-    run = timed(epochs=1)
+    run = timed(epochs=1, recency=1.5)
     run.fit()
     path = tmp_path / "in order"
     manifest = export(tmp_path / "run", path)

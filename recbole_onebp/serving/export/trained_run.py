@@ -21,7 +21,7 @@ from recbole_onebp.config.settings import RunSettings
 from recbole_onebp.data.checks import check_files
 from recbole_onebp.run.build import load_data, parse_config, present
 from recbole_onebp.run.checkpoint.model_file import read_model
-from recbole_onebp.run.checkpoint.state import data_of, differences, load_other_parameters
+from recbole_onebp.run.checkpoint.state import data_of, differences
 from recbole_onebp.run.folder import plain
 from recbole_onebp.util import safe_yaml
 from recbole_onebp.util.errors import UserError
@@ -111,7 +111,7 @@ def read_run(run_dir: Path, data_path: Path | None = None) -> TrainedRun:
     Raises:
         UserError: if the run has no trained OneBP, a setting is not allowed, or the data have changed.
     """
-    state, others, given, trained_on = read_model(run_dir / "model.safetensors")
+    state, _, given, trained_on = read_model(run_dir / "model.safetensors")
     if given.get("model") != "OneBP":
         raise UserError(f"{run_dir}: a run of {str(given.get('model'))[:80]}; only OneBP can be exported")
     kept = _allowed(run_dir, given)
@@ -120,9 +120,7 @@ def read_run(run_dir: Path, data_path: Path | None = None) -> TrainedRun:
     try:
         # RecBole unpickles certain files of its checkpoint_dir, so it gets an empty one.
         with tempfile.TemporaryDirectory(prefix="recbole-onebp-") as empty:
-            run = _read(run_dir, kept, state, trained_on, empty)
-            load_other_parameters(run.model, others)
-            return run
+            return _read(run_dir, kept, state, trained_on, empty)
     except (
         ArithmeticError,
         AttributeError,

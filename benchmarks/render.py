@@ -225,6 +225,13 @@ def _local(result: Result, _file: Path) -> str:
     return f"### {result['dataset']}\n\n{settings}; seed {result['seed']}; {where}.\n\n{table(head, rows)}"
 
 
+def _horizon(result: Result, _file: Path) -> str:
+    rows = result["rows"]
+    head = ("recency", *(f"{row['part']}, {100 * row['share']:.0f} % of the pairs" for row in rows))
+    cells = [(name, *(" / ".join(_accuracy(row["recency"][name])) for row in rows)) for name in rows[0]["recency"]]
+    return f"{result['dataset']}, Recall@20 / NDCG@20:\n\n{table(head, cells)}"
+
+
 def _packages(result: Result) -> str:
     return ", ".join(f"{package} {version}" for package, version in result["versions"].items())
 
@@ -314,6 +321,7 @@ BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
     "docs/study.md": {
         "quality": partial(_qualities, pattern="quality-*.json", part="test"),
         "order": order,
+        "horizon": _pages("horizon/*.json", "horizon.py --dataset gowalla", _horizon),
         "validation": partial(_qualities, pattern="validation/*.json", part="valid"),
         "ease-rank": ease_rank,
         "factors": factors,

@@ -1,0 +1,56 @@
+"""How far ahead a validation part must look: which recency it prefers, beside what the test part prefers.
+
+    python benchmarks/horizon.py --dataset gowalla --data_path dataset-0.2 [--part valid | test] [--json OUT]
+
+``fetch --valid_share=0.2`` makes a validation part that looks further ahead. This looks at the test part, so nothing may
+be chosen from its result: it is about the split. Adds a row to ``results/horizon/<data set>.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, cast
+
+import measure
+
+from recbole_onebp import build
+from recbole_onebp.history import History
+from recbole_onebp.model import OneBP
+
+SETTINGS = {"epochs": 8, "learning_rate_decay": 0.8, "local": "none", "eval_step": 100}
+RECENCIES = (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5)
+
+
+def main() -> None:
+    args = measure.arguments(
+        __doc__, json=Path, dataset=measure.DATASETS, data_path=measure.DATA, part=("valid", "test"), seed=1, threads=2
+    )
+    measure.begin(args)
+    fixed = {"seed": args.seed, "data_path": str(args.data_path), "show_progress": False, "refit": args.part == "test"}
+    with tempfile.TemporaryDirectory() as scratch:
+        run = build("OneBP", args.dataset, config_dict={**SETTINGS, **fixed, "output_dir": scratch})
+        run.train(saved=False)
+        model, train = cast(OneBP, run.model), run.train_data._dataset
+        data = run.test_data if args.part == "test" else run.valid_data
+        user, item, times = (train.inter_feat[name] for name in (train.uid_field, train.iid_field, train.time_field))
+        found: dict[str, Any] = {}
+        for recency in RECENCIES:
+            model.history = History(user, item, model.n_users, model.n_items, times, recency)
+            model.move_all_users()
+            metrics = run.trainer.evaluate(data, load_best_model=False)
+            found[f"{recency:g}"] = {name: float(value) for name, value in metrics.items()}
+    share = len(data.dataset) / (len(train) + len(data.dataset))
+    row = {"part": args.part, "share": share, "settings": SETTINGS, "seed": args.seed, "recency": found}
+    path = args.json or measure.RESULTS / "horizon" / f"{args.dataset}.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    about = {**measure.here("numba"), "dataset": args.dataset}
+    measure.write_json(path, {**about, "rows": [*rows, row]})
+    for recency, values in found.items():
+        print(f"{args.part} ({100 * share:.0f} % of the pairs), recency {recency}: {values}")
+
+
+if __name__ == "__main__":
+    sys.exit(measure.exit_code(main))

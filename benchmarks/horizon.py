@@ -2,8 +2,8 @@
 
     python benchmarks/horizon.py --dataset gowalla --data_path dataset-0.2 [--part valid | test] [--json OUT]
 
-``fetch --valid_share=0.2`` makes a validation part that looks further ahead. This looks at the test part, so nothing may
-be chosen from its result: it is about the split. Adds a row to ``results/horizon/<data set>.json``.
+``fetch --valid_share=0.2`` makes a validation part that looks further ahead. This looks at the test part, so nothing
+may be chosen from its result: it is about the split. Adds a row to ``results/horizon/<data set>.json``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import measure
 from recbole_onebp import build
 from recbole_onebp.history import History
 from recbole_onebp.model import OneBP
+from recbole_onebp.util.errors import UserError
 
 SETTINGS = {"epochs": 8, "learning_rate_decay": 0.8, "local": "none", "eval_step": 100}
 RECENCIES = (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5)
@@ -28,7 +29,9 @@ def main() -> None:
     args = measure.arguments(
         __doc__, json=Path, dataset=measure.DATASETS, data_path=measure.DATA, part=("valid", "test"), seed=1, threads=2
     )
-    measure.begin(args)
+    measure.begin(args, [args.dataset])
+    if args.dataset.startswith("onebp-"):
+        raise UserError(f"{args.dataset}: is split at random; expected data in order of time")
     fixed = {"seed": args.seed, "data_path": str(args.data_path), "show_progress": False, "refit": args.part == "test"}
     with tempfile.TemporaryDirectory() as scratch:
         run = build("OneBP", args.dataset, config_dict={**SETTINGS, **fixed, "output_dir": scratch})

@@ -51,8 +51,8 @@ def main() -> None:
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     about = {**measure.here("numba"), "dataset": args.dataset}
     measure.write_json(path, {**about, "rows": [*rows, row]})
-    for recency, values in found.items():
-        print(f"{args.part} ({100 * share:.0f} % of the pairs), recency {recency}: {values}")
+    for name, values in found.items():
+        print(f"{args.part} ({100 * share:.0f} % of the pairs), recency {name}: {values}")
 
 
 if __name__ == "__main__":

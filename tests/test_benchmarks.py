@@ -376,17 +376,14 @@ def test_quality_chooses_on_validation_and_tests_once(tmp_path, tiny_path, in_ca
     assert other["curve"][0]["ndcg@10"] != short["curve"][0]["ndcg@10"]
 
 
-def test_quality_takes_the_recency_of_the_first_training(tmp_path, timed_path, in_camps):
+def test_quality_takes_the_local_weight_of_the_first_training(tmp_path, tiny_path, in_camps):
     quality = import_module("quality")
-    order = {"order": "TO", "split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "user", "mode": "full"}
-    columns = {"inter": ["user_id", "item_id", "timestamp"]}
-    settings = {**in_camps, "eval_args": order, "load_col": columns, "valid_metric": "NDCG@10"}
-    where = {"dataset": "tiny", "data_path": timed_path, "scratch": tmp_path, "seed": 1, "epochs": 1}
+    settings = {**in_camps, "valid_metric": "NDCG@10", "local": "ridge", "local_reg": 1.0}
+    where = {"dataset": "tiny", "data_path": tiny_path, "scratch": tmp_path, "seed": 1, "epochs": 1}
     result = quality.train_and_test(**where, no_test=False, settings=settings)
     tested = json.loads((tmp_path / "refit" / "result.json").read_text())
-    assert tested["recency"] == result["recency"]
-    fixed = quality.train_and_test(**where, no_test=True, settings={**settings, "recency": result["recency"]})
-    assert fixed["valid"] == pytest.approx(result["valid"], abs=1e-4)
+    assert result["local_weight"] > 0
+    assert tested["local"]["weight"] == result["local_weight"]
 
 
 def test_what_the_study_has_run_is_told_by_its_label():

@@ -51,7 +51,8 @@ def item_fields(dataset: Any, wanted: Literal["all"] | Sequence[str] = "all") ->
         UserError: if nothing is loaded, for a field that is not there, and for numbers that are not finite.
 
     Example:
-        >>> [(field.name, field.matrix.shape) for field in item_fields(dataset, ["class"])]
+        >>> run = recbole_onebp.build("ContentKNN", "ml-100k", config_dict={"item_features": ["class"]})
+        >>> [(field.name, field.matrix.shape) for field in item_fields(run.dataset, ["class"])]
         [('class', (1683, 19))]
     """
     features, name = dataset.item_feat, dataset.dataset_name

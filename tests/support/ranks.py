@@ -83,7 +83,7 @@ def _train(rank: int, world: int, local_world: int, port: int, runs: Runs) -> No
     RunFolder.draw_curves = lambda *_: None  # a picture takes longer than a run
     for name, (dataset, config) in runs.items():
         if name.startswith("device"):  # CUDA's engine, on the CPU
-            trainer.make_engine = lambda *parts: DeviceEngine(*parts, current())
+            trainer.make_engine = lambda *parts: DeviceEngine(*parts[:3], current())
         else:
             trainer.make_engine = engine.make_engine
         run = recbole_onebp.build("OneBP", dataset, config_dict=config)

@@ -255,24 +255,20 @@ def _accuracy(metrics: Result) -> list[str]:
 
 
 def quality_short(results: Path) -> str:
-    """Recall@20 / NDCG@20 with and without the order, and of 256 dimensions with the schedule that fits them."""
+    """Recall@20 / NDCG@20 on the test part, with and without the local term and the order of time."""
 
     def means(dataset: str, suffix: str) -> str:
         file = results / f"quality-{dataset}{suffix}.json"
         return " / ".join(f"{value:.4f}" for value in _read(file)["mean"]["test"].values()) if file.exists() else ""
 
-    short, larger = (
-        "`learning_rate_decay: 0.8, negative_weight: 1.25`",
-        "`embedding_size: 256, learning_rate_decay: 0.87`",
-    )
-    head = ("data set", f"in order of time, {short}", "order unused", f"order unused, {larger}")
-    rows = []
-    for name in DATASETS:
-        is_random = name.startswith("onebp-")  # these splits have no order
-        unused = "" if is_random else "-unordered"
-        row = ["" if is_random else means(name, "-short"), means(name, unused), means(name, f"{unused}-256")]
-        rows += [[name, *row]] * any(row)
-    return table(head, rows)
+    suffixes = {
+        "towers and local term": "",
+        "towers alone": "-towers",
+        "towers, order unused": "-unordered",
+        "towers, order unused, d = 256": "-unordered-256",
+    }
+    rows = [[name, *(means(name, suffix) for suffix in suffixes.values())] for name in DATASETS]
+    return table(("data set", *suffixes), [row for row in rows if any(row[1:])])
 
 
 def _qualities(results: Path, pattern: str, part: str) -> str:

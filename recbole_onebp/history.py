@@ -70,21 +70,14 @@ class History(nn.Module):
         start = torch.searchsorted(owner, torch.arange(n_users + 1))
         self.register_buffer("start", start, persistent=False)
         self.register_buffer("item", key % n_items, persistent=False)
-        self.register_buffer("weight", None, persistent=False)
-        self.register_buffer("total", None, persistent=False)
-        self._weigh(recency)
+        weight = total = None
+        if recency:
+            weight = _weights(start[owner + 1] - 1 - torch.arange(len(key)), recency)
+            total = torch.zeros(n_users, dtype=torch.double).index_add_(0, owner, weight.double()).float()
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("total", total, persistent=False)
         self.register_buffer("earlier_weight", _weights(torch.arange(WINDOW), earlier_recency), persistent=False)
         self._sorted: tuple[Tensor, Tensor] | None = None
-
-    def _weigh(self, recency: float) -> None:
-        """Set the weights of items in their users, see :func:`recbole_onebp.recency.recency_weights`."""
-        self.weight = self.total = None
-        if recency:
-            start, device = self.start.cpu(), self.start.device
-            owner = torch.repeat_interleave(torch.arange(len(start) - 1), start.diff())
-            weight = _weights(start[owner + 1] - 1 - torch.arange(len(owner)), recency)
-            total = torch.zeros(len(start) - 1, dtype=torch.double).index_add_(0, owner, weight.double()).float()
-            self.weight, self.total = weight.to(device), total.to(device)
 
     def _places(self, key: Tensor) -> tuple[Tensor, Tensor]:
         """Where pairs ``user * n_items + item`` are in the history, and whether they are there; shape of ``key``."""

@@ -109,8 +109,7 @@ class LocalTerm:
             start: the items of user u are ``item[start[u] : start[u + 1]]``, the earliest first; ``(n_users + 1,)``.
             item: ``(n,)``.
         """
-        total = np.concatenate(([0], np.cumsum(np.diff(self.indptr)[item])))
-        bound = int(np.minimum(total[start[user + 1]] - total[start[user]], len(self.indptr) - 1).sum())
+        bound = _most_scores(self.indptr, user, start, item)
         found = np.zeros(len(user) + 1, np.int64), np.empty(bound, np.int64), np.empty(bound, np.float32)
         by_age = self.by_age(int((start[user + 1] - start[user]).max(initial=0)))
         end = _scores(self._csr, np.float32(self.weight), by_age, user, start, item, *found)
@@ -151,6 +150,18 @@ def _scores(csr, weight, by_age, user, start, item, ends, target, added):
         end = _add_up(csr, weight, by_age, history, score, seen, end, target, added)
         ends[b + 1] = end
     return end
+
+
+@njit(**_OPTIONS)
+def _most_scores(indptr, user, start, item):
+    """At least as many as the items that the users have scores for."""
+    n_items, most = len(indptr) - 1, 0
+    for u in user:
+        n = 0
+        for i in item[start[u] : start[u + 1]]:
+            n += indptr[i + 1] - indptr[i]
+        most += min(n, n_items)
+    return most
 
 
 @njit(**_OPTIONS)

@@ -37,7 +37,7 @@ __all__ = ["OneBP"]
 
 
 _RECENCY = 1.0
-"""``recency: auto`` where the data are in order, until the trainer chooses another."""
+"""``recency: auto`` where the data are in order."""
 _LOCAL_RECENCY = 0.5
 """``local_recency: auto`` where the data are in order."""
 

@@ -168,11 +168,16 @@ class _ItemsOfUsers:
         return torch.from_numpy(self._matrix.indices[start:stop].astype(np.int64))
 
 
+def _is_warm(seen: Sequence[Dataset]) -> npt.NDArray[np.bool_]:
+    """Whether each item has a pair in train, the first of ``seen``; ``(n_items,)``."""
+    train = seen[0]
+    return np.bincount(train.inter_feat[train.iid_field].numpy(), minlength=train.item_num) > 0
+
+
 def _is_cold(positives: sp.csr_array, seen: Sequence[Dataset]) -> npt.NDArray[np.bool_]:
-    """Whether each item occurs in the positives and has no pair in train, the first of ``seen``; ``(n_items,)``."""
-    in_train = np.bincount(seen[0].inter_feat[seen[0].iid_field].numpy(), minlength=positives.shape[1]) > 0
+    """Whether each item occurs in the positives and has no pair in train; ``(n_items,)``."""
     in_part = np.bincount(positives.indices, minlength=positives.shape[1]) > 0
-    return in_part & ~in_train
+    return in_part & ~_is_warm(seen)
 
 
 def _candidates(items: str, config: Config, positives: sp.csr_array, seen: Sequence[Dataset]) -> Tensor | None:
@@ -183,10 +188,7 @@ def _candidates(items: str, config: Config, positives: sp.csr_array, seen: Seque
         obstacle = "the metric GAUC"
     if obstacle:
         raise UserError(f"eval_items: {items} does not go with {obstacle}")
-    if items == "cold":
-        chosen = _is_cold(positives, seen)
-    else:
-        chosen = np.bincount(seen[0].inter_feat[seen[0].iid_field].numpy(), minlength=positives.shape[1]) > 0
+    chosen = _is_cold(positives, seen) if items == "cold" else _is_warm(seen)
     if not positives[:, np.flatnonzero(chosen)].nnz and positives.nnz:
         raise UserError(f"eval_items: {items}: there is no such item in the part that is evaluated")
     return torch.from_numpy(chosen)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -46,6 +47,7 @@ def install() -> None:
         warnings.warn(missing_recbole(), stacklevel=3)
 
 
+@cache  # once, however often install() is called: a function wrapped twice would run our part twice
 def _on_recbole(_recbole: ModuleType) -> None:
     # Imported here, because these modules load torch and most of RecBole.
     from recbole_onebp.plugin import patches, registration

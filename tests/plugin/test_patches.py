@@ -61,8 +61,11 @@ def test_applying_twice_changes_nothing():
 
     before = patched()
     patches.apply_all()
+    wrapped = vars(trainer_module.Trainer)["evaluate"], vars(Config)["_load_internal_config_dict"]
     recbole_onebp.plugin.import_hook.install()
     assert patched() == before
+    assert vars(trainer_module.Trainer)["evaluate"] is wrapped[0], "wrapped twice"
+    assert vars(Config)["_load_internal_config_dict"] is wrapped[1], "wrapped twice"
 
 
 def test_a_failing_patch_is_reported_and_not_fatal(monkeypatch):

@@ -171,10 +171,11 @@ def _studied(file: Path) -> dict[tuple[str, str], tuple[dict[str, float], float,
 
 
 _ORDER = {
-    "recency: none, training_history: all": "order unused",
-    "recency: none, training_history: all, recency in prediction: auto": "recency in prediction only",
-    "training_history: all": "recency in training too",
-    "base": "users of pairs made of earlier items: the defaults",
+    "recency: none, training_history: all, trend_weight: none": "order unused",
+    "recency: none, training_history: all, trend_weight: none, recency in prediction: auto": "recency in prediction only",
+    "training_history: all, trend_weight: none": "recency in training too",
+    "trend_weight in prediction: none": "users of pairs made of earlier items",
+    "base": "trends of items too: the defaults",
 }
 
 

@@ -58,7 +58,7 @@ def trends(
 
     Example:
         >>> trends(np.array([0, 1]), np.array([9, 0]), n_items=3).round(3).tolist()
-        [-0.029, 0.028, 0.0]
+        [-0.026, 0.025, 0.0]
     """
     weight = np.rint(_FIXED_POINT * recency_weights(age, _TREND_RECENCY))
     late, ever = summed(np.stack([np.bincount(item, each, n_items) for each in (weight, np.ones(len(item)))]))

@@ -46,7 +46,11 @@ def choose(common: dict[str, Any], epochs: int) -> dict[str, Any]:
         "epochs": best_epoch + 1,
         **{key: value for key, value in record.epochs[best_epoch].items() if key in CHOSEN},
         "valid": valid,
-        "curve": [{**epoch["valid"], "seconds": epoch["train_seconds"]} for epoch in record.epochs if "valid" in epoch],
+        "curve": [
+            {"epoch": epoch["epoch"] + 1, **epoch["valid"], "seconds": epoch["train_seconds"]}
+            for epoch in record.epochs
+            if epoch["valid"]
+        ],
         "seconds": {"choose": perf_counter() - start, "of which valid": record.total("valid_seconds")},
     }
 

@@ -11,7 +11,7 @@ import numpy as np
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import Token
 
-__all__ = ["Answers", "Explanation", "NewItems", "Part", "Scores", "UnknownIdError", "Update"]
+__all__ = ["Answers", "Explanation", "NewItems", "Part", "RemovedItems", "Scores", "UnknownIdError", "Update"]
 
 
 class UnknownIdError(UserError):
@@ -104,3 +104,12 @@ class NewItems:
     """Items that were not added, with the reason."""
     unknown: list[Token]
     """Users that the bundle does not contain.  They are ignored."""
+
+
+@dataclass(frozen=True)
+class RemovedItems:
+    """The result of removing items."""
+
+    removed: list[Token]
+    unknown: list[Token]
+    """Items that are not in the bundle, or were removed before."""

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from recbole_onebp.serving.answers import NewItems, Update
+from recbole_onebp.serving.answers import NewItems, RemovedItems, Update
 from recbole_onebp.serving.bundle import Bundle, read_fields
-from recbole_onebp.serving.new_items import ItemEstimate, ItemEstimator, append_values
-from recbole_onebp.serving.tables import Embeddings, ItemTable, unit_rows
+from recbole_onebp.serving.catalogue import Catalogue
+from recbole_onebp.serving.new_items import ItemEstimate, ItemEstimator
+from recbole_onebp.serving.tables import Float32Array, ItemTable
 from recbole_onebp.serving.tokens import TokenTable, as_list, as_pair, as_token
 from recbole_onebp.serving.user_state import Aggregation, Users
 from recbole_onebp.util.errors import UserError
@@ -28,12 +29,24 @@ class BundleState:
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
-        self._item_tokens, self._user_tokens = TokenTable(bundle.item_ids, "item"), TokenTable(bundle.user_ids, "user")
-        self._items = ItemTable(Embeddings(bundle.item_encodings), bundle.item_bias)
-        self._item_weight, self._local = bundle.item_weight, bundle.local
+        self._catalogue, self._user_tokens = Catalogue(bundle), TokenTable(bundle.user_ids, "user")
+        self._local = bundle.local
         self._aggregation = Aggregation.of(bundle.manifest["aggregation"])
         self._users = Users(bundle.user_encodings, bundle.history_start, bundle.history_item, self._aggregation)
         self._estimator = ItemEstimator(bundle)
+
+    @property
+    def _item_tokens(self) -> TokenTable:
+        return self._catalogue.tokens
+
+    @property
+    def _items(self) -> ItemTable:
+        """All items now.  Whoever needs them twice keeps them, because another thread may replace them."""
+        return self._catalogue.table
+
+    @property
+    def _item_weight(self) -> Float32Array | None:
+        return self._catalogue.weight
 
     @property
     def n_users(self) -> int:
@@ -47,8 +60,8 @@ class BundleState:
 
     @property
     def n_items(self) -> int:
-        """Number of items, added ones included."""
-        return len(self._item_tokens)
+        """Number of items, with added and without removed ones."""
+        return self._catalogue.n_shown
 
     @property
     def user_ids(self) -> Sequence[Token]:
@@ -57,8 +70,8 @@ class BundleState:
 
     @property
     def item_ids(self) -> Sequence[Token]:
-        """All items; added ones come last."""
-        return self._item_tokens.tokens
+        """All items without removed ones; added ones come last."""
+        return self._item_tokens.shown
 
     def knows_user(self, user: Token) -> bool:
         """Whether a user is in the bundle or has come with an event.
@@ -70,7 +83,7 @@ class BundleState:
         return user in self._user_tokens
 
     def knows_item(self, item: Token) -> bool:
-        """Whether an item is in the bundle or has been added.
+        """Whether an item is in the bundle or has been added, and has not been removed.
 
         Example:
             >>> rec.knows_item("i7"), rec.knows_item("nothing")
@@ -190,6 +203,9 @@ class BundleState:
             items: for each new item the users who interacted with it, or a mapping of fields to values, such as
                 ``{"tags": ["graphs", "genes"], "year": 1994}``.
 
+        An item that was removed comes back.  With train interactions it is what training made of it, whatever is
+        given; else it is made anew of what is given, or as it was for ``[]`` and ``{}``.
+
         Returns:
             What was added and what was not; ``unknown`` are the unknown users and values.
 
@@ -203,61 +219,60 @@ class BundleState:
             (['fresh'], {'orphan': 'none of its users is in the bundle'}, ['nobody'])
         """
         self._check_foldable("add_items")
-        described = {as_token(item, "item"): one for item, one in items.items() if isinstance(one, Mapping)}
-        given = {
-            as_token(item, "item"): list(as_list(users, "users"))
-            for item, users in items.items()
-            if not isinstance(users, Mapping)
-        }
-        found = {item: self._user_tokens.find(users) for item, users in given.items()}
+        given = {as_token(item, "item"): one for item, one in items.items()}
+        users_of = {item: list(as_list(one, "users")) for item, one in given.items() if not isinstance(one, Mapping)}
+        found = {item: self._user_tokens.find(users) for item, users in users_of.items()}
         unknown = dict.fromkeys(token for _, tokens in found.values() for token in tokens)
-        refused = {item: "is in the bundle already" for item in [*given, *described] if item in self._item_tokens}
-        estimates: dict[Token, ItemEstimate] = {}
-        for item, features in described.items():
-            if item in refused:
-                continue
-            estimate, unknown_values = self._estimator.of_features(item, features)
-            unknown.update(dict.fromkeys(unknown_values))
+        refused: dict[Token, str] = {}
+        estimates: dict[Token, ItemEstimate | None] = {}
+        for item, one in given.items():
+            estimate: ItemEstimate | str | None
+            if item in self._item_tokens:
+                estimate = "is in the bundle already"
+            elif item in self._item_tokens.hidden and (not one or self._catalogue.is_trained(item)):
+                estimate = None
+            elif isinstance(one, Mapping):
+                estimate, unknown_values = self._estimator.of_features(item, one)
+                unknown.update(dict.fromkeys(unknown_values))
+            else:
+                rows = found[item][0]
+                estimate = self._estimator.estimate(self._users.rows(rows[rows >= 0]), self._items)
             if isinstance(estimate, str):
                 refused[item] = estimate
             else:
                 estimates[item] = estimate
-        for item, (rows, _) in found.items():
-            if item in refused:
-                continue
-            estimate = self._estimator.estimate(self._users.rows(rows[rows >= 0]), self._items)
-            if isinstance(estimate, str):
-                refused[item] = estimate
-            else:
-                estimates[item] = estimate
-        if estimates:
-            self._append_items(estimates)
+        self._catalogue.add(estimates)
         self.update(
             (user, item)
-            for item in given
+            for item in users_of
             if item in estimates
-            for user, row in zip(given[item], found[item][0].tolist(), strict=True)
+            for user, row in zip(users_of[item], found[item][0].tolist(), strict=True)
             if row >= 0
         )
         return NewItems(list(estimates), refused, list(unknown))
 
-    def _append_items(self, estimates: Mapping[Token, ItemEstimate]) -> None:
-        for item in estimates:
-            self._item_tokens.add(item)
-        rows, bias, weight = (list(column) for column in zip(*estimates.values(), strict=True))
-        embeddings = self._items.embeddings
-        embeddings.append(np.concatenate(rows))
-        self._items = ItemTable(embeddings, append_values(self._items.bias, bias))
-        self._item_weight = append_values(self._item_weight, weight)
-        self.__dict__.pop("_directions", None)  # computed again when it is next used
+    def remove_items(self, items: Iterable[TokenLike]) -> RemovedItems:
+        """Take items out of all answers, at once: from now on they are unknown.
 
-    @cached_property
-    def _directions(self) -> ItemTable:
-        """The items with unit length and without bias."""
-        embeddings = self._items.embeddings
-        if not self.bundle.cosine:
-            embeddings = Embeddings(np.concatenate([unit_rows(block) for _, block in embeddings.blocks()]))
-        return ItemTable(embeddings, None)
+        Users keep them in their histories, and stay what these made of them: explanations name such items.
+        :meth:`add_items` brings an item back.
+
+        Args:
+            items: ids of items.
+
+        Raises:
+            UserError: if an id has a wrong type; then no item is removed.
+
+        Example:
+            >>> rec.remove_items(["i8", "nothing"])
+            RemovedItems(removed=['i8'], unknown=['nothing'])
+            >>> rec.knows_item("i8"), rec.add_items({"i8": []}).added, rec.knows_item("i8")
+            (False, ['i8'], True)
+        """
+        tokens = list(dict.fromkeys(as_token(item, "item") for item in as_list(items, "items")))
+        removed = [item for item in tokens if item in self._item_tokens]
+        self._catalogue.remove(removed)
+        return RemovedItems(removed, [item for item in tokens if item not in removed])
 
     def _check_foldable(self, what: str) -> None:
         if self.bundle.manifest["aggregation"] is None:

@@ -3,6 +3,7 @@
 ``item_values.json`` holds ``bias``, which is added to that of every new item, and ``fields``, in the order of the rows
 of ``value_encodings.npy``.  A field of tokens is ``{"field": name, "values": [...], "weight": [...]}``, a field of
 numbers ``{"field": name, "mean": [...], "weight": [...]}``; see :class:`recbole_onebp.data.item_features.ItemField`.
+``separator`` of a field is what stands between the values of an item in a text; null if the text is one value.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ __all__ = ["ItemContent", "described"]
 
 _NAME = "item_values.json"
 _MOST_BYTES, _MOST_VALUES = 1 << 30, 1 << 25
+_SEPARATOR = " "
+"""RecBole's; bundles of earlier versions do not name it."""
 
 
 def described(fields: Iterable[Any], bias: float) -> dict[str, Any]:
@@ -34,6 +37,7 @@ def described(fields: Iterable[Any], bias: float) -> dict[str, Any]:
             "field": field.name,
             **({"mean": field.mean.tolist()} if field.tokens is None else {"values": field.tokens.tolist()}),
             "weight": field.weight.tolist(),
+            "separator": field.separator,
         }
         for field in fields
     ]
@@ -49,6 +53,8 @@ class _Field:
     rows: dict[str, int] | None
     """The place of each token in the field; None for numbers."""
     mean: npt.NDArray[np.float32] | None
+    separator: str | None
+    """Between the values of an item in a text."""
 
 
 class ItemContent:
@@ -80,7 +86,9 @@ class ItemContent:
             tokens = one.get("values")
             rows = None if tokens is None else {token: place for place, token in enumerate(tokens)}
             mean = None if tokens is not None else np.array(one["mean"], np.float32)
-            fields[one["field"]] = _Field(first, np.array(one["weight"], np.float32), rows, mean)
+            fields[one["field"]] = _Field(
+                first, np.array(one["weight"], np.float32), rows, mean, one.get("separator", _SEPARATOR)
+            )
             first += len(one["weight"])
         size = bundle.manifest["embedding_size"]
         table = map_array(bundle.path / "value_encodings.npy", (first, size), np.float32)
@@ -91,6 +99,16 @@ class ItemContent:
             if array is not None and np.abs(array).max(initial=0) > LARGEST:
                 raise UserError(f"{bundle.path / name}.npy: has values beyond {LARGEST:g}; export the bundle again")
         return cls(fields, table, bias, float(content["bias"]))
+
+    def values(self, name: str, text: str) -> Any:
+        """The values of a field in a text: a list where an item may have several."""
+        separator = self._fields[name].separator
+        return text if separator is None else [value for value in text.split(separator) if value]
+
+    @property
+    def names(self) -> list[str]:
+        """The fields."""
+        return [*self._fields]
 
     def encode(self, item: Token, features: Mapping[str, Any]) -> tuple[Float32Array, float, list[Token]]:
         """Embedding ``(1, d)`` and bias of an item, and its unknown values.
@@ -158,6 +176,9 @@ def _is_field(one: Any) -> TypeGuard[dict[str, Any]]:
     if not isinstance(one, dict) or not isinstance(one.get("field"), str) or not _are_numbers(one.get("weight")):
         return False
     values, mean = one.get("values"), one.get("mean")
+    separator = one.get("separator", _SEPARATOR)
+    if not (separator is None or (isinstance(separator, str) and separator)):
+        return False
     if values is None:
         return _are_numbers(mean) and len(mean) == len(one["weight"])
     is_text = isinstance(values, list) and all(type(value) is str for value in values)

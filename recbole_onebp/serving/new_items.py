@@ -13,7 +13,7 @@ from recbole_onebp.serving.content import ItemContent
 from recbole_onebp.serving.tables import Float32Array, IntArray, ItemTable, dots, unit_rows
 from recbole_onebp.util.ids import Token
 
-__all__ = ["ItemEstimate", "ItemEstimator", "append_values"]
+__all__ = ["ItemEstimate", "ItemEstimator"]
 
 _SIMILARLY_POPULAR = 100
 """Number of items whose length and bias are averaged for a new item."""
@@ -70,7 +70,12 @@ class ItemEstimator:
         return min(max(weight, LEAST_WEIGHT), LARGEST_WEIGHT)
 
     @cached_property
-    def _content(self) -> ItemContent:
+    def content(self) -> ItemContent:
+        """The features of items.
+
+        Raises:
+            UserError: if the bundle has none, or they are damaged.
+        """
         return ItemContent.read(self._bundle)
 
     def of_features(self, item: Token, features: Mapping[str, Any]) -> tuple[ItemEstimate | str, list[Token]]:
@@ -79,7 +84,7 @@ class ItemEstimator:
         Raises:
             UserError: for a field that the bundle does not have, or a value of the wrong kind.
         """
-        embedding, bias, unknown = self._content.encode(item, features)
+        embedding, bias, unknown = self.content.encode(item, features)
         if self._bundle.cosine:
             embedding = unit_rows(embedding)
         if not embedding.any():
@@ -90,8 +95,3 @@ class ItemEstimator:
     def _popularity(self) -> IntArray:
         """Number of train interactions of each item of the bundle, ``(n_items,)``."""
         return np.bincount(self._bundle.history_item, minlength=len(self._bundle.item_encodings))
-
-
-def append_values(values: Float32Array | None, more: list[float]) -> Float32Array | None:
-    """``values`` with the values of new items behind; None stays None."""
-    return None if values is None else np.concatenate((values, np.array(more, np.float32)))

@@ -27,7 +27,7 @@ def folder(tmp_path):
 def stored(folder):
     store = EventStore(folder)
     try:
-        return [(key, *event) for key, events in store.read() for event in events]
+        return [(run.bundle, *event) for run in store.read() for event in run.events]
     finally:
         store.close()
 
@@ -43,8 +43,9 @@ def test_events_come_back_in_order(folder):
     store = EventStore(folder)
     assert store.append("b", [Event("u", "1"), Event("v", "2")]).end == 2
     assert store.append("c", [Event("u", "3")]).new == [True]
-    assert list(store.read(after=2)) == [("c", [("u", "3")])]
-    assert list(store.read(up_to=2)) == [("b", [("u", "1"), ("v", "2")])]
+    assert list(store.read()) == [("b", [("u", "1"), ("v", "2")], 2), ("c", [("u", "3")], 3)]
+    assert list(store.read(after=2)) == [("c", [("u", "3")], 3)]
+    assert not list(store.read(after=3))
     store.close()
     assert stored(folder) == [("b", "u", "1"), ("b", "v", "2"), ("c", "u", "3")]
 
@@ -75,7 +76,7 @@ def test_compacted_events_are_the_same(folder):
     before = {f"u{user}": [str(n) for n in range(300) if n % 7 == user] for user in range(7)}
     store.compact()
     assert store.n_waiting == 0
-    keys = {key for key, _ in store.read()}
+    keys = {run.bundle for run in store.read()}
     store.close()
     assert histories(folder) == before
     assert keys == {"b", "c"}

@@ -17,7 +17,7 @@ from recbole_onebp.serving.answers import UnknownIdError
 from recbole_onebp.serving.http.docs_page import docs_page
 from recbole_onebp.serving.http.endpoints import Endpoints
 from recbole_onebp.serving.http.events import StoreError
-from recbole_onebp.serving.http.live import Live, TooManyUsersError
+from recbole_onebp.serving.http.live import Live, ReadError, TooManyUsersError
 from recbole_onebp.serving.http.metrics import Metrics
 from recbole_onebp.serving.http.middleware import Guard, Limits, busy, check_key
 from recbole_onebp.serving.http.origins import Origins
@@ -41,6 +41,7 @@ _STATUS: dict[type[Exception], int] = {
     UserError: 422,
     UnknownIdError: 404,
     StoreError: 503,
+    ReadError: 503,
     TooManyUsersError: 507,
 }
 

@@ -19,6 +19,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import NamedTuple
@@ -26,7 +28,7 @@ from typing import NamedTuple
 from recbole_onebp.serving.http import legacy_journal
 from recbole_onebp.util.errors import UserError, writing
 
-__all__ = ["Event", "EventStore", "StoreError", "Stored", "event_id", "repair"]
+__all__ = ["Event", "EventStore", "MergedError", "Run", "StoreError", "Stored", "event_id", "repair"]
 
 FILE = "events.sqlite3"
 ID_SECONDS = 7 * 24 * 3600.0
@@ -58,6 +60,10 @@ class StoreError(Exception):
     """Events could not be written: none of them counts."""
 
 
+class MergedError(Exception):
+    """The events that are asked for have been merged with earlier ones: all must be read anew."""
+
+
 class Event(NamedTuple):
     """A user interacted with an item."""
 
@@ -79,6 +85,17 @@ class Stored:
     """The number of the last event, see :meth:`EventStore.read`."""
 
 
+class Run(NamedTuple):
+    """Stored events that were recorded under one bundle, one after the other."""
+
+    bundle: str
+    """Its key."""
+    events: list[tuple[str, str]]
+    """User and item."""
+    end: int
+    """The number of the last event; of merged ones, that of the last event that was merged."""
+
+
 def event_id(event: Event) -> bytes | None:
     """16 bytes that identify an event; None if it has neither an id nor a time, and therefore always counts."""
     if event.id is not None:
@@ -91,7 +108,10 @@ def event_id(event: Event) -> bytes | None:
 
 
 class EventStore:
-    """The events of one service. One process opens it at a time; all methods may be called from any thread.
+    """The events of one service.  All methods may be called from any thread.
+
+    The processes of one service share the store: one opens it alone and keeps it open, the others join.  The numbers of
+    the events are their order for all of them.
 
     Example:
         >>> store = EventStore(Path("bundle.events"))
@@ -101,18 +121,26 @@ class EventStore:
         [False]
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, join: bool = False) -> None:
         """Open or create the store. A journal of an earlier version in the same folder is imported first.
 
         Args:
             folder: created if it does not exist, for its owner alone.
+            join: another process of the same service has opened the store, and keeps it open.
 
         Raises:
-            UserError: if another process uses it, it cannot be written, or it is damaged.
+            UserError: if another service uses it, it cannot be written, or it is damaged.
         """
         self.folder = folder
         self.path = folder / FILE
-        self._lock = threading.RLock()
+        self._lock, self._watching = threading.RLock(), threading.Lock()
+        if not join:
+            self._open_alone()
+        self._database, self._watcher = _connect(self.path), _connect(self.path)
+
+    def _open_alone(self) -> None:
+        """Create the store, or check it as a whole.  This fails while another process has it open."""
+        folder = self.folder
         with writing(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
@@ -121,14 +149,13 @@ class EventStore:
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
             with TemporaryFile(dir=folder):
                 pass
-        self._database = _connect(self.path)
+        self._database = _connect(self.path, alone=True)
         try:
             with _explained(self.path):
                 self._prepare()
             self._import_journal()
-        except BaseException:
+        finally:
             self._database.close()
-            raise
 
     def _prepare(self) -> None:
         database = self._database
@@ -164,13 +191,17 @@ class EventStore:
         legacy_journal.set_aside(self.folder)
 
     def close(self) -> None:
-        """Close the store; another process may open it then."""
-        with self._lock:
+        """Close the store."""
+        with self._lock, self._watching:
             self._database.close()
+            self._watcher.close()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
+            if self._database.in_transaction:  # that of a caller
+                yield self._database
+                return
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield self._database
@@ -181,6 +212,19 @@ class EventStore:
                 raise
 
     # --------------------------------------------------------------------------------------------------------- writing
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """Keep all other writers out.  What is written meanwhile is on the disk at the end, all of it or nothing.
+
+        Raises:
+            StoreError: if it could not be written.
+        """
+        try:
+            with self._transaction() as database:
+                yield database
+        except sqlite3.Error as error:
+            raise StoreError(str(error)) from error
 
     def append(self, bundle: str, events: Sequence[Event]) -> Stored:
         """Write the events that are new; they are on the disk when this returns.
@@ -194,19 +238,15 @@ class EventStore:
         """
         now = time.time()
         new = []
-        try:
-            with self._transaction() as database:
-                for event in events:
-                    key = event_id(event)
-                    is_new = key is None or database.execute(
-                        "INSERT OR IGNORE INTO ids VALUES (?, ?)", (key, now)
-                    ).rowcount == 1  # fmt: skip
-                    new.append(is_new)
-                self._insert(database, bundle, [e[:2] for e, is_new in zip(events, new, strict=True) if is_new])
-                end = self.end
-        except sqlite3.Error as error:
-            raise StoreError(str(error)) from error
-        return Stored(new, end)
+        with self.writing() as database:
+            for event in events:
+                key = event_id(event)
+                is_new = key is None or database.execute(
+                    "INSERT OR IGNORE INTO ids VALUES (?, ?)", (key, now)
+                ).rowcount == 1  # fmt: skip
+                new.append(is_new)
+            self._insert(database, bundle, [e[:2] for e, is_new in zip(events, new, strict=True) if is_new])
+            return Stored(new, self.end)
 
     def _insert(self, database: sqlite3.Connection, bundle: str, events: Iterable[tuple[str, str]]) -> None:
         database.execute("INSERT OR IGNORE INTO bundles (key) VALUES (?)", (bundle,))
@@ -225,16 +265,13 @@ class EventStore:
         Raises:
             StoreError: if it could not be written; what has been merged so far stays.
         """
-        try:
-            end = self.end if up_to is None else up_to
-            merged = True
-            while merged:
-                with self._transaction() as database:
-                    merged = self._merge(database, end)
-            with self._transaction() as database:
-                database.execute("DELETE FROM ids WHERE received < ?", (time.time() - ID_SECONDS,))
-        except sqlite3.Error as error:
-            raise StoreError(str(error)) from error
+        end = self.end if up_to is None else up_to
+        merged = True
+        while merged:
+            with self.writing() as database:
+                merged = self._merge(database, end)
+        with self.writing() as database:
+            database.execute("DELETE FROM ids WHERE received < ?", (time.time() - ID_SECONDS,))
 
     def _merge(self, database: sqlite3.Connection, end: int) -> bool:
         """Merge the next events; whether there were any."""
@@ -266,15 +303,13 @@ class EventStore:
     def end(self) -> int:
         """The number of the last event; 0 if there was none."""
         with self._lock:
-            row = self._database.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
-        return int(row[0]) if row else 0
+            return _end(self._database)
 
     @property
     def n_waiting(self) -> int:
         """Events that have not been merged by :meth:`compact`."""
         with self._lock:
-            first = self._database.execute("SELECT min(number) FROM events").fetchone()[0]
-            return 0 if first is None else self.end - int(first) + 1
+            return _n_waiting(self._database)
 
     @property
     def bytes(self) -> int:
@@ -283,57 +318,60 @@ class EventStore:
 
     def check_writable(self) -> None:
         """Raise :class:`StoreError` if events cannot be written now."""
-        try:
-            with self._transaction() as database:
-                database.execute(f"PRAGMA user_version = {_FORMAT}")
-        except sqlite3.Error as error:
-            raise StoreError(str(error)) from error
+        with self.writing() as database:
+            database.execute(f"PRAGMA user_version = {_FORMAT}")
 
-    def read(self, after: int = 0, up_to: int | None = None) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-        """Bundle keys and (user, item) events, each user's in order; merged events first, if ``after`` is 0.
-
-        Must not run beside :meth:`compact`.
-
-        Args:
-            after: only events with higher numbers.
-            up_to: only events up to this number.
+    @property
+    def version(self) -> int:
+        """Another number whenever this process or another one has written.  It waits for no writer.
 
         Raises:
+            UserError: if it cannot be read.
+        """
+        with self._watching, _explained(self.path):
+            return int(self._watcher.execute("PRAGMA data_version").fetchone()[0])
+
+    def read(self, after: int = 0) -> Iterator[Run]:
+        """Events as they are now, each user's in order; whatever is written meanwhile does not change what is read.
+
+        Args:
+            after: only events with higher numbers; if 0, all, those that were merged first.
+
+        Raises:
+            MergedError: if some events with higher numbers have been merged.
             UserError: if the store is damaged.
         """
-        up_to = self.end if up_to is None else up_to
-        keys = {row[0]: str(row[1]) for row in self._fetch("SELECT number, key FROM bundles", ())}
-        with _explained(self.path):
-            yield from self._read(keys, after, up_to)
-
-    def _read(self, keys: dict[int, str], after: int, up_to: int) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-        if after == 0:
-            for rows in self._chunks("SELECT number, bundle, user, items FROM histories WHERE number > ? "
-                                     "ORDER BY number LIMIT ?", 0, None):  # fmt: skip
+        with closing(_connect(self.path)) as database, _explained(self.path):
+            database.execute("BEGIN")
+            keys = {number: str(key) for number, key in database.execute("SELECT number, key FROM bundles")}
+            n_merged = _end(database) - _n_waiting(database)
+            if 0 < after < n_merged:
+                raise MergedError
+            merged = "SELECT number, bundle, user, items FROM histories WHERE number > ? ORDER BY number LIMIT ?"
+            for rows in _chunks(database, merged, 0) if after == 0 else ():
                 for _, bundle, user, items in rows:
-                    yield _key(keys, bundle), [(user, item) for item in _items(items)]
-        for rows in self._chunks("SELECT number, bundle, user, item FROM events WHERE number > ? "
-                                 "ORDER BY number LIMIT ?", after, up_to):  # fmt: skip
-            run: list[tuple[str, str]] = []
-            current = rows[0][1]
-            for _, bundle, user, item in rows:
-                if bundle != current:
-                    yield _key(keys, current), run
-                    run, current = [], bundle
-                run.append((user, item))
-            yield _key(keys, current), run
+                    yield Run(_key(keys, bundle), [(user, item) for item in _items(items)], n_merged)
+            single = "SELECT number, bundle, user, item FROM events WHERE number > ? ORDER BY number LIMIT ?"
+            for rows in _chunks(database, single, after):
+                for bundle, run in groupby(rows, itemgetter(1)):
+                    numbers, _, users, items = zip(*run, strict=True)
+                    yield Run(_key(keys, bundle), list(zip(users, items, strict=True)), numbers[-1])
 
-    def _chunks(self, query: str, after: int, up_to: int | None) -> Iterator[list[tuple[int, int, str, str]]]:
-        while rows := self._fetch(query, (after, _AT_A_TIME)):
-            after = rows[-1][0]
-            rows = [row for row in rows if up_to is None or row[0] <= up_to]
-            if not rows:
-                return
-            yield rows
 
-    def _fetch(self, query: str, values: tuple[object, ...]) -> list[tuple[int, int, str, str]]:
-        with self._lock, _explained(self.path):
-            return self._database.execute(query, values).fetchall()
+def _end(database: sqlite3.Connection) -> int:
+    row = database.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
+    return int(row[0]) if row else 0
+
+
+def _n_waiting(database: sqlite3.Connection) -> int:
+    first = database.execute("SELECT min(number) FROM events").fetchone()[0]
+    return 0 if first is None else _end(database) - int(first) + 1
+
+
+def _chunks(database: sqlite3.Connection, query: str, after: int) -> Iterator[list[tuple[int, int, str, str]]]:
+    while rows := database.execute(query, (after, _AT_A_TIME)).fetchall():
+        yield rows
+        after = rows[-1][0]
 
 
 def _statements(sql: str) -> list[str]:
@@ -365,20 +403,22 @@ def _write_history(database: sqlite3.Connection, user: str, number: int | None, 
         database.execute("UPDATE histories SET items = ? WHERE number = ?", (text, number))
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    """A connection that keeps other processes out, in WAL mode, with every commit on the disk."""
+def _connect(path: Path, *, alone: bool = False) -> sqlite3.Connection:
+    """A connection in WAL mode, with every commit on the disk; ``alone`` fails if there is another one anywhere."""
     if sqlite3.sqlite_version_info < (3, 37):
         raise UserError(f"events need SQLite 3.37 or newer; this Python has {sqlite3.sqlite_version}")
     database = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
     try:
         with _explained(path):
-            database.execute("PRAGMA locking_mode = EXCLUSIVE")
+            if alone:
+                database.execute("PRAGMA locking_mode = EXCLUSIVE")
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = FULL")
             database.execute("PRAGMA trusted_schema = OFF")
             database.execute("PRAGMA cell_size_check = ON")
-            database.execute("BEGIN IMMEDIATE")
-            database.execute("COMMIT")
+            if alone:
+                database.execute("BEGIN IMMEDIATE")
+                database.execute("COMMIT")
     except BaseException:
         database.close()
         raise

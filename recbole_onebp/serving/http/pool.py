@@ -1,0 +1,130 @@
+"""A service of several processes, so that Python's lock, which each process has for itself, does not limit it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from logging import getLogger
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import monotonic
+from typing import Any
+
+from recbole_onebp.serving.http.metrics import SHARED_FOLDER
+from recbole_onebp.serving.http.reception import Reception
+from recbole_onebp.serving.http.server import Service
+from recbole_onebp.serving.http.worker import DOOR, make_board, work
+from recbole_onebp.util.errors import UserError
+from recbole_onebp.util.processes import Call, Ending, supervise
+
+__all__ = ["serve_by_workers"]
+
+_ENDING_SECONDS = 30.0
+"""For the requests that are under way when the service is stopped."""
+
+_ENDS, _ENDS_SECONDS = 5, 60.0
+"""A worker that ends so often within this time is not started again."""
+
+
+def serve_by_workers(service: Service, n_workers: int, listener: socket.socket, ready: Callable[[int], None]) -> None:
+    """Serve by several processes until SIGTERM or Ctrl-C.  A worker that crashes is started again.
+
+    Args:
+        service: its arguments, with absolute paths.  This process has opened the store of events.
+        n_workers: processes beside this one, which accepts connections.
+        listener: the socket for clients.
+        ready: see :class:`Reception`.
+
+    Raises:
+        UserError: if a worker cannot start, or ends again and again.
+    """
+    with _shared_folder() as folder, socket.socket(socket.AF_UNIX) as door, _stopped_by_signals() as stop:
+        _bind(door, folder / DOOR)
+        make_board(folder, n_workers)
+        reception = Reception(listener, door, n_workers, ready)
+        overseer = _Overseer(reception, stop)
+        calls = [
+            Call(f"worker {number}", work, (service, folder, n_workers, number), {SHARED_FOLDER: str(folder)})
+            for number in range(1, n_workers + 1)
+        ]
+        thread = threading.Thread(target=reception.run, args=(stop,), name="reception", daemon=True)
+        thread.start()
+        try:
+            with suppress(_StoppedError):
+                supervise(calls, n_workers, overseer.ended, tick=overseer.tick)
+        finally:
+            stop.set()
+            thread.join()
+
+
+class _StoppedError(Exception):
+    """The service has been stopped, and what still runs is not waited for."""
+
+
+class _Overseer:
+    """Decides what happens when a worker ends."""
+
+    def __init__(self, reception: Reception, stop: threading.Event) -> None:
+        self._reception, self._stop = reception, stop
+        self._ends: dict[str, deque[float]] = {}
+        self._stopped_at: float | None = None
+
+    def ended(self, call: Call, ending: Ending) -> Call | None:
+        """The call that starts the worker again; None after the service was stopped."""
+        if self._stop.is_set():
+            return None
+        ends = self._ends.setdefault(call.name, deque(maxlen=_ENDS))
+        ends.append(monotonic())
+        if not self._reception.is_open or (len(ends) == _ENDS and ends[-1] - ends[0] < _ENDS_SECONDS):
+            raise UserError(str(ending.error or f"{call.name} of the service {ending}, and does so again and again"))
+        getLogger(__name__).error("%s is started again: it %s", call.name, ending.error or ending)
+        return call
+
+    def tick(self) -> None:
+        """Called about twice a second."""
+        if self._reception.error is not None:
+            raise self._reception.error
+        if self._stop.is_set():
+            self._stopped_at = self._stopped_at or monotonic()
+            if not self._reception.is_open or monotonic() > self._stopped_at + _ENDING_SECONDS:
+                raise _StoppedError
+
+
+@contextmanager
+def _shared_folder() -> Iterator[Path]:
+    try:
+        folder = TemporaryDirectory(prefix="recbole_onebp-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise UserError(f"workers: several need a temporary folder (TMPDIR), or use --workers=1: {error}") from None
+    with folder as name:
+        yield Path(name)
+
+
+def _bind(door: socket.socket, path: Path) -> None:
+    try:
+        door.bind(str(path))
+    except OSError as error:
+        raise UserError(f"workers: several need a TMPDIR with a shorter name, or use --workers=1: {error}") from None
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and Ctrl-C set.  At the end they do what they usually do."""
+    stop, received = threading.Event(), list[int]()
+
+    def handle(number: int, _frame: Any) -> None:
+        received.append(number)
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in received[:1]:
+        signal.raise_signal(number)

@@ -11,12 +11,13 @@ import numpy as np
 from recbole_onebp.serving.answers import NewItems, RemovedItems, Update
 from recbole_onebp.serving.bundle import Bundle, read_fields
 from recbole_onebp.serving.catalogue import Catalogue
-from recbole_onebp.serving.new_items import ItemEstimate, ItemEstimator
+from recbole_onebp.serving.explain import Composition, compose_user
+from recbole_onebp.serving.new_items import ItemEstimate
 from recbole_onebp.serving.tables import Float32Array, ItemTable
 from recbole_onebp.serving.tokens import TokenTable, as_list, as_pair, as_token
 from recbole_onebp.serving.user_state import Aggregation, Users
 from recbole_onebp.util.errors import UserError
-from recbole_onebp.util.ids import Token, TokenLike
+from recbole_onebp.util.ids import BundleRows, Token, TokenLike
 
 __all__ = ["BundleState"]
 
@@ -33,7 +34,6 @@ class BundleState:
         self._local = bundle.local
         self._aggregation = Aggregation.of(bundle.manifest["aggregation"])
         self._users = Users(bundle.user_encodings, bundle.history_start, bundle.history_item, self._aggregation)
-        self._estimator = ItemEstimator(bundle)
 
     @property
     def _item_tokens(self) -> TokenTable:
@@ -64,6 +64,11 @@ class BundleState:
         return self._catalogue.n_shown
 
     @property
+    def n_added_items(self) -> int:
+        """Number of items that were added to those of the bundle, removed ones included."""
+        return len(self._item_tokens) - len(self.bundle.item_ids)
+
+    @property
     def user_ids(self) -> Sequence[Token]:
         """All users; new ones come last."""
         return self._user_tokens.tokens
@@ -90,6 +95,17 @@ class BundleState:
             (True, False)
         """
         return item in self._item_tokens
+
+    def remembers_item(self, item: Token) -> bool:
+        """Whether an item is known, or was removed.
+
+        Example:
+            >>> removed = rec.remove_items(["i8"])
+            >>> rec.knows_item("i8"), rec.remembers_item("i8"), rec.remembers_item("nothing")
+            (False, True, False)
+            >>> back = rec.add_items({"i8": []})
+        """
+        return item in self._item_tokens or item in self._item_tokens.hidden
 
     @cached_property
     def _fields(self) -> dict[str, list[str]]:
@@ -185,7 +201,8 @@ class BundleState:
             if row < 0 and is_known:
                 row = new_users.setdefault(token, len(self._user_tokens) + len(new_users))
             users[place] = row
-        self._users.update(users[known], items[known], self._items.embeddings, self._item_weight)
+        self._users.update(users[known], items[known], self._catalogue.settled, self._item_weight)
+        self._catalogue.follow(self._users, users[known], items[known])
         for token in new_users:  # only now, so that other threads find no user without an embedding
             self._user_tokens.add(token)
         return Update(int(known.sum()), list(new_users), unknown)
@@ -218,38 +235,50 @@ class BundleState:
             >>> new.added, new.refused, new.unknown
             (['fresh'], {'orphan': 'none of its users is in the bundle'}, ['nobody'])
         """
+        estimates, report, events = self._checked(items)
+        self._catalogue.add(estimates)
+        self.update(events)
+        return report
+
+    def check_items(self, items: Mapping[TokenLike, Iterable[TokenLike] | Mapping[str, Any]]) -> NewItems:
+        """What :meth:`add_items` would add and what not.  Nothing is added.
+
+        Raises:
+            UserError: as :meth:`add_items`.
+
+        Example:
+            >>> rec.check_items({"i3": ["u1"]}).refused
+            {'i3': 'is in the bundle already'}
+        """
+        return self._checked(items)[1]
+
+    def _checked(
+        self, items: Mapping[TokenLike, Iterable[TokenLike] | Mapping[str, Any]]
+    ) -> tuple[dict[Token, ItemEstimate | None], NewItems, list[tuple[Token, Token]]]:
+        """The estimates of items that can be added, the report, and the events of their users."""
         self._check_foldable("add_items")
-        given = {as_token(item, "item"): one for item, one in items.items()}
-        users_of = {item: list(as_list(one, "users")) for item, one in given.items() if not isinstance(one, Mapping)}
-        found = {item: self._user_tokens.find(users) for item, users in users_of.items()}
-        unknown = dict.fromkeys(token for _, tokens in found.values() for token in tokens)
-        refused: dict[Token, str] = {}
-        estimates: dict[Token, ItemEstimate | None] = {}
-        for item, one in given.items():
+        refused, unknown = dict[Token, str](), dict[Token, None]()
+        estimates, events = dict[Token, ItemEstimate | None](), list[tuple[Token, Token]]()
+        for item, one in ((as_token(name, "item"), given) for name, given in items.items()):
             estimate: ItemEstimate | str | None
+            is_described = isinstance(one, Mapping)
+            users = [] if is_described else [as_token(user, "user") for user in as_list(one, "users")]
+            rows, missing = self._user_tokens.find(users)
             if item in self._item_tokens:
                 estimate = "is in the bundle already"
             elif item in self._item_tokens.hidden and (not one or self._catalogue.is_trained(item)):
                 estimate = None
             elif isinstance(one, Mapping):
-                estimate, unknown_values = self._estimator.of_features(item, one)
-                unknown.update(dict.fromkeys(unknown_values))
+                estimate, missing = self._catalogue.estimator.of_features(item, one)
             else:
-                rows = found[item][0]
-                estimate = self._estimator.estimate(self._users.rows(rows[rows >= 0]), self._items)
+                estimate = self._catalogue.estimator.of_users(self._users.rows(rows[rows >= 0]))
+            unknown.update(dict.fromkeys(missing))
             if isinstance(estimate, str):
                 refused[item] = estimate
-            else:
-                estimates[item] = estimate
-        self._catalogue.add(estimates)
-        self.update(
-            (user, item)
-            for item in users_of
-            if item in estimates
-            for user, row in zip(users_of[item], found[item][0].tolist(), strict=True)
-            if row >= 0
-        )
-        return NewItems(list(estimates), refused, list(unknown))
+                continue
+            estimates[item] = estimate
+            events += [(user, item) for user, row in zip(users, rows.tolist(), strict=True) if row >= 0]
+        return estimates, NewItems(list(estimates), refused, list(unknown)), events
 
     def remove_items(self, items: Iterable[TokenLike]) -> RemovedItems:
         """Take items out of all answers, at once: from now on they are unknown.
@@ -273,6 +302,28 @@ class BundleState:
         removed = [item for item in tokens if item in self._item_tokens]
         self._catalogue.remove(removed)
         return RemovedItems(removed, [item for item in tokens if item not in removed])
+
+    def _whole(self, rows: Float32Array, compositions: Iterable[Composition | None], table: ItemTable) -> Float32Array:
+        """Users with the items that follow their users, as these are now.
+
+        Args:
+            rows: users without these items, ``(B, d)``; changed in place.
+            compositions: of each user; None if it has no such item.
+            table: all items.
+        """
+        for row, composition in zip(rows, compositions, strict=True):
+            if composition is not None:
+                own = self._catalogue.follows(composition.items)
+                items, weights = composition.items[own], composition.weights[own]
+                row += (weights[:, None] * table.embeddings.rows(items)).sum(axis=0)
+        return rows
+
+    def _user_rows(self, users: Users, rows: BundleRows, table: ItemTable) -> Float32Array:
+        """Embeddings of users ``(m,)`` of a snapshot, shape ``(m, d)``, with the items as they are in a table."""
+        follows, weight = self._catalogue.follows, self._item_weight
+        having = ((row, users.new_items(row)) for row in rows.tolist())
+        compositions = (compose_user(users, row, weight) if follows(new).any() else None for row, new in having)
+        return self._whole(users.rows(rows), compositions, table)
 
     def _check_foldable(self, what: str) -> None:
         if self.bundle.manifest["aggregation"] is None:

@@ -22,9 +22,10 @@ from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import Token
 from recbole_onebp.util.untrusted import map_array, read_json
 
-__all__ = ["ItemContent", "described"]
+__all__ = ["HAS_FEATURES", "ItemContent", "described"]
 
-_NAME = "item_values.json"
+HAS_FEATURES = "item_values.json"
+"""The file that a bundle has if its items have features."""
 _MOST_BYTES, _MOST_VALUES = 1 << 30, 1 << 25
 _SEPARATOR = " "
 """RecBole's; bundles of earlier versions do not name it."""
@@ -72,8 +73,8 @@ class ItemContent:
         Raises:
             UserError: if it has none, or they are damaged.
         """
-        path, files = bundle.path / _NAME, bundle.manifest["files"]
-        if _NAME not in files:
+        path, files = bundle.path / HAS_FEATURES, bundle.manifest["files"]
+        if HAS_FEATURES not in files:
             raise UserError(
                 f"{bundle.path}: items have no features in this bundle; train with item_features, and export"
             )

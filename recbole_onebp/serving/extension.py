@@ -41,7 +41,7 @@ def extend(bundle_dir: Path, items: Path, output: Path | None = None) -> tuple[N
     """
     bundle = read_bundle(bundle_dir)
     rec, fields = Recommender(bundle), read_fields(bundle)
-    content = rec._estimator.content
+    content = rec._catalogue.estimator.content
     rows = read_items(items, (bundle.manifest.get("config") or {}).get("ITEM_ID_FIELD", "item_id"), [*fields], content)
     report = rec.add_items({row.item: row.features for row in rows})
     if not report.added:

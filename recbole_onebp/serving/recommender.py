@@ -140,7 +140,8 @@ class Recommender(BundleState):
         known = rows[rows >= 0]
         of_users = self._users.snapshot(known)
         histories = [of_users.items(user) for user in known.tolist()]
-        scorer = self._scorer(self._items, of_users.rows(known), histories)
+        table = self._items
+        scorer = self._scorer(table, self._user_rows(of_users, known, table), histories)
         seen = histories if exclude_seen else [NO_ROWS] * len(known)
         ranked = self._rank(scorer, seen, chosen, self._index)
         return Answers(self._lists(ranked, rows >= 0), unknown, chosen.unknown)
@@ -185,7 +186,7 @@ class Recommender(BundleState):
         known = np.array([len(rows) > 0 for rows in items], bool)
         items = [rows for rows in items if len(rows)]
         chosen, table = self._chosen(k, allow, deny), self._items
-        scorer = self._scorer(table, fold_in(items, table.embeddings, item_weight, aggregation), items)
+        scorer = self._scorer(table, self._folded(items, item_weight, aggregation, table), items)
         seen = items if exclude_seen else [NO_ROWS] * len(items)
         ranked = self._rank(scorer, seen, chosen, self._index)
         unknown = list(dict.fromkeys([token for _, tokens in found for token in tokens] + chosen.unknown))
@@ -258,9 +259,8 @@ class Recommender(BundleState):
         known = (user_rows >= 0) & (item_rows >= 0)
         distinct, place = np.unique(user_rows[known], return_inverse=True)
         of_users = self._users.snapshot(distinct)
-        scorer = self._scorer(
-            self._items, of_users.rows(distinct), [of_users.items(user) for user in distinct.tolist()]
-        )
+        histories, table = [of_users.items(user) for user in distinct.tolist()], self._items
+        scorer = self._scorer(table, self._user_rows(of_users, distinct, table), histories)
         row, item, found = place.reshape(-1), item_rows[known], np.empty(len(place.reshape(-1)))
         for start in range(0, len(distinct), _SCORED_USERS):
             asked = np.flatnonzero((row >= start) & (row < start + _SCORED_USERS))
@@ -296,7 +296,9 @@ class Recommender(BundleState):
         row, target = self._user_tokens.row(user), self._item_tokens.row(item)
         of_user = self._users.snapshot(np.array([row]))
         composition = compose_user(of_user, row, self._item_weight)
-        return self._explain(self._items, of_user.rows(np.array([row])), composition, target, [])
+        table = self._items
+        user_e = self._user_rows(of_user, np.array([row]), table)
+        return self._explain(table, user_e, composition, target, [])
 
     def explain_history(self, history: Iterable[TokenLike], item: TokenLike, rule: Rule = DEFAULT_RULE) -> Explanation:
         """The same for a new user with this history; see :meth:`recommend_history`.
@@ -318,7 +320,7 @@ class Recommender(BundleState):
         if not len(known):
             raise UnknownIdError("history: the bundle knows none of its items")
         table = self._items
-        user_e = fold_in([known], table.embeddings, item_weight, aggregation)
+        user_e = self._folded([known], item_weight, aggregation, table)
         return self._explain(table, user_e, compose_history(known, item_weight, aggregation), target, unknown)
 
     def _explain(
@@ -342,6 +344,17 @@ class Recommender(BundleState):
         check_rule(rule)
         aggregation = Aggregation(RECENT_DECAY) if rule == "recent" else self._aggregation
         return self._item_weight if rule == "trained" else None, aggregation
+
+    def _folded(
+        self, histories: list[BundleRows], item_weight: Float32Array | None, aggregation: Aggregation, table: ItemTable
+    ) -> Float32Array:
+        """New users from their histories, ``(B, d)``, as events make them."""
+        rows = fold_in(histories, self._catalogue.settled, item_weight, aggregation)
+        compositions = (
+            compose_history(items, item_weight, aggregation) if self._catalogue.follows(items).any() else None
+            for items in histories
+        )
+        return self._whole(rows, compositions, table)
 
     def _scorer(self, table: ItemTable, user_e: Float32Array, histories: Sequence[BundleRows]) -> Scorer:
         """All items for users with embeddings ``(B, d)`` and histories.

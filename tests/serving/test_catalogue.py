@@ -70,7 +70,7 @@ def test_an_added_item_that_was_removed_is_made_anew(tmp_path, score):
     rec = Recommender.load(made_bundle(tmp_path / "bundle", features=True, score=score, bias=True))
     rec.add_items({"a": {"genres": ["g1"]}, "b": {"genres": ["g2"]}})
     first = dict(rec.similar_items(["b"], k=100)[0])
-    rec.update([("u1", "a")])
+    rec.update([("u1", "b"), ("u1", "a")])
     rec.remove_items(["a"])
     assert rec.add_items({"a": {"genres": ["nothing"]}}).refused == {"a": "none of its values is in the bundle"}
     assert not rec.knows_item("a")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from recbole_onebp.serving.answers import NewItems, RemovedItems, Update
+from recbole_onebp.serving.answers import Update
 from recbole_onebp.serving.bundle import Bundle, read_fields
 from recbole_onebp.serving.catalogue import Catalogue
 from recbole_onebp.serving.explain import Composition, compose_user
-from recbole_onebp.serving.new_items import ItemEstimate
 from recbole_onebp.serving.tables import Float32Array, ItemTable
 from recbole_onebp.serving.tokens import TokenTable, as_list, as_pair, as_token
 from recbole_onebp.serving.user_state import Aggregation, Users
@@ -32,6 +30,8 @@ class BundleState:
         self.bundle = bundle
         self._catalogue, self._user_tokens = Catalogue(bundle), TokenTable(bundle.user_ids, "user")
         self._local = bundle.local
+        self._texts: dict[Token, dict[str, str]] = {}
+        """The fields of added items, as text."""
         self._aggregation = Aggregation.of(bundle.manifest["aggregation"])
         self._users = Users(bundle.user_encodings, bundle.history_start, bundle.history_item, self._aggregation)
 
@@ -64,11 +64,6 @@ class BundleState:
         return self._catalogue.n_shown
 
     @property
-    def n_added_items(self) -> int:
-        """Number of items that were added to those of the bundle, removed ones included."""
-        return len(self._item_tokens) - len(self.bundle.item_ids)
-
-    @property
     def user_ids(self) -> Sequence[Token]:
         """All users; new ones come last."""
         return self._user_tokens.tokens
@@ -96,17 +91,6 @@ class BundleState:
         """
         return item in self._item_tokens
 
-    def remembers_item(self, item: Token) -> bool:
-        """Whether an item is known, or was removed.
-
-        Example:
-            >>> removed = rec.remove_items(["i8"])
-            >>> rec.knows_item("i8"), rec.remembers_item("i8"), rec.remembers_item("nothing")
-            (False, True, False)
-            >>> back = rec.add_items({"i8": []})
-        """
-        return item in self._item_tokens or item in self._item_tokens.hidden
-
     @cached_property
     def _fields(self) -> dict[str, list[str]]:
         return read_fields(self.bundle)
@@ -122,7 +106,12 @@ class BundleState:
             {'title': 'Item 7'}
         """
         row = self._item_tokens.get(item)
-        return {name: values[row] for name, values in self._fields.items() if row is not None and row < len(values)}
+        if row is None:
+            return {}
+        added = self._texts.get(self._item_tokens.tokens[row], {})
+        return {
+            name: values[row] if row < len(values) else added.get(name, "") for name, values in self._fields.items()
+        }
 
     def title(self, item: TokenLike) -> str:
         """The title of an item; empty if there is none, or the item is unknown.
@@ -135,7 +124,9 @@ class BundleState:
             'Item 7'
         """
         row = self._item_tokens.get(item)
-        return self._titles[row] if row is not None and row < len(self._titles) else ""
+        if row is None or row < len(self._titles):
+            return "" if row is None else self._titles[row]
+        return self.fields(item).get(self.bundle.manifest["title_field"] or "", "")
 
     @cached_property
     def _titles(self) -> list[str]:
@@ -206,102 +197,6 @@ class BundleState:
         for token in new_users:  # only now, so that other threads find no user without an embedding
             self._user_tokens.add(token)
         return Update(int(known.sum()), list(new_users), unknown)
-
-    def add_items(self, items: Mapping[TokenLike, Iterable[TokenLike] | Mapping[str, Any]]) -> NewItems:
-        """Add new items, from the users who interacted with them or from their features.
-
-        From users: the embedding of a new item points in the mean direction of its users.  Length, bias and weight are
-        those of items that are about as popular.  The interactions are then applied as events.
-
-        From features, where the model was trained with ``item_features``: embedding and bias are what the item tower
-        makes of the features.
-
-        Args:
-            items: for each new item the users who interacted with it, or a mapping of fields to values, such as
-                ``{"tags": ["graphs", "genes"], "year": 1994}``.
-
-        An item that was removed comes back.  With train interactions it is what training made of it, whatever is
-        given; else it is made anew of what is given, or as it was for ``[]`` and ``{}``.
-
-        Returns:
-            What was added and what was not; ``unknown`` are the unknown users and values.
-
-        Raises:
-            UserError: if an id or a value has a wrong type, the bundle does not have a field, or the users were trained
-                by gradient; then no item is added.
-
-        Example:
-            >>> new = rec.add_items({"fresh": ["u1", "u2"], "orphan": ["nobody"]})
-            >>> new.added, new.refused, new.unknown
-            (['fresh'], {'orphan': 'none of its users is in the bundle'}, ['nobody'])
-        """
-        estimates, report, events = self._checked(items)
-        self._catalogue.add(estimates)
-        self.update(events)
-        return report
-
-    def check_items(self, items: Mapping[TokenLike, Iterable[TokenLike] | Mapping[str, Any]]) -> NewItems:
-        """What :meth:`add_items` would add and what not.  Nothing is added.
-
-        Raises:
-            UserError: as :meth:`add_items`.
-
-        Example:
-            >>> rec.check_items({"i3": ["u1"]}).refused
-            {'i3': 'is in the bundle already'}
-        """
-        return self._checked(items)[1]
-
-    def _checked(
-        self, items: Mapping[TokenLike, Iterable[TokenLike] | Mapping[str, Any]]
-    ) -> tuple[dict[Token, ItemEstimate | None], NewItems, list[tuple[Token, Token]]]:
-        """The estimates of items that can be added, the report, and the events of their users."""
-        self._check_foldable("add_items")
-        refused, unknown = dict[Token, str](), dict[Token, None]()
-        estimates, events = dict[Token, ItemEstimate | None](), list[tuple[Token, Token]]()
-        for item, one in ((as_token(name, "item"), given) for name, given in items.items()):
-            estimate: ItemEstimate | str | None
-            is_described = isinstance(one, Mapping)
-            users = [] if is_described else [as_token(user, "user") for user in as_list(one, "users")]
-            rows, missing = self._user_tokens.find(users)
-            if item in self._item_tokens:
-                estimate = "is in the bundle already"
-            elif item in self._item_tokens.hidden and (not one or self._catalogue.is_trained(item)):
-                estimate = None
-            elif isinstance(one, Mapping):
-                estimate, missing = self._catalogue.estimator.of_features(item, one)
-            else:
-                estimate = self._catalogue.estimator.of_users(self._users.rows(rows[rows >= 0]))
-            unknown.update(dict.fromkeys(missing))
-            if isinstance(estimate, str):
-                refused[item] = estimate
-                continue
-            estimates[item] = estimate
-            events += [(user, item) for user, row in zip(users, rows.tolist(), strict=True) if row >= 0]
-        return estimates, NewItems(list(estimates), refused, list(unknown)), events
-
-    def remove_items(self, items: Iterable[TokenLike]) -> RemovedItems:
-        """Take items out of all answers, at once: from now on they are unknown.
-
-        Users keep them in their histories, and stay what these made of them: explanations name such items.
-        :meth:`add_items` brings an item back.
-
-        Args:
-            items: ids of items.
-
-        Raises:
-            UserError: if an id has a wrong type; then no item is removed.
-
-        Example:
-            >>> rec.remove_items(["i8", "nothing"])
-            RemovedItems(removed=['i8'], unknown=['nothing'])
-            >>> rec.knows_item("i8"), rec.add_items({"i8": []}).added, rec.knows_item("i8")
-            (False, ['i8'], True)
-        """
-        tokens = list(dict.fromkeys(as_token(item, "item") for item in as_list(items, "items")))
-        removed = [item for item in tokens if item in self._item_tokens]
-        self._catalogue.remove(removed)
-        return RemovedItems(removed, [item for item in tokens if item not in removed])
 
     def _whole(self, rows: Float32Array, compositions: Iterable[Composition | None], table: ItemTable) -> Float32Array:
         """Users with the items that follow their users, as these are now.

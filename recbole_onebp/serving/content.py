@@ -22,7 +22,7 @@ from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import Token
 from recbole_onebp.util.untrusted import map_array, read_json
 
-__all__ = ["HAS_FEATURES", "ItemContent", "described"]
+__all__ = ["HAS_FEATURES", "ItemContent", "as_text", "described"]
 
 HAS_FEATURES = "item_values.json"
 """The file that a bundle has if its items have features."""
@@ -43,6 +43,12 @@ def described(fields: Iterable[Any], bias: float) -> dict[str, Any]:
         for field in fields
     ]
     return {"bias": bias, "fields": found}
+
+
+def as_text(value: Any) -> str:
+    """A value of a field as it is shown."""
+    text = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from recbole_onebp.serving.answers import NewItems
 from recbole_onebp.serving.bundle import Bundle, read_bundle, read_fields, write_bundle
-from recbole_onebp.serving.item_file import ItemRow, read_items
+from recbole_onebp.serving.item_file import read_items
 from recbole_onebp.serving.local_table import LOCAL_FILES
 from recbole_onebp.serving.recommender import Recommender
 from recbole_onebp.util.errors import UserError
+from recbole_onebp.util.ids import Token
 from recbole_onebp.util.untrusted import read_json, read_text
 
 __all__ = ["extend"]
@@ -43,17 +44,16 @@ def extend(bundle_dir: Path, items: Path, output: Path | None = None) -> tuple[N
     rec, fields = Recommender(bundle), read_fields(bundle)
     content = rec._catalogue.estimator.content
     rows = read_items(items, (bundle.manifest.get("config") or {}).get("ITEM_ID_FIELD", "item_id"), [*fields], content)
-    report = rec.add_items({row.item: row.features for row in rows})
+    report = rec.add_items(rows)
     if not report.added:
         item, reason = next(iter(report.refused.items()))
         raise UserError(f"{items}: no item can be added: item {item} {reason}")
-    added = [row for row in rows if row.item not in report.refused]
     manifest = {key: value for key, value in bundle.manifest.items() if key not in _WRITTEN}
     write_bundle(
         bundle_dir if output is None else output,
         {**manifest, "n_items": rec.n_items},
         _arrays(bundle, rec),
-        _texts(bundle, rec, fields, added),
+        _texts(bundle, rec, fields, report.added),
         read_text(bundle.path / "MODEL_CARD.md"),
         replace=output is None,
     )
@@ -76,13 +76,12 @@ def _arrays(bundle: Bundle, rec: Recommender) -> dict[str, npt.NDArray[Any]]:
     return arrays
 
 
-def _texts(bundle: Bundle, rec: Recommender, fields: dict[str, list[str]], added: list[ItemRow]) -> dict[str, Any]:
+def _texts(bundle: Bundle, rec: Recommender, fields: dict[str, list[str]], added: list[Token]) -> dict[str, Any]:
     """The JSON files but the manifest, with entries for the new items."""
     names = [name for name in bundle.manifest["files"] if name.endswith(".json")]
     texts = {name.removesuffix(".json"): read_json(bundle.path / name, 1 << 30, max_values=1 << 25) for name in names}
     texts["item_ids"] = list(rec.item_ids)
     if fields:
-        texts["item_fields"] = {
-            name: [*values, *(row.texts.get(name, "") for row in added)] for name, values in fields.items()
-        }
+        described = [rec.fields(item) for item in added]
+        texts["item_fields"] = {name: [*values, *(one[name] for one in described)] for name, values in fields.items()}
     return texts

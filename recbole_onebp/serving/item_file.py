@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import Token
 from recbole_onebp.util.untrusted import read_text
 
-__all__ = ["ItemRow", "read_items"]
+__all__ = ["read_items"]
 
 _MAX_BYTES = 1 << 30
 _LONGEST_ID = 256
@@ -23,21 +22,8 @@ _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _JSON_LINES = (".jsonl", ".ndjson")
 
 
-@dataclass(frozen=True)
-class ItemRow:
-    """An item of a file."""
-
-    where: str
-    """For messages: the file and the line."""
-    item: Token
-    features: dict[str, Any]
-    """Fields of which the item tower makes an embedding."""
-    texts: dict[str, str]
-    """All fields, as text."""
-
-
-def read_items(path: Path, key: str, fields: Sequence[str], content: ItemContent) -> list[ItemRow]:
-    """The items of a file.
+def read_items(path: Path, key: str, fields: Sequence[str], content: ItemContent) -> dict[Token, dict[str, Any]]:
+    """The fields of each item of a file.
 
     A text that stands for several values is split as in the data set that the model was trained on.  Empty cells are
     values that the item does not have.
@@ -52,7 +38,7 @@ def read_items(path: Path, key: str, fields: Sequence[str], content: ItemContent
         UserError: for a file that cannot be read, and for the first fault, with its line and column.
     """
     known, lines = list(dict.fromkeys([*fields, *content.names])), dict[Token, str]()
-    items = []
+    items: dict[Token, dict[str, Any]] = {}
     for where, row in _rows(path):
         for name in row:
             if name not in (key, *known):
@@ -65,16 +51,14 @@ def read_items(path: Path, key: str, fields: Sequence[str], content: ItemContent
             raise UserError(f"{where}, column {key}: item {item} is also in {lines[item]}")
         lines[item] = where
         given = {name: value for name, value in row.items() if name != key and value not in ("", None, [])}
-        features = {
-            name: content.values(name, value) if isinstance(value, str) else value
+        items[item] = {
+            name: content.values(name, value) if isinstance(value, str) and name in content.names else value
             for name, value in given.items()
-            if name in content.names
         }
         try:
-            content.encode(item, features)
+            content.encode(item, {name: value for name, value in items[item].items() if name in content.names})
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-        items.append(ItemRow(where, item, features, {name: _text(value) for name, value in given.items()}))
     if not items:
         raise UserError(f"{path}: holds no item")
     return items
@@ -124,9 +108,3 @@ def _token(where: str, key: str, value: Any) -> Token:
             f"{where}, column {key}: {str(value)[:80]!r} is no id; expected 1 to {_LONGEST_ID} printable letters"
         )
     return item
-
-
-def _text(value: Any) -> str:
-    """A value as it is shown."""
-    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text.encode("utf-8", "replace").decode("utf-8")

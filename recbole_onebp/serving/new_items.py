@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -99,12 +99,21 @@ class ItemEstimator:
         """
         return ItemContent.read(self._bundle)
 
-    def of_features(self, item: Token, features: Mapping[str, Any]) -> tuple[ItemEstimate | str, list[Token]]:
+    def of_features(
+        self, item: Token, given: Mapping[str, Any], shown: Iterable[str] = ()
+    ) -> tuple[ItemEstimate | str, list[Token]]:
         """The estimate of an item from its features, or the reason why there is none; and the unknown values.
+
+        Args:
+            item: its id, for messages.
+            given: its fields.
+            shown: fields that are shown, and left out here if they are no features.
 
         Raises:
             UserError: for a field that the bundle does not have, or a value of the wrong kind.
         """
+        left_out = set(shown).difference(self.content.names)
+        features = {name: value for name, value in given.items() if name not in left_out}
         embedding, bias, unknown = self.content.encode(item, features)
         if self._bundle.cosine:
             embedding = unit_rows(embedding)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from recbole_onebp.serving.answers import Answers, Explanation, Part, Scores, UnknownIdError
 from recbole_onebp.serving.bundle import Bundle, read_bundle
-from recbole_onebp.serving.bundle_state import BundleState
+from recbole_onebp.serving.changing_items import ChangingItems
 from recbole_onebp.serving.explain import Composition, compose_history, compose_user, split_score
 from recbole_onebp.serving.scorer import Scorer
 from recbole_onebp.serving.search import DEFAULT_MEMORY_MB, Excluded, Ranked, best_items
@@ -46,7 +46,7 @@ class _Chosen(NamedTuple):
     """Unknown items of the filters."""
 
 
-class Recommender(BundleState):
+class Recommender(ChangingItems):
     """Recommendations from a bundle, by exact scores.  Events update users at once.
 
     Users and items are named by their ids in the data, as text or integers (``"196"`` and ``196`` are the same).

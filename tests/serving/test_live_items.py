@@ -16,7 +16,7 @@ from recbole_onebp.serving.http.live import Live
 from recbole_onebp.serving.http.origins import Origins
 from support.bundles import made_bundle
 
-NEW = {"item": "new", "features": {"genres": ["g1", "g3"], "studio": "s 1", "year": 1994}}
+NEW = {"item": "new", "features": {"genres": ["g1", "g3"], "studio": "s 1", "year": 1994, "title": "New film"}}
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_a_new_item_is_recommended_at_once_and_after_a_restart(client, live, bun
     rec = Recommender.load(bundle)
     rec.add_items({"new": NEW["features"]})
     assert listed(client) == rec.recommend(["u1"], k=100, exclude_seen=False)[0]
-    assert client.get("/items?q=new").json()["items"] == [{"item": "new", "title": ""}]
+    assert client.get("/items?q=new f").json()["items"] == [{"item": "new", "title": "New film"}]
     assert client.get("/health").json()["items"] == 61
     events = [{"user": "u1", "item": "new"}, {"user": "fresh", "item": "new"}]
     assert client.post("/events", json={"events": events}).json()["applied"] == 2

@@ -308,6 +308,25 @@ def _features(result: Result, _file: Path) -> str:
     return f"{table(head, rows)}\n\nSeed {seeds}; {settings}. {_packages(result)}."
 
 
+def _stream(result: Result, file: Path) -> str:
+    """A row a contestant: all events, the last quarter, items of both kinds, and speed."""
+    steps = [f"new, after {name}" for name in next(iter(result["rows"].values()))["new items"]]
+    head = (result["dataset"], "all", "last quarter", "known items", *steps, "events/s", "p99 ms")
+    parts = [[row["all"], row["last quarter"], row["known items"], *row["new items"].values()]
+             for row in result["rows"].values()]  # fmt: skip
+    rows = [
+        [name, *(" / ".join(_accuracy(part)) for part in shown if part["events"]), f"{row['events_a_second']:,}",
+         f"{row['answer_ms']['p99']:.1f}"]
+        for (name, row), shown in zip(result["rows"].items(), parts, strict=True)
+    ]  # fmt: skip
+    counts = ["events", *(f"{part['events']:,}" for part in parts[0] if part["events"]), "", ""]
+    head = [*head[:4], *(step for step, part in zip(steps, parts[0][3:], strict=True) if part["events"]), *head[-2:]]
+    settings = ", ".join(f"{key}: {value}" for key, value in {**result["settings"], **result["chosen"]}.items())
+    machine = f"{result['machine']['cpu']}, load average before {result['machine']['load_before']}"
+    picture = f"![Recall@20 by position in the stream](../benchmarks/results/{file.stem}.png)"
+    return f"{table(head, [counts, *rows])}\n\n{settings}. {machine}; {_packages(result)}.\n\n{picture}"
+
+
 speed = _pages("*-speed.json", "speed.py", _full)
 speed_short = _pages("*-speed.json", "speed.py", _short)
 growth = _pages("*-growth.json", "large.py growth", _growth)
@@ -323,7 +342,10 @@ BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
         "factors": factors,
     },
     "docs/local.md": {"local": _pages("local/*.json", "local.py --dataset gowalla", _local)},
-    "docs/features.md": {"features": _pages("features/*.json", "features.py", _features)},
+    "docs/features.md": {
+        "features": _pages("features/*.json", "features.py", _features),
+        "stream": _pages("stream-*.json", "stream.py --dataset ml-100k", _stream),
+    },
     "README.md": {"quality": quality_short},
     "docs/results.md": {"quality": quality_short, "comparison": comparison, "speed": speed_short},
     "docs/performance.md": {

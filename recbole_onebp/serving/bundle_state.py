@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from recbole_onebp.serving.answers import Update
 from recbole_onebp.serving.bundle import Bundle, read_fields
 from recbole_onebp.serving.catalogue import Catalogue
+from recbole_onebp.serving.content import as_text
 from recbole_onebp.serving.explain import Composition, compose_user
 from recbole_onebp.serving.tables import Float32Array, ItemTable
 from recbole_onebp.serving.tokens import TokenTable, as_list, as_pair, as_token
@@ -30,8 +32,8 @@ class BundleState:
         self.bundle = bundle
         self._catalogue, self._user_tokens = Catalogue(bundle), TokenTable(bundle.user_ids, "user")
         self._local = bundle.local
-        self._texts: dict[Token, dict[str, str]] = {}
-        """The fields of added items, as text."""
+        self._given: dict[Token, Mapping[str, Any]] = {}
+        """The fields of added items, as they were given."""
         self._aggregation = Aggregation.of(bundle.manifest["aggregation"])
         self._users = Users(bundle.user_encodings, bundle.history_start, bundle.history_item, self._aggregation)
 
@@ -108,9 +110,10 @@ class BundleState:
         row = self._item_tokens.get(item)
         if row is None:
             return {}
-        added = self._texts.get(self._item_tokens.tokens[row], {})
+        added = self._given.get(self._item_tokens.tokens[row], {})
         return {
-            name: values[row] if row < len(values) else added.get(name, "") for name, values in self._fields.items()
+            name: values[row] if row < len(values) else as_text(added.get(name, ""))
+            for name, values in self._fields.items()
         }
 
     def title(self, item: TokenLike) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from recbole_onebp.serving.answers import NewItems, RemovedItems
+import numpy as np
+
+from recbole_onebp.serving.answers import FeaturePart, NewItems, RemovedItems
 from recbole_onebp.serving.bundle_state import BundleState
-from recbole_onebp.serving.content import as_text
+from recbole_onebp.serving.content import HAS_FEATURES
 from recbole_onebp.serving.new_items import ItemEstimate
+from recbole_onebp.serving.tables import TINY, Float32Array, unit_rows
 from recbole_onebp.serving.tokens import as_list, as_token
-from recbole_onebp.util.ids import Token, TokenLike
+from recbole_onebp.util.ids import BundleRow, Token, TokenLike
 
 __all__ = ["ChangingItems"]
 
@@ -65,7 +68,7 @@ class ChangingItems(BundleState):
         estimates, report, events = self._checked(items)
         for item, given in ((as_token(name, "item"), one) for name, one in items.items()):
             if item in estimates and isinstance(given, Mapping) and given:
-                self._texts[item] = {name: as_text(value) for name, value in given.items()}
+                self._given[item] = dict(given)
         self._catalogue.add(estimates)
         self.update(events)
         return report
@@ -109,6 +112,25 @@ class ChangingItems(BundleState):
             estimates[item] = estimate
             events += [(user, item) for user, row in zip(users, rows.tolist(), strict=True) if row >= 0]
         return estimates, NewItems(list(estimates), refused, list(unknown)), events
+
+    def _feature_parts(self, target: BundleRow, user_e: Float32Array) -> list[FeaturePart]:
+        """What the features of an item add to its score by a user ``(1, d)``; empty if training knows the item."""
+        item, catalogue = self._item_tokens.tokens[target], self._catalogue
+        if not catalogue.follows(np.array([target]))[0] or HAS_FEATURES not in self.bundle.manifest["files"]:
+            return []
+        content = catalogue.estimator.content
+        is_added = target >= len(self.bundle.item_ids)
+        given = self._given.get(item, {}) if is_added else self.fields(item)
+        features = {name: value for name, value in given.items() if name in content.names and value != ""}
+        if not is_added:
+            features = {name: content.values(name, text) for name, text in features.items()}
+        share = catalogue.mirror.share_of_features(target)
+        if self.bundle.cosine:
+            share /= max(float(np.linalg.norm(content.encode(item, features)[0])), TINY)
+            user_e = unit_rows(user_e)
+        products = content.products(item, features, user_e[0])
+        parts = [FeaturePart(name, value, share * product) for name, value, product in products]
+        return sorted(parts, key=lambda part: -part.score)
 
     def remove_items(self, items: Iterable[TokenLike]) -> RemovedItems:
         """Take items out of all answers, at once: from now on they are unknown.

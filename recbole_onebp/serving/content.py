@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +62,16 @@ class _Field:
     mean: npt.NDArray[np.float32] | None
     separator: str | None
     """Between the values of an item in a text."""
+
+
+class _Parts(NamedTuple):
+    """What an item is made of in a field."""
+
+    rows: npt.NDArray[np.int64]
+    weight: Float32Array
+    values: list[str]
+    """As text."""
+    unknown: list[Token]
 
 
 class ItemContent:
@@ -129,22 +139,29 @@ class ItemContent:
         """
         embedding, bias, unknown = np.zeros((1, self._table.shape[1]), np.float32), self._bias_of_all, []
         for name, value in features.items():
-            field = self._fields.get(name)
-            if field is None:
-                raise UserError(f"item {item}: no field {name!r}; the features of items are {', '.join(self._fields)}")
-            where = f"item {item}: {name}"
-            if field.rows is None:
-                rows, weight = _numbers(where, value, field)
-            else:
-                rows, weight, missing = _tokens(where, value, field)
-                unknown += missing
+            rows, weight, _, missing = self._parts(item, name, value)
+            unknown += missing
             embedding += weight @ self._table[rows]
             bias += 0.0 if self._bias is None else float(weight @ self._bias[rows])
         return embedding, bias, unknown
 
+    def products(self, item: Token, features: Mapping[str, Any], user_e: Float32Array) -> list[tuple[str, str, float]]:
+        """Field, value and inner product with a user ``(d,)`` of all that an item is made of."""
+        found = []
+        for name, value in features.items():
+            rows, weight, names, _ = self._parts(item, name, value)
+            products = weight * (self._table[rows].astype(np.float64) @ user_e)
+            found += [(name, one, float(product)) for one, product in zip(names, products.tolist(), strict=True)]
+        return found
 
-def _numbers(where: str, value: Any, field: _Field) -> tuple[npt.NDArray[np.int64], Float32Array]:
-    """Rows and weights of numbers."""
+    def _parts(self, item: Token, name: str, value: Any) -> _Parts:
+        field = self._fields.get(name)
+        if field is None:
+            raise UserError(f"item {item}: no field {name!r}; the features of items are {', '.join(self._fields)}")
+        return (_numbers if field.rows is None else _tokens)(f"item {item}: {name}", value, field)
+
+
+def _numbers(where: str, value: Any, field: _Field) -> _Parts:
     assert field.mean is not None
     given = value if isinstance(value, (list, tuple, np.ndarray)) else [value]
     try:
@@ -154,24 +171,21 @@ def _numbers(where: str, value: Any, field: _Field) -> tuple[npt.NDArray[np.int6
     if len(numbers) != len(field.mean) or not np.isfinite(numbers).all():
         raise UserError(f"{where}: expected {len(field.mean)} finite numbers, got {str(value)[:80]}")
     rows = field.first + np.arange(len(numbers))
-    return rows, ((numbers - field.mean) * field.weight).astype(np.float32)
+    return _Parts(rows, ((numbers - field.mean) * field.weight).astype(np.float32), [f"{one:g}" for one in numbers], [])
 
 
-def _tokens(where: str, value: Any, field: _Field) -> tuple[npt.NDArray[np.int64], Float32Array, list[Token]]:
-    """Rows and weights of the known tokens, and the unknown ones."""
+def _tokens(where: str, value: Any, field: _Field) -> _Parts:
     assert field.rows is not None
     given = value if isinstance(value, (list, tuple, set, frozenset)) else [value]
     tokens = list(dict.fromkeys(map(str, given)))
     if not all(isinstance(one, (str, int)) and not isinstance(one, bool) for one in given):
         raise UserError(f"{where}: {str(value)[:80]!r} is not allowed: expected a text or a list of texts")
-    places = [field.rows[token] for token in tokens if token in field.rows]
+    known = [token for token in tokens if token in field.rows]
+    places = [field.rows[token] for token in known]
     weight = field.weight[places]
     length = math.sqrt(float(weight @ weight)) or 1.0
-    return (
-        field.first + np.array(places, np.int64),
-        weight / np.float32(length),
-        [t for t in tokens if t not in field.rows],
-    )
+    unknown = [token for token in tokens if token not in field.rows]
+    return _Parts(field.first + np.array(places, np.int64), weight / np.float32(length), known, unknown)
 
 
 def _is_content(value: Any) -> TypeGuard[dict[str, Any]]:

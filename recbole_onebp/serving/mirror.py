@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recbole_onebp.serving.new_items import ItemEstimate, ItemEstimator
-from recbole_onebp.serving.tables import Float32Array, IntArray, unit_rows
+from recbole_onebp.serving.tables import TINY, Float32Array, Float64Array, IntArray, unit_rows
 from recbole_onebp.util.ids import BundleRow, BundleRows
 
 __all__ = ["BIAS_PRIOR", "PRIOR", "Mirror"]
@@ -42,6 +42,10 @@ class _Followed:
     prior: ItemEstimate | None
     directions: IntArray
     n_users: int = 0
+
+
+def _length(vector: npt.NDArray[np.floating]) -> float:
+    return float(np.sqrt(np.square(vector, dtype=np.float64).sum()))
 
 
 class Mirror:
@@ -98,12 +102,26 @@ class Mirror:
         prior, n = followed.prior, followed.n_users
         if not n:
             return prior
-        direction: npt.NDArray[np.float64] = followed.directions[None] / _ONE
+        direction, length = self._direction(followed)
         like = self._estimator.alike(n)
-        if prior is None:
-            return ItemEstimate(unit_rows(direction) * np.float32(like.length), like.bias, like.weight, True)
-        of_prior = float(np.sqrt(np.square(prior.embedding, dtype=np.float64).sum()))
-        direction = direction + PRIOR * unit_rows(prior.embedding)
-        length = (PRIOR * of_prior + n * like.length) / (PRIOR + n)
-        bias = (BIAS_PRIOR * prior.bias + n * like.bias) / (BIAS_PRIOR + n)
-        return ItemEstimate(unit_rows(direction) * np.float32(length), bias, like.weight)
+        bias = like.bias if prior is None else (BIAS_PRIOR * prior.bias + n * like.bias) / (BIAS_PRIOR + n)
+        return ItemEstimate(unit_rows(direction[None]) * np.float32(length), bias, like.weight, prior is None)
+
+    def _direction(self, followed: _Followed) -> tuple[Float64Array, float]:
+        """A vector in the direction of an item, ``(d,)``, and the item's length."""
+        direction, like = followed.directions / _ONE, self._estimator.alike(followed.n_users)
+        if followed.prior is None:
+            return direction, like.length
+        (own,), n = followed.prior.embedding, followed.n_users
+        length = (PRIOR * _length(own) + n * like.length) / (PRIOR + n)
+        return direction + PRIOR * unit_rows(own[None])[0], length
+
+    def share_of_features(self, item: BundleRow) -> float:
+        """The embedding of an item is this number times what its features make of it, and the rest is of its users."""
+        followed = self._items.get(item)
+        if followed is None or not followed.n_users:
+            return 1.0
+        if followed.prior is None:
+            return 0.0
+        direction, length = self._direction(followed)
+        return length * PRIOR / max(_length(direction) * _length(followed.prior.embedding), TINY)

@@ -335,7 +335,8 @@ class Recommender(ChangingItems):
         columns = self._item_tokens.of(found.items), found.towers.tolist(), found.local.tolist()
         parts = [Part(*row) for row in zip(*columns, strict=True)]
         contributions = [(part.item, part.tower + part.local) for part in parts]
-        return Explanation(found.score, found.bias, contributions, parts, found.residual, unknown)
+        features = self._feature_parts(target, user_e)
+        return Explanation(found.score, found.bias, contributions, parts, found.residual, unknown, features)
 
     # --------------------------------------------------------------------------------------------------------- helpers
 

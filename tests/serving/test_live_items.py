@@ -53,7 +53,8 @@ def test_a_new_item_is_recommended_at_once_and_after_a_restart(client, live, bun
     assert client.get("/health").json()["items"] == 61
     events = [{"user": "u1", "item": "new"}, {"user": "fresh", "item": "new"}]
     assert client.post("/events", json={"events": events}).json()["applied"] == 2
-    assert client.post("/explain", json={"user": "u1", "item": "new"}).status_code == 200
+    features = client.post("/explain", json={"user": "u1", "item": "new"}).json()["features"]
+    assert {row["value"] for row in features} == {"g1", "g3", "s 1", "1994"}
     before = state(live)
     live.store.compact()
     live.store.close()

@@ -147,3 +147,31 @@ def test_without_features_no_item_of_the_bundle_moves(tmp_path):
     q = [unit(rec._users.rows(np.array([n]))[0].astype(np.float64)) for n in (1, 5)]
     np.testing.assert_allclose(first, q[0], atol=0.2)
     np.testing.assert_allclose(second, unit(q[0] + q[1]), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_item_is_explained_by_its_features(tmp_path, kind):
+    """They add up to the towers' part of the score; with users, the rest comes from these."""
+    rec = loaded(tmp_path, **kind)
+    rec.add_items(ITEMS)
+    rec.update([("new", "i3"), ("new", "i4")])
+
+    def towers(explained):
+        return sum(part.tower for part in explained.parts) + explained.residual
+
+    explained = rec.explain("new", "b")
+    assert {(part.name, part.value) for part in explained.features} == {
+        ("genres", "g0"), ("genres", "g2"), ("year", "2000"),
+    }  # fmt: skip
+    assert sum(part.score for part in explained.features) == pytest.approx(towers(explained), abs=1e-5)
+    rec.update([("u1", "b"), ("u7", "b")])
+    user_e = rec._user_rows(rec._users, np.array([rec.user_ids.index("new")]), rec._items)[0].astype(np.float64)
+    user_e = unit(user_e) if kind["score"] == "cosine" else user_e
+    takers = unit(rec._users.rows(np.array([1, 7])).astype(np.float64)).sum(axis=0)
+    fresh = Recommender(rec.bundle)
+    fresh.add_items(ITEMS)
+    now, prior = (one._items.embeddings.rows(np.array([61]))[0].astype(np.float64) for one in (rec, fresh))
+    rest = np.linalg.norm(now) * user_e @ takers / np.linalg.norm(takers + PRIOR * unit(prior))
+    explained = rec.explain("new", "b")
+    assert sum(part.score for part in explained.features) == pytest.approx(towers(explained) - rest, abs=1e-5)
+    assert rec.explain("new", rec.history("u1")[0]).features == []

@@ -236,6 +236,7 @@ class Endpoints:
             "residual": explanation.residual,
             "contributions": self._titled(rec, rows),
             "unknown_items": explanation.unknown,
+            "features": [{"field": one.name, "value": one.value, "score": one.score} for one in explanation.features],
         }
 
     def _titled(self, rec: Recommender, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

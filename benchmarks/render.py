@@ -21,6 +21,10 @@ import measure
 from measure import DATASETS, table
 from scaling_model import tables
 
+from recbole_onebp.util import safe_yaml
+
+PUBLISHED = Path(__file__).with_name("published.yaml")
+
 ROOT = Path(__file__).resolve().parent.parent
 Result = Mapping[str, Any]
 
@@ -170,11 +174,13 @@ def _studied(file: Path) -> dict[tuple[str, str], tuple[dict[str, float], float,
     return found
 
 
+_UNUSED = "recency: none, training_history: all, trend_weight: none"
 _ORDER = {
-    "recency: none, training_history: all": "order unused",
-    "recency: none, training_history: all, recency in prediction: auto": "recency in prediction only",
-    "training_history: all": "recency in training too",
-    "base": "users of pairs made of earlier items: the defaults",
+    _UNUSED: "order unused",
+    f"{_UNUSED}, recency in prediction: auto": "recency in prediction only",
+    "training_history: all, trend_weight: none": "recency in training too",
+    "trend_weight in prediction: none": "users of pairs made of earlier items",
+    "base": "trends of items too: the defaults",
 }
 
 
@@ -256,19 +262,38 @@ def _accuracy(metrics: Result) -> list[str]:
 
 def quality_short(results: Path) -> str:
     """Recall@20 / NDCG@20 on the test part, with and without the local term and the order of time."""
-
-    def means(dataset: str, suffix: str) -> str:
-        file = results / f"quality-{dataset}{suffix}.json"
-        return " / ".join(f"{value:.4f}" for value in _read(file)["mean"]["test"].values()) if file.exists() else ""
-
-    suffixes = {
-        "towers and local term": "",
-        "towers alone": "-towers",
-        "towers, order unused": "-unordered",
-        "towers, order unused, d = 256": "-unordered-256",
+    columns = {
+        "towers and local term": ("", "test"),
+        "towers alone": ("", "towers"),
+        "order unused: towers and local term": ("-no-times", "test"),
+        "order unused: towers alone": ("-no-times", "towers"),
     }
-    rows = [[name, *(means(name, suffix) for suffix in suffixes.values())] for name in DATASETS]
-    return table(("data set", *suffixes), [row for row in rows if any(row[1:])])
+
+    def cell(dataset: str, suffix: str, part: str) -> str:
+        file = results / f"quality-{dataset}{suffix}.json"
+        means = _read(file)["mean"] if file.exists() else {}
+        return " / ".join(_accuracy(means[part])) if part in means else ""
+
+    rows = [[name, *(cell(name, *column) for column in columns.values())] for name in DATASETS]
+    return table(("data set", *columns), [row for row in rows if any(row[1:])])
+
+
+def related(results: Path) -> str:
+    """Our test results among the published ones, a table a data set, the best first."""
+    published, tables = safe_yaml.read(PUBLISHED, PUBLISHED.name), []
+    for dataset in ("gowalla", "yelp2018"):
+        rows = [(row["model"], *row[dataset], row["source"]) for row in published if dataset in row]
+        for suffix, order in (("", ""), ("-no-times", ", order unused")):
+            file = results / f"quality-{dataset}{suffix}.json"
+            mean = _read(file)["mean"] if file.exists() else {}
+            for part, what in (("test", "towers and local term"), ("towers", "towers alone")):
+                if part in mean:
+                    name = f"**OneBP, {what}{order}**"
+                    rows.append((name, mean[part]["recall@20"], mean[part]["ndcg@20"], "`quality.py`"))
+        rows.sort(key=lambda row: -row[2])
+        cells = [(name, f"{recall:.4f}", f"{ndcg:.4f}", source) for name, recall, ndcg, source in rows]
+        tables.append(table((dataset, "Recall@20", "NDCG@20", "source"), cells))
+    return "\n\n".join(tables)
 
 
 def _qualities(results: Path, pattern: str, part: str) -> str:
@@ -347,6 +372,7 @@ BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
         "stream": _pages("stream-*.json", "stream.py --dataset ml-100k", _stream),
     },
     "README.md": {"quality": quality_short},
+    "docs/related.md": {"related": related},
     "docs/results.md": {"quality": quality_short, "comparison": comparison, "speed": speed_short},
     "docs/performance.md": {
         "speed": speed,

@@ -103,7 +103,7 @@ def test_a22_a_port_that_is_taken_later_is_one_line(capsys, monkeypatch):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     monkeypatch.setattr(live, "Live", Slow)
-    assert main(["serve", "bundle", f"--port={port}"]) == 2
+    assert main(["serve", "bundle", f"--port={port}", "--workers=1"]) == 2
     assert "cannot listen there: Address already in use" in capsys.readouterr().err
     taken[0].close()
 
@@ -242,6 +242,7 @@ def test_a22_serve_errors(capsys, monkeypatch):
         (["bundle", "--host=203.0.113.1"], "cannot listen there"),
         (["bundle", "--allowed_hosts=http://a"], "allowed_hosts: 'http://a' is no name of a host"),
         (["bundle", "--max_new_users=-1"], "max_new_users: -1 is not allowed"),
+        (["bundle", "--workers=0"], "workers: 0 is not allowed: expected 1 to 256"),
         (["bundle", "--watch=nan"], "watch: nan is not allowed"),
         (["bundle", "--memory_mb=nan"], "memory_mb: nan is not allowed"),
         (["bundle", "--host=no.such.host.invalid"], "cannot listen there"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import stat
 import threading
 import time
 from contextlib import ExitStack, closing, suppress
@@ -177,6 +178,15 @@ def test_connections_are_spread_evenly(server):
             client = stack.enter_context(httpx.Client(base_url=server.url))
             assert client.get("/health").status_code == 200
         assert [connections_of(pid) for pid in workers_of(server)] == [4] * WORKERS
+
+
+def test_what_they_share_is_closed_to_others(server):
+    mapped = Path(f"/proc/{workers_of(server)[0]}/maps").read_text().split()
+    (folder,) = {Path(path).parent for path in mapped if path.endswith("/reloads")}
+    assert (folder / "door").is_socket()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    server.end()
+    assert not folder.exists()
 
 
 def test_one_records_and_the_other_answers(clients, bundle):

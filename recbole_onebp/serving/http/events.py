@@ -353,9 +353,9 @@ class EventStore:
                     yield Run(_key(keys, bundle), [(user, item) for item in _items(items)], n_merged)
             single = "SELECT number, bundle, user, item FROM events WHERE number > ? ORDER BY number LIMIT ?"
             for rows in _chunks(database, single, after):
-                for bundle, run in groupby(rows, itemgetter(1)):
-                    numbers, _, users, items = zip(*run, strict=True)
-                    yield Run(_key(keys, bundle), list(zip(users, items, strict=True)), numbers[-1])
+                for number, run in groupby(rows, itemgetter(1)):
+                    of_bundle = list(run)
+                    yield Run(_key(keys, number), [row[2:] for row in of_bundle], of_bundle[-1][0])
 
 
 def _end(database: sqlite3.Connection) -> int:

@@ -115,16 +115,18 @@ def _bind(door: socket.socket, path: Path) -> None:
 def _stopped_by_signals() -> Iterator[threading.Event]:
     """An event that SIGTERM and Ctrl-C set.  At the end they do what they usually do."""
     stop, received = threading.Event(), list[int]()
+    usual = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
 
     def handle(number: int, _frame: Any) -> None:
         received.append(number)
         stop.set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    for one in usual:
+        signal.signal(one, handle)
     try:
         yield stop
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    for number in received[:1]:
-        signal.raise_signal(number)
+        for one, handler in usual.items():
+            signal.signal(one, handler)
+    if received:
+        signal.raise_signal(received[0])

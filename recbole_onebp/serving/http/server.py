@@ -72,6 +72,7 @@ def serve(service: Service) -> None:
 
     _check(service)
     service = replace(service, bundle_dir=service.bundle_dir.absolute())
+    service = replace(service, events_dir=service.events.absolute())
     has_key = check_key(os.environ.get(KEY_VARIABLE)) is not None
     Origins(service.allowed_hosts, service.host)  # fails for a name that cannot be one
     read_bundle(service.bundle_dir, verify=False)  # fails before the folder of events is created

@@ -21,7 +21,7 @@ KEY_VARIABLE = "RECBOLE_ONEBP_API_KEY"
 """The API key.  It is not an argument, because other users can read command lines."""
 
 _MOST_WORKERS = 8
-"""By default; more must be asked for, because each takes about 100 MB of memory."""
+"""By default; more must be asked for, because each takes at least 50 MB of memory."""
 
 
 @dataclass(frozen=True)

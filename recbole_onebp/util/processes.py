@@ -1,7 +1,7 @@
 """Child processes: each starts with a fresh interpreter, is supervised, and ends when its parent ends.
 
-Comparisons, hyper-parameter search, lists in bulk and ``--nproc`` all start their processes here.  The module needs
-nothing but the standard library: serving uses it where there is no torch.
+Comparisons, hyper-parameter search, lists in bulk, ``--nproc`` and ``serve`` all start their processes here.  The
+module needs nothing but the standard library: serving uses it where there is no torch.
 """
 
 from __future__ import annotations

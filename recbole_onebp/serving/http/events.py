@@ -38,6 +38,8 @@ ID_SECONDS = 7 * 24 * 3600.0
 _APPLICATION_ID = 0x0EBB0001
 _FORMAT = 2
 """Format 1 had no items."""
+_BUSY_SECONDS, _TRY_SECONDS = 5, 0.001
+"""How long to wait for other processes, and how long between two tries to write."""
 _AT_A_TIME = 1 << 16
 _MERGED_AT_A_TIME = 1 << 12
 """Events that are merged in one transaction; new events wait meanwhile."""
@@ -210,7 +212,7 @@ class EventStore:
             if self._database.in_transaction:  # that of a caller
                 yield self._database
                 return
-            self._database.execute("BEGIN IMMEDIATE")
+            self._begin()
             try:
                 yield self._database
                 self._database.execute("COMMIT")
@@ -218,6 +220,25 @@ class EventStore:
                 with suppress(sqlite3.Error):
                     self._database.execute("ROLLBACK")
                 raise
+
+    def _begin(self) -> None:
+        """Begin to write, when no other process does.
+
+        SQLite would wait up to 0.1 s between two tries, and a process with less to write would seldom get its turn.
+        """
+        self._database.execute("PRAGMA busy_timeout = 0")
+        end = time.monotonic() + _BUSY_SECONDS
+        try:
+            while True:
+                try:
+                    self._database.execute("BEGIN IMMEDIATE")
+                    return
+                except sqlite3.OperationalError as error:
+                    if "locked" not in str(error) or time.monotonic() > end:
+                        raise
+                time.sleep(_TRY_SECONDS)
+        finally:
+            self._database.execute(f"PRAGMA busy_timeout = {1000 * _BUSY_SECONDS}")
 
     # --------------------------------------------------------------------------------------------------------- writing
 
@@ -365,9 +386,9 @@ class EventStore:
                     yield Run(_key(keys, bundle), [(user, item) for item in _items(items)], n_merged)
             single = "SELECT number, bundle, user, item FROM events WHERE number > ? ORDER BY number LIMIT ?"
             for rows in _chunks(database, single, after):
-                for bundle, run in groupby(rows, itemgetter(1)):
-                    numbers, _, users, items = zip(*run, strict=True)
-                    yield Run(_key(keys, bundle), list(zip(users, items, strict=True)), numbers[-1])
+                for number, run in groupby(rows, itemgetter(1)):
+                    of_bundle = list(run)
+                    yield Run(_key(keys, number), [row[2:] for row in of_bundle], of_bundle[-1][0])
 
 
 def _end(database: sqlite3.Connection) -> int:
@@ -419,7 +440,7 @@ def _connect(path: Path, *, alone: bool = False) -> sqlite3.Connection:
     """A connection in WAL mode, with every commit on the disk; ``alone`` fails if there is another one anywhere."""
     if sqlite3.sqlite_version_info < (3, 37):
         raise UserError(f"events need SQLite 3.37 or newer; this Python has {sqlite3.sqlite_version}")
-    database = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
+    database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         with _explained(path):
             if alone:

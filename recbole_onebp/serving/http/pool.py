@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from logging import getLogger
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any
 
 from recbole_onebp.serving.http.metrics import SHARED_FOLDER
 from recbole_onebp.serving.http.reception import Reception
 from recbole_onebp.serving.http.server import Service
-from recbole_onebp.serving.http.worker import DOOR, make_board, work
+from recbole_onebp.serving.http.worker import BOARD, DOOR, inside, make_board, work
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.processes import Call, Ending, supervise
 
@@ -42,9 +41,9 @@ def serve_by_workers(service: Service, n_workers: int, listener: socket.socket, 
     Raises:
         UserError: if a worker cannot start, or ends again and again.
     """
-    with _shared_folder() as folder, socket.socket(socket.AF_UNIX) as door, _stopped_by_signals() as stop:
-        _bind(door, folder / DOOR)
-        make_board(folder, n_workers)
+    folder = service.events / "processes"
+    with _stopped_by_signals() as stop, socket.socket(socket.AF_UNIX) as door:
+        _prepare(folder, door, n_workers)
         reception = Reception(listener, door, n_workers, ready)
         overseer = _Overseer(reception, stop)
         calls = [
@@ -94,37 +93,39 @@ class _Overseer:
                 raise _StoppedError
 
 
-@contextmanager
-def _shared_folder() -> Iterator[Path]:
+def _prepare(folder: Path, door: socket.socket, n_workers: int) -> None:
+    """Make the folder with what the processes share.  It is closed to others, as that of the events is."""
     try:
-        folder = TemporaryDirectory(prefix="recbole_onebp-", ignore_cleanup_errors=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for pattern in (DOOR, BOARD, "*.db"):  # a service that was killed has left them
+            for path in folder.glob(pattern):
+                path.unlink()
+        with inside(folder):
+            door.bind(DOOR)
+        make_board(folder, n_workers)
     except OSError as error:
-        raise UserError(f"workers: several need a temporary folder (TMPDIR), or use --workers=1: {error}") from None
-    with folder as name:
-        yield Path(name)
-
-
-def _bind(door: socket.socket, path: Path) -> None:
-    try:
-        door.bind(str(path))
-    except OSError as error:
-        raise UserError(f"workers: several need a TMPDIR with a shorter name, or use --workers=1: {error}") from None
+        raise UserError(
+            f"{folder}: several processes cannot share this folder: {error}; choose another one with --events, or use "
+            "--workers=1"
+        ) from None
 
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[threading.Event]:
     """An event that SIGTERM and Ctrl-C set.  At the end they do what they usually do."""
     stop, received = threading.Event(), list[int]()
+    usual = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
 
     def handle(number: int, _frame: Any) -> None:
         received.append(number)
         stop.set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    for one in usual:
+        signal.signal(one, handle)
     try:
         yield stop
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    for number in received[:1]:
-        signal.raise_signal(number)
+        for one, handler in usual.items():
+            signal.signal(one, handler)
+    if received:
+        signal.raise_signal(received[0])

@@ -51,20 +51,20 @@ def answer(service: Service, live: Live, source: socket.socket, n_workers: int =
     gc.freeze()  # so that collecting garbage does not look through the bundle's ids again and again
     config = uvicorn.Config(
         app, log_level="warning", lifespan="off", ws="none", proxy_headers=False, backlog=_ACCEPTED_AT_A_TIME,
-        http=limited_protocol(ConnectionLimits(_connections() // n_workers)),
+        http=limited_protocol(ConnectionLimits(_connections(n_workers))),
     )  # fmt: skip
     server = _Listening(config, source) if n_workers == 1 else _Receiving(config, source)
     with threadpool_limits(1):  # requests run side by side; threads of BLAS would only get in their way
         server.run(sockets=[])
 
 
-def _connections() -> int:
-    """Connections that may be open at a time: half of the files that a process may open, at most 512."""
+def _connections(n_workers: int) -> int:
+    """Connections that this process may have open: its share of 512, but no more than half of the files allowed."""
     try:
         import resource
     except ModuleNotFoundError:  # on Windows
-        return _OPEN_CONNECTIONS
-    return max(16, min(_OPEN_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+        return _OPEN_CONNECTIONS // n_workers
+    return max(16, min(_OPEN_CONNECTIONS // n_workers, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
 
 
 class _Listening(uvicorn.Server):

@@ -15,6 +15,9 @@ from time import sleep
 
 __all__ = ["Reception"]
 
+_WELCOME_SECONDS = 1.0
+"""For a worker to say how many events it has replayed."""
+
 _TICK = 0.2
 """Seconds between two looks whether to stop."""
 
@@ -66,7 +69,12 @@ class Reception:
 
     def _welcome(self) -> None:
         channel, _ = self._door.accept()
-        self._n_replayed = int(channel.recv(32))
+        try:
+            channel.settimeout(_WELCOME_SECONDS)
+            self._n_replayed = int(channel.recv(32))
+        except (OSError, ValueError):  # it was killed before it had sent the number
+            channel.close()
+            return
         channel.setblocking(False)
         self._channels.append(channel)
 

@@ -21,7 +21,7 @@ KEY_VARIABLE = "RECBOLE_ONEBP_API_KEY"
 """The API key.  It is not an argument, because other users can read command lines."""
 
 _MOST_WORKERS = 8
-"""By default; more must be asked for, because each takes about 100 MB of memory."""
+"""By default; more must be asked for, because each takes at least 50 MB of memory."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def serve(service: Service) -> None:
 
     _check(service)
     service = replace(service, bundle_dir=service.bundle_dir.absolute())
+    service = replace(service, events_dir=service.events.absolute())
     has_key = check_key(os.environ.get(KEY_VARIABLE)) is not None
     Origins(service.allowed_hosts, service.host)  # fails for a name that cannot be one
     read_bundle(service.bundle_dir, verify=False)  # fails before the folder of events is created

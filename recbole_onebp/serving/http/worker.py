@@ -5,9 +5,11 @@ They share the database of events, which tells each what the others have recorde
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from logging import getLogger
 from pathlib import Path
 from time import monotonic, monotonic_ns, sleep
@@ -22,9 +24,9 @@ from recbole_onebp.serving.http.process import answer
 from recbole_onebp.serving.http.server import Service
 from recbole_onebp.serving.http.workers import LateError
 
-__all__ = ["DOOR", "SharedLive", "make_board", "work"]
+__all__ = ["BOARD", "DOOR", "SharedLive", "inside", "make_board", "work"]
 
-DOOR, _BOARD = "door", "reloads"
+DOOR, BOARD = "door", "reloads"
 """Files in the folder that the processes share: the socket of the parent, and the numbers about reloads."""
 
 _FOLLOW_SECONDS = 0.2
@@ -36,7 +38,18 @@ _RELOAD_SECONDS = 60.0
 
 def make_board(folder: Path, n_workers: int) -> npt.NDArray[np.int64]:
     """The numbers about reloads, in a file that all processes map; see :class:`SharedLive`."""
-    return np.memmap(folder / _BOARD, np.int64, "w+", shape=(1 + n_workers,))
+    return np.memmap(folder / BOARD, np.int64, "w+", shape=(1 + n_workers,))
+
+
+@contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """The folder as the current one: the path of a Unix socket may have about 100 letters only."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 class SharedLive(Live):
@@ -91,7 +104,7 @@ class SharedLive(Live):
 
 def work(service: Service, folder: Path, n_workers: int, number: int) -> None:
     """Answer requests as process ``number`` of 1 to ``n_workers``, until the parent closes the channel."""
-    board = np.memmap(folder / _BOARD, np.int64, "r+", shape=(1 + n_workers,))
+    board = np.memmap(folder / BOARD, np.int64, "r+", shape=(1 + n_workers,))
     stop = threading.Event()
     with closing(EventStore(service.events, join=True)) as store, socket.socket(socket.AF_UNIX) as channel:
         live = SharedLive(
@@ -102,7 +115,8 @@ def work(service: Service, folder: Path, n_workers: int, number: int) -> None:
         threading.Thread(target=live.follow, args=(stop,), name="follow", daemon=True).start()
         if service.watch is not None and number == 1:  # the others follow
             threading.Thread(target=live.watch, args=(service.watch, stop), name="watch", daemon=True).start()
-        channel.connect(str(folder / DOOR))
+        with inside(folder):
+            channel.connect(DOOR)
         channel.sendall(b"%d" % live.n_replayed)
         try:
             answer(service, live, channel, n_workers)

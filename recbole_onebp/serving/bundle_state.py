@@ -220,7 +220,9 @@ class BundleState:
         """Embeddings of users ``(m,)`` of a snapshot, shape ``(m, d)``, with the items as they are in a table."""
         follows, weight = self._catalogue.follows, self._item_weight
         having = ((row, users.new_items(row)) for row in rows.tolist())
-        compositions = (compose_user(users, row, weight) if follows(new).any() else None for row, new in having)
+        compositions = (
+            compose_user(users, row, weight) if len(new) and follows(new).any() else None for row, new in having
+        )
         return self._whole(users.rows(rows), compositions, table)
 
     def _check_foldable(self, what: str) -> None:

@@ -77,8 +77,8 @@ class Mirror:
         """Whether the user has taken an item that follows its users."""
         return user in self._users
 
-    def follow(self, user: BundleRow, embedding: Float32Array, items: BundleRows) -> BundleRows:
-        """Let items follow a user who has moved or has taken more of them; the items.
+    def follow(self, user: BundleRow, embedding: Float32Array, items: BundleRows) -> None:
+        """Let items follow a user who has moved or has taken more of them.
 
         Args:
             user: the user.
@@ -94,7 +94,6 @@ class Mirror:
         for item in np.setdiff1d(items, known).tolist():
             self._items[item].n_users += 1
         self._users[user] = direction, items
-        return items
 
     def estimate(self, item: BundleRow) -> ItemEstimate | None:
         """What an item is now; None if it has neither prior nor users."""

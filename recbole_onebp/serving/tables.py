@@ -96,6 +96,12 @@ class Embeddings:
 
     def with_rows(self, index: BundleRows, values: Float32Array) -> Embeddings:
         """The same table with these rows ``(m,)``, each once, as given, ``(m, d)``; rows beyond the end are added."""
+        if len(self._changed):
+            place = np.searchsorted(self._changed, index).clip(max=len(self._changed) - 1)
+            if (self._changed[place] == index).all():
+                replaced = self._values.copy()
+                replaced[place] = values
+                return Embeddings(self._base, self._changed, replaced)
         kept = ~np.isin(self._changed, index)
         changed = np.concatenate((self._changed[kept], index))
         order = np.argsort(changed)

@@ -20,6 +20,7 @@ from typing import Any
 import measure
 from measure import DATASETS, table
 from scaling_model import tables
+from stream import contestants
 
 from recbole_onebp.util import safe_yaml
 
@@ -335,17 +336,16 @@ def _features(result: Result, _file: Path) -> str:
 
 def _stream(result: Result, file: Path) -> str:
     """A row a contestant: all events, the last quarter, items of both kinds, and speed."""
-    steps = [f"new, after {name}" for name in next(iter(result["rows"].values()))["new items"]]
+    moving = {name for name, how in contestants().items() if how.moves_users}
+    rows = []
+    for name, row in result["rows"].items():
+        parts = [row["all"], row["last quarter"], row["known items"], *row["new items"].values()]
+        applied = f"{row['events_a_second']:,}" if name in moving else ""
+        cells = (" / ".join(_accuracy(part)) if part["events"] else "" for part in parts)
+        rows.append([name, *cells, applied, f"{row['answer_ms']['p99']:.1f}"])
+    counts = ["events", *(f"{part['events']:,}" for part in parts), "", ""]
+    steps = (f"new, after {name}" for name in row["new items"])
     head = (result["dataset"], "all", "last quarter", "known items", *steps, "events/s", "p99 ms")
-    parts = [[row["all"], row["last quarter"], row["known items"], *row["new items"].values()]
-             for row in result["rows"].values()]  # fmt: skip
-    rows = [
-        [name, *(" / ".join(_accuracy(part)) for part in shown if part["events"]), f"{row['events_a_second']:,}",
-         f"{row['answer_ms']['p99']:.1f}"]
-        for (name, row), shown in zip(result["rows"].items(), parts, strict=True)
-    ]  # fmt: skip
-    counts = ["events", *(f"{part['events']:,}" for part in parts[0] if part["events"]), "", ""]
-    head = [*head[:4], *(step for step, part in zip(steps, parts[0][3:], strict=True) if part["events"]), *head[-2:]]
     settings = ", ".join(f"{key}: {value}" for key, value in {**result["settings"], **result["chosen"]}.items())
     machine = f"{result['machine']['cpu']}, load average before {result['machine']['load_before']}"
     picture = f"![Recall@20 by position in the stream](../benchmarks/results/{file.stem}.png)"

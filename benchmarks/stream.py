@@ -19,6 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from importlib.resources import files
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -26,12 +27,10 @@ from typing import Any
 import measure
 import numpy as np
 import pandas as pd
-import recbole
 
 import recbole_onebp
 from recbole_onebp import Recommender
 from recbole_onebp.serving import mirror
-from recbole_onebp.serving.export.exporter import export
 from recbole_onebp.util.errors import UserError
 
 K = 20
@@ -62,7 +61,7 @@ class World:
 def read(dataset: str, source: Path | None) -> World:
     """The events and items of a data set."""
     if dataset == "ml-100k":
-        folder = Path(recbole.__file__).parent / "dataset_example" / dataset
+        folder = Path(str(files("recbole"))) / "dataset_example" / dataset
         events = pd.read_csv(folder / f"{dataset}.inter", sep="\t", dtype=str)
         items = pd.read_csv(folder / f"{dataset}.item", sep="\t", dtype=str, keep_default_na=False)
         items.columns = pd.Index(["item", "title", "year", "genres"])
@@ -87,6 +86,8 @@ def train(world: World, n: int, bundle: Path, seed: int, settings: Mapping[str, 
 
     ``settings`` may hold what was chosen before: then nothing is held out.
     """
+    from recbole_onebp.serving.export.exporter import export  # here, because it loads torch
+
     events = world.events[:n]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "stream")
@@ -225,7 +226,7 @@ def accuracy(rank: Any) -> dict[str, float]:
     return {"events": len(rank), **{name: round(value, 5) for name, value in mean.items()}}
 
 
-def contestants(priors: Iterable[float]) -> dict[str, Contestant]:
+def contestants(priors: Iterable[float] = ()) -> dict[str, Contestant]:
     """Name -> contestant."""
     users = Contestant(moves_users=True)
     features = Contestant(moves_users=True, adds_items=True, prior=NEVER)

@@ -123,8 +123,8 @@ class OneBP:
         self.items = unit_rows(item_e) if self.cosine else item_e
         self.weight = np.ones(len(items)) if model.item_weight is None else model.item_weight.numpy()[items, 0]
         self.users = model.scored_users().detach().numpy()[users]
-        bias = model.item_bias
-        self.bias = 0.0 if bias is None else model.config.temperature * bias.detach().numpy()[items, 0]
+        bias = model.score_biases()
+        self.bias = 0.0 if bias is None else bias.detach().numpy()[items, 0]
         self.local = local_table(model.local, items)
         self.histories = split.histories
 

@@ -3,8 +3,9 @@
     python benchmarks/quality.py --dataset gowalla [--settings '{embedding_size: 256}'] [--seeds 1 2 3] [--json OUT]
 
 For each seed: train until validation stops rising, at most for ``--epochs``, train again on train + validation for the
-best number of epochs, with what else validation has chosen, and test once. ``--no_test`` stops after the first
-training. Seeds that ``OUT`` holds are not repeated.
+best number of epochs, with what else validation has chosen, and test once; with a local term, the towers of the same
+model alone are tested beside it. With ``--choose_once``, the first seed chooses for all. ``--no_test`` stops after the
+first training. Seeds that ``OUT`` holds are not repeated.
 """
 
 from __future__ import annotations
@@ -21,9 +22,6 @@ import measure
 from recbole_onebp import OneBPTrainer, Run, build
 from recbole_onebp.trainer import CHOSEN
 
-SETTINGS: dict[str, Any] = {"stopping_step": 5}
-"""Added to OneBP's defaults, properties/model/OneBP.yaml, which are what is measured."""
-
 
 def predicted(trained: Run, overrides: dict[str, Any]) -> dict[str, float]:
     """Validation metrics after training, with users that are made anew with other settings than in training."""
@@ -37,32 +35,50 @@ def predicted(trained: Run, overrides: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def train_and_test(
-    dataset: str, data_path: Path, seed: int, epochs: int, no_test: bool, scratch: Path, settings: dict[str, Any]
-) -> dict[str, Any]:
-    """Epochs, metrics and seconds of one seed."""
-    common = {**SETTINGS, **settings, "seed": seed, "data_path": str(data_path), "show_progress": False}
+def choose(common: dict[str, Any], epochs: int) -> dict[str, Any]:
+    """Train once; what validation has chosen."""
     start = perf_counter()
-    first = build("OneBP", dataset, config_dict={**common, "epochs": epochs, "output_dir": str(scratch / "choose")})
-    best_epoch, valid = first.train(saved=False)
-    record = first.trainer.record
-    result: dict[str, Any] = {
-        "seed": seed,
+    with tempfile.TemporaryDirectory() as scratch:
+        run = build("OneBP", common["dataset"], config_dict={**common, "epochs": epochs, "output_dir": scratch})
+        best_epoch, valid = run.train(saved=False)
+    record = run.trainer.record
+    return {
         "epochs": best_epoch + 1,
+        **{key: value for key, value in record.epochs[best_epoch].items() if key in CHOSEN},
         "valid": valid,
-        "curve": [{**epoch["valid"], "seconds": epoch["train_seconds"]} for epoch in record.epochs],
+        "curve": [
+            {"epoch": epoch["epoch"] + 1, **epoch["valid"], "seconds": epoch["train_seconds"]}
+            for epoch in record.epochs
+            if epoch["valid"]
+        ],
         "seconds": {"choose": perf_counter() - start, "of which valid": record.total("valid_seconds")},
     }
-    chosen = {key: value for key, value in record.epochs[best_epoch].items() if key in CHOSEN}
-    result.update(chosen)
-    if not no_test:
-        again = perf_counter()
-        refit = {**common, **chosen, "refit": True, "epochs": best_epoch + 1, "output_dir": str(scratch / "refit")}
-        tested = build("OneBP", dataset, config_dict=refit).fit()
-        result.update(test=tested.test, device=tested.device)
-        result["seconds"]["refit and test"] = perf_counter() - again
-    result["seconds"]["all"] = perf_counter() - start
-    return result
+
+
+def refit_and_test(common: dict[str, Any]) -> dict[str, Any]:
+    """Train on train + validation; the metrics of the test part, with a local term those of the towers alone too."""
+    start = perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        run = build("OneBP", common["dataset"], config_dict={**common, "refit": True, "output_dir": scratch})
+        tested = run.fit()
+    result = {"test": tested.test, "device": tested.device}
+    model: Any = run.model
+    if model.local is not None:
+        model.local_weight.fill_(0)
+        found = run.trainer.evaluate(run.test_data, load_best_model=False)
+        result["towers"] = {name: float(value) for name, value in found.items()}
+    return {**result, "seconds": {"refit and test": perf_counter() - start}}
+
+
+def train_and_test(common: dict[str, Any], epochs: int, no_test: bool, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Epochs, metrics and seconds of one seed; ``chosen`` by another seed, if it is not empty."""
+    result = {"seed": common["seed"], **(chosen or choose(common, epochs))}
+    if no_test:
+        return result
+    found = refit_and_test({**common, **{key: result[key] for key in ("epochs", *CHOSEN) if key in result}})
+    seconds = {**result.get("seconds", {}), **found["seconds"]}
+    seconds["all"] = seconds.get("choose", 0.0) + seconds["refit and test"]
+    return {**result, **found, "seconds": seconds}
 
 
 def shown(values: dict[str, float], decimals: int = 4) -> str:
@@ -76,22 +92,27 @@ def means(results: list[dict[str, Any]], part: str) -> dict[str, float]:
 def main() -> None:
     args = measure.arguments(
         __doc__, json=Path, dataset=measure.DATASETS, data_path=measure.DATA, seeds=[1], epochs=60, settings={},
-        no_test=False, threads=2,
+        no_test=False, choose_once=False, threads=2,
     )  # fmt: skip
     measure.begin(args, [args.dataset])
-    part, settings = "valid" if args.no_test else "test", {**SETTINGS, **args.settings}
+    part, settings = "valid" if args.no_test else "test", {**args.settings}
     settings |= {"threads": args.threads, "epochs at most": args.epochs}
+    settings |= {"chosen by": "the first seed"} if args.choose_once else {}
     about = {**measure.here("numba"), "dataset": args.dataset, "settings": settings}
     results = measure.earlier(args.json, about, "runs", ("dataset", "settings")) or []
     for seed in sorted(set(args.seeds) - {result["seed"] for result in results}):
-        with tempfile.TemporaryDirectory() as scratch:
-            given = args.epochs, args.no_test, Path(scratch), args.settings
-            result = train_and_test(args.dataset, args.data_path, seed, *given)
+        common = {**args.settings, "dataset": args.dataset, "seed": seed, "data_path": str(args.data_path)}
+        chosen = {}
+        if args.choose_once and results:
+            chosen = {key: results[0][key] for key in ("epochs", *CHOSEN) if key in results[0]}
+        result = train_and_test({**common, "show_progress": False}, args.epochs, args.no_test, chosen)
         results.append({**result, "threads": args.threads, "load before": about["machine"]["load_before"]})
-        metrics = "; ".join(f"{name} {shown(result[name])}" for name in ("valid", "test") if name in result)
+        metrics = "; ".join(f"{name} {shown(result[name])}" for name in ("valid", "test", "towers") if name in result)
         print(f"seed {seed}: {result['epochs']} epochs; {metrics}; seconds {shown(result['seconds'], 1)}", flush=True)
         if args.json:
-            measure.write_json(args.json, {**about, "mean": {part: means(results, part)}, "runs": results})
+            shown_parts = [part, *(["towers"] if all("towers" in result for result in results) else [])]
+            mean = {name: means(results, name) for name in shown_parts}
+            measure.write_json(args.json, {**about, "mean": mean, "runs": results})
     print(f"{args.dataset}, {part}, mean of {len(results)}: {shown(means(results, part))}")
 
 

@@ -20,6 +20,11 @@ from typing import Any
 import measure
 from measure import DATASETS, table
 from scaling_model import tables
+from stream import contestants
+
+from recbole_onebp.util import safe_yaml
+
+PUBLISHED = Path(__file__).with_name("published.yaml")
 
 ROOT = Path(__file__).resolve().parent.parent
 Result = Mapping[str, Any]
@@ -170,11 +175,13 @@ def _studied(file: Path) -> dict[tuple[str, str], tuple[dict[str, float], float,
     return found
 
 
+_UNUSED = "recency: none, training_history: all, trend_weight: none"
 _ORDER = {
-    "recency: none, training_history: all": "order unused",
-    "recency: none, training_history: all, recency in prediction: auto": "recency in prediction only",
-    "training_history: all": "recency in training too",
-    "base": "users of pairs made of earlier items: the defaults",
+    _UNUSED: "order unused",
+    f"{_UNUSED}, recency in prediction: auto": "recency in prediction only",
+    "training_history: all, trend_weight: none": "recency in training too",
+    "trend_weight in prediction: none": "users of pairs made of earlier items",
+    "base": "trends of items too: the defaults",
 }
 
 
@@ -256,19 +263,38 @@ def _accuracy(metrics: Result) -> list[str]:
 
 def quality_short(results: Path) -> str:
     """Recall@20 / NDCG@20 on the test part, with and without the local term and the order of time."""
-
-    def means(dataset: str, suffix: str) -> str:
-        file = results / f"quality-{dataset}{suffix}.json"
-        return " / ".join(f"{value:.4f}" for value in _read(file)["mean"]["test"].values()) if file.exists() else ""
-
-    suffixes = {
-        "towers and local term": "",
-        "towers alone": "-towers",
-        "towers, order unused": "-unordered",
-        "towers, order unused, d = 256": "-unordered-256",
+    columns = {
+        "towers and local term": ("", "test"),
+        "towers alone": ("", "towers"),
+        "order unused: towers and local term": ("-no-times", "test"),
+        "order unused: towers alone": ("-no-times", "towers"),
     }
-    rows = [[name, *(means(name, suffix) for suffix in suffixes.values())] for name in DATASETS]
-    return table(("data set", *suffixes), [row for row in rows if any(row[1:])])
+
+    def cell(dataset: str, suffix: str, part: str) -> str:
+        file = results / f"quality-{dataset}{suffix}.json"
+        means = _read(file)["mean"] if file.exists() else {}
+        return " / ".join(_accuracy(means[part])) if part in means else ""
+
+    rows = [[name, *(cell(name, *column) for column in columns.values())] for name in DATASETS]
+    return table(("data set", *columns), [row for row in rows if any(row[1:])])
+
+
+def related(results: Path) -> str:
+    """Our test results among the published ones, a table a data set, the best first."""
+    published, tables = safe_yaml.read(PUBLISHED, PUBLISHED.name), []
+    for dataset in ("gowalla", "yelp2018"):
+        rows = [(row["model"], *row[dataset], row["source"]) for row in published if dataset in row]
+        for suffix, order in (("", ""), ("-no-times", ", order unused")):
+            file = results / f"quality-{dataset}{suffix}.json"
+            mean = _read(file)["mean"] if file.exists() else {}
+            for part, what in (("test", "towers and local term"), ("towers", "towers alone")):
+                if part in mean:
+                    name = f"**OneBP, {what}{order}**"
+                    rows.append((name, mean[part]["recall@20"], mean[part]["ndcg@20"], "`quality.py`"))
+        rows.sort(key=lambda row: -row[2])
+        cells = [(name, f"{recall:.4f}", f"{ndcg:.4f}", source) for name, recall, ndcg, source in rows]
+        tables.append(table((dataset, "Recall@20", "NDCG@20", "source"), cells))
+    return "\n\n".join(tables)
 
 
 def _qualities(results: Path, pattern: str, part: str) -> str:
@@ -308,6 +334,24 @@ def _features(result: Result, _file: Path) -> str:
     return f"{table(head, rows)}\n\nSeed {seeds}; {settings}. {_packages(result)}."
 
 
+def _stream(result: Result, file: Path) -> str:
+    """A row a contestant: all events, the last quarter, items of both kinds, and speed."""
+    moving = {name for name, how in contestants().items() if how.moves_users}
+    rows = []
+    for name, row in result["rows"].items():
+        parts = [row["all"], row["last quarter"], row["known items"], *row["new items"].values()]
+        applied = f"{row['events_a_second']:,}" if name in moving else ""
+        cells = (" / ".join(_accuracy(part)) if part["events"] else "" for part in parts)
+        rows.append([name, *cells, applied, f"{row['answer_ms']['p99']:.1f}"])
+    counts = ["events", *(f"{part['events']:,}" for part in parts), "", ""]
+    steps = (f"new, after {name}" for name in row["new items"])
+    head = (result["dataset"], "all", "last quarter", "known items", *steps, "events/s", "p99 ms")
+    settings = ", ".join(f"{key}: {value}" for key, value in {**result["settings"], **result["chosen"]}.items())
+    machine = f"{result['machine']['cpu']}, load average before {result['machine']['load_before']}"
+    picture = f"![Recall@20 by position in the stream](../benchmarks/results/{file.stem}.png)"
+    return f"{table(head, [counts, *rows])}\n\n{settings}. {machine}; {_packages(result)}.\n\n{picture}"
+
+
 speed = _pages("*-speed.json", "speed.py", _full)
 speed_short = _pages("*-speed.json", "speed.py", _short)
 growth = _pages("*-growth.json", "large.py growth", _growth)
@@ -323,8 +367,12 @@ BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
         "factors": factors,
     },
     "docs/local.md": {"local": _pages("local/*.json", "local.py --dataset gowalla", _local)},
-    "docs/features.md": {"features": _pages("features/*.json", "features.py", _features)},
+    "docs/features.md": {
+        "features": _pages("features/*.json", "features.py", _features),
+        "stream": _pages("stream-*.json", "stream.py --dataset ml-100k", _stream),
+    },
     "README.md": {"quality": quality_short},
+    "docs/related.md": {"related": related},
     "docs/results.md": {"quality": quality_short, "comparison": comparison, "speed": speed_short},
     "docs/performance.md": {
         "speed": speed,

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse as sp
 from numba import prange
 from threadpoolctl import threadpool_limits
 
@@ -47,15 +48,12 @@ class Interactions(NamedTuple):
     @classmethod
     def of(cls, user: npt.NDArray[Any], item: npt.NDArray[Any], n_users: int, n_items: int) -> Interactions:
         """From pairs ``(n,)`` in any order; a pair may occur more than once."""
-        key = np.unique(user.astype(np.int64) * n_items + item)
-        user, item = (key // n_items).astype(np.int32), (key % n_items).astype(np.int32)
-        by_item = np.argsort(item, kind="stable")
-        return cls(
-            np.searchsorted(user, np.arange(n_users + 1)),
-            item,
-            np.searchsorted(item[by_item], np.arange(n_items + 1)),
-            user[by_item],
-        )
+        ones = np.ones(len(user), np.int8)
+        by_user = sp.coo_array((ones, (user, item)), shape=(n_users, n_items)).tocsr()
+        by_item = by_user.tocsc()
+        parts = (by_user.indptr, by_user.indices, by_item.indptr, by_item.indices)
+        types = (np.int64, np.int32) * 2
+        return cls(*(part.astype(kind, copy=False) for part, kind in zip(parts, types, strict=True)))
 
 
 def latest(start: _Places, n: int, in_order: bool) -> npt.NDArray[np.bool_]:

@@ -12,6 +12,7 @@ from types import EllipsisType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from recbole.config import Config
 from recbole.data.dataset import Dataset
@@ -30,6 +31,7 @@ from recbole_onebp.distributed.sharding import Shard
 from recbole_onebp.functional import bilateral_softmax, info_nce, moving_aggregate_, popularity_weights
 from recbole_onebp.history import History
 from recbole_onebp.local import ItemScores, LocalTerm
+from recbole_onebp.recency import trends
 from recbole_onebp.tower import Tower
 from recbole_onebp.util.errors import UserError
 
@@ -38,6 +40,8 @@ __all__ = ["OneBP"]
 
 _RECENCY = 1.0
 """``recency: auto`` where the data are in order."""
+_TREND_WEIGHT = 4.0
+"""``trend_weight: auto`` where the data are in order."""
 _LOCAL_RECENCY = 0.5
 """``local_recency: auto`` where the data are in order."""
 
@@ -52,6 +56,7 @@ class OneBP(GeneralRecommender):
         item_table: item embeddings ``(n_items, d)``: a parameter, or a buffer with what the tower last made.
         user_table: user embeddings ``(n_users, d)``: a buffer, or a parameter with ``backprop: two``.
         item_bias: ``(n_items, 1)``, like ``item_table``; None without ``item_bias: True``.
+        trend: what is added to the item biases for prediction, ``(n_items, 1)``; None with ``trend_weight: none``.
         new_item_bias: with a tower, what is added to the biases of items without the row of an id.
         shared_negatives: with ``negatives: shared``, the negatives of the next step, ``(M,)``; set by the trainer.
         history: the train items of all users; None where nothing needs them.
@@ -71,6 +76,7 @@ class OneBP(GeneralRecommender):
     item_table: Tensor
     user_table: Tensor
     item_bias: Tensor | None
+    trend: Tensor | None
     new_item_bias: Tensor
     shared_negatives: Tensor
     history: History
@@ -140,6 +146,8 @@ class OneBP(GeneralRecommender):
         for name, (ids, rows) in tables.items():
             scale = self.config.temperature if name == "item_bias" else 1.0
             getattr(self, name)[ids] = rows.view(len(ids), -1).to(self.item_table) / scale
+            if name == "item_bias" and self.trend is not None:  # the trend of the data of today is added again
+                getattr(self, name)[ids] -= self.trend[ids]
         self._start_users()
 
     def _make_tower(self, dataset: Dataset, ids: Tensor) -> Tower | None:
@@ -184,12 +192,13 @@ class OneBP(GeneralRecommender):
         config = self.config
         self._resolve_order(dataset)
         uses = config.aggregation != "step", config.user_encoding == "fresh", config.negatives == "shared"
-        if any(uses) or config.local == "ridge":
+        if any(uses) or self.trend_weight or config.local == "ridge":
             inter, times = dataset.inter_feat, None
-            if self.recency or self.has_earlier_users or self.local_recency:
+            if self.recency or self.has_earlier_users or self.trend_weight or self.local_recency:
                 times = inter[dataset.time_field]
             user, item = inter[self.USER_ID], inter[self.ITEM_ID]
             self.history = History(user, item, self.n_users, self.n_items, times, self.recency, config.training_recency)
+        self.register_buffer("trend", self._trend() if self.trend_weight else None, persistent=False)
         weight = None
         if self.config.aggregation_alpha > 0:
             count = torch.bincount(dataset.inter_feat[self.ITEM_ID], minlength=self.n_items)
@@ -199,6 +208,17 @@ class OneBP(GeneralRecommender):
         shares = torch.zeros_like(self.item_table, requires_grad=False) if self.leaves_one_out else None
         self.register_buffer("shares", shares, persistent=False)
 
+    def _trend(self) -> Tensor:
+        start, item = self.history.arrays
+        age = np.repeat(start[1:], np.diff(start)) - 1 - np.arange(len(item))
+        ranks = current()
+
+        def summed(part: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+            return torch.stack(ranks.gather(torch.from_numpy(part))).sum(dim=0).numpy()
+
+        found = torch.from_numpy(trends(item, age, self.n_items, summed)).float()
+        return self.trend_weight * found.unsqueeze(1)
+
     def _resolve_order(self, dataset: Dataset) -> None:
         """Set what depends on whether the data are in order.
 
@@ -207,6 +227,7 @@ class OneBP(GeneralRecommender):
         """
         config, in_order = self.config, getattr(dataset, "in_order", False)
         self.recency = _resolved(config.recency, _RECENCY if in_order else 0.0)
+        self.trend_weight = _resolved(config.trend_weight, _TREND_WEIGHT if in_order and config.item_bias else 0.0)
         self.local_recency = _resolved(config.local_recency, _LOCAL_RECENCY if in_order else 0.0)
         self.has_earlier_users = config.training_history == "earlier" or (
             config.training_history == "auto" and in_order
@@ -215,6 +236,7 @@ class OneBP(GeneralRecommender):
         needing = {
             "training_history: earlier": self.has_earlier_users,
             f"recency: {self.recency:g}": self.recency,
+            f"trend_weight: {self.trend_weight:g}": self.trend_weight,
             f"local_recency: {self.local_recency:g}": self.local_recency and config.local == "ridge",
         }
         if any(needing.values()) and not has_times(dataset):
@@ -243,7 +265,15 @@ class OneBP(GeneralRecommender):
             return 0.0
         tower = self.tower if in_loss else None
         biases = self._rows(self.item_bias, item) if tower is None else tower.biases(item)
+        if not in_loss and self.trend is not None:
+            biases = biases + self.trend[item]
         return self.config.temperature * biases.squeeze(-1)
+
+    def score_biases(self) -> Tensor | None:
+        """What is added to the scores of all items, trends included, ``(n_items, 1)``; None without ``item_bias``."""
+        if self.item_bias is None:
+            return None
+        return self.config.temperature * (self.item_bias if self.trend is None else self.item_bias + self.trend)
 
     def _scaled(self, embeddings: Tensor) -> Tensor:
         return F.normalize(embeddings, dim=-1) if self.config.score == "cosine" else embeddings
@@ -454,8 +484,8 @@ class OneBP(GeneralRecommender):
         versions = [part._version for part in parts]
         if self._ranked is None or self._ranked[0] != versions:
             items = self._scaled(self.item_table)
-            if self.item_bias is not None:
-                items = torch.cat((items, self.config.temperature * self.item_bias), dim=1)
+            if (bias := self.score_biases()) is not None:
+                items = torch.cat((items, bias), dim=1)
             if self.training or torch.is_grad_enabled():
                 return items
             self._ranked = versions, items

@@ -360,30 +360,33 @@ def in_camps(tiny_path):
     return {**data, "n_shared_negatives": 16, "train_batch_size": 16, "embedding_size": 16}
 
 
-def test_quality_chooses_on_validation_and_tests_once(tmp_path, tiny_path, in_camps):
+def test_quality_chooses_on_validation_and_tests_once(in_camps):
     quality = import_module("quality")
-    where = {"dataset": "tiny", "data_path": tiny_path, "scratch": tmp_path, "seed": 1}
-    result = quality.train_and_test(**where, epochs=2, no_test=False, settings=in_camps)
+    common = {**in_camps, "dataset": "tiny", "seed": 1}
+    result = quality.train_and_test(common, 2, False, {})
     assert len(result["curve"]) == 2
     chosen = result["curve"][result["epochs"] - 1]
     assert {name: chosen[name] for name in result["valid"]} == result["valid"]
     assert result["test"]["recall@10"] > 10 / 40  # chance
     assert result["seconds"]["all"] > result["seconds"]["choose"] > result["seconds"]["of which valid"] > 0
-    short = quality.train_and_test(**where, epochs=1, no_test=True, settings=in_camps)
+    short = quality.train_and_test(common, 1, True, {})
     assert "test" not in short
     assert short["curve"][0]["ndcg@10"] == result["curve"][0]["ndcg@10"]
-    other = quality.train_and_test(**where, epochs=1, no_test=True, settings={**in_camps, "temperature": 0.5})
+    other = quality.train_and_test({**common, "temperature": 0.5}, 1, True, {})
     assert other["curve"][0]["ndcg@10"] != short["curve"][0]["ndcg@10"]
 
 
-def test_quality_takes_the_local_weight_of_the_first_training(tmp_path, tiny_path, in_camps):
+def test_quality_takes_the_local_weight_of_the_first_training(in_camps):
     quality = import_module("quality")
-    settings = {**in_camps, "valid_metric": "NDCG@10", "local": "ridge", "local_reg": 1.0}
-    where = {"dataset": "tiny", "data_path": tiny_path, "scratch": tmp_path, "seed": 1, "epochs": 1}
-    result = quality.train_and_test(**where, no_test=False, settings=settings)
-    tested = json.loads((tmp_path / "refit" / "result.json").read_text())
+    common = {**in_camps, "dataset": "tiny", "seed": 1, "valid_metric": "NDCG@10", "local": "ridge", "local_reg": 1.0}
+    result = quality.train_and_test(common, 1, False, {})
     assert result["local_weight"] > 0
-    assert tested["local"]["weight"] == result["local_weight"]
+    again = quality.refit_and_test({**common, "epochs": 1, "local_weight": result["local_weight"]})
+    assert again["test"] == result["test"] != result["towers"]
+    assert quality.refit_and_test({**common, "epochs": 1, "local": "none"})["test"] == result["towers"]
+    other = quality.train_and_test({**common, "seed": 2}, 5, False, {"epochs": 1, "local_weight": 0.25})
+    assert "valid" not in other
+    assert other["test"] == quality.refit_and_test({**common, "seed": 2, "epochs": 1, "local_weight": 0.25})["test"]
 
 
 def test_what_the_study_has_run_is_told_by_its_label():

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from recbole.data.interaction import Interaction
 
 from recbole_onebp.data.order import are_in_order
 from recbole_onebp.history import WINDOW, History
-from recbole_onebp.recency import LATEST, recency_weights
+from recbole_onebp.recency import LATEST, recency_weights, trends
 from recbole_onebp.util.errors import UserError
 
 USER = torch.tensor([1, 2, 1, 1, 2, 1])
@@ -76,17 +77,32 @@ def test_items_that_are_very_old_do_not_count():
     assert not weights[LATEST:].any()
 
 
+def test_trends_do_not_depend_on_how_interactions_are_divided():
+    rng = np.random.default_rng(3)
+    item, age = rng.integers(0, 9, 500), rng.integers(0, 1200, 500)
+    whole = trends(item, age, 10)
+    parts = []
+    for rows in (slice(0, 130), slice(130, 500)):
+        trends(item[rows], age[rows], 10, lambda part: parts.append(part) or part)
+    assert (trends(item[:130], age[:130], 10, lambda _: parts[0] + parts[1]) == whole).all()
+    weight = np.where(age < LATEST, (age + 1.0) ** -0.25, 0)
+    late = np.bincount(item, weight / weight.mean(), 10)
+    np.testing.assert_allclose(whole, np.log((late + 10) / (np.bincount(item, minlength=10) + 10)), atol=1e-5)
+    assert whole[9] == 0
+
+
 # --------------------------------------------------------------------------------------------------------- in a run
 
 
 def test_data_in_order_set_the_defaults(timed):
     model = timed().model
-    assert (model.recency, model.has_earlier_users) == (1.0, True)
+    assert (model.recency, model.has_earlier_users, model.trend_weight) == (1.0, True, 4.0)
 
 
 def test_a_random_split_sets_none(timed):
     model = timed(eval_args={"order": "RO", "split": {"RS": [0.8, 0.1, 0.1]}}).model
-    assert (model.recency, model.has_earlier_users) == (0, False)
+    assert (model.recency, model.has_earlier_users, model.trend_weight) == (0, False, 0)
+    assert model.trend is None
 
 
 @pytest.mark.parametrize(
@@ -94,6 +110,8 @@ def test_a_random_split_sets_none(timed):
     [
         ({**INTERVAL, "recency": 0.5}, "recency: 0.5: the interactions have no times: load a column timestamp"),
         ({**INTERVAL, "training_history": "earlier"}, "training_history: earlier: the interactions have no times"),
+        ({**INTERVAL, "item_bias": True, "trend_weight": 1.0}, "trend_weight: 1: the interactions have no times"),
+        ({"trend_weight": 1.0, "item_bias": False}, "trend_weight: 1.0 with item_bias: False: the trend is a part"),
         ({"recency": "later"}, "recency"),
         ({"recency": -1}, "recency"),
         ({"aggregation": "step", "recency": 1.0}, "aggregation: step with recency"),
@@ -123,6 +141,23 @@ def test_users_for_prediction_are_the_weighted_means(timed):
         weights = torch.arange(1, len(rows) + 1).double().pow(-model.recency).float().unsqueeze(1)
         expected = (weights * items[train["item_id"][latest_first]]).sum(0) / weights.sum()
         torch.testing.assert_close(model.user_table[user], expected, rtol=0, atol=1e-6)
+
+
+def test_trends_are_added_for_prediction_alone(timed):
+    plain, run = timed(epochs=1, trend_weight="none"), timed(epochs=1, trend_weight=2.0)
+    for each in (plain, run):
+        each.fit()
+    assert torch.equal(plain.model.item_table, run.model.item_table)
+    user, item = torch.full((3,), 5), torch.tensor([1, 8, 20])
+    pairs = Interaction({"user_id": user, "item_id": item})
+    before, after = (each.model.eval().predict(pairs) for each in (plain, run))
+    start, items = run.model.history.arrays
+    age = np.repeat(start[1:], np.diff(start)) - 1 - np.arange(len(items))
+    added = run.model.config.temperature * 2.0 * trends(items, age, run.model.n_items)[item.numpy()]
+    np.testing.assert_allclose((after - before).detach().numpy(), added, atol=1e-6)
+    assert abs(added).max() > 1e-3
+    all_items = run.model.full_sort_predict(Interaction({"user_id": torch.tensor([5])})).view(-1)
+    torch.testing.assert_close(all_items[item], after)
 
 
 def test_pairs_with_few_earlier_items_weigh_less(timed):

@@ -168,6 +168,18 @@ class OneBPConfig(TrainingKeys):
             "items say little about a user. 0: all pairs weigh the same"
         ),
     ] = 1.0
+    trend_weight: Annotated[
+        Literal["auto", "none"] | NonNegative,
+        Key(
+            "For prediction, this times log(how often an item was taken of late / ever) is added to its bias. "
+            "`auto`: 4.0 if the data are in order, otherwise `none`",
+            unless=(
+                When("item_bias", False, "none"),
+                When("aggregation", "step", "none"),
+                When("backprop", "two", "none"),
+            ),
+        ),
+    ] = "auto"
     negative_weight: Annotated[
         NonNegative,
         Key("0: InfoNCE. Above 0: the positive is not in the denominator, whose logarithm has this weight"),
@@ -250,6 +262,11 @@ class OneBPConfig(TrainingKeys):
             raise ValueError(
                 "aggregation: step with recency or training_history: earlier: a user moves in the order of the steps "
                 "then; use aggregation: interval or epoch"
+            )
+        if not self.item_bias and self.trend_weight not in ("auto", "none", 0):
+            raise ValueError(
+                f"trend_weight: {self.trend_weight} with item_bias: False: the trend is a part of the bias; "
+                "use item_bias: True, or trend_weight: none"
             )
         if self.item_features != "none" and (self.negatives, self.aggregation) not in (
             ("shared", "interval"),

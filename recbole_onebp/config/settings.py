@@ -65,7 +65,14 @@ class RecBoleSettings(TrainingKeys):
     learning_rate: Annotated[Positive, Key("RecBole's. The learning rate", scope="any model", onebp=0.005)]
     train_neg_sample_args: Annotated[dict[str, Any] | None, _ANY]
     eval_step: Annotated[Count, _EVALUATION]
-    stopping_step: Annotated[Count, _EVALUATION]
+    stopping_step: Annotated[
+        Count,
+        Key(
+            "RecBole's. So many validations in a row may bring no improvement; the next one ends training",
+            scope="evaluation",
+            onebp=5,
+        ),
+    ]
     eval_batch_size: Annotated[
         PositiveInt,
         Key(

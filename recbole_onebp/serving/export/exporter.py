@@ -135,8 +135,8 @@ def _arrays(
         "history_start": parts.start,
         "history_item": parts.item.astype(np.int32),
     }
-    if model.item_bias is not None:
-        arrays["item_bias"] = (model.config.temperature * model.item_bias.detach()[items, 0]).numpy()
+    if (bias := model.score_biases()) is not None:
+        arrays["item_bias"] = bias.detach()[items, 0].numpy()
     if model.tower is not None:
         arrays["value_encodings"] = model.tower.value_table.detach().numpy()
         if model.tower.value_bias is not None:

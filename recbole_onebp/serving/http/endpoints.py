@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from itertools import islice
 from typing import Annotated, Any, TypeVar
 
@@ -12,7 +13,7 @@ from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from recbole_onebp import __version__
-from recbole_onebp.serving.answers import Answers, Explanation
+from recbole_onebp.serving.answers import Answers, Explanation, NewItems, RemovedItems
 from recbole_onebp.serving.http import requests
 from recbole_onebp.serving.http.encoding import check_size, encode
 from recbole_onebp.serving.http.events import Event, StoreError
@@ -119,6 +120,31 @@ class Endpoints:
             )
         )
 
+    # ------------------------------------------------------------------------------------------------------------ items
+
+    async def add_items(self, body: bytes) -> Response:
+        """Add new items from their features, or bring removed ones back.
+
+        They count when this is acknowledged: they are on the disk then, and in all answers from now on.  ``refused``
+        says why others were not added, and ``unknown`` names the values of features that the bundle does not know.
+        """
+
+        def work() -> NewItems:
+            entries = requests.parse(requests.NewItemsRequest, body).items
+            return self._live.add_items({one.item: one.features for one in entries})
+
+        return _json(encode(asdict(await self._workers.record(work))))
+
+    async def remove_items(self, body: bytes) -> Response:
+        """Remove items from all answers, until they are added again.  Histories keep them."""
+
+        def work() -> RemovedItems:
+            return self._live.remove_items(requests.parse(requests.RemovedItemsRequest, body).items)
+
+        return _json(encode(asdict(await self._workers.record(work))))
+
+    # ----------------------------------------------------------------------------------------------------------- reload
+
     async def reload(self, body: bytes) -> Response:
         """Load the bundle again and serve it.  The old one answers until the new one is ready.
 
@@ -210,6 +236,7 @@ class Endpoints:
             "residual": explanation.residual,
             "contributions": self._titled(rec, rows),
             "unknown_items": explanation.unknown,
+            "features": [{"field": one.name, "value": one.value, "score": one.score} for one in explanation.features],
         }
 
     def _titled(self, rec: Recommender, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ A folder holds ``events.sqlite3``. Tables:
     events (number, bundle, user, item)           interactions in the order in which they came in
     histories (number, bundle, user, items)       the same, compacted: the items of one user in order, as a JSON list
     ids (id, received)                            ids of recent events, so that a retry counts once
+    items                                         added and removed items, see :mod:`item_store`
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import NamedTuple
 
-from recbole_onebp.serving.http import legacy_journal
+from recbole_onebp.serving.http import item_store, legacy_journal
+from recbole_onebp.serving.http.item_store import ItemChange
 from recbole_onebp.util.errors import UserError, writing
 
 __all__ = ["Event", "EventStore", "MergedError", "Run", "StoreError", "Stored", "event_id", "repair"]
@@ -34,7 +36,8 @@ FILE = "events.sqlite3"
 ID_SECONDS = 7 * 24 * 3600.0
 """A retry within this time counts once; older ids are forgotten when the store is compacted."""
 _APPLICATION_ID = 0x0EBB0001
-_FORMAT = 1
+_FORMAT = 2
+"""Format 1 had no items."""
 _BUSY_SECONDS, _TRY_SECONDS = 5, 0.001
 """How long to wait for other processes, and how long between two tries to write."""
 _AT_A_TIME = 1 << 16
@@ -56,6 +59,7 @@ CREATE INDEX histories_by_user ON histories (user, number);
 CREATE TABLE ids (id BLOB PRIMARY KEY, received REAL NOT NULL) STRICT, WITHOUT ROWID;
 CREATE INDEX ids_by_time ON ids (received);
 """
+_ALL = f"{_SCHEMA}{item_store.SCHEMA}"
 
 
 class StoreError(Exception):
@@ -96,6 +100,8 @@ class Run(NamedTuple):
     """User and item."""
     end: int
     """The number of the last event; of merged ones, that of the last event that was merged."""
+    items: Sequence[ItemChange] = ()
+    """Items that were added or removed.  They come before all events that name them, in a run without events."""
 
 
 def event_id(event: Event) -> bytes | None:
@@ -166,19 +172,21 @@ class EventStore:
         ]
         if not schema:  # new, or a process was killed before it had written the tables
             header = f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {_FORMAT};"
-            database.executescript(f"BEGIN; {_SCHEMA} {header} COMMIT;")
+            database.executescript(f"BEGIN; {_ALL} {header} COMMIT;")
             return
         application, version = (database.execute(f"PRAGMA {name}").fetchone()[0] for name in
                                 ("application_id", "user_version"))  # fmt: skip
         if application != _APPLICATION_ID:
             raise UserError(f"{self.path}: is not a store of events; choose another folder with --events")
-        if version != _FORMAT:
-            raise UserError(f"{self.path}: has format {version}; this version of recbole_onebp reads {_FORMAT}")
+        if version not in (1, _FORMAT):
+            raise UserError(f"{self.path}: has format {version}; this version of recbole_onebp reads 1 and {_FORMAT}")
         found = database.execute("PRAGMA integrity_check(1)").fetchone()[0]
-        if found == "ok" and _statements(";".join(map(str, schema))) != _statements(_SCHEMA):
+        if found == "ok" and _statements(";".join(map(str, schema))) != _statements(_SCHEMA if version == 1 else _ALL):
             found = "its tables are not those of a store of events"
         if found != "ok":
             raise sqlite3.DatabaseError(found)
+        if version == 1:
+            database.executescript(f"BEGIN; {item_store.SCHEMA} PRAGMA user_version = {_FORMAT}; COMMIT;")
 
     def _import_journal(self) -> None:
         if not legacy_journal.is_there(self.folder):
@@ -352,11 +360,12 @@ class EventStore:
         with self._watching, _explained(self.path):
             return int(self._watcher.execute("PRAGMA data_version").fetchone()[0])
 
-    def read(self, after: int = 0) -> Iterator[Run]:
+    def read(self, after: int = 0, items_after: int = 0) -> Iterator[Run]:
         """Events as they are now, each user's in order; whatever is written meanwhile does not change what is read.
 
         Args:
             after: only events with higher numbers; if 0, all, those that were merged first.
+            items_after: only items with later changes.
 
         Raises:
             MergedError: if some events with higher numbers have been merged.
@@ -368,6 +377,9 @@ class EventStore:
             n_merged = _end(database) - _n_waiting(database)
             if 0 < after < n_merged:
                 raise MergedError
+            changed = item_store.read_items(database, items_after)
+            if changed:
+                yield Run("", [], after, changed)
             merged = "SELECT number, bundle, user, items FROM histories WHERE number > ? ORDER BY number LIMIT ?"
             for rows in _chunks(database, merged, 0) if after == 0 else ():
                 for _, bundle, user, items in rows:
@@ -480,6 +492,7 @@ def repair(folder: Path) -> tuple[int, Path]:
         if not runs or runs[-1][0] != key:
             runs.append((key, []))
         runs[-1][1].extend((user, item) for item in (_items(value) if is_history else [value]))
+    items = _salvaged_items(path)
     kept, number = path.with_name(f"{FILE}.damaged"), 2
     while kept.exists():
         kept, number = path.with_name(f"{FILE}.damaged-{number}"), number + 1
@@ -491,6 +504,8 @@ def repair(folder: Path) -> tuple[int, Path]:
     with closing(EventStore(folder)) as store, store._transaction() as database:
         for key, events in runs:
             store._insert(database, key, events)
+        for one in items:
+            item_store.write_items(database, {one.item: one.features or {}}, one.is_removed)
     return sum(len(events) for _, events in runs), kept
 
 
@@ -505,6 +520,13 @@ def _refuse_if_used(path: Path) -> None:
                 raise UserError(f"{path}: a service uses it; stop the service first") from None
         except sqlite3.DatabaseError:
             pass  # damaged, which is why we are here
+
+
+def _salvaged_items(path: Path) -> list[ItemChange]:
+    """The added and removed items; none if their table is damaged."""
+    with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as database, suppress(sqlite3.Error):
+        return item_store.read_items(database)
+    return []
 
 
 def _salvage(path: Path, table: str, column: str) -> Iterator[tuple[str, str, str, bool]]:

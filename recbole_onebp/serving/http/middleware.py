@@ -201,8 +201,8 @@ class _Request:
             return
         body = message.get("body", b"")
         is_last = not message.get("more_body", False)
-        # Events that count are acknowledged in any case: these answers are short.
-        if self._first and not self._hold(len(body)) and self._scope["path"] != "/events":
+        # Changes that count are acknowledged in any case: these answers are short.
+        if self._first and not self._hold(len(body)) and not self._is_change:
             refusal = busy("the service has no memory for more answers; try again later")
             self.status = refusal.status_code
             self._first = {}
@@ -217,6 +217,11 @@ class _Request:
         except asyncio.TimeoutError:
             if connection is not None:
                 connection.abort()  # the client does not read
+
+    @property
+    def _is_change(self) -> bool:
+        """Whether the request changes what is on the disk."""
+        return self._scope["path"] == "/events" or (self._scope["path"] == "/items" and self._scope["method"] != "GET")
 
     async def _send_parts(self, body: bytes, is_last: bool) -> None:
         if self._first:

@@ -46,6 +46,8 @@ class Service:
     """Processes that answer; one per core if None, but at most 8."""
     compact_at: int = 100_000
     """Events that are stored one by one before they are compacted."""
+    max_new_items: int = 10_000
+    """Items that may be added to those of the bundle."""
 
     @property
     def events(self) -> Path:
@@ -94,7 +96,7 @@ def serve(service: Service) -> None:
             return
         live = Live(
             service.bundle_dir, store, service.memory_mb, service.index, max_new_users=service.max_new_users,
-            compact_at=service.compact_at,
+            max_new_items=service.max_new_items, compact_at=service.compact_at,
         )  # fmt: skip
         stop = threading.Event()
         if service.watch is not None:
@@ -114,8 +116,9 @@ def _check(service: Service) -> None:
         raise UserError(f"watch: {service.watch:g} is not allowed: expected more than 0 seconds")
     if not 0 < service.memory_mb <= 1 << 20:
         raise UserError(f"memory_mb: {service.memory_mb:g} is not allowed: expected more than 0, at most {1 << 20}")
-    if service.max_new_users < 0:
-        raise UserError(f"max_new_users: {service.max_new_users} is not allowed: expected at least 0")
+    for name in ("max_new_users", "max_new_items"):
+        if getattr(service, name) < 0:
+            raise UserError(f"{name}: {getattr(service, name)} is not allowed: expected at least 0")
     if service.workers is not None and not 1 <= service.workers <= (256 if hasattr(socket, "send_fds") else 1):
         raise UserError(f"workers: {service.workers} is not allowed: expected 1 to 256; on Windows 1")
 

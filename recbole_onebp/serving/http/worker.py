@@ -109,7 +109,8 @@ def work(service: Service, folder: Path, n_workers: int, number: int) -> None:
     with closing(EventStore(service.events, join=True)) as store, socket.socket(socket.AF_UNIX) as channel:
         live = SharedLive(
             board, number, service.bundle_dir, store, service.memory_mb, service.index,
-            max_new_users=service.max_new_users, compact_at=service.compact_at,
+            max_new_users=service.max_new_users, max_new_items=service.max_new_items,
+            compact_at=service.compact_at,
         )  # fmt: skip
         threading.Thread(target=live.follow, args=(stop,), name="follow", daemon=True).start()
         if service.watch is not None and number == 1:  # the others follow

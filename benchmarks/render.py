@@ -297,22 +297,22 @@ def related(results: Path) -> str:
     return "\n\n".join(tables)
 
 
-def _qualities(results: Path, pattern: str, part: str) -> str:
+def _qualities(results: Path, pattern: str, parts: Mapping[str, str]) -> str:
     rows = []
     for result in map(_read, sorted(results.glob(pattern))):
-        known = {"stopping_step", "eval_step", "threads", "epochs at most"}
+        known = {"stopping_step", "eval_step", "threads", "epochs at most", "chosen by"}
         settings = {key: value for key, value in result["settings"].items() if key not in known}
         is_random = settings.pop("fetched with", "") == "--valid=random"
-        if settings.get("training_history") == "all" and settings.get("recency") == "none":
-            del settings["training_history"], settings["recency"]
+        unused = settings.pop("load_col", None) or settings.get("training_history") == "all"
+        if unused:
             settings = {"order": "unused", **settings}
+            settings = {key: value for key, value in settings.items() if key not in ("training_history", "recency")}
         chosen = ", ".join(f"{key}: {value}" for key, value in settings.items())
         chosen += "; validation drawn at random" if is_random else ""
-        lists = [
-            ", ".join(str(run[key]) for run in result["runs"] if key in run) for key in ("seed", "epochs", "recency")
-        ]
-        rows.append((result["dataset"], chosen or "-", *lists, *_accuracy(result["mean"][part])))
-    head = ("data set", "beside the defaults", "seeds", "epochs", "recency", "Recall@20", "NDCG@20")
+        lists = [", ".join(str(run[key]) for run in result["runs"]) for key in ("seed", "epochs")]
+        means = (" / ".join(_accuracy(result["mean"][each])) if each in result["mean"] else "" for each in parts)
+        rows.append((result["dataset"], chosen or "-", *lists, *means))
+    head = ("data set", "beside the defaults", "seeds", "epochs", *parts.values())
     return table(head, rows) if rows else "Not run: `python benchmarks/quality.py`."
 
 
@@ -359,10 +359,12 @@ large = _pages("*-large.json", "large.py", _large)
 
 BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
     "docs/study.md": {
-        "quality": partial(_qualities, pattern="quality-*.json", part="test"),
+        "quality": partial(
+            _qualities, pattern="quality-*.json", parts={"test": "Recall@20 / NDCG@20", "towers": "its towers alone"}
+        ),
         "order": order,
         "horizon": _pages("horizon/*.json", "horizon.py --dataset gowalla", _horizon),
-        "validation": partial(_qualities, pattern="validation/*.json", part="valid"),
+        "validation": partial(_qualities, pattern="validation/*.json", parts={"valid": "Recall@20 / NDCG@20"}),
         "ease-rank": ease_rank,
         "factors": factors,
     },

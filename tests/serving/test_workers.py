@@ -261,8 +261,9 @@ def test_workers_that_end_again_and_again_end_the_service(server, bundle):
     os.kill(workers_of(server)[0], signal.SIGKILL)
     assert server.process.wait(timeout=60) == 2
     *_, before, last = server.process.stderr.read().splitlines()
-    assert "is started again: it" in before
-    assert last.startswith(f"error: {bundle}: not a bundle: there is no manifest.json")
+    assert "worker 1 is started again: " in before
+    assert last.startswith("error: the service ends, because worker 1 ended 5 times in a minute: ")
+    assert f"{bundle}: not a bundle: there is no manifest.json" in last
 
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])

@@ -23,7 +23,7 @@ from recbole_onebp.serving.http.middleware import Guard, Limits, busy, check_key
 from recbole_onebp.serving.http.origins import Origins
 from recbole_onebp.serving.http.requests import describe, json_schemas
 from recbole_onebp.serving.http.short_way import Endpoint, ErrorHandlers, ShortWay, body_route
-from recbole_onebp.serving.http.workers import BusyError, LateError
+from recbole_onebp.serving.http.threads import BusyError, LateError
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["create_app"]

@@ -78,9 +78,12 @@ class _Overseer:
             return None
         ends = self._ends.setdefault(call.name, deque(maxlen=_ENDS))
         ends.append(monotonic())
-        if not self._reception.is_open or (len(ends) == _ENDS and ends[-1] - ends[0] < _ENDS_SECONDS):
-            raise UserError(str(ending.error or f"{call.name} of the service {ending}, and does so again and again"))
-        getLogger(__name__).error("%s is started again: it %s", call.name, ending.error or ending)
+        reason = ending.error or f"{call.name} of the service {ending}"
+        if not self._reception.is_open:
+            raise UserError(str(reason))
+        if len(ends) == _ENDS and ends[-1] - ends[0] < _ENDS_SECONDS:
+            raise UserError(f"the service ends, because {call.name} ended {_ENDS} times in a minute: {reason}")
+        getLogger(__name__).error("%s is started again: %s", call.name, reason)
         return call
 
     def tick(self) -> None:

@@ -44,6 +44,7 @@ class Reception:
         """
         self._listener, self._door, self._n_workers, self._ready = listener, door, n_workers, ready
         self._channels: deque[socket.socket] = deque()
+        self._n_replayed = 0
         self.is_open = False
         self.error: Exception | None = None
 

@@ -22,7 +22,7 @@ from recbole_onebp.serving.http.events import EventStore
 from recbole_onebp.serving.http.live import Live
 from recbole_onebp.serving.http.process import answer
 from recbole_onebp.serving.http.server import Service
-from recbole_onebp.serving.http.workers import LateError
+from recbole_onebp.serving.http.threads import LateError
 
 __all__ = ["BOARD", "DOOR", "SharedLive", "inside", "make_board", "work"]
 

@@ -99,7 +99,7 @@ def train(world: World, n: int, bundle: Path, seed: int, settings: Mapping[str, 
         rows = [(item, " ".join(world.genres.get(item, [])), world.year.get(item, "")) for item in items]
         header = ["item_id:token", "genres:token_seq", "year:token"]
         pd.DataFrame(rows).to_csv(folder / "stream.item", sep="\t", index=False, header=header)
-        keys = {
+        keys: dict[str, Any] = {
             "data_path": scratch, "show_progress": False, "seed": seed, "item_features": "all", "state": "WARNING",
             "load_col": {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "genres", "year"]},
             "eval_args": {"split": {"RS": [0.9, 0.1, 0.0]}, "order": "TO", "group_by": "user", "mode": "full"},

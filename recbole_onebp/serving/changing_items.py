@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -15,7 +15,11 @@ from recbole_onebp.serving.tables import TINY, Float32Array, unit_rows
 from recbole_onebp.serving.tokens import as_list, as_token
 from recbole_onebp.util.ids import BundleRow, Token, TokenLike
 
-__all__ = ["ChangingItems"]
+__all__ = ["ChangingItems", "Described"]
+
+_Description: TypeAlias = Iterable[TokenLike] | Mapping[str, Any]
+Described: TypeAlias = Mapping[str, _Description] | Mapping[TokenLike, _Description]
+"""For each new item the users who interacted with it, or its fields."""
 
 
 class ChangingItems(BundleState):
@@ -37,7 +41,7 @@ class ChangingItems(BundleState):
         """
         return item in self._item_tokens or item in self._item_tokens.hidden
 
-    def add_items(self, items: Mapping[TokenLike, Iterable[TokenLike] | Mapping[str, Any]]) -> NewItems:
+    def add_items(self, items: Described) -> NewItems:
         """Add new items, from the users who interacted with them or from their features.
 
         From users: the embedding of a new item points in the mean direction of its users.  Length, bias and weight are
@@ -73,7 +77,7 @@ class ChangingItems(BundleState):
         self.update(events)
         return report
 
-    def check_items(self, items: Mapping[TokenLike, Iterable[TokenLike] | Mapping[str, Any]]) -> NewItems:
+    def check_items(self, items: Described) -> NewItems:
         """What :meth:`add_items` would add and what not.  Nothing is added.
 
         Raises:
@@ -86,7 +90,7 @@ class ChangingItems(BundleState):
         return self._checked(items)[1]
 
     def _checked(
-        self, items: Mapping[TokenLike, Iterable[TokenLike] | Mapping[str, Any]]
+        self, items: Described
     ) -> tuple[dict[Token, ItemEstimate | None], NewItems, list[tuple[Token, Token]]]:
         """The estimates of items that can be added, the report, and the events of their users."""
         self._check_foldable("add_items")

@@ -15,7 +15,8 @@ from contextlib import closing
 import pytest
 
 from recbole_onebp.serving.http import legacy_journal
-from recbole_onebp.serving.http.events import FILE, Event, EventStore, StoreError, repair
+from recbole_onebp.serving.http.event_repair import repair
+from recbole_onebp.serving.http.events import FILE, Event, EventStore, StoreError
 from recbole_onebp.util.errors import UserError
 
 
@@ -107,7 +108,8 @@ def test_a08_files_are_for_their_owner_alone(folder):
 def test_one_process_at_a_time(folder):
     store = EventStore(folder)
     code = (
-        "import sys, pathlib; from recbole_onebp.serving.http.events import EventStore, repair;"
+        "import sys, pathlib; from recbole_onebp.serving.http.events import EventStore;"
+        "from recbole_onebp.serving.http.event_repair import repair;"
         "from recbole_onebp.util.errors import UserError\n"
         "for use in (EventStore, repair):\n"
         "    try: use(pathlib.Path(sys.argv[1]))\n"

@@ -11,7 +11,8 @@ import pytest
 
 from recbole_onebp import Recommender
 from recbole_onebp.serving.http.app import create_app
-from recbole_onebp.serving.http.events import FILE, Event, EventStore, repair
+from recbole_onebp.serving.http.event_repair import repair
+from recbole_onebp.serving.http.events import FILE, Event, EventStore
 from recbole_onebp.serving.http.live import Live
 from recbole_onebp.serving.http.origins import Origins
 from support.bundles import made_bundle

@@ -20,6 +20,7 @@ from typing import Any
 import measure
 from measure import DATASETS, table
 from scaling_model import tables
+from stream import contestants
 
 from recbole_onebp.util import safe_yaml
 
@@ -333,6 +334,24 @@ def _features(result: Result, _file: Path) -> str:
     return f"{table(head, rows)}\n\nSeed {seeds}; {settings}. {_packages(result)}."
 
 
+def _stream(result: Result, file: Path) -> str:
+    """A row a contestant: all events, the last quarter, items of both kinds, and speed."""
+    moving = {name for name, how in contestants().items() if how.moves_users}
+    rows = []
+    for name, row in result["rows"].items():
+        parts = [row["all"], row["last quarter"], row["known items"], *row["new items"].values()]
+        applied = f"{row['events_a_second']:,}" if name in moving else ""
+        cells = (" / ".join(_accuracy(part)) if part["events"] else "" for part in parts)
+        rows.append([name, *cells, applied, f"{row['answer_ms']['p99']:.1f}"])
+    counts = ["events", *(f"{part['events']:,}" for part in parts), "", ""]
+    steps = (f"new, after {name}" for name in row["new items"])
+    head = (result["dataset"], "all", "last quarter", "known items", *steps, "events/s", "p99 ms")
+    settings = ", ".join(f"{key}: {value}" for key, value in {**result["settings"], **result["chosen"]}.items())
+    machine = f"{result['machine']['cpu']}, load average before {result['machine']['load_before']}"
+    picture = f"![Recall@20 by position in the stream](../benchmarks/results/{file.stem}.png)"
+    return f"{table(head, [counts, *rows])}\n\n{settings}. {machine}; {_packages(result)}.\n\n{picture}"
+
+
 speed = _pages("*-speed.json", "speed.py", _full)
 speed_short = _pages("*-speed.json", "speed.py", _short)
 growth = _pages("*-growth.json", "large.py growth", _growth)
@@ -350,7 +369,10 @@ BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
         "factors": factors,
     },
     "docs/local.md": {"local": _pages("local/*.json", "local.py --dataset gowalla", _local)},
-    "docs/features.md": {"features": _pages("features/*.json", "features.py", _features)},
+    "docs/features.md": {
+        "features": _pages("features/*.json", "features.py", _features),
+        "stream": _pages("stream-*.json", "stream.py --dataset ml-100k", _stream),
+    },
     "README.md": {"quality": quality_short},
     "docs/related.md": {"related": related},
     "docs/results.md": {"quality": quality_short, "comparison": comparison, "speed": speed_short},

@@ -19,7 +19,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
@@ -44,7 +44,7 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace, scratch: Path) -> None:
         self._bundle, self._args, self._scratch = args.bundle.resolve(), args, scratch
-        self._rng = np.random.default_rng(args.seed)
+        self._rng, self._random = np.random.default_rng(args.seed), random.Random(args.seed)
 
     def loading(self) -> list[Row]:
         code = (
@@ -113,36 +113,31 @@ class Bench:
         return float(median), float(p99)
 
     def cores(self) -> list[Row]:
-        """Requests a second of 8 clients that ask one after the other, of one service and of one per core, and p99 at
-        half of the rate of one.
-
-        Services and clients run on one core, then both on all: they take about as much time each, so that a service on
-        one core with its clients on another would be no measure of a machine of one core.
+        """Requests a second of 8 clients that ask one after the other, on one core and on several, and p99 at half of
+        the latter.  The service has a process per core; the clients share the cores.
         """
         n_cores = self._args.cores
         users = Recommender.load(self._bundle).user_ids
         asked = [json.dumps({"users": [user], "k": 20}).encode() for user in users[:1000]]
-        rates: dict[tuple[int, int], list[float]] = {(1, 1): [], (n_cores, 1): [], (n_cores, n_cores): []}
+        rates: dict[int, list[float]] = {1: [], n_cores: []}
         p99 = []
         for _ in range(self._args.repeats):
-            for (cores, services), found in rates.items():
-                with _on_cores(cores), ExitStack() as stack:
-                    served = (self._served(self._scratch / f"cores-{cores}-{number}") for number in range(services))
-                    urls = [stack.enter_context(service)[0] for service in served]
-                    found.append(len(_ask(urls, asked, self._args.seconds)) / self._args.seconds)
-                    if (cores, services) == (n_cores, 1):
-                        late = _ask(urls, asked, self._args.seconds, found[-1] / 2)
+            for cores, found in rates.items():
+                with _on_cores(cores), self._served(self._scratch / f"cores-{cores}") as (url, _):
+                    _ask(url, asked, 1)
+                    found.append(len(_ask(url, asked, self._args.seconds)) / self._args.seconds)
+                    if cores == n_cores:
+                        late = _ask(url, asked, self._args.seconds, found[-1] / 2)
                         p99.append(float(1000 * np.percentile(late, 99)))
-        checked = "every answer is a whole list; services and clients share the cores"
-        rows = []
-        for services, which in ((1, ""), (n_cores, f", a service per core, {CLIENTS // n_cores} clients each")):
-            many = rates[n_cores, services]
-            gain = [rate / one for rate, one in zip(many, rates[1, 1], strict=True)]
-            title = f"{CLIENTS} clients on {n_cores} cores{which}, times the requests a second of one core"
-            parts = {"requests a second": many, "requests a second of one core": rates[1, 1]}
-            rows.append(Row(title, gain, parts, checked, target=1.7, at_least=True))
+        checked = "every answer is a whole list; service and clients share the cores"
+        gain = [many / one for many, one in zip(rates[n_cores], rates[1], strict=True)]
+        title = f"{CLIENTS} clients on {n_cores} cores, times the requests a second of one core"
+        parts = {"requests a second": rates[n_cores], "requests a second of one core": rates[1]}
         late_title = f"p99 at half of the requests a second of {n_cores} cores, ms"
-        return [rows[0], Row(late_title, p99, {}, checked, target=50), rows[1]]
+        return [
+            Row(title, gain, parts, checked, target=1.7, at_least=True),
+            Row(late_title, p99, {}, checked, target=50),
+        ]
 
     def attacks(self) -> list[Row]:
         """The slowest ``/health``, each in a connection of its own, under three attacks, with the key set."""
@@ -159,25 +154,40 @@ class Bench:
         ):
             slowest = []
             for _ in range(self._args.repeats):
-                with self._served(self._scratch / "attacks", RECBOLE_ONEBP_API_KEY="secret") as (url, _):
+                with self._served(self._scratch / "attacks", {"RECBOLE_ONEBP_API_KEY": "secret"}) as (url, _):
                     slowest.append(1000 * _slowest_health(url, sent, n_connections, waits))
             checked = "every answer is 200; the attackers share the cores"
             rows.append(Row(f"slowest /health under {title}, ms", slowest, {}, checked, target=100))
         return rows
 
     def killing(self) -> list[Row]:
-        """SIGKILL while four clients write and one thread compacts. Unacknowledged events are sent again.
+        """SIGKILL while four clients write and a thread compacts: of the whole service, and of one of its processes.
+        Unacknowledged events are sent again.
 
         After each kill, every acknowledged event must be there once, in order.
         """
-        folder = self._scratch / "kills"
-        rng = random.Random(self._args.seed)
         items = Recommender.load(self._bundle).item_ids[:1000]
-        clients = [_Writer(f"bench-{number}", items) for number in range(4)]
+        rows = []
+        for whole, what in ((True, "kills of the service"), (False, "kills of one of its processes")):
+            clients = [_Writer(f"bench-{number}", items) for number in range(4)]
+            lost, twice = self._kills(self._scratch / f"kills-{whole}", clients, whole)
+            total = sum(client.n_acknowledged for client in clients)
+            claim(total > 10 * self._args.kills, f"only {total} events were acknowledged")
+            after = f"over {self._args.kills} {what} while four clients write and one thread compacts"
+            parts, checked = {"acknowledged": [float(total)]}, "order too, after every kill"
+            rows += [
+                Row(f"acknowledged events lost {after}", [float(lost)], parts, checked, target=0),
+                Row(f"events counted twice after retries {after}", [float(twice)], parts, checked, target=0),
+            ]
+        return rows
+
+    def _kills(self, folder: Path, clients: list[_Writer], whole: bool) -> tuple[int, int]:
+        """How many acknowledged events were lost, and how many counted twice."""
         lost = twice = 0
-        for _ in range(self._args.kills + 1):
-            with self._served(folder, compact_at=20) as (url, process), httpx.Client(base_url=url) as http:
-                threads = [threading.Thread(target=client.send, args=(url,)) for client in clients]
+
+        def check(url: str) -> None:
+            nonlocal lost, twice
+            with httpx.Client(base_url=url) as http:
                 for client in clients:
                     client.post(http)
                     answer = http.get("/history", params={"user": client.user}).json()
@@ -186,32 +196,35 @@ class Bench:
                     claim(found[: len(wanted)] == wanted or len(found) != len(wanted), "events are in another order")
                     lost += max(0, len(wanted) - len(found))
                     twice += max(0, len(found) - len(wanted))
+
+        for _ in range(self._args.kills + whole):
+            with self._served(folder, workers=2, compact_at=20) as (url, process):
+                check(url)
+                stop = threading.Event()
+                threads = [threading.Thread(target=client.send, args=(url, stop)) for client in clients]
                 for thread in threads:
                     thread.start()
-                sleep(0.2 + rng.random() / 2)
-                process.send_signal(signal.SIGKILL)
+                sleep(0.2 + self._random.random() / 2)
+                os.kill(process.pid if whole else self._random.choice(_workers(process.pid)), signal.SIGKILL)
+                if not whole:
+                    sleep(0.2)  # the others go on
+                stop.set()
                 for thread in threads:
                     thread.join()
-        total = sum(client.n_acknowledged for client in clients)
-        claim(total > 10 * self._args.kills, f"only {total} events were acknowledged")
-        after = f"over {self._args.kills} kills while four clients write and one thread compacts"
-        parts = {"acknowledged": [float(total)]}
-        return [
-            Row(f"acknowledged events lost {after}", [float(lost)], parts, "order too, after every kill", target=0),
-            Row(f"events counted twice after retries {after}", [float(twice)], parts, "after every kill", target=0),
-        ]
+                if not whole:
+                    check(url)
+        return lost, twice
 
     @contextmanager
     def _served(
-        self, events: Path, compact_at: int | None = None, **environment: str
+        self, events: Path, environment: dict[str, str] | None = None, **options: int
     ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-        code = "import os, sys; from recbole_onebp.cli import main; from recbole_onebp.serving.http import live\n"
-        if compact_at is not None:
-            code += f"live.Live.__init__.__kwdefaults__['compact_at'] = {compact_at}\n"
-        code += "sys.exit(main())"
-        command = [sys.executable, "-c", code, "serve", str(self._bundle), "--port=0", f"--events={events}"]
-        env = {**os.environ, **environment}
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+        code = (
+            "from pathlib import Path; from recbole_onebp.serving.http.server import Service, serve\n"
+            f"serve(Service(Path({str(self._bundle)!r}), Path({str(events)!r}), port=0, **{options!r}))"
+        )
+        env = {**os.environ, **(environment or {})}
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env) as process:
             try:
                 assert process.stdout is not None
                 line = process.stdout.readline()
@@ -219,6 +232,12 @@ class Bench:
                 yield line.split()[-1], process
             finally:
                 process.kill()
+
+
+def _workers(pid: int) -> list[int]:
+    """The processes of a service that serve."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 class _Writer:
@@ -239,10 +258,10 @@ class _Writer:
             self.n_acknowledged += len(self._pending)
             self._pending = []
 
-    def send(self, url: str) -> None:
-        """Send events until the service is gone."""
+    def send(self, url: str, stop: threading.Event) -> None:
+        """Send events until ``stop`` is set or the service hangs up."""
         with httpx.Client(base_url=url) as client, suppress(httpx.HTTPError):
-            while True:
+            while not stop.is_set():
                 numbers = range(self.n_acknowledged, self.n_acknowledged + 3)
                 self._pending = [{"user": self.user, "item": self.item(n), "id": f"{self.user} {n}"} for n in numbers]
                 self.post(client)
@@ -264,16 +283,13 @@ def _address(url: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _ask(urls: Sequence[str], asked: list[bytes], seconds: float, rate: float | None = None) -> list[float]:
-    """Latencies of 8 clients that ask for some seconds, one question after the other or at a rate of all together.
-
-    The clients take turns at the services, so each service is asked for users of its own.
-    """
+def _ask(url: str, asked: list[bytes], seconds: float, rate: float | None = None) -> list[float]:
+    """Latencies of 8 clients that ask for some seconds, one question after the other or at a rate of all together."""
     latencies: list[float] = []
 
     def client(first: int) -> None:
         # A plain socket, because a client library would take as long as the service.
-        with socket.create_connection(_address(urls[first % len(urls)])) as connection:
+        with socket.create_connection(_address(url)) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             number, start = 0, perf_counter()
             while perf_counter() < start + seconds:

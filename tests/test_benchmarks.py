@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 import yaml
 
+from recbole_onebp import Recommender
 from recbole_onebp.experiments.tune.search_spec import SearchSpec
 from recbole_onebp.util.errors import UserError
+from support.bundles import made_bundle
 
 ROOT = Path(__file__).parent.parent
 
@@ -548,3 +550,46 @@ def test_trials_of_resume_are_counted():
     rows = resume.rows([{**row, "different": []}, inside, anew, {**anew, "signal": "SIGKILL"}])
     assert rows == [["BPR", "SIGKILL", 1, 1, 0, 1, "0.10"], ["BPR", "SIGTERM", 3, 2, 1, 1, "0.25"]]
     assert resume.timeless({"seconds": 1, "a": [{"train_seconds": 2, "b": 3}]}) == {"a": [{"b": 3}]}
+
+
+def test_the_ranks_of_a_stream(tmp_path):
+    """Each event is predicted before it is applied, new items join in their year, and each is counted."""
+    import pandas as pd
+    import stream
+
+    bundle = made_bundle(tmp_path / "bundle", features=True, score="cosine", rule="mean", recency=1.0)
+    history = [("u1", "i1", 0.0), ("u2", "i2", 0.0)]
+    later = [("u1", "x", 86400.0), ("new", "i5", 86400.0), ("new", "x", 2e9), ("u1", "y", 2e9), ("u2", "x", 2e9)]
+    events = pd.DataFrame([*history, *later], columns=["user", "item", "time"])
+    genres = {"x": ["g1"], "y": ["g2"], "z": ["g3"], **{f"i{n}": ["g0"] for n in range(60)}}
+    world = stream.World(events, genres, {**dict.fromkeys(genres, "1960"), "x": "1980", "y": "2000", "z": "2050"})
+    both, stale = (stream.contestants()[name] for name in (stream.BOTH, stream.STALE))
+    log = stream.play(world, 2, 7, both, lambda _: bundle)
+    assert log.n_before == [0, 0, 1, 0, 2]
+    rec, ranks = Recommender.load(bundle), []
+    for user, item, when in later:
+        fresh = {"x"} if when < 1e9 and item == "x" else {"x", "y"} if when > 1e9 else set()
+        rec.add_items({name: world.features(name) for name in sorted(fresh) if not rec.knows_item(name)})
+        names = [name for name, _ in rec.recommend([user], k=20)[0]] if rec.knows_user(user) else ["i1", "i2"]
+        ranks.append(names.index(item) if item in names else -1)
+        rec.update([(user, item)])
+    assert log.rank == ranks
+    assert max(ranks) >= 0
+    assert stream.play(world, 2, 7, stale, lambda _: bundle).rank[2] == -1
+
+
+def test_the_figures_of_a_stream():
+    import stream
+
+    ranks, n_before = [0, -1, 2, -1] * 10, [-1, -1, 0, 7] * 10
+    log = stream.Log(ranks, n_before, [0.001] * 39 + [1.0], [0.01] * 40)
+    found = stream.figures(log)
+    assert found["all"] == {"events": 40, "recall@20": 0.5, "ndcg@20": 0.375}
+    assert found["known items"] == {"events": 20, "recall@20": 0.5, "ndcg@20": 0.5}
+    assert found["new items"]["0"] == {"events": 10, "recall@20": 1.0, "ndcg@20": 0.5}
+    assert found["new items"]["5 to 19"]["recall@20"] == 0
+    assert found["new items"]["1 to 4"] == {"events": 0}
+    assert found["last quarter"]["events"] == 10
+    assert [tenth["events"] for tenth in found["tenths"]] == [4] * 10
+    assert found["events_a_second"] == 100
+    assert found["answer_ms"]["median"] == 1

@@ -16,6 +16,7 @@ ON_A_MODEL = {
     "dataframe/recommender.py",
     "dataframe/training.py",
     "serving/bundle_state.py",
+    "serving/changing_items.py",
     "serving/recommender.py",
 }
 """Examples that need a model: ``dataframe`` and ``serving`` have tests for them."""

@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from recbole_onebp import __version__
 from recbole_onebp.cli import (
+    add_items,
     compare,
     convert,
     doctor,
@@ -50,7 +51,21 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="recbole-onebp", description="One-backpropagation two-tower recommendation for RecBole.")
     parser.add_argument("--version", action="version", version=f"recbole-onebp {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (train, compare, tune, fetch, convert, inspect, export, recommend, serve, repair_events, doctor):
+    everything = (
+        train,
+        compare,
+        tune,
+        fetch,
+        convert,
+        inspect,
+        export,
+        add_items,
+        recommend,
+        serve,
+        repair_events,
+        doctor,
+    )
+    for command in everything:
         command.add(commands)
     return parser
 

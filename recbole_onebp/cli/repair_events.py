@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run the command; any argument in ``rest`` is an error."""
     refuse_unknown(rest)
-    from recbole_onebp.serving.http.events import repair
+    from recbole_onebp.serving.http.event_repair import repair
 
     n_kept, damaged = repair(arguments.events)
     print(f"kept {n_kept} events in {arguments.events}; the damaged file is {damaged}")

@@ -38,6 +38,10 @@ def add(commands: Any) -> None:
     serve.add_argument(
         "--max_new_users", type=int, default=200_000, help="users that events may add to the bundle's; default: 200000"
     )
+    serve.add_argument(
+        "--max_new_items", type=int, default=10_000, help="items that may be added to the bundle's; default: 10000"
+    )
+    serve.add_argument("--workers", type=int, help="processes that answer; default: one per core, at most 8")
     serve.set_defaults(run=run)
 
 
@@ -49,6 +53,7 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     service = Service(
         arguments.bundle, arguments.events, arguments.host, arguments.port, arguments.watch, arguments.memory_mb,
         arguments.index, tuple(filter(None, arguments.allowed_hosts.split(","))), arguments.max_new_users,
+        arguments.workers, max_new_items=arguments.max_new_items,
     )  # fmt: skip
     serve(service)
     return 0

@@ -31,6 +31,7 @@ class ItemField:
         tokens: the values, ``(n_values,)``; None for numbers.
         weight: of each value, ``(n_values,)``: of tokens before rows are scaled, of numbers the factor of the distance.
         mean: of numbers, ``(n_values,)``; None for tokens.
+        separator: what stands between the values of an item in the data set's file; None if an item has one value.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ItemField:
     tokens: npt.NDArray[np.str_] | None
     weight: npt.NDArray[np.float32]
     mean: npt.NDArray[np.float32] | None
+    separator: str | None
 
 
 def item_fields(dataset: Any, wanted: Literal["all"] | Sequence[str] = "all") -> list[ItemField]:
@@ -68,6 +70,8 @@ def item_fields(dataset: Any, wanted: Literal["all"] | Sequence[str] = "all") ->
 
 def _field(dataset: Any, name: str) -> ItemField:
     kind, column = dataset.field2type[name], dataset.item_feat[name].numpy()
+    is_list = kind in (FeatureType.TOKEN_SEQ, FeatureType.FLOAT_SEQ)
+    separator = dataset.config["seq_separator"] if is_list else None
     if kind in _TOKENS:
         ids = column.reshape(len(column), -1).copy()
         ids[0] = 0  # RecBole gives the padding row a value
@@ -76,7 +80,9 @@ def _field(dataset: Any, name: str) -> ItemField:
         matrix = sp.csr_array((np.ones(len(row), np.float32), (row, code)), shape=(len(ids), len(values)))
         weight = np.log((len(ids) - 1) / np.bincount(matrix.indices, minlength=len(values))).astype(np.float32)
         matrix.data = weight[matrix.indices]
-        return ItemField(name, normalize(matrix), dataset.id2token(name, values).astype(np.str_), weight, None)
+        return ItemField(
+            name, normalize(matrix), dataset.id2token(name, values).astype(np.str_), weight, None, separator
+        )
     # RecBole adds the number of the bucket as a last axis where it discretises numbers.
     numbers = column[..., 0] if column.ndim == 2 + (kind == FeatureType.FLOAT_SEQ) else column
     dense = numbers.reshape(len(numbers), -1).astype(np.float64)
@@ -88,4 +94,4 @@ def _field(dataset: Any, name: str) -> ItemField:
     dense[0] = 0
     factor = np.float32(1 / (np.sqrt((dense**2).sum(axis=1)[1:].mean()) or 1))
     matrix = sp.csr_array(dense.astype(np.float32) * factor)
-    return ItemField(name, matrix, None, np.full(len(mean), factor), mean.astype(np.float32))
+    return ItemField(name, matrix, None, np.full(len(mean), factor), mean.astype(np.float32), separator)

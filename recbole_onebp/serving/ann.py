@@ -85,10 +85,11 @@ class Index:
     def best_items(self, scorer: Scorer, k: int, excluded: Excluded, n_indexed: int) -> Ranked:
         """About the k best items of each user, with exact scores.  A user's list does not depend on the other users.
 
-        Candidates are the nearest items of the index, and all items with a local score.
+        Candidates are the nearest items of the index, all items with a local score, and those that were added or have
+        changed since the index was made.
 
         Args:
-            scorer: the users and the items.  Items from ``n_indexed`` on are not in the index, and always candidates.
+            scorer: the users and the items.
             k: length of the lists.
             excluded: the items to leave out.
             n_indexed: number of items in the index.
@@ -104,7 +105,7 @@ class Index:
             rows.append(np.repeat(row, count))
             items.append(found.reshape(-1))
         n_users, n_items = len(scorer), len(scorer.items)
-        added = np.arange(n_indexed, n_items)
+        added, _ = scorer.items.embeddings.changed
         rows.append(np.repeat(np.arange(n_users), len(added)))
         items.append(np.tile(added, n_users))
         if scorer.local is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,17 @@ import numpy as np
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import Token
 
-__all__ = ["Answers", "Explanation", "NewItems", "Part", "Scores", "UnknownIdError", "Update"]
+__all__ = [
+    "Answers",
+    "Explanation",
+    "FeaturePart",
+    "NewItems",
+    "Part",
+    "RemovedItems",
+    "Scores",
+    "UnknownIdError",
+    "Update",
+]
 
 
 class UnknownIdError(UserError):
@@ -66,6 +76,15 @@ class Part(NamedTuple):
     """By the local term, which knows single pairs of items; 0 where the bundle has none."""
 
 
+class FeaturePart(NamedTuple):
+    """What a feature of an item adds to a score."""
+
+    name: str
+    """The field."""
+    value: str
+    score: float
+
+
 @dataclass(frozen=True)
 class Explanation:
     """The parts of a score: ``score = bias + residual + sum of contributions``."""
@@ -82,6 +101,9 @@ class Explanation:
     user was computed from earlier versions of the items, so there is a rest."""
     unknown: list[Token]
     """Items of the history that the bundle does not contain."""
+    features: list[FeaturePart] = field(default_factory=list)
+    """Of an item that no training knows: what its features add to the score, largest first.  What is left of the
+    towers' part comes from the users who took the item."""
 
 
 @dataclass(frozen=True)
@@ -104,3 +126,12 @@ class NewItems:
     """Items that were not added, with the reason."""
     unknown: list[Token]
     """Users that the bundle does not contain.  They are ignored."""
+
+
+@dataclass(frozen=True)
+class RemovedItems:
+    """The result of removing items."""
+
+    removed: list[Token]
+    unknown: list[Token]
+    """Items that are not in the bundle, or were removed before."""

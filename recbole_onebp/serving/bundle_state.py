@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from recbole_onebp.serving.answers import NewItems, Update
+from recbole_onebp.serving.answers import Update
 from recbole_onebp.serving.bundle import Bundle, read_fields
-from recbole_onebp.serving.new_items import ItemEstimate, ItemEstimator, append_values
-from recbole_onebp.serving.tables import Embeddings, ItemTable, unit_rows
+from recbole_onebp.serving.catalogue import Catalogue
+from recbole_onebp.serving.content import as_text
+from recbole_onebp.serving.explain import Composition, compose_user
+from recbole_onebp.serving.tables import Float32Array, ItemTable
 from recbole_onebp.serving.tokens import TokenTable, as_list, as_pair, as_token
 from recbole_onebp.serving.user_state import Aggregation, Users
 from recbole_onebp.util.errors import UserError
-from recbole_onebp.util.ids import Token, TokenLike
+from recbole_onebp.util.ids import BundleRows, Token, TokenLike
 
 __all__ = ["BundleState"]
 
@@ -28,12 +30,25 @@ class BundleState:
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
-        self._item_tokens, self._user_tokens = TokenTable(bundle.item_ids, "item"), TokenTable(bundle.user_ids, "user")
-        self._items = ItemTable(Embeddings(bundle.item_encodings), bundle.item_bias)
-        self._item_weight, self._local = bundle.item_weight, bundle.local
+        self._catalogue, self._user_tokens = Catalogue(bundle), TokenTable(bundle.user_ids, "user")
+        self._local = bundle.local
+        self._given: dict[Token, Mapping[str, Any]] = {}
+        """The fields of added items, as they were given."""
         self._aggregation = Aggregation.of(bundle.manifest["aggregation"])
         self._users = Users(bundle.user_encodings, bundle.history_start, bundle.history_item, self._aggregation)
-        self._estimator = ItemEstimator(bundle)
+
+    @property
+    def _item_tokens(self) -> TokenTable:
+        return self._catalogue.tokens
+
+    @property
+    def _items(self) -> ItemTable:
+        """All items now.  Whoever needs them twice keeps them, because another thread may replace them."""
+        return self._catalogue.table
+
+    @property
+    def _item_weight(self) -> Float32Array | None:
+        return self._catalogue.weight
 
     @property
     def n_users(self) -> int:
@@ -47,8 +62,8 @@ class BundleState:
 
     @property
     def n_items(self) -> int:
-        """Number of items, added ones included."""
-        return len(self._item_tokens)
+        """Number of items, with added and without removed ones."""
+        return self._catalogue.n_shown
 
     @property
     def user_ids(self) -> Sequence[Token]:
@@ -57,8 +72,8 @@ class BundleState:
 
     @property
     def item_ids(self) -> Sequence[Token]:
-        """All items; added ones come last."""
-        return self._item_tokens.tokens
+        """All items without removed ones; added ones come last."""
+        return self._item_tokens.shown
 
     def knows_user(self, user: Token) -> bool:
         """Whether a user is in the bundle or has come with an event.
@@ -70,7 +85,7 @@ class BundleState:
         return user in self._user_tokens
 
     def knows_item(self, item: Token) -> bool:
-        """Whether an item is in the bundle or has been added.
+        """Whether an item is in the bundle or has been added, and has not been removed.
 
         Example:
             >>> rec.knows_item("i7"), rec.knows_item("nothing")
@@ -93,7 +108,13 @@ class BundleState:
             {'title': 'Item 7'}
         """
         row = self._item_tokens.get(item)
-        return {name: values[row] for name, values in self._fields.items() if row is not None and row < len(values)}
+        if row is None:
+            return {}
+        added = self._given.get(self._item_tokens.tokens[row], {})
+        return {
+            name: values[row] if row < len(values) else as_text(added.get(name, ""))
+            for name, values in self._fields.items()
+        }
 
     def title(self, item: TokenLike) -> str:
         """The title of an item; empty if there is none, or the item is unknown.
@@ -106,7 +127,9 @@ class BundleState:
             'Item 7'
         """
         row = self._item_tokens.get(item)
-        return self._titles[row] if row is not None and row < len(self._titles) else ""
+        if row is None or row < len(self._titles):
+            return "" if row is None else self._titles[row]
+        return self.fields(item).get(self.bundle.manifest["title_field"] or "", "")
 
     @cached_property
     def _titles(self) -> list[str]:
@@ -172,92 +195,35 @@ class BundleState:
             if row < 0 and is_known:
                 row = new_users.setdefault(token, len(self._user_tokens) + len(new_users))
             users[place] = row
-        self._users.update(users[known], items[known], self._items.embeddings, self._item_weight)
+        self._users.update(users[known], items[known], self._catalogue.settled, self._item_weight)
+        self._catalogue.follow(self._users, users[known], items[known])
         for token in new_users:  # only now, so that other threads find no user without an embedding
             self._user_tokens.add(token)
         return Update(int(known.sum()), list(new_users), unknown)
 
-    def add_items(self, items: Mapping[TokenLike, Iterable[TokenLike] | Mapping[str, Any]]) -> NewItems:
-        """Add new items, from the users who interacted with them or from their features.
-
-        From users: the embedding of a new item points in the mean direction of its users.  Length, bias and weight are
-        those of items that are about as popular.  The interactions are then applied as events.
-
-        From features, where the model was trained with ``item_features``: embedding and bias are what the item tower
-        makes of the features.
+    def _whole(self, rows: Float32Array, compositions: Iterable[Composition | None], table: ItemTable) -> Float32Array:
+        """Users with the items that follow their users, as these are now.
 
         Args:
-            items: for each new item the users who interacted with it, or a mapping of fields to values, such as
-                ``{"tags": ["graphs", "genes"], "year": 1994}``.
-
-        Returns:
-            What was added and what was not; ``unknown`` are the unknown users and values.
-
-        Raises:
-            UserError: if an id or a value has a wrong type, the bundle does not have a field, or the users were trained
-                by gradient; then no item is added.
-
-        Example:
-            >>> new = rec.add_items({"fresh": ["u1", "u2"], "orphan": ["nobody"]})
-            >>> new.added, new.refused, new.unknown
-            (['fresh'], {'orphan': 'none of its users is in the bundle'}, ['nobody'])
+            rows: users without these items, ``(B, d)``; changed in place.
+            compositions: of each user; None if it has no such item.
+            table: all items.
         """
-        self._check_foldable("add_items")
-        described = {as_token(item, "item"): one for item, one in items.items() if isinstance(one, Mapping)}
-        given = {
-            as_token(item, "item"): list(as_list(users, "users"))
-            for item, users in items.items()
-            if not isinstance(users, Mapping)
-        }
-        found = {item: self._user_tokens.find(users) for item, users in given.items()}
-        unknown = dict.fromkeys(token for _, tokens in found.values() for token in tokens)
-        refused = {item: "is in the bundle already" for item in [*given, *described] if item in self._item_tokens}
-        estimates: dict[Token, ItemEstimate] = {}
-        for item, features in described.items():
-            if item in refused:
-                continue
-            estimate, unknown_values = self._estimator.of_features(item, features)
-            unknown.update(dict.fromkeys(unknown_values))
-            if isinstance(estimate, str):
-                refused[item] = estimate
-            else:
-                estimates[item] = estimate
-        for item, (rows, _) in found.items():
-            if item in refused:
-                continue
-            estimate = self._estimator.estimate(self._users.rows(rows[rows >= 0]), self._items)
-            if isinstance(estimate, str):
-                refused[item] = estimate
-            else:
-                estimates[item] = estimate
-        if estimates:
-            self._append_items(estimates)
-        self.update(
-            (user, item)
-            for item in given
-            if item in estimates
-            for user, row in zip(given[item], found[item][0].tolist(), strict=True)
-            if row >= 0
+        for row, composition in zip(rows, compositions, strict=True):
+            if composition is not None:
+                own = self._catalogue.follows(composition.items)
+                items, weights = composition.items[own], composition.weights[own]
+                row += (weights[:, None] * table.embeddings.rows(items)).sum(axis=0)
+        return rows
+
+    def _user_rows(self, users: Users, rows: BundleRows, table: ItemTable) -> Float32Array:
+        """Embeddings of users ``(m,)`` of a snapshot, shape ``(m, d)``, with the items as they are in a table."""
+        follows, weight = self._catalogue.follows, self._item_weight
+        having = ((row, users.new_items(row)) for row in rows.tolist())
+        compositions = (
+            compose_user(users, row, weight) if len(new) and follows(new).any() else None for row, new in having
         )
-        return NewItems(list(estimates), refused, list(unknown))
-
-    def _append_items(self, estimates: Mapping[Token, ItemEstimate]) -> None:
-        for item in estimates:
-            self._item_tokens.add(item)
-        rows, bias, weight = (list(column) for column in zip(*estimates.values(), strict=True))
-        embeddings = self._items.embeddings
-        embeddings.append(np.concatenate(rows))
-        self._items = ItemTable(embeddings, append_values(self._items.bias, bias))
-        self._item_weight = append_values(self._item_weight, weight)
-        self.__dict__.pop("_directions", None)  # computed again when it is next used
-
-    @cached_property
-    def _directions(self) -> ItemTable:
-        """The items with unit length and without bias."""
-        embeddings = self._items.embeddings
-        if not self.bundle.cosine:
-            embeddings = Embeddings(np.concatenate([unit_rows(block) for _, block in embeddings.blocks()]))
-        return ItemTable(embeddings, None)
+        return self._whole(users.rows(rows), compositions, table)
 
     def _check_foldable(self, what: str) -> None:
         if self.bundle.manifest["aggregation"] is None:

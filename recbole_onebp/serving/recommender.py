@@ -6,18 +6,18 @@ import os
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from recbole_onebp.serving.answers import Answers, Explanation, Part, Scores, UnknownIdError
 from recbole_onebp.serving.bundle import Bundle, read_bundle
-from recbole_onebp.serving.bundle_state import BundleState
+from recbole_onebp.serving.changing_items import ChangingItems
 from recbole_onebp.serving.explain import Composition, compose_history, compose_user, split_score
 from recbole_onebp.serving.scorer import Scorer
-from recbole_onebp.serving.search import DEFAULT_MEMORY_MB, NO_ROWS, Excluded, Ranked, best_items
-from recbole_onebp.serving.tables import Embeddings, Float32Array, ItemTable, unit_rows
+from recbole_onebp.serving.search import DEFAULT_MEMORY_MB, Excluded, Ranked, best_items
+from recbole_onebp.serving.tables import NO_ROWS, Embeddings, Float32Array, ItemTable, unit_rows
 from recbole_onebp.serving.tokens import as_list
 from recbole_onebp.serving.user_state import DEFAULT_RULE, RECENT_DECAY, Aggregation, Rule, check_rule, fold_in
 from recbole_onebp.util.errors import UserError
@@ -35,7 +35,18 @@ _SCORED_USERS = 256
 """Users whose chosen pairs are scored at a time."""
 
 
-class Recommender(BundleState):
+class _Chosen(NamedTuple):
+    """What a question for lists says beside its users."""
+
+    k: int
+    pool: BundleRows | None
+    """Items to choose from, ascending; all if None."""
+    denied: BundleRows
+    unknown: list[Token]
+    """Unknown items of the filters."""
+
+
+class Recommender(ChangingItems):
     """Recommendations from a bundle, by exact scores.  Events update users at once.
 
     Users and items are named by their ids in the data, as text or integers (``"196"`` and ``196`` are the same).
@@ -44,8 +55,8 @@ class Recommender(BundleState):
     A list does not depend, to the last bit, on what else is asked in the same call.  Of equal scores the item that
     comes first in the bundle comes first; items are sorted by id there, and added items come last.
 
-    Several threads may ask at the same time, also while one thread calls :meth:`update`: an answer sees each user
-    before or after the events of a call.  Nothing else may run beside :meth:`add_items`.
+    Several threads may ask at the same time, also while one thread calls :meth:`update`, :meth:`add_items` or
+    :meth:`remove_items`: an answer sees each user before or after the events of a call.
     """
 
     def __init__(
@@ -124,14 +135,16 @@ class Recommender(BundleState):
             >>> [len(answer) for answer in answers], answers.unknown_users
             ([3, 0], ['nobody'])
         """
+        chosen = self._chosen(k, allow, deny)
         rows, unknown = self._user_tokens.find(as_list(users, "users"))
         known = rows[rows >= 0]
         of_users = self._users.snapshot(known)
         histories = [of_users.items(user) for user in known.tolist()]
-        scorer = self._scorer(of_users.rows(known), histories)
+        table = self._items
+        scorer = self._scorer(table, self._user_rows(of_users, known, table), histories)
         seen = histories if exclude_seen else [NO_ROWS] * len(known)
-        ranked, unknown_items = self._rank(scorer, k, seen, allow, deny)
-        return Answers(self._lists(ranked, rows >= 0), unknown, unknown_items)
+        ranked = self._rank(scorer, seen, chosen, self._index)
+        return Answers(self._lists(ranked, rows >= 0), unknown, chosen.unknown)
 
     def recommend_history(
         self,
@@ -172,10 +185,11 @@ class Recommender(BundleState):
         items = [rows[rows >= 0] for rows, _ in found]
         known = np.array([len(rows) > 0 for rows in items], bool)
         items = [rows for rows in items if len(rows)]
-        scorer = self._scorer(fold_in(items, self._items.embeddings, item_weight, aggregation), items)
+        chosen, table = self._chosen(k, allow, deny), self._items
+        scorer = self._scorer(table, self._folded(items, item_weight, aggregation, table), items)
         seen = items if exclude_seen else [NO_ROWS] * len(items)
-        ranked, unknown = self._rank(scorer, k, seen, allow, deny)
-        unknown = list(dict.fromkeys([token for _, tokens in found for token in tokens] + unknown))
+        ranked = self._rank(scorer, seen, chosen, self._index)
+        unknown = list(dict.fromkeys([token for _, tokens in found for token in tokens] + chosen.unknown))
         return Answers(self._lists(ranked, known), [], unknown)
 
     def similar_items(
@@ -211,10 +225,11 @@ class Recommender(BundleState):
         rows, unknown = self._item_tokens.find(as_list(items, "items"))
         known = rows[rows >= 0]
         own = [known[place : place + 1] for place in range(len(known))]
-        ranked, unknown_others = self._rank(self._similarity(known, own, by), k, own, allow, deny)
+        chosen = self._chosen(k, allow, deny)
+        ranked = self._rank(self._similarity(known, own, by), own, chosen)
         if by == "local":
             ranked = ranked.above(0.0)
-        return Answers(self._lists(ranked, rows >= 0), [], list(dict.fromkeys(unknown + unknown_others)))
+        return Answers(self._lists(ranked, rows >= 0), [], list(dict.fromkeys(unknown + chosen.unknown)))
 
     def score(self, users: Iterable[TokenLike], items: Iterable[TokenLike]) -> Scores:
         """The scores of chosen pairs, the n-th user with the n-th item; the same numbers as in a list, to the last bit.
@@ -244,7 +259,8 @@ class Recommender(BundleState):
         known = (user_rows >= 0) & (item_rows >= 0)
         distinct, place = np.unique(user_rows[known], return_inverse=True)
         of_users = self._users.snapshot(distinct)
-        scorer = self._scorer(of_users.rows(distinct), [of_users.items(user) for user in distinct.tolist()])
+        histories, table = [of_users.items(user) for user in distinct.tolist()], self._items
+        scorer = self._scorer(table, self._user_rows(of_users, distinct, table), histories)
         row, item, found = place.reshape(-1), item_rows[known], np.empty(len(place.reshape(-1)))
         for start in range(0, len(distinct), _SCORED_USERS):
             asked = np.flatnonzero((row >= start) & (row < start + _SCORED_USERS))
@@ -280,7 +296,9 @@ class Recommender(BundleState):
         row, target = self._user_tokens.row(user), self._item_tokens.row(item)
         of_user = self._users.snapshot(np.array([row]))
         composition = compose_user(of_user, row, self._item_weight)
-        return self._explain(of_user.rows(np.array([row])), composition, target, [])
+        table = self._items
+        user_e = self._user_rows(of_user, np.array([row]), table)
+        return self._explain(table, user_e, composition, target, [])
 
     def explain_history(self, history: Iterable[TokenLike], item: TokenLike, rule: Rule = DEFAULT_RULE) -> Explanation:
         """The same for a new user with this history; see :meth:`recommend_history`.
@@ -301,17 +319,24 @@ class Recommender(BundleState):
         known = rows[rows >= 0]
         if not len(known):
             raise UnknownIdError("history: the bundle knows none of its items")
-        user_e = fold_in([known], self._items.embeddings, item_weight, aggregation)
-        return self._explain(user_e, compose_history(known, item_weight, aggregation), target, unknown)
+        table = self._items
+        user_e = self._folded([known], item_weight, aggregation, table)
+        return self._explain(table, user_e, compose_history(known, item_weight, aggregation), target, unknown)
 
     def _explain(
-        self, user_e: Float32Array, composition: Composition, target: BundleRow, unknown: list[Token]
+        self,
+        table: ItemTable,
+        user_e: Float32Array,
+        composition: Composition,
+        target: BundleRow,
+        unknown: list[Token],
     ) -> Explanation:
-        found = split_score(self._items, self.bundle.cosine, user_e, composition, target, self._local)
+        found = split_score(table, self.bundle.cosine, user_e, composition, target, self._local)
         columns = self._item_tokens.of(found.items), found.towers.tolist(), found.local.tolist()
         parts = [Part(*row) for row in zip(*columns, strict=True)]
         contributions = [(part.item, part.tower + part.local) for part in parts]
-        return Explanation(found.score, found.bias, contributions, parts, found.residual, unknown)
+        features = self._feature_parts(target, user_e)
+        return Explanation(found.score, found.bias, contributions, parts, found.residual, unknown, features)
 
     # --------------------------------------------------------------------------------------------------------- helpers
 
@@ -321,46 +346,61 @@ class Recommender(BundleState):
         aggregation = Aggregation(RECENT_DECAY) if rule == "recent" else self._aggregation
         return self._item_weight if rule == "trained" else None, aggregation
 
-    def _scorer(self, user_e: Float32Array, histories: Sequence[BundleRows]) -> Scorer:
-        """All items for users with embeddings ``(B, d)`` and histories."""
-        return Scorer(self._items, unit_rows(user_e) if self.bundle.cosine else user_e, self._local, histories)
+    def _folded(
+        self, histories: list[BundleRows], item_weight: Float32Array | None, aggregation: Aggregation, table: ItemTable
+    ) -> Float32Array:
+        """New users from their histories, ``(B, d)``, as events make them."""
+        rows = fold_in(histories, self._catalogue.settled, item_weight, aggregation)
+        compositions = (
+            compose_history(items, item_weight, aggregation) if self._catalogue.follows(items).any() else None
+            for items in histories
+        )
+        return self._whole(rows, compositions, table)
+
+    def _scorer(self, table: ItemTable, user_e: Float32Array, histories: Sequence[BundleRows]) -> Scorer:
+        """All items for users with embeddings ``(B, d)`` and histories.
+
+        Look up ids and users before you take the table: then it has the rows of all their items.
+        """
+        return Scorer(table, unit_rows(user_e) if self.bundle.cosine else user_e, self._local, histories)
 
     def _similarity(self, items: BundleRows, histories: Sequence[BundleRows], by: Similarity) -> Scorer:
         """All items for items ``(B,)``, each of which is a history too."""
         if by not in get_args(Similarity):
             raise UserError(f"by: {by!r} is not allowed; expected one of {', '.join(get_args(Similarity))}")
         if by == "tower":
-            return Scorer(self._directions, self._directions.embeddings.rows(items))
+            directions = self._items.directions(self.bundle.cosine)
+            return Scorer(directions, directions.embeddings.rows(items))
         if self._local is None:
             raise UserError("by: 'local' is not allowed: this bundle has no local term; expected tower")
-        no_towers = ItemTable(Embeddings(np.zeros((len(self._items), 0), np.float32)), None)
+        table = self._items
+        no_towers = ItemTable(Embeddings(np.zeros((len(table), 0), np.float32)), None, table.hidden)
         return Scorer(no_towers, np.zeros((len(items), 0), np.float32), self._local, histories)
 
-    def _rank(
-        self,
-        scorer: Scorer,
-        k: int,
-        seen: Sequence[BundleRows],
-        allow: Iterable[TokenLike] | None,
-        deny: Iterable[TokenLike],
-    ) -> tuple[Ranked, list[Token]]:
-        """The best items of users, and the unknown items of ``allow`` and ``deny``."""
+    def _chosen(self, k: int, allow: Iterable[TokenLike] | None, deny: Iterable[TokenLike]) -> _Chosen:
+        """Check the arguments of a question for lists, and look up its items."""
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
             raise UserError(f"k: {k!r} is not allowed: expected a whole number of at least 1")
-        k, limits = min(int(k), max(len(scorer.items), 1)), (self._memory_mb, self._threads)
         denied, unknown = self._item_tokens.find(as_list(deny, "deny"))
-        excluded = Excluded.of(seen, denied[denied >= 0])
-        if allow is None and self._index is not None and scorer.items is self._items:
-            return self._index.best_items(scorer, k, excluded, len(self.bundle.item_encodings)), unknown
         if allow is None:
-            return best_items(scorer, k, excluded, *limits), unknown
+            return _Chosen(int(k), None, denied[denied >= 0], unknown)
         allowed, unknown_allowed = self._item_tokens.find(as_list(allow, "allow"))
-        unknown = list(dict.fromkeys(unknown + unknown_allowed))
         pool = np.unique(allowed[allowed >= 0])
+        return _Chosen(int(k), pool, denied[denied >= 0], list(dict.fromkeys(unknown + unknown_allowed)))
+
+    def _rank(self, scorer: Scorer, seen: Sequence[BundleRows], chosen: _Chosen, index: Index | None = None) -> Ranked:
+        """The best items of users, approximately with an index."""
+        k, limits = min(chosen.k, max(len(scorer.items), 1)), (self._memory_mb, self._threads)
+        excluded = Excluded.of(seen, np.union1d(chosen.denied, scorer.items.hidden))
+        pool = chosen.pool
+        if pool is None and index is not None:
+            return index.best_items(scorer, k, excluded, len(self.bundle.item_encodings))
+        if pool is None:
+            return best_items(scorer, k, excluded, *limits)
         if not len(pool):
-            return Ranked(np.zeros(len(scorer) + 1, np.int64), NO_ROWS, np.empty(0)), unknown
+            return Ranked(np.zeros(len(scorer) + 1, np.int64), NO_ROWS, np.empty(0))
         found = best_items(scorer.within(pool), k, excluded.within(pool), *limits)
-        return Ranked(found.start, pool[found.item], found.score), unknown
+        return Ranked(found.start, pool[found.item], found.score)
 
     def _lists(self, ranked: Ranked, known: npt.NDArray[np.bool_]) -> list[list[tuple[Token, float]]]:
         """A list for everything asked, empty for the unknown."""

@@ -16,15 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from recbole_onebp.serving.scorer import Scorer
-from recbole_onebp.serving.tables import Float32Array, Float64Array, IntArray
+from recbole_onebp.serving.tables import NO_ROWS, Float32Array, Float64Array, IntArray
 from recbole_onebp.util.ids import BundleRows
 
-__all__ = ["DEFAULT_MEMORY_MB", "NO_ROWS", "Excluded", "Ranked", "best_items", "best_of_pairs"]
+__all__ = ["DEFAULT_MEMORY_MB", "Excluded", "Ranked", "best_items", "best_of_pairs"]
 
 DEFAULT_MEMORY_MB = 30
 """Memory for the scores of a block of users: small enough for the last-level cache."""
-
-NO_ROWS: BundleRows = np.empty(0, np.int64)
 
 _GROUP = 32
 """Items of a group.  Only groups whose greatest score is high enough are searched further."""

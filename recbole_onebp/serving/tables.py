@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -12,6 +14,7 @@ from recbole_onebp.util.ids import BundleRow, BundleRows
 
 __all__ = [
     "LARGEST",
+    "NO_ROWS",
     "TINY",
     "Embeddings",
     "Float32Array",
@@ -34,22 +37,34 @@ float32."""
 TINY = 1e-12
 """Smallest length that an embedding is divided by, as in torch's ``normalize``."""
 
+NO_ROWS: BundleRows = np.empty(0, np.int64)
+
 _BLOCK_ROWS = 1 << 16
 """Embeddings converted to float32, or pairs scored in float64, at a time."""
 
 
 class Embeddings:
-    """A table of embeddings that can grow.
+    """A table of embeddings: a base, rows that replace some of it, and rows that were added.  It never changes.
 
     The base may be float16 and may be a memory-mapped file.  Rows are returned as float32.
     """
 
-    def __init__(self, base: npt.NDArray[np.floating]) -> None:
-        self._base = base
-        self._added: Float32Array = np.empty((0, base.shape[1]), np.float32)
+    def __init__(
+        self, base: npt.NDArray[np.floating], changed: BundleRows = NO_ROWS, values: Float32Array | None = None
+    ) -> None:
+        """Wrap a table.
+
+        Args:
+            base: ``(n, d)``.
+            changed: rows that are not those of the base, ascending, ``(m,)``; those from n on are the added ones.
+            values: their embeddings, ``(m, d)``.
+        """
+        self._base, self._changed = base, changed
+        self._values: Float32Array = np.empty((0, base.shape[1]), np.float32) if values is None else values
+        self._n = len(base) + int((changed >= len(base)).sum())
 
     def __len__(self) -> int:
-        return len(self._base) + len(self._added)
+        return self._n
 
     @property
     def size(self) -> int:
@@ -58,26 +73,39 @@ class Embeddings:
 
     def rows(self, index: BundleRows) -> Float32Array:
         """The embeddings of rows ``(m,)``, shape ``(m, d)``."""
-        if not len(self._added):
+        if not len(self._changed):
             return self._base[index].astype(np.float32, copy=False)
+        place = np.searchsorted(self._changed, index).clip(max=len(self._changed) - 1)
+        is_changed = self._changed[place] == index
         rows = np.empty((len(index), self.size), np.float32)
-        old = index < len(self._base)
-        rows[old] = self._base[index[old]]
-        rows[~old] = self._added[index[~old] - len(self._base)]
+        rows[is_changed] = self._values[place[is_changed]]
+        rows[~is_changed] = self._base[index[~is_changed]]
         return rows
 
     def blocks(self) -> Iterator[tuple[BundleRow, Float32Array]]:
-        """The whole table in blocks: the number of the first row, and the rows."""
+        """The base in blocks: the number of the first row, and the rows."""
         # float32 is returned without a copy, so only float16 has to be cut into blocks.
         step = len(self._base) if self._base.dtype == np.float32 else _BLOCK_ROWS
         for start in range(0, len(self._base), step):
             yield start, self._base[start : start + step].astype(np.float32, copy=False)
-        if len(self._added):
-            yield len(self._base), self._added
 
-    def append(self, rows: Float32Array) -> None:
-        """Add rows ``(m, d)`` at the end."""
-        self._added = np.concatenate((self._added, rows))
+    @property
+    def changed(self) -> tuple[BundleRows, Float32Array]:
+        """The rows that are not those of the base, ascending, ``(m,)``, and their embeddings, ``(m, d)``."""
+        return self._changed, self._values
+
+    def with_rows(self, index: BundleRows, values: Float32Array) -> Embeddings:
+        """The same table with these rows ``(m,)``, each once, as given, ``(m, d)``; rows beyond the end are added."""
+        if len(self._changed):
+            place = np.searchsorted(self._changed, index).clip(max=len(self._changed) - 1)
+            if (self._changed[place] == index).all():
+                replaced = self._values.copy()
+                replaced[place] = values
+                return Embeddings(self._base, self._changed, replaced)
+        kept = ~np.isin(self._changed, index)
+        changed = np.concatenate((self._changed[kept], index))
+        order = np.argsort(changed)
+        return Embeddings(self._base, changed[order], np.concatenate((self._values[kept], values))[order])
 
 
 def dots(left: Float32Array, right: Float32Array) -> Float64Array:
@@ -94,26 +122,56 @@ def unit_rows(rows: npt.NDArray[np.floating]) -> Float32Array:
 
 
 class ItemTable:
-    """Items as they are scored: ``<user, item> + bias``.
+    """Items as they are scored: ``<user, item> + bias``.  It never changes.
 
     Attributes:
         embeddings: ``(n, d)``.
         bias: added to the score of each item, ``(n,)``; None if there is none.
-        longest: length of the longest embedding.
+        hidden: rows of items that are in no list, ascending.
+        longest: at least the length of the longest embedding.
         greatest_bias: largest absolute value of a bias.
     """
 
-    def __init__(self, embeddings: Embeddings, bias: Float32Array | None) -> None:
-        self.embeddings = embeddings
-        self.bias = bias
-        longest = max(
-            (float(np.square(block).sum(axis=1).max(initial=0)) for _, block in embeddings.blocks()), default=0
-        )
-        self.longest = longest**0.5
-        self.greatest_bias = 0.0 if bias is None else float(np.abs(bias).max(initial=0))
+    def __init__(self, embeddings: Embeddings, bias: Float32Array | None, hidden: BundleRows = NO_ROWS) -> None:
+        self.embeddings, self.bias, self.hidden = embeddings, bias, hidden
+        self._longest_of_base = max((_longest(block) for _, block in embeddings.blocks()), default=0.0)
+        self._measure()
+
+    def _measure(self) -> None:
+        self.longest = max(self._longest_of_base, _longest(self.embeddings.changed[1]))
+        self.greatest_bias = 0.0 if self.bias is None else float(np.abs(self.bias).max(initial=0))
 
     def __len__(self) -> int:
         return len(self.embeddings)
+
+    def with_items(self, index: BundleRows, embeddings: Float32Array, bias: Float32Array) -> ItemTable:
+        """The same table with these rows ``(m,)``, each once, as given; rows beyond the end are added, in order."""
+        table = copy(self)
+        table.__dict__.pop("_unit", None)
+        table.embeddings = self.embeddings.with_rows(index, embeddings)
+        if self.bias is not None:
+            table.bias = np.concatenate((self.bias, np.zeros(len(table) - len(self), np.float32)))
+            table.bias[index] = bias
+        table._measure()
+        return table
+
+    def with_hidden(self, hidden: BundleRows) -> ItemTable:
+        """The same table with these items hidden, and no others."""
+        table = copy(self)
+        table.hidden = np.sort(hidden)
+        return table
+
+    def directions(self, cosine: bool) -> ItemTable:
+        """The items with unit length and without bias; ``cosine``: they have unit length already."""
+        table = copy(self if cosine else self._unit)
+        table.bias, table.greatest_bias, table.hidden = None, 0.0, self.hidden
+        return table
+
+    @cached_property
+    def _unit(self) -> ItemTable:
+        base = np.concatenate([unit_rows(block) for _, block in self.embeddings.blocks()])
+        changed, values = self.embeddings.changed
+        return ItemTable(Embeddings(base, changed, unit_rows(values)), None)
 
     def subset(self, items: BundleRows) -> ItemTable:
         """A table of these items only."""
@@ -123,6 +181,9 @@ class ItemTable:
         """Write the scores of users ``(B, d)`` and all items to ``out`` ``(B, n)``, by float32 matrix products."""
         for start, block in self.embeddings.blocks():
             np.matmul(user_e, block.T, out=out[:, start : start + len(block)])
+        changed, values = self.embeddings.changed
+        if len(changed):
+            out[:, changed] = user_e @ values.T
         if self.bias is not None:
             out += self.bias
 
@@ -148,3 +209,8 @@ class ItemTable:
             part = slice(start, start + _BLOCK_ROWS)
             scores[part] = dots(user_e[row[part]], self.embeddings.rows(item[part]))
         return scores if self.bias is None else scores + self.bias[item]
+
+
+def _longest(rows: Float32Array) -> float:
+    """Length of the longest row."""
+    return float(np.square(rows).sum(axis=1).max(initial=0)) ** 0.5

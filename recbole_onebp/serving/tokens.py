@@ -19,7 +19,8 @@ class TokenTable:
 
     Attributes:
         tokens: the token of each row.
-        rows: the row of each token.
+        rows: the row of each token that is not hidden.
+        hidden: the row of each hidden token: lookups do not find it, but its row still has a name.
     """
 
     def __init__(self, tokens: Iterable[Token], kind: str) -> None:
@@ -27,6 +28,7 @@ class TokenTable:
         self.tokens = list(tokens)
         self._kind = kind
         self.rows = {token: row for row, token in enumerate(self.tokens)}
+        self.hidden: dict[Token, BundleRow] = {}
 
     def __contains__(self, token: Token) -> bool:
         return token in self.rows
@@ -40,6 +42,21 @@ class TokenTable:
         self.tokens.append(token)
         self.rows[token] = row  # last: other threads may look up the token of any row that they find
         return row
+
+    def hide(self, tokens: Iterable[Token]) -> None:
+        """Hide tokens of the table."""
+        for token in tokens:
+            self.hidden[token] = self.rows.pop(token)
+
+    def show(self, tokens: Iterable[Token]) -> None:
+        """Undo :meth:`hide`."""
+        for token in tokens:
+            self.rows[token] = self.hidden.pop(token)
+
+    @property
+    def shown(self) -> Sequence[Token]:
+        """The tokens that are not hidden, in the order of their rows."""
+        return [token for token in self.tokens if token not in self.hidden] if self.hidden else self.tokens
 
     def get(self, given: TokenLike) -> BundleRow | None:
         """The row of a token, None if it is unknown."""

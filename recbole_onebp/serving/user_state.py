@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recbole_onebp.recency import LATEST, recency_weights
-from recbole_onebp.serving.search import NO_ROWS
-from recbole_onebp.serving.tables import Embeddings, Float32Array, Float64Array, IntArray
+from recbole_onebp.serving.tables import NO_ROWS, Embeddings, Float32Array, Float64Array, IntArray
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import BundleRow, BundleRows
 

@@ -1,7 +1,7 @@
 """Child processes: each starts with a fresh interpreter, is supervised, and ends when its parent ends.
 
-Comparisons, hyper-parameter search, lists in bulk and ``--nproc`` all start their processes here.  The module needs
-nothing but the standard library: serving uses it where there is no torch.
+Comparisons, hyper-parameter search, lists in bulk, ``--nproc`` and ``serve`` all start their processes here.  The
+module needs nothing but the standard library: serving uses it where there is no torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["Call", "Ending", "supervise", "thread_limits"]
+__all__ = ["Call", "Ending", "n_cores", "supervise", "thread_limits"]
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 _TICK = 0.5
@@ -171,5 +171,9 @@ def thread_limits(jobs: int) -> dict[str, str]:
     """Variables that give each of ``jobs`` processes its share of the cores, unless the user has set them."""
     if jobs == 1:
         return {}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {name: str(max(1, cores // jobs)) for name in _THREADS if name not in os.environ}
+    return {name: str(max(1, n_cores() // jobs)) for name in _THREADS if name not in os.environ}
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

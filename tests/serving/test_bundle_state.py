@@ -19,12 +19,12 @@ EVENTS = st.lists(
 )
 
 
+def whole_rows(rec, *users):
+    return rec._user_rows(rec._users, np.array(users), rec._items)
+
+
 def state(rec):
-    users = rec._users
-    return [
-        (user, rec.history(user), users.rows(np.array([number]))[0].tolist())
-        for number, user in enumerate(rec.user_ids)
-    ]
+    return [(user, rec.history(user), whole_rows(rec, number)[0].tolist()) for number, user in enumerate(rec.user_ids)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -124,7 +124,7 @@ def test_add_items(rec):
     directions = unit(rec.bundle.item_encodings.astype(np.float64))
     assert cosine["i7"] == pytest.approx(directions[7] @ unit(mean), abs=1e-3)
     score = dict(rec.recommend(["u2"], k=100, exclude_seen=False)[0])
-    moved = rec._users.rows(np.array([2]))[0].astype(np.float64)
+    moved = whole_rows(rec, 2)[0].astype(np.float64)
     item_e, bias = rec._items.embeddings.rows(np.array([60]))[0], rec._items.bias
     if rec.bundle.manifest["score"] == "cosine":
         moved = unit(moved)
@@ -159,4 +159,4 @@ def test_the_weight_of_a_new_item(tmp_path):
     # Users are updated with this weight.
     before, n = rec.bundle.user_encodings[0], len(rec.trained_history("u0"))
     item_e = rec._items.embeddings.rows(np.array([60]))[0]
-    assert rec._users.rows(np.array([0]))[0] == pytest.approx((n * before + weight * item_e) / (n + 1), abs=1e-6)
+    assert whole_rows(rec, 0)[0] == pytest.approx((n * before + weight * item_e) / (n + 1), abs=1e-6)

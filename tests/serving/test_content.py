@@ -49,7 +49,7 @@ def test_an_item_from_features_is_like_the_cold_one_with_the_same(bundle):
 def test_items_from_users_and_from_features_come_together(bundle):
     rec = Recommender.load(bundle)
     report = rec.add_items({"taken": ["u1", "u7"], "described": {"genres": "g1"}, "numbers": {"year": [1990.0]}})
-    assert report.added == ["described", "numbers", "taken"]
+    assert report.added == ["taken", "described", "numbers"]
     assert "taken" in rec.history("u7")
 
 

@@ -15,7 +15,8 @@ from contextlib import closing
 import pytest
 
 from recbole_onebp.serving.http import legacy_journal
-from recbole_onebp.serving.http.events import FILE, Event, EventStore, StoreError, repair
+from recbole_onebp.serving.http.event_repair import repair
+from recbole_onebp.serving.http.events import FILE, Event, EventStore, StoreError
 from recbole_onebp.util.errors import UserError
 
 
@@ -27,7 +28,7 @@ def folder(tmp_path):
 def stored(folder):
     store = EventStore(folder)
     try:
-        return [(key, *event) for key, events in store.read() for event in events]
+        return [(run.bundle, *event) for run in store.read() for event in run.events]
     finally:
         store.close()
 
@@ -43,8 +44,9 @@ def test_events_come_back_in_order(folder):
     store = EventStore(folder)
     assert store.append("b", [Event("u", "1"), Event("v", "2")]).end == 2
     assert store.append("c", [Event("u", "3")]).new == [True]
-    assert list(store.read(after=2)) == [("c", [("u", "3")])]
-    assert list(store.read(up_to=2)) == [("b", [("u", "1"), ("v", "2")])]
+    assert [run[:3] for run in store.read()] == [("b", [("u", "1"), ("v", "2")], 2), ("c", [("u", "3")], 3)]
+    assert [run[:3] for run in store.read(after=2)] == [("c", [("u", "3")], 3)]
+    assert not list(store.read(after=3))
     store.close()
     assert stored(folder) == [("b", "u", "1"), ("b", "v", "2"), ("c", "u", "3")]
 
@@ -75,7 +77,7 @@ def test_compacted_events_are_the_same(folder):
     before = {f"u{user}": [str(n) for n in range(300) if n % 7 == user] for user in range(7)}
     store.compact()
     assert store.n_waiting == 0
-    keys = {key for key, _ in store.read()}
+    keys = {run.bundle for run in store.read()}
     store.close()
     assert histories(folder) == before
     assert keys == {"b", "c"}
@@ -106,7 +108,8 @@ def test_a08_files_are_for_their_owner_alone(folder):
 def test_one_process_at_a_time(folder):
     store = EventStore(folder)
     code = (
-        "import sys, pathlib; from recbole_onebp.serving.http.events import EventStore, repair;"
+        "import sys, pathlib; from recbole_onebp.serving.http.events import EventStore;"
+        "from recbole_onebp.serving.http.event_repair import repair;"
         "from recbole_onebp.util.errors import UserError\n"
         "for use in (EventStore, repair):\n"
         "    try: use(pathlib.Path(sys.argv[1]))\n"

@@ -123,7 +123,7 @@ def test_many_events_are_compacted_while_served(live, bundle):
 
 
 def test_a_compaction_that_fails_is_logged_and_tried_again_later(live, bundle, monkeypatch, caplog):
-    def fail():
+    def fail(up_to):
         raise StoreError("database or disk is full")
 
     live = Live(bundle, live.store, 30, compact_at=5)

@@ -16,6 +16,7 @@ import recbole_onebp
 from recbole_onebp import Recommender
 from recbole_onebp.functional import fold_in as torch_fold_in
 from recbole_onebp.serving.bundle_state import BundleState
+from recbole_onebp.serving.changing_items import ChangingItems
 from recbole_onebp.util.errors import UserError
 from support.bundles import made_bundle
 from support.oracle import KINDS, best, embedding, items_of, shares_of, unit
@@ -154,7 +155,9 @@ def test_users_trained_by_gradient_cannot_be_updated(tmp_path):
 
 def test_the_examples_of_the_docstrings(tmp_path):
     rec = Recommender.load(made_bundle(tmp_path / "bundle"))
-    examples = doctest.DocTestFinder().find(BundleState) + doctest.DocTestFinder().find(Recommender)
+    examples = [
+        test for part in (BundleState, ChangingItems, Recommender) for test in doctest.DocTestFinder().find(part)
+    ]
     public = {name for name in dir(Recommender) if not name.startswith("_") and callable(getattr(Recommender, name))}
     assert {test.name.split(".")[-1] for test in examples if test.examples} == public
     for test in examples:

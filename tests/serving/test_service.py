@@ -93,7 +93,7 @@ def test_the_local_term(client_of, tmp_path):
     assert [row["value"] for row in rows] == [part.tower + part.local for part in parts]
     assert next(row for row in rows if row["item"] == item)["local"] > 0
     assert sum(row["value"] for row in rows) + answer["bias"] + answer["residual"] == pytest.approx(answer["score"])
-    live.compact()
+    live.store.compact()
     live.store.close()
     again = Live(path, EventStore(tmp_path / "events"), memory_mb=30)
     assert again.ask(lambda rec: rec.recommend(["u1", "new"])) == expected
@@ -271,7 +271,7 @@ def test_a09_a_retry_counts_once(client, live):
     body = {"events": [event(1, id="a"), event(2, time=5), event(3), event(4, id="a")]}
     assert client.post("/events", json=body).json()["new"] == [True, True, True, False]
     client.post("/reload", json={})
-    live.compact()
+    live.store.compact()
     answer = client.post("/events", json=body).json()
     assert (answer["new"], answer["applied"]) == ([False, False, True, False], 1)
     assert live.recommender.history("u1")[-4:] == ["i1", "i2", "i3", "i3"]

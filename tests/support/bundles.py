@@ -10,6 +10,12 @@ import numpy as np
 from recbole_onebp.serving.bundle import write_bundle
 from recbole_onebp.serving.tables import unit_rows
 
+FIELDS = [
+    {"field": "genres", "values": ["g0", "g1", "g2", "g3"], "weight": [1.0, 2.0, 0.5, 1.0], "separator": " "},
+    {"field": "studio", "values": ["s 0", "s 1"], "weight": [1.0, 1.0], "separator": None},
+    {"field": "year", "mean": [1990.0], "weight": [0.1], "separator": None},
+]
+
 
 def made_bundle(
     path: Path,
@@ -29,13 +35,16 @@ def made_bundle(
     local: float = 0.0,
     local_recency: float = 0.0,
     ordered: bool = False,
+    features: bool = False,
     others: Any = None,
     replace: bool = False,
     **arrays: Any,
 ) -> Path:
     """A bundle at ``path``: users u0, u1, ..., items i0, i1, ... with titles; each user has 1 to 8 items.
 
-    ``local`` is the weight of a local term, in which an item has up to 7 others; 0: there is none.
+    ``local`` is the weight of a local term, in which an item has up to 7 others; 0: there is none.  With ``features``
+    new items are made of ``genres`` g0 to g3, of which an item may have several, a ``studio``, s 0 or s 1, and a
+    ``year``.
     """
     rng = np.random.default_rng(seed)
     item_e = rng.normal(size=(n_items, size)).astype(np.float32)
@@ -50,6 +59,10 @@ def made_bundle(
         made["item_bias"] = rng.normal(size=n_items).astype(np.float32)
     if local:
         made |= random_local(n_items, np.random.default_rng(seed))
+    if features:
+        made["value_encodings"] = rng.normal(size=(7, size)).astype(np.float32)
+        if bias:
+            made["value_bias"] = rng.normal(size=7).astype(np.float32)
     made |= arrays
     if alpha:
         count = np.bincount(made["history_item"], minlength=n_items)
@@ -63,11 +76,14 @@ def made_bundle(
         "ordered": ordered,
         "title_field": "title",
     }
-    texts = {
+    texts: dict[str, Any] = {
         "item_ids": [f"i{number}" for number in range(n_items)],
         "user_ids": [f"u{number}" for number in range(n_users)],
         "item_fields": {"title": [f"Item {number}" for number in range(n_items)]},
     }
+    if features:
+        texts["item_values"] = {"bias": 0.25, "fields": FIELDS}
+        texts["item_fields"] |= {name: [""] * n_items for name in ("genres", "studio", "year")}
     write_bundle(path, manifest, made, texts, "# Model card\n", replace, others)
     return path
 

@@ -17,13 +17,13 @@ from recbole_onebp.serving.answers import UnknownIdError
 from recbole_onebp.serving.http.docs_page import docs_page
 from recbole_onebp.serving.http.endpoints import Endpoints
 from recbole_onebp.serving.http.events import StoreError
-from recbole_onebp.serving.http.live import Live, TooManyUsersError
+from recbole_onebp.serving.http.live import Live, ReadError, TooManyItemsError, TooManyUsersError
 from recbole_onebp.serving.http.metrics import Metrics
 from recbole_onebp.serving.http.middleware import Guard, Limits, busy, check_key
 from recbole_onebp.serving.http.origins import Origins
 from recbole_onebp.serving.http.requests import describe, json_schemas
-from recbole_onebp.serving.http.short_way import ErrorHandlers, ShortWay, body_route
-from recbole_onebp.serving.http.workers import BusyError, LateError
+from recbole_onebp.serving.http.short_way import Endpoint, ErrorHandlers, ShortWay, body_route
+from recbole_onebp.serving.http.threads import BusyError, LateError
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["create_app"]
@@ -41,7 +41,9 @@ _STATUS: dict[type[Exception], int] = {
     UserError: 422,
     UnknownIdError: 404,
     StoreError: 503,
+    ReadError: 503,
     TooManyUsersError: 507,
+    TooManyItemsError: 507,
 }
 
 _BODIES = {
@@ -80,12 +82,9 @@ def create_app(
         redoc_url=None,
     )  # fmt: skip
     for name, model in _BODIES.items():
-        schema = {"$ref": f"#/components/schemas/{model}"}
-        extra = {"requestBody": {"required": name != "reload", "content": {"application/json": {"schema": schema}}}}
-        app.add_api_route(
-            f"/{name}", body_route(getattr(endpoints, name)), methods=["POST"], response_class=Response,
-            response_model=None, openapi_extra=extra,
-        )  # fmt: skip
+        _add_route(app, "POST", f"/{name}", getattr(endpoints, name), model, required=name != "reload")
+    _add_route(app, "POST", "/items", endpoints.add_items, "NewItemsRequest")
+    _add_route(app, "DELETE", "/items", endpoints.remove_items, "RemovedItemsRequest")
     for name in ("health", "ready", "history", "items", "users", "metrics"):
         app.add_api_route(f"/{name}", getattr(endpoints, name), response_class=Response, response_model=None)
     _describe(app)
@@ -106,6 +105,15 @@ def create_app(
     app.add_middleware(ShortWay, routes=routes, endpoints=direct, handlers=handlers)
     app.add_middleware(Guard, metrics=metrics, api_key=api_key, limits=limits, origins=origins or Origins())
     return app
+
+
+def _add_route(app: FastAPI, method: str, path: str, endpoint: Endpoint, model: str, required: bool = True) -> None:
+    """A route for requests with a body, which is of a model of ``requests``."""
+    schema = {"$ref": f"#/components/schemas/{model}"}
+    extra = {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
+    app.add_api_route(
+        path, body_route(endpoint), methods=[method], response_class=Response, response_model=None, openapi_extra=extra
+    )
 
 
 def _describe(app: FastAPI) -> None:

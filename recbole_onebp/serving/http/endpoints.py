@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from itertools import islice
 from typing import Annotated, Any, TypeVar
 
@@ -12,14 +13,14 @@ from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from recbole_onebp import __version__
-from recbole_onebp.serving.answers import Answers, Explanation
+from recbole_onebp.serving.answers import Answers, Explanation, NewItems, RemovedItems
 from recbole_onebp.serving.http import requests
 from recbole_onebp.serving.http.encoding import check_size, encode
 from recbole_onebp.serving.http.events import Event, StoreError
 from recbole_onebp.serving.http.live import Live, Recorded
 from recbole_onebp.serving.http.metrics import Metrics
 from recbole_onebp.serving.http.middleware import Limits
-from recbole_onebp.serving.http.workers import Workers
+from recbole_onebp.serving.http.threads import Threads
 from recbole_onebp.serving.recommender import Recommender
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import Token
@@ -45,7 +46,7 @@ class Endpoints:
 
     def __init__(self, live: Live, metrics: Metrics, limits: Limits) -> None:
         self._live, self._metrics, self._limits = live, metrics, limits
-        self._workers = Workers(limits.threads, limits.waiting, limits.seconds)
+        self._threads = Threads(limits.threads, limits.waiting, limits.seconds)
         self._checked, self._fault = float("-inf"), ""
 
     # ---------------------------------------------------------------------------------------------------------- answers
@@ -104,7 +105,7 @@ class Endpoints:
             entries = requests.parse(requests.EventsRequest, body).events
             return self._live.record([Event(one.user, one.item, one.id, one.time) for one in entries])
 
-        recorded = await self._workers.record(work)
+        recorded = await self._threads.record(work)
         applied = sum(recorded.new)
         self._metrics.events.labels("applied").inc(applied)
         self._metrics.events.labels("not_new").inc(len(recorded.new) - applied)
@@ -119,13 +120,38 @@ class Endpoints:
             )
         )
 
+    # ------------------------------------------------------------------------------------------------------------ items
+
+    async def add_items(self, body: bytes) -> Response:
+        """Add new items from their features, or bring removed ones back.
+
+        They count when this is acknowledged: they are on the disk then, and in all answers from now on.  ``refused``
+        says why others were not added, and ``unknown`` names the values of features that the bundle does not know.
+        """
+
+        def work() -> NewItems:
+            entries = requests.parse(requests.NewItemsRequest, body).items
+            return self._live.add_items({one.item: one.features for one in entries})
+
+        return _json(encode(asdict(await self._threads.record(work))))
+
+    async def remove_items(self, body: bytes) -> Response:
+        """Remove items from all answers, until they are added again.  Histories keep them."""
+
+        def work() -> RemovedItems:
+            return self._live.remove_items(requests.parse(requests.RemovedItemsRequest, body).items)
+
+        return _json(encode(asdict(await self._threads.record(work))))
+
+    # ----------------------------------------------------------------------------------------------------------- reload
+
     async def reload(self, body: bytes) -> Response:
         """Load the bundle again and serve it.  The old one answers until the new one is ready.
 
         One is loaded at a time, and one request may wait for its turn; others get 429.
         """
         requests.parse(requests.ReloadRequest, body or b"{}")
-        await self._workers.load(self._live.replace)
+        await self._threads.load(self._live.replace)
         return await self.health()
 
     # ----------------------------------------------------------------------------------------------------------- health
@@ -148,7 +174,7 @@ class Endpoints:
 
     async def ready(self) -> Response:
         """Whether events can be written now; 503 if not."""
-        await self._workers.check(self._check)
+        await self._threads.check(self._check)
         answer = {"status": "events cannot be written", "error": self._fault} if self._fault else {"status": "ready"}
         return _json(encode(answer), 503 if self._fault else 200)
 
@@ -165,19 +191,19 @@ class Endpoints:
 
     async def metrics(self) -> Response:
         """Counters and latencies in Prometheus's format."""
-        return Response(await self._workers.ask(self._metrics.text), media_type=CONTENT_TYPE_LATEST)
+        return Response(await self._threads.ask(self._metrics.text), media_type=CONTENT_TYPE_LATEST)
 
     # ---------------------------------------------------------------------------------------------------------- helpers
 
     async def _get(self, work: Callable[[Recommender], Any]) -> Response:
-        return _json(await self._workers.ask(lambda: encode(self._live.ask(work))))
+        return _json(await self._threads.ask(lambda: encode(self._live.ask(work))))
 
     async def _post(self, body: bytes, model: type[_Model], work: Callable[[Recommender, _Model], Any]) -> Response:
         def answer() -> bytes:
             asked = requests.parse(model, body)
             return encode(self._live.ask(lambda rec: work(rec, asked)))
 
-        return _json(await self._workers.ask(answer, len(body) > _LARGE_BYTES))
+        return _json(await self._threads.ask(answer, len(body) > _LARGE_BYTES))
 
     async def _lists(
         self, body: bytes, model: type[requests.ListRequest], many: str, one: str, ask: Callable[..., Answers]
@@ -210,6 +236,7 @@ class Endpoints:
             "residual": explanation.residual,
             "contributions": self._titled(rec, rows),
             "unknown_items": explanation.unknown,
+            "features": [{"field": one.name, "value": one.value, "score": one.score} for one in explanation.features],
         }
 
     def _titled(self, rec: Recommender, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ A folder holds ``events.sqlite3``. Tables:
     events (number, bundle, user, item)           interactions in the order in which they came in
     histories (number, bundle, user, items)       the same, compacted: the items of one user in order, as a JSON list
     ids (id, received)                            ids of recent events, so that a retry counts once
+    items                                         added and removed items, see :mod:`item_store`
 """
 
 from __future__ import annotations
@@ -19,20 +20,26 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import NamedTuple
 
-from recbole_onebp.serving.http import legacy_journal
+from recbole_onebp.serving.http import item_store, legacy_journal
+from recbole_onebp.serving.http.item_store import ItemChange
 from recbole_onebp.util.errors import UserError, writing
 
-__all__ = ["Event", "EventStore", "StoreError", "Stored", "event_id", "repair"]
+__all__ = ["Event", "EventStore", "MergedError", "Run", "StoreError", "Stored", "event_id", "history_items"]
 
 FILE = "events.sqlite3"
 ID_SECONDS = 7 * 24 * 3600.0
 """A retry within this time counts once; older ids are forgotten when the store is compacted."""
 _APPLICATION_ID = 0x0EBB0001
-_FORMAT = 1
+_FORMAT = 2
+"""Format 1 had no items."""
+_BUSY_SECONDS, _TRY_SECONDS = 5, 0.001
+"""How long to wait for other processes, and how long between two tries to write."""
 _AT_A_TIME = 1 << 16
 _MERGED_AT_A_TIME = 1 << 12
 """Events that are merged in one transaction; new events wait meanwhile."""
@@ -52,10 +59,15 @@ CREATE INDEX histories_by_user ON histories (user, number);
 CREATE TABLE ids (id BLOB PRIMARY KEY, received REAL NOT NULL) STRICT, WITHOUT ROWID;
 CREATE INDEX ids_by_time ON ids (received);
 """
+_ALL = f"{_SCHEMA}{item_store.SCHEMA}"
 
 
 class StoreError(Exception):
     """Events could not be written: none of them counts."""
+
+
+class MergedError(Exception):
+    """The events that are asked for have been merged with earlier ones: all must be read anew."""
 
 
 class Event(NamedTuple):
@@ -79,6 +91,19 @@ class Stored:
     """The number of the last event, see :meth:`EventStore.read`."""
 
 
+class Run(NamedTuple):
+    """Stored events that were recorded under one bundle, one after the other."""
+
+    bundle: str
+    """Its key."""
+    events: list[tuple[str, str]]
+    """User and item."""
+    end: int
+    """The number of the last event; of merged ones, that of the last event that was merged."""
+    items: Sequence[ItemChange] = ()
+    """Items that were added or removed.  They come before all events that name them, in a run without events."""
+
+
 def event_id(event: Event) -> bytes | None:
     """16 bytes that identify an event; None if it has neither an id nor a time, and therefore always counts."""
     if event.id is not None:
@@ -91,7 +116,10 @@ def event_id(event: Event) -> bytes | None:
 
 
 class EventStore:
-    """The events of one service. One process opens it at a time; all methods may be called from any thread.
+    """The events of one service.  All methods may be called from any thread.
+
+    The processes of one service share the store: one opens it alone and keeps it open, the others join.  The numbers of
+    the events are their order for all of them.
 
     Example:
         >>> store = EventStore(Path("bundle.events"))
@@ -101,18 +129,26 @@ class EventStore:
         [False]
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, join: bool = False) -> None:
         """Open or create the store. A journal of an earlier version in the same folder is imported first.
 
         Args:
             folder: created if it does not exist, for its owner alone.
+            join: another process of the same service has opened the store, and keeps it open.
 
         Raises:
-            UserError: if another process uses it, it cannot be written, or it is damaged.
+            UserError: if another service uses it, it cannot be written, or it is damaged.
         """
         self.folder = folder
         self.path = folder / FILE
-        self._lock = threading.RLock()
+        self._lock, self._watching = threading.RLock(), threading.Lock()
+        if not join:
+            self._open_alone()
+        self._database, self._watcher = _connect(self.path), _connect(self.path)
+
+    def _open_alone(self) -> None:
+        """Create the store, or check it as a whole.  This fails while another process has it open."""
+        folder = self.folder
         with writing(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
@@ -121,14 +157,13 @@ class EventStore:
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
             with TemporaryFile(dir=folder):
                 pass
-        self._database = _connect(self.path)
+        self._database = _connect(self.path, alone=True)
         try:
             with _explained(self.path):
                 self._prepare()
             self._import_journal()
-        except BaseException:
+        finally:
             self._database.close()
-            raise
 
     def _prepare(self) -> None:
         database = self._database
@@ -137,19 +172,21 @@ class EventStore:
         ]
         if not schema:  # new, or a process was killed before it had written the tables
             header = f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {_FORMAT};"
-            database.executescript(f"BEGIN; {_SCHEMA} {header} COMMIT;")
+            database.executescript(f"BEGIN; {_ALL} {header} COMMIT;")
             return
         application, version = (database.execute(f"PRAGMA {name}").fetchone()[0] for name in
                                 ("application_id", "user_version"))  # fmt: skip
         if application != _APPLICATION_ID:
             raise UserError(f"{self.path}: is not a store of events; choose another folder with --events")
-        if version != _FORMAT:
-            raise UserError(f"{self.path}: has format {version}; this version of recbole_onebp reads {_FORMAT}")
+        if version not in (1, _FORMAT):
+            raise UserError(f"{self.path}: has format {version}; this version of recbole_onebp reads 1 and {_FORMAT}")
         found = database.execute("PRAGMA integrity_check(1)").fetchone()[0]
-        if found == "ok" and _statements(";".join(map(str, schema))) != _statements(_SCHEMA):
+        if found == "ok" and _statements(";".join(map(str, schema))) != _statements(_SCHEMA if version == 1 else _ALL):
             found = "its tables are not those of a store of events"
         if found != "ok":
             raise sqlite3.DatabaseError(found)
+        if version == 1:
+            database.executescript(f"BEGIN; {item_store.SCHEMA} PRAGMA user_version = {_FORMAT}; COMMIT;")
 
     def _import_journal(self) -> None:
         if not legacy_journal.is_there(self.folder):
@@ -164,14 +201,18 @@ class EventStore:
         legacy_journal.set_aside(self.folder)
 
     def close(self) -> None:
-        """Close the store; another process may open it then."""
-        with self._lock:
+        """Close the store."""
+        with self._lock, self._watching:
             self._database.close()
+            self._watcher.close()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
-            self._database.execute("BEGIN IMMEDIATE")
+            if self._database.in_transaction:  # that of a caller
+                yield self._database
+                return
+            self._begin()
             try:
                 yield self._database
                 self._database.execute("COMMIT")
@@ -180,7 +221,39 @@ class EventStore:
                     self._database.execute("ROLLBACK")
                 raise
 
+    def _begin(self) -> None:
+        """Begin to write, when no other process does.
+
+        SQLite would wait up to 0.1 s between two tries, and a process with less to write would seldom get its turn.
+        """
+        self._database.execute("PRAGMA busy_timeout = 0")
+        end = time.monotonic() + _BUSY_SECONDS
+        try:
+            while True:
+                try:
+                    self._database.execute("BEGIN IMMEDIATE")
+                    return
+                except sqlite3.OperationalError as error:
+                    if "locked" not in str(error) or time.monotonic() > end:
+                        raise
+                time.sleep(_TRY_SECONDS)
+        finally:
+            self._database.execute(f"PRAGMA busy_timeout = {1000 * _BUSY_SECONDS}")
+
     # --------------------------------------------------------------------------------------------------------- writing
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """Keep all other writers out.  What is written meanwhile is on the disk at the end, all of it or nothing.
+
+        Raises:
+            StoreError: if it could not be written.
+        """
+        try:
+            with self._transaction() as database:
+                yield database
+        except sqlite3.Error as error:
+            raise StoreError(str(error)) from error
 
     def append(self, bundle: str, events: Sequence[Event]) -> Stored:
         """Write the events that are new; they are on the disk when this returns.
@@ -194,19 +267,15 @@ class EventStore:
         """
         now = time.time()
         new = []
-        try:
-            with self._transaction() as database:
-                for event in events:
-                    key = event_id(event)
-                    is_new = key is None or database.execute(
-                        "INSERT OR IGNORE INTO ids VALUES (?, ?)", (key, now)
-                    ).rowcount == 1  # fmt: skip
-                    new.append(is_new)
-                self._insert(database, bundle, [e[:2] for e, is_new in zip(events, new, strict=True) if is_new])
-                end = self.end
-        except sqlite3.Error as error:
-            raise StoreError(str(error)) from error
-        return Stored(new, end)
+        with self.writing() as database:
+            for event in events:
+                key = event_id(event)
+                is_new = key is None or database.execute(
+                    "INSERT OR IGNORE INTO ids VALUES (?, ?)", (key, now)
+                ).rowcount == 1  # fmt: skip
+                new.append(is_new)
+            self._insert(database, bundle, [e[:2] for e, is_new in zip(events, new, strict=True) if is_new])
+            return Stored(new, self.end)
 
     def _insert(self, database: sqlite3.Connection, bundle: str, events: Iterable[tuple[str, str]]) -> None:
         database.execute("INSERT OR IGNORE INTO bundles (key) VALUES (?)", (bundle,))
@@ -225,16 +294,13 @@ class EventStore:
         Raises:
             StoreError: if it could not be written; what has been merged so far stays.
         """
-        try:
-            end = self.end if up_to is None else up_to
-            merged = True
-            while merged:
-                with self._transaction() as database:
-                    merged = self._merge(database, end)
-            with self._transaction() as database:
-                database.execute("DELETE FROM ids WHERE received < ?", (time.time() - ID_SECONDS,))
-        except sqlite3.Error as error:
-            raise StoreError(str(error)) from error
+        end = self.end if up_to is None else up_to
+        merged = True
+        while merged:
+            with self.writing() as database:
+                merged = self._merge(database, end)
+        with self.writing() as database:
+            database.execute("DELETE FROM ids WHERE received < ?", (time.time() - ID_SECONDS,))
 
     def _merge(self, database: sqlite3.Connection, end: int) -> bool:
         """Merge the next events; whether there were any."""
@@ -251,7 +317,7 @@ class EventStore:
                     "SELECT number, bundle, items FROM histories WHERE user = ? ORDER BY number DESC LIMIT 1", (user,)
                 ).fetchone()
                 if found and found[1] == bundle and len(found[2]) < _HISTORY_LETTERS:
-                    latest[user] = (found[0], bundle, _items(found[2]))
+                    latest[user] = (found[0], bundle, history_items(found[2]))
             if user in latest and latest[user][1] != bundle:
                 _write_history(database, user, *latest.pop(user))
             latest.setdefault(user, (None, bundle, []))[2].append(item)
@@ -266,15 +332,13 @@ class EventStore:
     def end(self) -> int:
         """The number of the last event; 0 if there was none."""
         with self._lock:
-            row = self._database.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
-        return int(row[0]) if row else 0
+            return _end(self._database)
 
     @property
     def n_waiting(self) -> int:
         """Events that have not been merged by :meth:`compact`."""
         with self._lock:
-            first = self._database.execute("SELECT min(number) FROM events").fetchone()[0]
-            return 0 if first is None else self.end - int(first) + 1
+            return _n_waiting(self._database)
 
     @property
     def bytes(self) -> int:
@@ -283,57 +347,64 @@ class EventStore:
 
     def check_writable(self) -> None:
         """Raise :class:`StoreError` if events cannot be written now."""
-        try:
-            with self._transaction() as database:
-                database.execute(f"PRAGMA user_version = {_FORMAT}")
-        except sqlite3.Error as error:
-            raise StoreError(str(error)) from error
+        with self.writing() as database:
+            database.execute(f"PRAGMA user_version = {_FORMAT}")
 
-    def read(self, after: int = 0, up_to: int | None = None) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-        """Bundle keys and (user, item) events, each user's in order; merged events first, if ``after`` is 0.
-
-        Must not run beside :meth:`compact`.
-
-        Args:
-            after: only events with higher numbers.
-            up_to: only events up to this number.
+    @property
+    def version(self) -> int:
+        """Another number whenever this process or another one has written.  It waits for no writer.
 
         Raises:
+            UserError: if it cannot be read.
+        """
+        with self._watching, _explained(self.path):
+            return int(self._watcher.execute("PRAGMA data_version").fetchone()[0])
+
+    def read(self, after: int = 0, items_after: int = 0) -> Iterator[Run]:
+        """Events as they are now, each user's in order; whatever is written meanwhile does not change what is read.
+
+        Args:
+            after: only events with higher numbers; if 0, all, those that were merged first.
+            items_after: only items with later changes.
+
+        Raises:
+            MergedError: if some events with higher numbers have been merged.
             UserError: if the store is damaged.
         """
-        up_to = self.end if up_to is None else up_to
-        keys = {row[0]: str(row[1]) for row in self._fetch("SELECT number, key FROM bundles", ())}
-        with _explained(self.path):
-            yield from self._read(keys, after, up_to)
-
-    def _read(self, keys: dict[int, str], after: int, up_to: int) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-        if after == 0:
-            for rows in self._chunks("SELECT number, bundle, user, items FROM histories WHERE number > ? "
-                                     "ORDER BY number LIMIT ?", 0, None):  # fmt: skip
+        with closing(_connect(self.path)) as database, _explained(self.path):
+            database.execute("BEGIN")
+            keys = {number: str(key) for number, key in database.execute("SELECT number, key FROM bundles")}
+            n_merged = _end(database) - _n_waiting(database)
+            if 0 < after < n_merged:
+                raise MergedError
+            changed = item_store.read_items(database, items_after)
+            if changed:
+                yield Run("", [], after, changed)
+            merged = "SELECT number, bundle, user, items FROM histories WHERE number > ? ORDER BY number LIMIT ?"
+            for rows in _chunks(database, merged, 0) if after == 0 else ():
                 for _, bundle, user, items in rows:
-                    yield _key(keys, bundle), [(user, item) for item in _items(items)]
-        for rows in self._chunks("SELECT number, bundle, user, item FROM events WHERE number > ? "
-                                 "ORDER BY number LIMIT ?", after, up_to):  # fmt: skip
-            run: list[tuple[str, str]] = []
-            current = rows[0][1]
-            for _, bundle, user, item in rows:
-                if bundle != current:
-                    yield _key(keys, current), run
-                    run, current = [], bundle
-                run.append((user, item))
-            yield _key(keys, current), run
+                    yield Run(_key(keys, bundle), [(user, item) for item in history_items(items)], n_merged)
+            single = "SELECT number, bundle, user, item FROM events WHERE number > ? ORDER BY number LIMIT ?"
+            for rows in _chunks(database, single, after):
+                for number, run in groupby(rows, itemgetter(1)):
+                    of_bundle = list(run)
+                    yield Run(_key(keys, number), [row[2:] for row in of_bundle], of_bundle[-1][0])
 
-    def _chunks(self, query: str, after: int, up_to: int | None) -> Iterator[list[tuple[int, int, str, str]]]:
-        while rows := self._fetch(query, (after, _AT_A_TIME)):
-            after = rows[-1][0]
-            rows = [row for row in rows if up_to is None or row[0] <= up_to]
-            if not rows:
-                return
-            yield rows
 
-    def _fetch(self, query: str, values: tuple[object, ...]) -> list[tuple[int, int, str, str]]:
-        with self._lock, _explained(self.path):
-            return self._database.execute(query, values).fetchall()
+def _end(database: sqlite3.Connection) -> int:
+    row = database.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
+    return int(row[0]) if row else 0
+
+
+def _n_waiting(database: sqlite3.Connection) -> int:
+    first = database.execute("SELECT min(number) FROM events").fetchone()[0]
+    return 0 if first is None else _end(database) - int(first) + 1
+
+
+def _chunks(database: sqlite3.Connection, query: str, after: int) -> Iterator[list[tuple[int, int, str, str]]]:
+    while rows := database.execute(query, (after, _AT_A_TIME)).fetchall():
+        yield rows
+        after = rows[-1][0]
 
 
 def _statements(sql: str) -> list[str]:
@@ -346,7 +417,7 @@ def _key(keys: dict[int, str], bundle: int) -> str:
     return keys[bundle]
 
 
-def _items(text: str) -> list[str]:
+def history_items(text: str) -> list[str]:
     """The items of a row of ``histories``."""
     try:
         items = json.loads(text)
@@ -365,20 +436,22 @@ def _write_history(database: sqlite3.Connection, user: str, number: int | None, 
         database.execute("UPDATE histories SET items = ? WHERE number = ?", (text, number))
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    """A connection that keeps other processes out, in WAL mode, with every commit on the disk."""
+def _connect(path: Path, *, alone: bool = False) -> sqlite3.Connection:
+    """A connection in WAL mode, with every commit on the disk; ``alone`` fails if there is another one anywhere."""
     if sqlite3.sqlite_version_info < (3, 37):
         raise UserError(f"events need SQLite 3.37 or newer; this Python has {sqlite3.sqlite_version}")
-    database = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
+    database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         with _explained(path):
-            database.execute("PRAGMA locking_mode = EXCLUSIVE")
+            if alone:
+                database.execute("PRAGMA locking_mode = EXCLUSIVE")
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = FULL")
             database.execute("PRAGMA trusted_schema = OFF")
             database.execute("PRAGMA cell_size_check = ON")
-            database.execute("BEGIN IMMEDIATE")
-            database.execute("COMMIT")
+            if alone:
+                database.execute("BEGIN IMMEDIATE")
+                database.execute("COMMIT")
     except BaseException:
         database.close()
         raise
@@ -399,67 +472,3 @@ def _explained(path: Path) -> Iterator[None]:
             f"{path}: is damaged: {error}; restore a backup, or keep what can be read: "
             f"recbole-onebp repair-events {path.parent}"
         ) from None
-
-
-def repair(folder: Path) -> tuple[int, Path]:
-    """Copy what can be read of a damaged store into a new one; the damaged file is kept beside it.
-
-    Returns:
-        The number of events in the new store, and the path of the damaged file.
-
-    Raises:
-        UserError: if there is no store, or another process uses it.
-    """
-    path = folder / FILE
-    if not path.is_file() or path.is_symlink():
-        raise UserError(f"{path}: there is no such file; expected the folder of a service's events")
-    _refuse_if_used(path)
-    runs: list[tuple[str, list[tuple[str, str]]]] = []
-    for key, user, value, is_history in (*_salvage(path, "histories", "items"), *_salvage(path, "events", "item")):
-        if not runs or runs[-1][0] != key:
-            runs.append((key, []))
-        runs[-1][1].extend((user, item) for item in (_items(value) if is_history else [value]))
-    kept, number = path.with_name(f"{FILE}.damaged"), 2
-    while kept.exists():
-        kept, number = path.with_name(f"{FILE}.damaged-{number}"), number + 1
-    with writing(folder):
-        for suffix in ("-wal", "-shm", ""):
-            part = path.with_name(path.name + suffix)
-            if part.exists():
-                part.rename(kept.with_name(kept.name + suffix))
-    with closing(EventStore(folder)) as store, store._transaction() as database:
-        for key, events in runs:
-            store._insert(database, key, events)
-    return sum(len(events) for _, events in runs), kept
-
-
-def _refuse_if_used(path: Path) -> None:
-    with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as database:
-        try:
-            database.execute("PRAGMA locking_mode = EXCLUSIVE")
-            database.execute("BEGIN EXCLUSIVE")
-            database.execute("ROLLBACK")
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error) or "busy" in str(error):
-                raise UserError(f"{path}: a service uses it; stop the service first") from None
-        except sqlite3.DatabaseError:
-            pass  # damaged, which is why we are here
-
-
-def _salvage(path: Path, table: str, column: str) -> Iterator[tuple[str, str, str, bool]]:
-    """Bundle key, user and the last column of every row that can be read, and whether that is a history."""
-    with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as database:
-        keys: dict[int, str] = {}
-        with suppress(sqlite3.Error):
-            keys = dict(database.execute("SELECT number, key FROM bundles"))
-        last = 0
-        for query in (f"SELECT max(number) FROM {table}", f"SELECT seq FROM sqlite_sequence WHERE name = '{table}'"):
-            with suppress(sqlite3.Error, TypeError):
-                last = max(last, int(database.execute(query).fetchone()[0]))
-        query = f"SELECT bundle, user, {column} FROM {table} WHERE number = ?"
-        for number in range(1, last + 1):
-            with suppress(sqlite3.Error, ValueError, TypeError):
-                for bundle, user, value in database.execute(query, (number,)).fetchall():
-                    is_history = column == "items"
-                    if isinstance(user, str) and isinstance(value, str) and (not is_history or _items(value)):
-                        yield keys.get(bundle, "unknown"), user, value, is_history

@@ -7,7 +7,7 @@ import hmac
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,9 @@ _JSON = re.compile(rb"application/json\s*(;.*)?", re.IGNORECASE | re.DOTALL)
 
 _SENT_AT_A_TIME = 1 << 16
 
+_WAITING = 8
+"""Requests that may wait in each of several processes in any case."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -46,6 +49,15 @@ class Limits:
     """Questions that wait or are worked on; and as many requests with events."""
     threads: int = field(default_factory=lambda: max(2, os.cpu_count() or 1))
     """Questions that are worked on at a time; half as many large ones beside them."""
+
+    def divided(self, n_workers: int) -> Limits:
+        """The share of each of several processes of a service.  Each can take the largest request and answer."""
+        return replace(
+            self,
+            memory_bytes=max(self.memory_bytes // n_workers, self.body_bytes + self.answer_bytes),
+            waiting=max(self.waiting // n_workers, _WAITING),
+            threads=max(self.threads // n_workers, 1),
+        )
 
 
 def check_key(key: str | None) -> str | None:
@@ -189,8 +201,8 @@ class _Request:
             return
         body = message.get("body", b"")
         is_last = not message.get("more_body", False)
-        # Events that count are acknowledged in any case: these answers are short.
-        if self._first and not self._hold(len(body)) and self._scope["path"] != "/events":
+        # Changes that count are acknowledged in any case: these answers are short.
+        if self._first and not self._hold(len(body)) and not self._is_change:
             refusal = busy("the service has no memory for more answers; try again later")
             self.status = refusal.status_code
             self._first = {}
@@ -205,6 +217,11 @@ class _Request:
         except asyncio.TimeoutError:
             if connection is not None:
                 connection.abort()  # the client does not read
+
+    @property
+    def _is_change(self) -> bool:
+        """Whether the request changes what is on the disk."""
+        return self._scope["path"] == "/events" or (self._scope["path"] == "/items" and self._scope["method"] != "GET")
 
     async def _send_parts(self, body: bytes, is_last: bool) -> None:
         if self._first:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -26,8 +26,10 @@ __all__ = [
     "EventsRequest",
     "ExplainRequest",
     "HistoryRequest",
+    "NewItemsRequest",
     "RecommendRequest",
     "ReloadRequest",
+    "RemovedItemsRequest",
     "SimilarRequest",
     "describe",
     "json_schemas",
@@ -57,6 +59,8 @@ _Token = Annotated[
     AfterValidator(_check_encodable),
 ]
 _Tokens = Annotated[list[_Token], Field(max_length=1000)]
+_Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+_Value = _Token | _Number | Annotated[list[_Token | _Number], Field(max_length=10_000)]
 _Filter = Annotated[list[_Token], Field(max_length=10_000)]
 
 
@@ -64,6 +68,9 @@ class Request(BaseModel):
     """A JSON object without unknown names."""
 
     model_config = ConfigDict(extra="forbid")
+    deepest: ClassVar[int] = 2
+    """Levels of lists and objects inside the object."""
+    lists_hold_ids: ClassVar[bool] = True
 
 
 _Model = TypeVar("_Model", bound=Request)
@@ -139,6 +146,35 @@ class EventsRequest(Request):
     events: Annotated[list[EventEntry], Field(max_length=1000)]
 
 
+class ItemEntry(Request):
+    """A new item."""
+
+    item: _Token
+    features: Annotated[dict[str, _Value], Field(max_length=100)] = {}
+    """Fields, as in the data set; several values of one are a list.  Without: an item comes back as it was."""
+
+
+class NewItemsRequest(Request):
+    """New items, or removed ones that come back."""
+
+    deepest: ClassVar[int] = 4
+    lists_hold_ids: ClassVar[bool] = False
+    items: Annotated[list[ItemEntry], Field(max_length=1000)]
+
+    @model_validator(mode="after")
+    def _check_once(self) -> NewItemsRequest:
+        names = [one.item for one in self.items]
+        if len(set(names)) < len(names):
+            raise ValueError(f"item {next(name for name in names if names.count(name) > 1)} occurs twice")
+        return self
+
+
+class RemovedItemsRequest(Request):
+    """Items to remove."""
+
+    items: _Tokens
+
+
 class ReloadRequest(Request):
     """An empty object."""
 
@@ -155,7 +191,7 @@ def parse(model: type[_Model], body: bytes) -> _Model:
         given = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise UserError(f"the request is no JSON: {error}") from None
-    _check(given, "the request", 0)
+    _check(given, "the request", 0, model)
     try:
         return model.model_validate(given)
     except ValidationError as error:
@@ -168,25 +204,29 @@ def describe(error: Mapping[str, Any]) -> str:
     return f"{where}: {error['msg'][:_TEXT]}" if where else str(error["msg"][:_TEXT])
 
 
-def _check(value: Any, where: str, depth: int) -> None:
+def _check(value: Any, where: str, depth: int, model: type[Request]) -> None:
     """Refuse what no request has: pydantic would list a fault for each of a million entries."""
     most = _NAMES if isinstance(value, dict) else _ENTRIES if isinstance(value, list) else _TEXT
     if isinstance(value, (dict, list, str)) and len(value) > most:
         raise UserError(f"{where}: has a length of {len(value)}; at most {most} is allowed")
     if isinstance(value, (dict, list)):
-        if depth > 2:
+        if depth > model.deepest:
             raise UserError(f"{where}: is nested too deeply")
         entries = value.items() if isinstance(value, dict) else enumerate(value)
         for name, inner in entries:
             place = str(name)[:_TEXT] if depth == 0 else where
-            if isinstance(value, list) and (isinstance(inner, (bool, float)) or inner is None or inner == ""):
+            holds_ids = isinstance(value, list) and model.lists_hold_ids
+            if holds_ids and (isinstance(inner, (bool, float)) or inner is None or inner == ""):
                 raise UserError(f"{place}: {inner!r} is no id; expected text or an integer")
-            _check(inner, place, depth + 1)
+            _check(inner, place, depth + 1, model)
 
 
 def json_schemas() -> dict[str, Any]:
     """The JSON schemas of all requests by name, for OpenAPI."""
-    models = (EventsRequest, ExplainRequest, HistoryRequest, RecommendRequest, ReloadRequest, SimilarRequest)
+    models = (
+        EventsRequest, ExplainRequest, HistoryRequest, NewItemsRequest, RecommendRequest, ReloadRequest,
+        RemovedItemsRequest, SimilarRequest,
+    )  # fmt: skip
     _, made = models_json_schema(
         [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
     )

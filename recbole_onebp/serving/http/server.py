@@ -1,36 +1,27 @@
-"""``recbole-onebp serve``: run the service in this process."""
+"""``recbole-onebp serve``: its arguments, and what is checked before anything is served."""
 
 from __future__ import annotations
 
-import gc
 import ipaddress
-import logging
 import os
 import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from recbole_onebp.util.errors import UserError
+from recbole_onebp.util.processes import n_cores
 
 __all__ = ["Service", "listening", "serve"]
 
 KEY_VARIABLE = "RECBOLE_ONEBP_API_KEY"
 """The API key.  It is not an argument, because other users can read command lines."""
 
-_OPEN_CONNECTIONS = 512
-
-_BACKLOG = 2048
-"""Connections that wait to be accepted."""
-
-_ACCEPTED_AT_A_TIME = 32
-"""Connections that are accepted before the event loop does something else."""
-
-_SWITCH_SECONDS = 0.001
-"""How long a thread keeps Python's lock while others wait for it; Python's default of 5 ms delays the event loop."""
+_MOST_WORKERS = 8
+"""By default; more must be asked for, because each takes at least 50 MB of memory."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +41,18 @@ class Service:
     allowed_hosts: tuple[str, ...] = ()
     """Names under which the service may be addressed, beside loopback names and ``host``; ``*`` allows all."""
     max_new_users: int = 200_000
-    """Users that events may add to those of the bundle.  Each takes about 1 KB of memory."""
+    """Users that events may add to those of the bundle.  Each takes about 1 KB of memory, in each process."""
+    workers: int | None = None
+    """Processes that answer; one per core if None, but at most 8."""
+    compact_at: int = 100_000
+    """Events that are stored one by one before they are compacted."""
+    max_new_items: int = 10_000
+    """Items that may be added to those of the bundle."""
+
+    @property
+    def events(self) -> Path:
+        """Folder of the events."""
+        return self.events_dir or self.bundle_dir.with_name(f"{self.bundle_dir.name}.events")
 
 
 def serve(service: Service) -> None:
@@ -61,11 +63,7 @@ def serve(service: Service) -> None:
             is not allowed.
     """
     try:
-        import uvicorn
-        from threadpoolctl import threadpool_limits
-
-        from recbole_onebp.serving.http.app import create_app
-        from recbole_onebp.serving.http.protocol import ConnectionLimits, limited_protocol
+        from recbole_onebp.serving.http import pool, process
     except ModuleNotFoundError as error:
         raise UserError(f"serve needs {error.name}: pip install 'recbole-onebp[serve]'") from None
     from recbole_onebp.serving.bundle import read_bundle
@@ -75,43 +73,39 @@ def serve(service: Service) -> None:
     from recbole_onebp.serving.http.origins import Origins
 
     _check(service)
-    key = check_key(os.environ.get(KEY_VARIABLE))
-    origins = Origins(service.allowed_hosts, service.host)
-    bundle_dir = service.bundle_dir.absolute()
-    read_bundle(bundle_dir, verify=False)  # fails before the folder of events is created
-    with listening(service.host, service.port) as listener:
-        store = EventStore(service.events_dir or bundle_dir.with_name(f"{bundle_dir.name}.events"))
-        stop = threading.Event()
-        try:
-            live = Live(bundle_dir, store, service.memory_mb, service.index, max_new_users=service.max_new_users)
-            if service.watch is not None:
-                threading.Thread(target=live.watch, args=(service.watch, stop), name="watch", daemon=True).start()
+    service = replace(service, bundle_dir=service.bundle_dir.absolute())
+    service = replace(service, events_dir=service.events.absolute())
+    has_key = check_key(os.environ.get(KEY_VARIABLE)) is not None
+    Origins(service.allowed_hosts, service.host)  # fails for a name that cannot be one
+    read_bundle(service.bundle_dir, verify=False)  # fails before the folder of events is created
+    with listening(service.host, service.port) as listener, closing(EventStore(service.events)) as store:
+
+        def ready(n_replayed: int) -> None:
+            """From now on requests wait instead of being refused."""
             host, port = listener.getsockname()[:2]
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-            if key is None and not ipaddress.ip_address(host).is_loopback:
+            if not has_key and not ipaddress.ip_address(host).is_loopback:
                 print(f"warning: no key: everybody who can reach {url} can use it; set {KEY_VARIABLE}", file=sys.stderr)
-            logging.basicConfig(level="INFO", format="%(asctime)s %(message)s", stream=sys.stderr)
-            app = create_app(live, key, origins=origins)
             with _explained(service.host, service.port):
-                listener.listen(_BACKLOG)  # from now on requests wait instead of being refused
-            print(f"replayed {live.n_replayed} events; {url}", flush=True)
-            sys.setswitchinterval(_SWITCH_SECONDS)
-            gc.freeze()  # so that collecting garbage does not look through the bundle's ids again and again
-            config = uvicorn.Config(
-                app, log_level="warning", lifespan="off", ws="none", proxy_headers=False, backlog=_ACCEPTED_AT_A_TIME,
-                http=limited_protocol(ConnectionLimits(_connections())),
-            )  # fmt: skip
+                listener.listen(process.BACKLOG)
+            print(f"replayed {n_replayed} events; {url}", flush=True)
 
-            class Server(uvicorn.Server):
-                async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-                    await super().startup(sockets)
-                    listener.listen(_BACKLOG)  # uvicorn has set it to the number accepted at a time
-
-            with threadpool_limits(1):  # requests run side by side; threads of BLAS would only get in their way
-                Server(config).run(sockets=[listener])
+        n_workers = service.workers or (min(n_cores(), _MOST_WORKERS) if hasattr(socket, "send_fds") else 1)
+        if n_workers > 1:
+            pool.serve_by_workers(service, n_workers, listener, ready)
+            return
+        live = Live(
+            service.bundle_dir, store, service.memory_mb, service.index, max_new_users=service.max_new_users,
+            max_new_items=service.max_new_items, compact_at=service.compact_at,
+        )  # fmt: skip
+        stop = threading.Event()
+        if service.watch is not None:
+            threading.Thread(target=live.watch, args=(service.watch, stop), name="watch", daemon=True).start()
+        ready(live.n_replayed)
+        try:
+            process.answer(service, live, listener)
         finally:
             stop.set()
-            store.close()
 
 
 def _check(service: Service) -> None:
@@ -122,17 +116,11 @@ def _check(service: Service) -> None:
         raise UserError(f"watch: {service.watch:g} is not allowed: expected more than 0 seconds")
     if not 0 < service.memory_mb <= 1 << 20:
         raise UserError(f"memory_mb: {service.memory_mb:g} is not allowed: expected more than 0, at most {1 << 20}")
-    if service.max_new_users < 0:
-        raise UserError(f"max_new_users: {service.max_new_users} is not allowed: expected at least 0")
-
-
-def _connections() -> int:
-    """Connections that may be open at a time: half of the files that this process may open, at most 512."""
-    try:
-        import resource
-    except ModuleNotFoundError:  # on Windows
-        return _OPEN_CONNECTIONS
-    return max(16, min(_OPEN_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+    for name in ("max_new_users", "max_new_items"):
+        if getattr(service, name) < 0:
+            raise UserError(f"{name}: {getattr(service, name)} is not allowed: expected at least 0")
+    if service.workers is not None and not 1 <= service.workers <= (256 if hasattr(socket, "send_fds") else 1):
+        raise UserError(f"workers: {service.workers} is not allowed: expected 1 to 256; on Windows 1")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from fastapi import Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 
-__all__ = ["ErrorHandlers", "ShortWay", "body_route"]
+__all__ = ["Endpoint", "ErrorHandlers", "ShortWay", "body_route"]
 
 ErrorHandlers = Mapping[type[Exception], Callable[[Any, Any], Awaitable[Response]]]
 """By the class of the error.  As in starlette, the handler of the closest class counts."""

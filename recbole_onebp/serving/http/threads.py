@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["BusyError", "LateError", "Workers"]
+__all__ = ["BusyError", "LateError", "Threads"]
 
 _T = TypeVar("_T")
 
@@ -21,7 +21,7 @@ class LateError(Exception):
     """The answer takes longer than allowed."""
 
 
-class Workers:
+class Threads:
     """Threads for questions, others for large ones, and one each for events, bundles and checks.
 
     There are no more threads for questions than cores: more would answer no faster, and would keep the event loop

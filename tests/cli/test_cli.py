@@ -90,6 +90,7 @@ def test_logs_go_to_stdout_and_bars_to_stderr(train):
     assert "Train" in err
     assert "test, epoch" in train.out
     assert train(show_progress=False) == (0, "")
+    assert train(show_progress=None) == (0, "")  # stderr is no terminal
 
 
 def test_without_output_dir_the_folder_is_named_after_the_run(train):
@@ -243,6 +244,7 @@ def test_a_key_given_twice_is_refused():
         ({"betta": 0.5}, "betta: no such configuration key; did you mean beta?"),
         ({"model": "OneBp"}, "model: there is none named 'OneBp'; did you mean OneBP?"),
         ({"dataset": "absent"}, "data set absent: no folder"),
+        ({"dataset": __file__}, f"is a file; recbole-onebp convert {__file__} makes a data set of it"),
         ({"metrics": "['Recal']"}, "There is no metric named 'Recal'"),
         ({"nproc": 0}, "nproc"),
         ({"eval_args": "{'order': 'TO'}"}, "eval_args.order: TO sorts by timestamp, which load_col leaves out"),
@@ -413,6 +415,7 @@ def test_doctor(capsys):
     out = capsys.readouterr().out
     assert "recbole         1.2.1" in out
     assert "numpy_aliases: " in out
+    assert "pyarrow: installed (Parquet" in out
     assert "failed" not in out
 
 

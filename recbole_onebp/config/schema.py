@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 
-class OneBPConfig(TrainingKeys, extra="forbid"):
+class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
     """The settings of OneBP."""
 
     preset: Annotated[

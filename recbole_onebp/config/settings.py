@@ -53,7 +53,7 @@ _NO_RESULT_RUN = Key(scope="run", result=False)
 _DATA, _EVALUATION, _RUN, _ANY = Key(scope="data"), Key(scope="evaluation"), Key(scope="run"), Key(scope="any model")
 
 
-class RecBoleSettings(TrainingKeys, arbitrary_types_allowed=True):
+class RecBoleSettings(TrainingKeys, frozen=True, arbitrary_types_allowed=True):
     """RecBole's keys that a run uses, or that its code reads though none of its YAML files names them."""
 
     seed: Annotated[Seed, _RUN]
@@ -132,7 +132,7 @@ class RecBoleSettings(TrainingKeys, arbitrary_types_allowed=True):
     single_spec: Annotated[bool, Key(scope="set by RecBole", result=False)]
 
 
-class RunSettings(RecBoleSettings):
+class RunSettings(RecBoleSettings, frozen=True):
     """The settings of a run of any model: RecBole's keys and ours."""
 
     fast_sampler: Annotated[

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 
 import recbole_onebp
 from conftest import write_inter
-from recbole_onebp.cli import main, parse_overrides
+from recbole_onebp.cli import main, make_parser, parse_overrides
 from recbole_onebp.run.build import build_from, load_config
 from recbole_onebp.util import logs
 from recbole_onebp.util.errors import UserError
@@ -408,6 +408,19 @@ def test_the_package_runs_as_a_module():
 def test_bad_commands(arguments, capsys):
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [(["tr"], "train"), (["train", "--res"], "--resume"), (["convert", "x.csv", "--split", "time_"], "time_user")],
+)
+def test_completion_in_bash(words, expected):
+    shtab = pytest.importorskip("shtab")
+    script = shtab.complete(make_parser(), "bash")
+    typed = " ".join(["recbole-onebp", *words])
+    ask = f"COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _shtab_recbole_onebp; echo ${{COMPREPLY[@]}}"
+    answer = subprocess.run(["bash"], input=f"{script}\n{ask}\n", capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == [expected]
 
 
 def test_doctor(capsys):

@@ -61,8 +61,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 COMPLETION = """## Completion in the shell
 
-[shtab](https://docs.iterative.ai/shtab/) (`pip install 'recbole-onebp[completion]'`) writes the script for bash, zsh or tcsh.
-Run it again after an update:
+[shtab](https://docs.iterative.ai/shtab/) (`pip install 'recbole-onebp[completion]'`) writes the script for bash, zsh or
+tcsh. Run it again after an update:
 
 ```text
 shtab --shell=bash recbole_onebp.cli.make_parser > ~/.local/share/bash-completion/completions/recbole-onebp

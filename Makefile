@@ -55,7 +55,7 @@ lint: $(VENV)/installed-lint
 docs: $(VENV)/installed-docs
 	PATH="$(BIN):$$PATH" $(BIN)/mkdocs build
 	rm -f dist/*.tar.gz
-	$(BIN)/python -m build --sdist --outdir dist . > $(VENV)/sdist.log
+	$(BIN)/python -m build --sdist --no-isolation --outdir dist . > $(VENV)/sdist.log
 	$(BIN)/twine check --strict dist/*.whl dist/*.tar.gz
 	$(BIN)/check-wheel-contents dist/*.whl
 

@@ -49,13 +49,15 @@ lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	PATH="$(BIN):$$PATH" $(BIN)/python docs/make/api_types.py
 
 # The site, in build/site. Any warning, such as a broken link, is an error. PATH: the tutorials run the commands.
 docs: $(VENV)/installed-docs
 	PATH="$(BIN):$$PATH" $(BIN)/mkdocs build
 	rm -f dist/*.tar.gz
-	$(BIN)/python -m build --sdist --outdir dist . > $(VENV)/sdist.log
+	$(BIN)/python -m build --sdist --no-isolation --outdir dist . > $(VENV)/sdist.log
 	$(BIN)/twine check --strict dist/*.whl dist/*.tar.gz
+	$(BIN)/check-wheel-contents dist/*.whl
 
 # Known holes of the packages in the environment, from the Python advisory database. CI does not run it: what it says
 # changes without a change of ours. This package itself is not on PyPI, so it is skipped. Look at the list of what else was

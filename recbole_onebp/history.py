@@ -59,7 +59,8 @@ class History(nn.Module):
             earlier_recency: the same for :meth:`earlier`.
         """
         super().__init__()
-        self._n_items, self.is_ordered = n_items, time is not None
+        self._n_items = n_items
+        self.is_ordered: bool = time is not None
         key = user.long() * n_items + item.long()
         if time is None:
             key = key.sort().values

@@ -71,8 +71,14 @@ class OneBP(GeneralRecommender):
     Row 0 of every table is RecBole's padding: it starts at zero and is never trained, sampled or recommended.
     """
 
-    input_type = InputType.PAIRWISE
+    input_type: InputType = InputType.PAIRWISE
 
+    config: OneBPConfig
+    tower: Tower | None
+    recency: float
+    local_recency: float
+    has_earlier_users: bool
+    leaves_one_out: bool
     item_table: Tensor
     user_table: Tensor
     item_bias: Tensor | None

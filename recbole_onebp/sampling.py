@@ -67,6 +67,15 @@ class NegativeSampler:
         array([[3, 3]])
     """
 
+    n_users: int
+    n_items: int
+    seed: int
+    indptr: npt.NDArray[np.int64]
+    before: npt.NDArray[np.float64] | None
+    items: npt.NDArray[np.int32] | None
+    gap: npt.NDArray[Any]
+    free: npt.NDArray[Any]
+
     def __init__(
         self,
         user: IntArray,

@@ -60,7 +60,8 @@ class Tower(nn.Module):
         super().__init__()
         features = sp.csr_array(sp.hstack([field.matrix for field in fields]))
         (n_items, n_values), size = features.shape, ids.shape[1]
-        self.fields, self.sparse = tuple(fields), sparse
+        self.fields: tuple[ItemField, ...] = tuple(fields)
+        self.sparse: bool = sparse
         self.id_table = nn.Parameter(torch.where(has_pairs.unsqueeze(1), ids, 0.0))
         self.id_bias = nn.Parameter(torch.zeros(n_items, 1)) if biases else None
         self.value_table = nn.Parameter(torch.empty(n_values, size).normal_(0, math.sqrt(2 / (n_items + size))))

@@ -91,7 +91,7 @@ class OneBPTrainer(Trainer):
                 overwrite the users that other ranks moved; for ``engine: fast`` or several processes with a setting
                 that the fast engine does not support.
         """
-        self.settings = RunSettings.from_recbole(config)
+        self.settings: RunSettings = RunSettings.from_recbole(config)
         if not self.settings.single_spec:
             raise UserError(
                 "nproc: RecBole's distributed mode would lose user updates; start recbole-onebp train with --nproc, or "
@@ -106,7 +106,7 @@ class OneBPTrainer(Trainer):
         self._scheduled: Any = None  # the data set that the schedule was made for
         self._engine: Engine | None = None
         self._shared_draws: Iterator[tuple[Tensor, Tensor | None]] = iter(())
-        self.checkpointing = Checkpointing()
+        self.checkpointing: Checkpointing = Checkpointing()
         if self.value_optimizer is not None:
             if self.settings.enable_amp or self.settings.clip_grad_norm:
                 raise UserError("item_features: not with enable_amp or clip_grad_norm; leave these out")

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import logging
+import sys
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -148,6 +151,19 @@ def test_progress_bars_and_tensorboard_work(tiny, tmp_path, capfd):
         accumulator.Reload()
         written |= set(accumulator.Tags()["scalars"])
     assert {"Loss/Train", "Encoding/user_spread", "Vaild_score"} <= written
+
+
+def test_weights_and_biases_get_losses_and_metrics(tiny, monkeypatch):
+    wandb = MagicMock(run=None)
+    wandb.init.side_effect = lambda **_: setattr(wandb, "run", SimpleNamespace(summary={}))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    seen = []
+    result = tiny(epochs=2, log_wandb=True, wandb_project="camps").fit(on_epoch=seen.append)
+    assert wandb.init.call_args.kwargs["project"] == "camps"
+    logged = [call.args[0] for call in wandb.log.call_args_list]
+    assert [one["train/train_loss"] for one in logged if "train_step" in one] == [one["train_loss"] for one in seen]
+    assert [one["valid/ndcg@10"] for one in logged if "valid_step" in one] == [one["valid"]["ndcg@10"] for one in seen]
+    assert {name.removeprefix("eval/"): value for name, value in wandb.run.summary.items()} == result.test
 
 
 def test_the_trainer_of_a_run_is_ours(tiny):

@@ -59,6 +59,17 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return markdown.replace("](../docs/", "](../") if deep else re.sub(r"\]\((\.\./|docs/)", "](", markdown)
 
 
+COMPLETION = """## Completion in the shell
+
+[shtab](https://docs.iterative.ai/shtab/) (`pip install 'recbole-onebp[completion]'`) writes the script for bash, zsh or
+tcsh. Run it again after an update:
+
+```text
+shtab --shell=bash recbole_onebp.cli.make_parser > ~/.local/share/bash-completion/completions/recbole-onebp
+shtab --shell=zsh recbole_onebp.cli.make_parser > ~/.zfunc/_recbole-onebp    # a folder of $fpath
+```"""
+
+
 def commands() -> str:
     """The page of the commands, as their parsers describe them."""
     sub = next(action for action in make_parser()._actions if isinstance(action, argparse._SubParsersAction))
@@ -67,7 +78,7 @@ def commands() -> str:
     for name, parser in sub.choices.items():
         parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, max_help_position=24, width=88)
         parts.append(f"## `{name}` {{#{name}}}\n\n```text\n{parser.format_help()}```")
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, COMPLETION])
 
 
 def executed(script: Path) -> dict[str, str | bytes]:

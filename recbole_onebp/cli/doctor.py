@@ -22,6 +22,10 @@ _OPTIONAL = {
     "lightgbm": "LightGBM: pip install lightgbm",
     "xgboost": "XGBoost: pip install xgboost",
     "optuna": "recbole-onebp tune: pip install 'recbole-onebp[tune]'",
+    "pyarrow": "Parquet files, polars and pyarrow tables: pip install 'recbole-onebp[parquet]'",
+    "uvicorn": "recbole-onebp serve: pip install 'recbole-onebp[serve]'",
+    "onnxruntime": "recbole-onebp export --onnx: pip install 'recbole-onebp[onnx]'",
+    "wandb": "log_wandb: pip install wandb",
 }
 
 

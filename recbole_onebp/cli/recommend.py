@@ -28,7 +28,8 @@ def add(commands: Any) -> None:
     )
     recommend.add_argument("bundle", type=Path, metavar="BUNDLE_DIR")
     whom = recommend.add_mutually_exclusive_group(required=True)
-    whom.add_argument("--users", metavar="IDS", help="user ids, separated by commas; or a file, as in --users_file")
+    whom.add_argument("--users", metavar="IDS", help="user ids, separated by commas; or a file, as in --users_file, "
+                      "for ids with commas")  # fmt: skip
     whom.add_argument("--users_file", type=Path, metavar="FILE", help="file with one id per line")
     whom.add_argument("--all_users", action="store_true")
     whom.add_argument("--history", metavar="IDS", help="item ids of a new user's history, separated by commas")

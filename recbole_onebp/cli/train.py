@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,11 +62,13 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from recbole_onebp.distributed.ranks import launched_rank, leave
 
     files = file_names(arguments.config_files)
-    if "models" in RunConfig.read_files(files):
+    in_files = RunConfig.read_files(files)
+    if "models" in in_files:
         if launched_rank() is not None:
             raise UserError("nproc: a comparison trains each model in one process; use jobs for several runs at a time")
         return compare.compare_files(files, overrides)
-    _train(files, overrides)
+    bars = in_files.get("show_progress", sys.stderr is not None and sys.stderr.isatty())
+    _train(files, {"show_progress": bars, **overrides})
     leave()
     return 0
 

@@ -18,6 +18,7 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
     model_validator,
+    with_config,
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
@@ -81,7 +82,7 @@ def key_of(field: FieldInfo) -> Key:
     return next((item for item in field.metadata if isinstance(item, Key)), Key())
 
 
-Lower = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
+Lower: BeforeValidator = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
 Count = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
@@ -109,10 +110,8 @@ Intervals = Annotated[str, BeforeValidator(_as_text), AfterValidator(_check_inte
 Threshold = Annotated[dict[str, FiniteFloat], Field(min_length=1, max_length=1)]
 
 
-class NegativeSampling(BaseModel):
+class NegativeSampling(BaseModel, frozen=True, strict=True, extra="forbid"):
     """RecBole's ``train_neg_sample_args``, as OneBP uses it."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     distribution: Literal["uniform", "popularity"]
     """``uniform``, or ``popularity``: in proportion to popularity ** alpha."""
@@ -131,18 +130,16 @@ class NegativeSampling(BaseModel):
         return self
 
 
+@with_config(ConfigDict(strict=True, extra="forbid"))
 class _Split(TypedDict, total=False):
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
-
     RS: Annotated[list[NonNegative], Field(min_length=3, max_length=3)]
     LS: str
     TS: Any
 
 
+@with_config(ConfigDict(strict=True, extra="forbid"))
 class EvalArgs(TypedDict, total=False):
     """RecBole's ``eval_args``."""
-
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
 
     split: _Split
     group_by: Literal["user", "none"] | None
@@ -150,10 +147,9 @@ class EvalArgs(TypedDict, total=False):
     mode: str | dict[str, str]
 
 
+@with_config(ConfigDict(strict=True, extra="forbid"))
 class ClipGradNorm(TypedDict):
     """Arguments of ``torch.nn.utils.clip_grad_norm_``."""
-
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
 
     max_norm: Positive
     norm_type: NotRequired[FiniteFloat]

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import BaseModel, Field, FiniteFloat, model_validator
 
 from recbole_onebp.config.fields import (
     NOT_ZERO,
@@ -47,10 +47,8 @@ __all__ = [
 ]
 
 
-class OneBPConfig(TrainingKeys):
+class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
     """The settings of OneBP."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     preset: Annotated[
         str, Key("`default`, or a file of `properties/preset`: `paper` has the published settings, per data set")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from recbole_onebp.config.fields import (
     NOT_NONE,
@@ -33,10 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["RecBoleSettings", "RunSettings", "TrainingKeys"]
 
 
-class TrainingKeys(BaseModel):
+class TrainingKeys(BaseModel, frozen=True, strict=True):
     """RecBole's keys that OneBP reads itself."""
-
-    model_config = ConfigDict(frozen=True, strict=True)
 
     train_batch_size: Annotated[
         PositiveInt,
@@ -55,10 +53,8 @@ _NO_RESULT_RUN = Key(scope="run", result=False)
 _DATA, _EVALUATION, _RUN, _ANY = Key(scope="data"), Key(scope="evaluation"), Key(scope="run"), Key(scope="any model")
 
 
-class RecBoleSettings(TrainingKeys):
+class RecBoleSettings(TrainingKeys, frozen=True, arbitrary_types_allowed=True):
     """RecBole's keys that a run uses, or that its code reads though none of its YAML files names them."""
-
-    model_config = ConfigDict(frozen=True, strict=True, arbitrary_types_allowed=True)
 
     seed: Annotated[Seed, _RUN]
     epochs: Annotated[Count, _ANY]
@@ -136,10 +132,8 @@ class RecBoleSettings(TrainingKeys):
     single_spec: Annotated[bool, Key(scope="set by RecBole", result=False)]
 
 
-class RunSettings(RecBoleSettings):
+class RunSettings(RecBoleSettings, frozen=True):
     """The settings of a run of any model: RecBole's keys and ours."""
-
-    model_config = ConfigDict(frozen=True, strict=True, arbitrary_types_allowed=True)
 
     fast_sampler: Annotated[
         bool, Key("Vectorised negative sampling instead of RecBole's", scope="any model", onebp=True)

@@ -27,6 +27,8 @@ def check_files(config: Config) -> None:
     """
     folder, name = Path(config["data_path"]), config["dataset"]
     if not folder.is_dir():
+        if Path(name).is_file():
+            raise UserError(f"data set {name}: is a file; recbole-onebp convert {name} makes a data set of it")
         raise UserError(
             f"data set {name}: no folder {folder}; set data_path to the folder that holds {name}/, or use ml-100k, "
             "which comes with RecBole"

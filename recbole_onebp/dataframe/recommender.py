@@ -15,6 +15,7 @@ from recbole.evaluator.evaluator import Evaluator
 from recbole.evaluator.register import metric_information
 
 from recbole_onebp.dataframe.pairs import Columns, read_rows
+from recbole_onebp.run.record import OnEpoch
 from recbole_onebp.run.result import Result
 from recbole_onebp.run.run import Run
 from recbole_onebp.serving.bundle import copy_bundle
@@ -132,7 +133,9 @@ class FittedRecommender(Recommender):
         found.n_users, found.unknown_users, found.unknown_items = len(users), unknown_users, unknown_items
         return found
 
-    def refit(self, data: Any, valid: Any = None, **settings: Any) -> FittedRecommender:
+    def refit(
+        self, data: Any, valid: Any = None, on_epoch: OnEpoch | None = None, **settings: Any
+    ) -> FittedRecommender:
         """Train another recommender, which begins with the embeddings of this one: a warm start.
 
         By default no row is held out, because the embeddings know the old ones already: the training has as many
@@ -141,6 +144,7 @@ class FittedRecommender(Recommender):
         Args:
             data: all rows to learn, old and new; users and items that are not in it are forgotten.
             valid: a table of newer rows to choose the epoch by; the model does not learn them.
+            on_epoch: see :func:`recbole_onebp.fit`.
             settings: replace those of this recommender.
 
         Raises:
@@ -162,7 +166,7 @@ class FittedRecommender(Recommender):
             if self.bundle.manifest["config"]["local"] != "none":
                 once["local_weight"] = self.result.local["weight"] if self.result.local else 0.0
         kept = {key: value for key, value in self._settings.items() if key not in ("output_dir", "refit")}
-        return fit_from(data, self._columns, valid, {**kept, **once, **settings}, self.bundle)
+        return fit_from(data, self._columns, valid, {**kept, **once, **settings}, self.bundle, on_epoch)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.n_users:,} users, {self.n_items:,} items>"

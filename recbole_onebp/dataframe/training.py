@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from logging import getLogger
 from numbers import Real
 from pathlib import Path
@@ -21,6 +22,7 @@ from recbole_onebp.dataframe.pairs import Columns, each_once, read_rows
 from recbole_onebp.dataframe.recommender import FittedRecommender
 from recbole_onebp.run.build import build_from, load_config
 from recbole_onebp.run.folder import RunFolder
+from recbole_onebp.run.record import OnEpoch
 from recbole_onebp.run.result import Result
 from recbole_onebp.run.run import Run
 from recbole_onebp.serving.bundle import Bundle
@@ -47,6 +49,7 @@ def fit(
     item: str | None = None,
     time: str | None = None,
     valid: Any = None,
+    on_epoch: OnEpoch | None = None,
     **settings: Any,
 ) -> FittedRecommender:
     """Train OneBP on a table of interactions.
@@ -71,6 +74,8 @@ def fit(
         item: the same for items (``item_id``, ``product``, ``movie``, ...), or the second.
         time: the same for times (``timestamp``, ``time``): dates, or numbers since 1970.  ``""``: do not use them.
         valid: rows to choose the epoch by: a table like ``data``, or a share of each user's rows, such as 0.2.
+        on_epoch: called after each epoch with its number, loss and validation metrics, see
+            :meth:`recbole_onebp.Run.fit`.  Of two trainings only the first has metrics.
         settings: configuration keys of OneBP and RecBole, such as ``epochs``, ``seed``, ``embedding_size``, ``topk``
             or ``output_dir``.  ``show_progress`` is by default on for a terminal and a notebook.  ``state="INFO"`` logs
             each epoch.
@@ -91,11 +96,16 @@ def fit(
         >>> sorted(rec.result.valid)
         ['hit@10', 'mrr@10', 'ndcg@10', 'precision@10', 'recall@10']
     """
-    return fit_from(data, Columns(user, item, time), valid, settings)
+    return fit_from(data, Columns(user, item, time), valid, settings, on_epoch=on_epoch)
 
 
 def fit_from(
-    data: Any, columns: Columns, valid: Any, settings: Mapping[str, Any], start: Bundle | None = None
+    data: Any,
+    columns: Columns,
+    valid: Any,
+    settings: Mapping[str, Any],
+    start: Bundle | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> FittedRecommender:
     """:func:`fit`, perhaps from the users and items of an earlier bundle."""
     known = keys_read_by("OneBP")
@@ -111,13 +121,13 @@ def fit_from(
     data_path = (holder.path if output_dir is None else folder.path.resolve()) / "data"
     _write(data_path / _NAME, parts)
     keys["data_path"] = str(data_path)
-    show = settings.get("show_progress")
+    bar = partial(_bar, settings.get("show_progress"), on_epoch)
     if valid is None and "refit" not in settings:
-        run, result = _trained_twice(keys, folder, start, show)
+        run, result = _trained_twice(keys, folder, start, bar)
     else:
         run = _build(keys, folder, start)
-        with _bar(run, "train", show):
-            result = run.fit()
+        with bar("train") as after:
+            result = run.fit(after)
     bundle = holder.path / "bundle"
     export(folder.path, bundle)
     return FittedRecommender.open(bundle, holder, result, columns, settings, run)
@@ -197,18 +207,20 @@ def _held_out(valid: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 # ------------------------------------------------------------------------------------------------------------- training
 
 
-def _trained_twice(
-    keys: Mapping[str, Any], folder: RunFolder, start: Bundle | None, show: bool | None
-) -> tuple[Run, Result]:
+_Bar = Callable[..., AbstractContextManager[OnEpoch]]
+
+
+def _trained_twice(keys: Mapping[str, Any], folder: RunFolder, start: Bundle | None, bar: _Bar) -> tuple[Run, Result]:
     """Choose the number of epochs on held-out rows, and the weight of a local term; then train on all rows."""
     first = _build(keys, RunFolder.temporary(), start)
-    with _bar(first, "choose the number of epochs", show):
+    with bar("choose the number of epochs") as after:
+        first.trainer.record.on_epoch = after
         best_epoch, valid = first.train(saved=False)
     epochs = {epoch["epoch"]: epoch for epoch in first.trainer.record.epochs}
     chosen = {key: value for key, value in epochs.get(best_epoch, {}).items() if key in CHOSEN}
     run = _build({**keys, **chosen, "refit": True, "epochs": best_epoch + 1}, folder, start)
-    with _bar(run, "train on all rows", show, best_epoch + 1):
-        result = replace(run.fit(), valid=valid)
+    with bar("train on all rows", best_epoch + 1) as after:
+        result = replace(run.fit(after), valid=valid)
     folder.write_result(asdict(result))
     return run, result
 
@@ -245,8 +257,17 @@ def _start_from(bundle: Bundle, run: Run) -> None:
 
 
 @contextmanager
-def _bar(run: Run, what: str, show: bool | None, total: int | None = None) -> Iterator[None]:
-    """A progress bar of epochs; shown on a terminal and in a notebook if ``show`` is None."""
+def _bar(show: bool | None, on_epoch: OnEpoch | None, what: str, total: int | None = None) -> Iterator[OnEpoch]:
+    """A progress bar of epochs; shown on a terminal and in a notebook if ``show`` is None.
+
+    Returns:
+        What moves it, and calls ``on_epoch``.
+    """
     with tqdm(desc=what, total=total, unit=" epochs", disable=None if show is None else not show) as bar:
-        run.trainer.record.on_epoch = lambda epoch: bar.update()
-        yield
+
+        def after(epoch: Mapping[str, Any]) -> None:
+            bar.update()
+            if on_epoch is not None:
+                on_epoch(epoch)
+
+        yield after

@@ -118,7 +118,7 @@ def _join(config: RunConfig) -> Ranks:
         torch.cuda.set_device(ranks.local_rank)
         config["device"] = torch.device("cuda", ranks.local_rank)
     if ranks.rank > 0:
-        config["state"], config["show_progress"] = "ERROR", False
+        config["state"], config["show_progress"], config["log_wandb"] = "ERROR", False, False
     return ranks
 
 

@@ -62,7 +62,7 @@ class RunFolder:
         Raises:
             UserError: if it cannot be created or written, or holds files of somebody else that a run would replace.
         """
-        self.path = Path(path)
+        self.path: Path = Path(path)
         with self._writing():
             claim_folder(self.path, "run", _REPLACED, _is_earlier_run, _OPENED)
             # A singleton per folder: a second run in the same process, as in a notebook, may use the folder too.

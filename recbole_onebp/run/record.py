@@ -13,7 +13,11 @@ from recbole_onebp.config import RunConfig
 from recbole_onebp.run.checkpoint.saver import Saver
 from recbole_onebp.run.folder import RunFolder
 
-__all__ = ["Record", "floats", "recorded"]
+__all__ = ["OnEpoch", "Record", "floats", "recorded"]
+
+OnEpoch = Callable[[Mapping[str, Any]], object]
+"""Takes what ``metrics.jsonl`` holds of an epoch: ``epoch`` (from 0), ``train_loss``, ``train_seconds``, ``valid``
+(metrics by name; none without validation), ``valid_seconds`` and more."""
 
 
 @dataclass
@@ -24,8 +28,8 @@ class Record:
     epochs: list[dict[str, Any]] = field(default_factory=list)
     written: int = 0
     """Number of epochs that are in the file already."""
-    on_epoch: Callable[[int], object] = field(default=lambda epoch: None, repr=False)
-    """Called with the number of an epoch when it has been trained."""
+    on_epoch: OnEpoch = field(default=lambda epoch: None, repr=False)
+    """Called with each epoch when it is complete."""
 
     def train(self, epoch: int, seconds: float, loss: Any, extra: Mapping[str, float]) -> None:
         """Add an epoch.
@@ -41,7 +45,6 @@ class Record:
         self.epochs.append(
             {"epoch": epoch, "train_loss": total, "train_seconds": seconds, "valid": {}, "valid_seconds": 0.0, **extra}
         )
-        self.on_epoch(epoch)
 
     def validate(self, seconds: float, result: Mapping[str, float], chosen: Mapping[str, float]) -> None:
         """Add the validation metrics of the last epoch, and what validation has chosen."""
@@ -51,7 +54,8 @@ class Record:
         """Write the epochs that are not in the file yet.  An epoch is complete when the next one begins."""
         for epoch in self.epochs[self.written :]:
             self.folder.add_epoch(epoch)
-        self.written = len(self.epochs)
+            self.written += 1
+            self.on_epoch(epoch)
 
     def total(self, key: str) -> float:
         return float(sum(epoch[key] for epoch in self.epochs))

@@ -23,7 +23,7 @@ from recbole_onebp.run.recbole_errors import (
     too_few_items_as_user_error,
     worker_memory_as_user_error,
 )
-from recbole_onebp.run.record import floats
+from recbole_onebp.run.record import OnEpoch, floats
 from recbole_onebp.run.result import Result
 from recbole_onebp.run.turns import Turn
 from recbole_onebp.util import logs
@@ -133,14 +133,20 @@ class Run:
         self.trainer.record.write()
         self.trainer.tensorboard.close()  # ends its thread
 
-    def fit(self) -> Result:
+    def fit(self, on_epoch: OnEpoch | None = None) -> Result:
         """Train, choose the epoch on validation, test it once if there is a test part, and write the run folder.
 
         Runs of several threads wait for one another, because they share the global generators.
 
+        Args:
+            on_epoch: called after each epoch with its line of ``metrics.jsonl``.  An exception that it raises ends the
+                training.
+
         Raises:
             UserError: if the folder cannot be written, or another process uses it.
         """
+        if on_epoch is not None:
+            self.trainer.record.on_epoch = on_epoch
         self.folder.lock()
         try:
             with self._running():
@@ -202,6 +208,7 @@ class Run:
         gauc = "gauc" in (metric.lower() for metric in self.config["metrics"])
         if getattr(part, "cold_share", 0) < _COLD_SHARE or gauc or current().is_distributed:
             return {}
+        self.trainer.wandblogger.log_wandb = False  # the metrics that it keeps are those of the test
         parts = {items: part.among(items) for items in ("all", "warm", "cold")}
         return {items: floats(self.trainer.evaluate(of, load_best_model=False)) for items, of in parts.items()}
 

@@ -164,7 +164,7 @@ def _new_bundle(path: Path, replace: bool) -> Iterator[Path]:
         if os.path.lexists(path):
             _check_replaceable(path)
             if not replace:
-                raise UserError(f"{path}: exists already; choose another folder, or replace it with --force")
+                raise UserError(f"{path}: exists already; choose another, or replace it with --force (force=True)")
     with writing(path), whole_folder(path, replace, "bundle") as folder:
         yield folder
         for file in folder.iterdir():

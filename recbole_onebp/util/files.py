@@ -159,7 +159,7 @@ class TemporaryFolder:
     """
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="recbole-onebp-"))
+        self.path: Path = Path(tempfile.mkdtemp(prefix="recbole-onebp-"))
         weakref.finalize(self, _remove_folder, self.path, os.getpid())
 
 

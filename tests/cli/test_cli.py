@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 
 import recbole_onebp
 from conftest import write_inter
-from recbole_onebp.cli import main, parse_overrides
+from recbole_onebp.cli import main, make_parser, parse_overrides
 from recbole_onebp.run.build import build_from, load_config
 from recbole_onebp.util import logs
 from recbole_onebp.util.errors import UserError
@@ -90,6 +90,7 @@ def test_logs_go_to_stdout_and_bars_to_stderr(train):
     assert "Train" in err
     assert "test, epoch" in train.out
     assert train(show_progress=False) == (0, "")
+    assert train(show_progress=None) == (0, "")  # stderr is no terminal
 
 
 def test_without_output_dir_the_folder_is_named_after_the_run(train):
@@ -243,6 +244,7 @@ def test_a_key_given_twice_is_refused():
         ({"betta": 0.5}, "betta: no such configuration key; did you mean beta?"),
         ({"model": "OneBp"}, "model: there is none named 'OneBp'; did you mean OneBP?"),
         ({"dataset": "absent"}, "data set absent: no folder"),
+        ({"dataset": __file__}, f"is a file; recbole-onebp convert {__file__} makes a data set of it"),
         ({"metrics": "['Recal']"}, "There is no metric named 'Recal'"),
         ({"nproc": 0}, "nproc"),
         ({"eval_args": "{'order': 'TO'}"}, "eval_args.order: TO sorts by timestamp, which load_col leaves out"),
@@ -408,11 +410,25 @@ def test_bad_commands(arguments, capsys):
     assert capsys.readouterr().err.startswith("error: ")
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [(["tr"], "train"), (["train", "--res"], "--resume"), (["convert", "x.csv", "--split", "time_"], "time_user")],
+)
+def test_completion_in_bash(words, expected):
+    shtab = pytest.importorskip("shtab")
+    script = shtab.complete(make_parser(), "bash")
+    typed = " ".join(["recbole-onebp", *words])
+    ask = f"COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _shtab_recbole_onebp; echo ${{COMPREPLY[@]}}"
+    answer = subprocess.run(["bash"], input=f"{script}\n{ask}\n", capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == [expected]
+
+
 def test_doctor(capsys):
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "recbole         1.2.1" in out
     assert "numpy_aliases: " in out
+    assert "pyarrow: installed (Parquet" in out
     assert "failed" not in out
 
 

@@ -135,7 +135,7 @@ def test_grouplens_archives(member, content, capsys):
     assert code == 0
     assert Path("dataset/ml-x/ml-x.inter").read_text().splitlines()[1:] == ["1\t10\t5\t100", "2\t11\t3\t101"]
     line = 4 if member.endswith("csv") else 3
-    assert f"ml-x.zip, line of {member.rpartition('/')[2]} {line}: timestamp is no number" in out
+    assert f"ml-x.zip, line of {member.rpartition('/')[2]} {line}: timestamp is no time" in out
 
 
 def test_several_files_one_after_the_other():

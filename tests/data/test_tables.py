@@ -40,7 +40,7 @@ def test_dates_become_seconds():
     text = b"user,item,time\na,x,1970-01-02\na,y,1970-01-01 00:01:00\na,z,1970-01-01T01:00:00+01:00\na,w,soon\n"
     frame, bad = read_table_of("x.csv", text)
     assert frame["timestamp"].tolist() == [86400, 60, 0]
-    assert [(row.where, row.reason) for row in bad] == [("x.csv, line 5", "timestamp is no number")]
+    assert [(row.where, row.reason) for row in bad] == [("x.csv, line 5", "timestamp is no time")]
 
 
 @pytest.mark.parametrize("kind", ["int", "float", "str", "datetime"])

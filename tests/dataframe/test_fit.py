@@ -238,6 +238,24 @@ def test_progress_is_one_bar_a_training(frame, monkeypatch):
     assert "Train " not in screen.getvalue()  # RecBole's bar of an epoch
 
 
+def test_epochs_are_told_to_the_caller(frame):
+    seen = []
+    rec = fit(frame, on_epoch=seen.append, **FAST)  # 2 epochs to choose from, then as many as are best
+    assert [epoch["epoch"] for epoch in seen] == [0, 1, *range(rec.result.epochs_run)]
+    assert seen[rec.result.best_epoch]["valid"] == rec.result.valid
+    assert not any(epoch["valid"] for epoch in seen[2:])
+    pickle.dumps(rec)  # although the function cannot be pickled
+    again = []
+    rec.refit(frame, epochs=1, on_epoch=again.append)
+    assert [epoch["epoch"] for epoch in again] == [0]
+
+    def stop(epoch):
+        raise RuntimeError(epoch["epoch"])
+
+    with pytest.raises(RuntimeError, match="0"):
+        fit(frame, on_epoch=stop, **FAST)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -165,9 +166,14 @@ def test_bad_rows_of_other_types_are_named(pairs):
     timed = pairs.assign(ts=pd.Timestamp("2020"))
     timed.loc[4, "ts"] = pd.NaT
     assert "data, row 4 (counted from 0): no ts" in said(timed, time="ts")
-    assert "times such as 'soon': none is understood" in said(pairs.assign(ts="soon"), time="ts")
+    assert "data, row 4 (counted from 0): ts is no time" in said(timed.astype({"ts": object}).fillna("soon"), time="ts")
+    asked = "make dates of them by pd.to_datetime with a format"
+    assert f"times such as 'soon': none is understood; {asked}" in said(pairs.assign(ts="soon"), time="ts")
+    assert f"each could be; {asked}" in said(pairs.assign(ts="1/2/2020"), time="ts")
     with open("pairs.csv", "w") as file:
         file.write("user,item\n1,2\n,3\n")
+    Path("other.csv").write_text("a,b,c\n1,2,3\n")
+    assert said("other.csv") == "other.csv: which column is the user? name it by user=; its columns are a, b, c"
     assert said("pairs.csv") == "pairs.csv, line 3: no user_id: values | 3; correct or leave out such rows"
     nullable.to_parquet("pairs.parquet")
     assert said("pairs.parquet").startswith("pairs.parquet, row 4: no user_id: values | ")
@@ -201,6 +207,10 @@ def test_what_is_told(pairs, caplog):
         "data: 1 values of item_id begin or end with blanks, such as ' x'; they differ from those without",
         "data: 4 rows are of a user and item that an earlier row has too; each pair counts once",
     ]
+    caplog.clear()
+    pairs.assign(rating=5).to_csv("pairs.csv", index=False)
+    assert len(read("pairs.csv")) == len(pairs)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["pairs.csv"]
 
 
 def test_too_few(pairs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from logging import getLogger
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,8 @@ class TableFormat:
     """Read ids of text files such as ``17850.0`` as ``17850``."""
     max_mb: int | None = None
     """Largest file, after unpacking; see :func:`~recbole_onebp.data.sources.unpack.bound`."""
+    in_python: bool = False
+    """Messages name the arguments of :func:`recbole_onebp.fit` in place of the flags of ``recbole-onebp convert``."""
 
 
 def usual_columns(names: Sequence[str]) -> dict[str, str]:
@@ -55,8 +58,8 @@ def usual_columns(names: Sequence[str]) -> dict[str, str]:
     return {key: found[0] for key, found in fitting.items() if len(found) == 1}
 
 
-def choose(where: str, names: Sequence[str], form: TableFormat, flag: str = "--{}") -> dict[str, str]:
-    """Our name -> the column; ``flag`` is how the user names one."""
+def choose(where: str, names: Sequence[str], form: TableFormat) -> dict[str, str]:
+    """Our name -> the column."""
     listed = f"its columns are {', '.join(names)}"
     chosen = {key: column for key, column in form.columns.items() if column}
     if unknown := [column for column in chosen.values() if column not in names]:
@@ -67,9 +70,8 @@ def choose(where: str, names: Sequence[str], form: TableFormat, flag: str = "--{
             chosen[key] = usual[key]
         elif key not in chosen and key in ("user_id", "item_id"):
             hint = "" if form.header else ", by their numbers"
-            raise UserError(
-                f"{where}: which column is the {key[:4]}? name it by {flag.format(key[:4])}{hint}; {listed}"
-            )
+            flag = f"{key[:4]}=" if form.in_python else f"--{key[:4]}"
+            raise UserError(f"{where}: which column is the {key[:4]}? name it by {flag}{hint}; {listed}")
     if len(set(chosen.values())) < len(chosen):
         raise UserError(
             f"{where}: one column cannot have two meanings: {', '.join(f'{k}={v}' for k, v in chosen.items())}"
@@ -77,6 +79,8 @@ def choose(where: str, names: Sequence[str], form: TableFormat, flag: str = "--{
     for column, number in Counter(names).items():
         if number > 1 and column in chosen.values():
             raise UserError(f"{where}: {number} columns are called {column}; rename them")
+    if (rating := usual.get("rating")) and form.columns.get("rating") == "" and rating not in chosen.values():
+        getLogger().warning("%s: column %s is not used: each row counts the same; leave low ratings out", where, rating)
     return {key: chosen[key] for key in _USUAL if key in chosen}
 
 

@@ -47,19 +47,20 @@ def read_interactions(data: Any, columns: Mapping[str, str], name: str = "data")
         UserError: for data of another kind, or a missing column.
     """
     if isinstance(data, (str, Path)):
-        return read(Path(data), TableFormat({**columns, "rating": ""}))
+        return read(Path(data), _form(columns))
     if sp.issparse(data):
         return _of_matrix(data, columns, name)
     table = _table(data, name)
     names = [*map(str, table.columns if isinstance(table, pd.DataFrame) else table.column_names)]
     if len(names) == 2 and not {*_IDS} & (columns.keys() | usual_columns(names).keys()):
         columns = {**columns, **dict(zip(_IDS, names, strict=True))}
-    form = TableFormat({**columns, "rating": ""})
-    chosen = choose(name, names, form, flag="{}=")
-    if (rating := usual_columns(names).get("rating")) and rating not in chosen.values():
-        getLogger().warning("%s: column %s is not used: each row counts the same; leave low ratings out", name, rating)
-    raw = _raw({key: _column(table, names.index(column)) for key, column in chosen.items()})
+    form = _form(columns)
+    raw = _raw({key: _column(table, names.index(column)) for key, column in choose(name, names, form).items()})
     return sift(raw, f"{name}, row", name, form)
+
+
+def _form(columns: Mapping[str, str]) -> TableFormat:
+    return TableFormat({**columns, "rating": ""}, in_python=True)
 
 
 def _table(data: Any, name: str) -> Any:

@@ -188,7 +188,8 @@ def _faults(
             places, values = pd.factorize(frame[key].where(fit))
             numbers = np.append(_numbers(pd.Index(np.asarray(values)), key, path, form, remarks), np.nan)[places]
         frame[key] = numbers
-        yield ~(np.abs(numbers.astype(np.float64)) < np.inf), f"{key} is no number"
+        kind = "time" if key == "timestamp" else "number"
+        yield ~(np.abs(numbers.astype(np.float64)) < np.inf), f"{key} is no {kind}"
     for key in ("user_id", "item_id"):
         column = frame[key].array
         if raw.attrs.get("ids_are_typed") is None:
@@ -205,7 +206,7 @@ def _faults(
 def _numbers(values: pd.Index, key: str, path: str, form: TableFormat, remarks: list[str]) -> npt.NDArray[np.float64]:
     if key == "rating":
         return pd.to_numeric(pd.Series(values), errors="coerce").to_numpy(np.float64)
-    found, remark = seconds(values, form.time_format, path)
+    found, remark = seconds(values, form.time_format, path, form.in_python)
     if remark:
         remarks.append(remark)
     return found

@@ -50,13 +50,16 @@ _MONTH_NAMES = [
 ]
 
 
-def seconds(values: pd.Index, time_format: str | None, where: str) -> tuple[npt.NDArray[np.float64], str | None]:
+def seconds(
+    values: pd.Index, time_format: str | None, where: str, in_python: bool = False
+) -> tuple[npt.NDArray[np.float64], str | None]:
     """Seconds since 1970 of the texts or numbers in a column of times; NaN for what is not understood.
 
     Args:
         values: the different values (n,).
         time_format: a unit of :data:`UNITS`, a format of ``strptime``, or None to find out.
         where: the file, for messages.
+        in_python: see :class:`~recbole_onebp.data.sources.forms.TableFormat`.
 
     Returns:
         (n,) seconds, and a remark on how they were read.
@@ -72,16 +75,22 @@ def seconds(values: pd.Index, time_format: str | None, where: str) -> tuple[npt.
             remark = None if unit == "s" else f"times are read as {unit} since 1970"
             found = numbers / UNITS[unit]
         else:
-            found, remark = _dates(values.astype(str), where), None
+            found, remark = _dates(values.astype(str), where, in_python), None
     else:
         found, remark = _by_format(values.astype(str), time_format), None
     if len(values) and not np.isfinite(found).any():
-        given = f"--time_format={time_format} fits none" if time_format else "none is understood; give --time_format"
+        given = f"--time_format={time_format} fits none" if time_format else f"none is understood; {_asked(in_python)}"
+        leave = 'time=""' if in_python else "--time="
         raise UserError(
             f"{where}: times such as {str(values[0])[:40]!r}: {given}, such as '%d.%m.%Y %H:%M', or leave the column "
-            "out by --time="
+            f"out by {leave}"
         )
     return found, remark
+
+
+def _asked(in_python: bool) -> str:
+    """What would help."""
+    return "make dates of them by pd.to_datetime with a format" if in_python else "give --time_format"
 
 
 def _unit(numbers: npt.NDArray[np.float64]) -> str:
@@ -109,14 +118,14 @@ def _by_format(values: pd.Index, time_format: str) -> npt.NDArray[np.float64]:
         ) from None
 
 
-def _dates(values: pd.Index, where: str) -> npt.NDArray[np.float64]:
+def _dates(values: pd.Index, where: str, in_python: bool) -> npt.NDArray[np.float64]:
     texts = pd.Series(values)
     dates = pd.to_datetime(texts, utc=True, errors="coerce", format="ISO8601")
     found = _since_1970(dates)
     odd = np.flatnonzero(np.isnan(found))
     if len(odd):
         times, zones = _without_zones(texts.iloc[odd])
-        iso = pd.Series(_as_iso(times.tolist(), where), index=times.index, dtype=object)
+        iso = pd.Series(_as_iso(times.tolist(), where, in_python), index=times.index, dtype=object)
         has_offset = iso.str.contains(r"(?:Z|[+-]\d\d:?\d\d|[+-]\d\d)$", na=False) & iso.str.contains(":", na=False)
         with_offset = pd.to_datetime(iso.where(has_offset), utc=True, errors="coerce", format="ISO8601")
         local = pd.to_datetime(iso.where(~has_offset), errors="coerce", format="ISO8601")
@@ -151,7 +160,7 @@ def _in_zones(local: pd.Series, zones: pd.Series) -> npt.NDArray[np.float64]:
     return found
 
 
-def _as_iso(texts: list[str], where: str) -> list[str | None]:
+def _as_iso(texts: list[str], where: str, in_python: bool) -> list[str | None]:
     numeric = [_NUMERIC.fullmatch(text) for text in texts]
     undecided = [match for match in numeric if match and match["sep"] != "."]
     day_first = any(int(match["a"]) > 12 for match in undecided)
@@ -159,7 +168,7 @@ def _as_iso(texts: list[str], where: str) -> list[str | None]:
     if undecided and day_first == month_first:
         said = "both occur" if day_first else "each could be"
         raise UserError(
-            f"{where}: {undecided[0][0][:40]!r}: is the day or the month first? {said}; give --time_format, such as "
+            f"{where}: {undecided[0][0][:40]!r}: is the day or the month first? {said}; {_asked(in_python)}, such as "
             "'%d/%m/%Y' or '%m/%d/%Y %H:%M'"
         )
     return [

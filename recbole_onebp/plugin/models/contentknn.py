@@ -26,8 +26,8 @@ class ContentKNN(GeneralRecommender):
     baseline of whatever learns from features.
     """
 
-    input_type = InputType.POINTWISE
-    type = ModelType.TRADITIONAL
+    input_type: InputType = InputType.POINTWISE
+    type: ModelType = ModelType.TRADITIONAL
 
     def __init__(self, config: Config, dataset: Any) -> None:
         """Build the profiles of the users.

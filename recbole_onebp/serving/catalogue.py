@@ -11,7 +11,7 @@ from recbole_onebp.serving.bundle import Bundle
 from recbole_onebp.serving.content import HAS_FEATURES
 from recbole_onebp.serving.mirror import Mirror
 from recbole_onebp.serving.new_items import ItemEstimate, ItemEstimator
-from recbole_onebp.serving.tables import Embeddings, Float32Array, ItemTable
+from recbole_onebp.serving.tables import Embeddings, Float32Array, Float64Array, ItemTable
 from recbole_onebp.serving.tokens import TokenTable
 from recbole_onebp.serving.user_state import Users
 from recbole_onebp.util.ids import BundleRow, BundleRows, Token
@@ -64,16 +64,25 @@ class Catalogue:
         back = [item for item in estimates if item in self.tokens.hidden]
         fresh = [item for item in changed if item not in self.tokens.hidden]
         row_of = {**self.tokens.hidden, **{item: len(self.tokens) + place for place, item in enumerate(fresh)}}
-        begun = {row_of[item]: self._begin(row_of[item], estimate) for item, estimate in changed.items()}
-        self._set(begun)
+        self._begin({row_of[item]: estimate for item, estimate in changed.items()})
         for item in fresh:
             self.tokens.add(item)
         self.tokens.show(back)
         self._hide_rows()
         self._settle()
 
-    def _begin(self, row: BundleRow, estimate: ItemEstimate) -> ItemEstimate:
-        return self.mirror.begin(row, None if estimate.is_of_users else estimate) or estimate
+    def _begin(self, estimates: Mapping[BundleRow, ItemEstimate]) -> None:
+        """Set items to what is estimated, or what that and their users make of them."""
+        if not estimates:
+            return
+        embeddings, bias, weight, _ = (list(column) for column in zip(*estimates.values(), strict=True))
+        self._set(np.array([*estimates]), np.concatenate(embeddings), np.array(bias), np.array(weight))
+        having = [
+            row
+            for row, estimate in estimates.items()
+            if self.mirror.begin(row, None if estimate.is_of_users else estimate)
+        ]
+        self._set(np.array(having, np.int64), *self.mirror.estimates(np.array(having, np.int64)))
 
     def remove(self, items: Iterable[Token]) -> None:
         """Hide items that are in the catalogue."""
@@ -99,8 +108,8 @@ class Catalogue:
                     self.mirror.begin(row, self._of_bundle(row))
             changed.update(taken.tolist())
             self.mirror.follow(user, users.rows(np.array([user]))[0], taken)
-        estimates = {row: self.mirror.estimate(row) for row in sorted(changed)}
-        self._set({row: estimate for row, estimate in estimates.items() if estimate is not None})
+        rows = np.array(sorted(changed), np.int64)
+        self._set(rows, *self.mirror.estimates(rows))
 
     def _of_bundle(self, row: BundleRow) -> ItemEstimate:
         embedding = self._bundle.item_encodings[row : row + 1].astype(np.float32)
@@ -109,18 +118,16 @@ class Catalogue:
             embedding, 0.0 if bias is None else float(bias[row]), 1.0 if weight is None else float(weight[row])
         )
 
-    def _set(self, estimates: Mapping[BundleRow, ItemEstimate]) -> None:
+    def _set(self, rows: BundleRows, embeddings: Float32Array, bias: Float64Array, weight: Float64Array) -> None:
         """Replace rows, and add those beyond the end."""
-        if not estimates:
+        if not len(rows):
             return
-        rows = np.array([*estimates])
-        embeddings, bias, weight, _ = (list(column) for column in zip(*estimates.values(), strict=True))
         if self.weight is not None:
             n_more = max(0, int(rows.max()) + 1 - len(self.weight))
             weights = np.concatenate((self.weight, np.zeros(n_more, np.float32)))
             weights[rows] = weight
             self.weight = weights
-        self.table = self.table.with_items(rows, np.concatenate(embeddings), np.array(bias, np.float32))
+        self.table = self.table.with_items(rows, embeddings, bias.astype(np.float32))
 
     def _hide_rows(self) -> None:
         self.table = self.table.with_hidden(np.array([*self.tokens.hidden.values()], np.int64))

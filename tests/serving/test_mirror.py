@@ -98,9 +98,9 @@ def test_an_item_moves_from_its_features_to_its_users(tmp_path, kind):
     # Trained items stay, to the last bit; an event that repeats counts for the user, but not for the item.
     untrained = rec._catalogue.follows(np.arange(60))
     np.testing.assert_array_equal(rec._items.embeddings.rows(np.arange(60))[~untrained], trained[~untrained])
-    n_users = rec._catalogue.mirror._items[60].n_users
+    n_users = rec._catalogue.mirror.n_users(60)
     rec.update([("u3", "a")])
-    assert rec._catalogue.mirror._items[60].n_users == n_users == 20
+    assert rec._catalogue.mirror.n_users(60) == n_users == 20
 
 
 @pytest.mark.parametrize("kind", KINDS)

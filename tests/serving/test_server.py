@@ -242,6 +242,7 @@ def test_a22_serve_errors(capsys, monkeypatch):
         (["bundle", "--host=203.0.113.1"], "cannot listen there"),
         (["bundle", "--allowed_hosts=http://a"], "allowed_hosts: 'http://a' is no name of a host"),
         (["bundle", "--max_new_users=-1"], "max_new_users: -1 is not allowed"),
+        (["bundle", "--max_new_items=-1"], "max_new_items: -1 is not allowed"),
         (["bundle", "--workers=0"], "workers: 0 is not allowed: expected 1 to 256"),
         (["bundle", "--watch=nan"], "watch: nan is not allowed"),
         (["bundle", "--memory_mb=nan"], "memory_mb: nan is not allowed"),

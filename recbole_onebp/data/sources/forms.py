@@ -40,6 +40,8 @@ class TableFormat:
     time_format: str | None = None
     """``s``, ``ms``, ``us`` or ``ns``, or a format of ``strptime``; None: see
     :func:`~recbole_onebp.data.sources.times.seconds`."""
+    weights: bool = False
+    """Ratings are weights of interactions: above 0."""
     whole_ids: bool = False
     """Read ids of text files such as ``17850.0`` as ``17850``."""
     max_mb: int | None = None

@@ -352,6 +352,28 @@ def _stream(result: Result, file: Path) -> str:
     return f"{table(head, [counts, *rows])}\n\n{settings}. {machine}; {_packages(result)}.\n\n{picture}"
 
 
+def _weights(result: Result, _file: Path) -> str:
+    """A row a contestant: the means over the seeds on test; the transforms and the places of weights on validation."""
+    metrics = list(next(iter(result["contestants"].values()))["mean"]["test"])
+    contestants, rows = result["contestants"], []
+    for name, found in contestants.items():
+        chosen = ", ".join(f"{key}: {value}" for key, value in found["chosen"].items() if key != "WEIGHT_FIELD")
+        values = [[run["test"][metric] for run in found["runs"]] for metric in metrics]
+        cells = [f"{statistics.mean(one):.4f} ± {statistics.stdev(one):.4f}" for one in values]
+        rows.append((name, chosen or "-", *cells))
+    valid = {"none": contestants["OneBP"]["runs"][0]["valid"]}
+    for row in contestants["OneBP, weighted"]["tried"]:
+        valid[f"everywhere, {row['settings']['weight_transform']}"] = row["valid"]
+    best = contestants["OneBP, weighted"]["chosen"]["weight_transform"]
+    valid |= {f"in the {place} only, {best}": metrics for place, metrics in (result["where"] or {}).items()}
+    places = [(name, *(f"{found[metric]:.4f}" for metric in metrics)) for name, found in valid.items()]
+    settings = ", ".join(f"{key}: {value}" for key, value in result["settings"].items())
+    seeds = ", ".join(str(run["seed"]) for run in contestants["OneBP"]["runs"])
+    where = f"Seeds {seeds}, mean ± standard deviation; {settings}; {result['machine']['cpu']}; {_packages(result)}."
+    on_test = table((f"{result['dataset']}, test", "chosen on validation", *metrics), rows)
+    return f"{on_test}\n\n{where}\n\n{table(('OneBP on validation, weights', *metrics), places)}"
+
+
 speed = _pages("*-speed.json", "speed.py", _full)
 speed_short = _pages("*-speed.json", "speed.py", _short)
 growth = _pages("*-growth.json", "large.py growth", _growth)
@@ -369,6 +391,7 @@ BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
         "factors": factors,
     },
     "docs/local.md": {"local": _pages("local/*.json", "local.py --dataset gowalla", _local)},
+    "docs/weights.md": {"weights": _pages("weights/*.json", "weights.py", _weights)},
     "docs/features.md": {
         "features": _pages("features/*.json", "features.py", _features),
         "stream": _pages("stream-*.json", "stream.py --dataset ml-100k", _stream),

@@ -1,6 +1,7 @@
 """The ridge regression of each item on its neighbours, for the local term.
 
-G counts the users that two items have in common.  For item j and its K neighbours N, those of the largest cosine,
+G counts the users that two items have in common; where interactions have weights, a user counts as the product of the
+two.  For item j and its K neighbours N, those of the largest cosine,
 
     w_j = (G[N, N] + reg I)^-1 G[N, j]
 
@@ -27,9 +28,10 @@ __all__ = ["Interactions", "Neighbors", "latest", "ridge_on_neighbors"]
 
 _Ids = npt.NDArray[np.int32]
 _Places = npt.NDArray[np.int64]
+_Weights = npt.NDArray[np.float64] | npt.NDArray[np.int8]
 
 _COUNTED = 4096
-"""The counts of pairs of this many items, the most popular ones, are kept in memory: 64 MB."""
+"""The counts of pairs of this many items, the most popular ones, are kept in memory: 64 MB, with weights 128."""
 _LEAST = 1e-5
 """Smaller entries are dropped, as a share of the largest entry of their item."""
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
@@ -44,16 +46,29 @@ class Interactions(NamedTuple):
     start_of_item: _Places
     """The users of item i are ``user[start_of_item[i] : start_of_item[i + 1]]``; ``(n_items + 1,)``."""
     user: _Ids
+    weight: _Weights
+    """Of each interaction, in the order of ``item``.  If all count the same: empty, of integers like the counts."""
+    weight_by_item: _Weights
+    """The same in the order of ``user``."""
 
     @classmethod
-    def of(cls, user: npt.NDArray[Any], item: npt.NDArray[Any], n_users: int, n_items: int) -> Interactions:
-        """From pairs ``(n,)`` in any order; a pair may occur more than once."""
-        ones = np.ones(len(user), np.int8)
-        by_user = sp.coo_array((ones, (user, item)), shape=(n_users, n_items)).tocsr()
+    def of(
+        cls,
+        user: npt.NDArray[Any],
+        item: npt.NDArray[Any],
+        n_users: int,
+        n_items: int,
+        weight: npt.NDArray[np.floating] | None = None,
+    ) -> Interactions:
+        """From pairs ``(n,)`` in any order; a pair may occur more than once, unless they have weights."""
+        values = np.ones(len(user), np.int8) if weight is None else weight.astype(np.float64)
+        by_user = sp.coo_array((values, (user, item)), shape=(n_users, n_items)).tocsr()
         by_item = by_user.tocsc()
         parts = (by_user.indptr, by_user.indices, by_item.indptr, by_item.indices)
         types = (np.int64, np.int32) * 2
-        return cls(*(part.astype(kind, copy=False) for part, kind in zip(parts, types, strict=True)))
+        ids = (part.astype(kind, copy=False) for part, kind in zip(parts, types, strict=True))
+        weights = (part.data[: 0 if weight is None else None] for part in (by_user, by_item))
+        return cls(*ids, *weights)
 
 
 def latest(start: _Places, n: int, in_order: bool) -> npt.NDArray[np.bool_]:
@@ -118,14 +133,21 @@ def ridge_on_neighbors(data: Interactions, targets: Sequence[int] | _Ids, n_neig
     most = np.argsort(-popularity, kind="stable")[: min(_COUNTED, n_items)].astype(np.int32)
     popular[most] = np.arange(len(most), dtype=np.int32)
     n_threads = numba.get_num_threads()
-    counts = np.zeros((len(most), len(most)), np.int32)
+    is_weighted = len(data.weight) > 0
+    counts = np.zeros((len(most), len(most)), np.float64 if is_weighted else np.int32)
+    own = np.bincount(data.item, data.weight**2, n_items) if is_weighted else popularity
     _count_popular(data, most, popular, counts, n_threads)
     item = np.full((len(target), n_neighbors), -1, np.int32)
     weight = np.zeros((len(target), n_neighbors), np.float32)
     with threadpool_limits(1, user_api="blas"):  # each thread of ours solves one system
-        _fit(data, n_users, target, float(reg), popular, counts, item, weight, n_threads)
+        _fit(data, own, n_users, target, float(reg), popular, counts, item, weight, n_threads)
     weight[np.abs(weight) < _LEAST * np.abs(weight).max(axis=1, initial=0, keepdims=True)] = 0
     return Neighbors(target, item, weight)
+
+
+@njit(inline="always", **_OPTIONS)
+def _weight(weights, place):
+    return weights[place] if len(weights) else 1
 
 
 @njit(parallel=True, **_OPTIONS)
@@ -135,33 +157,35 @@ def _count_popular(data, most, popular, counts, n_threads):
         for row in range(thread, len(most), n_threads):
             i = most[row]
             for p in range(data.start_of_item[i], data.start_of_item[i + 1]):
-                u = data.user[p]
+                u, weight = data.user[p], _weight(data.weight_by_item, p)
                 for q in range(data.start[u], data.start[u + 1]):
                     column = popular[data.item[q]]
                     if column >= 0:
-                        counts[row, column] += 1
+                        counts[row, column] += weight * _weight(data.weight, q)
 
 
 @njit(parallel=True, **_OPTIONS)
-def _fit(data, n_users, target, reg, popular, counts, item, weight, n_threads):
+def _fit(data, own, n_users, target, reg, popular, counts, item, weight, n_threads):
     """Fill in the neighbours of each target and their weights."""
     n_items = len(popular)
     for thread in prange(n_threads):
-        count, seen = np.zeros(n_items, np.int32), np.empty(n_items, np.int32)
+        count, seen = np.zeros(n_items, counts.dtype), np.empty(n_items, np.int32)
         column = np.full(n_items, -1, np.int32)
         head = np.full(n_users, -1, np.int32)
-        links = np.empty((1024, 2), np.int32)
+        links, link_weight = np.empty((1024, 2), np.int32), np.empty(1024, counts.dtype)
         for row in range(thread, len(target), n_threads):
-            neighbors, shared = _neighbors(data, target[row], item.shape[1], count, seen)
+            neighbors, shared = _neighbors(data, own, target[row], item.shape[1], count, seen)
             if len(neighbors):
-                gram, links = _gram(data, neighbors, popular, counts, column, head, links)
+                gram, links, link_weight = _gram(
+                    data, own, neighbors, popular, counts, column, head, links, link_weight
+                )
                 item[row, : len(neighbors)] = neighbors
                 weight[row, : len(neighbors)] = _solve(gram, shared, reg)
 
 
 @njit(**_OPTIONS)
-def _neighbors(data, j, k, count, seen):
-    """The k items with the largest cosine to item j, ascending, and the number of users that each shares with it.
+def _neighbors(data, own, j, k, count, seen):
+    """The k items with the largest cosine to item j, ascending, and the count of the users that each shares with it.
 
     Of equal cosines the lower ids count.
 
@@ -169,17 +193,17 @@ def _neighbors(data, j, k, count, seen):
     """
     n = 0
     for p in range(data.start_of_item[j], data.start_of_item[j + 1]):
-        u = data.user[p]
+        u, weight = data.user[p], _weight(data.weight_by_item, p)
         for q in range(data.start[u], data.start[u + 1]):
             i = data.item[q]
             if count[i] == 0:
                 seen[n] = i
                 n += 1
-            count[i] += 1
+            count[i] += weight * _weight(data.weight, q)
     cosine = np.empty(n, np.float64)  # times a factor that is the same for all
     for place in range(n):
         i = seen[place]
-        cosine[place] = -1.0 if i == j else count[i] / np.sqrt(float(data.start_of_item[i + 1] - data.start_of_item[i]))
+        cosine[place] = -1.0 if i == j else count[i] / np.sqrt(float(own[i]))
     least = -1.0
     if n - 1 > k:
         least = np.partition(cosine, n - k)[n - k]
@@ -199,18 +223,19 @@ def _neighbors(data, j, k, count, seen):
 
 
 @njit(**_OPTIONS)
-def _gram(data, items, popular, counts, column, head, links):
-    """How many users each pair of items has in common, the lower triangle, ``(K, K)``; and the scratch ``links``.
+def _gram(data, own, items, popular, counts, column, head, links, link_weight):
+    """The counts of the users that each pair of items has in common, the lower triangle, ``(K, K)``; and the scratch
+    ``links`` and ``link_weight``.
 
     Pairs of popular items are looked up.  The users of all other items are linked: a user's list holds the items that
     it has among them.  A popular item then meets the others in the lists of its users, or in the histories of the users
     that have a list, whichever are fewer.
 
     The scratch ``column``, ``(n_items,)``, and ``head``, ``(n_users,)``, is -1 before and after.  A row of ``links`` is
-    a user's next link, and the item of this one as an index into ``items``.
+    a user's next link, and the item of this one as an index into ``items``; ``link_weight`` is its weight.
     """
     k = len(items)
-    gram = np.zeros((k, k), np.int32)
+    gram = np.zeros((k, k), counts.dtype)
     n_rare, n_popular = 0, 0
     for i in items:
         size = data.start_of_item[i + 1] - data.start_of_item[i]
@@ -219,7 +244,7 @@ def _gram(data, items, popular, counts, column, head, links):
         else:
             n_rare += size
     if len(links) < n_rare:
-        links = np.empty((2 * n_rare, 2), np.int32)
+        links, link_weight = np.empty((2 * n_rare, 2), np.int32), np.empty(2 * n_rare, counts.dtype)
     n, in_histories = 0, 0
     for a in range(k):
         i = items[a]
@@ -232,44 +257,45 @@ def _gram(data, items, popular, counts, column, head, links):
             continue
         row = gram[a]
         for p in range(data.start_of_item[i], data.start_of_item[i + 1]):
-            u = data.user[p]
+            u, weight = data.user[p], _weight(data.weight_by_item, p)
             link = head[u]
             if link < 0:
                 in_histories += data.start[u + 1] - data.start[u]
-            links[n, 0], links[n, 1] = link, a
+            links[n, 0], links[n, 1], link_weight[n] = link, a, weight
             head[u] = n
             n += 1
             while link >= 0:
-                row[links[link, 1]] += 1
+                row[links[link, 1]] += weight * link_weight[link]
                 link = links[link, 0]
-        row[a] = data.start_of_item[i + 1] - data.start_of_item[i]
+        row[a] = own[i]
     through_histories = in_histories < n_popular
     for a in range(k):
         i = items[a]
         if popular[i] >= 0 and not through_histories:
             for p in range(data.start_of_item[i], data.start_of_item[i + 1]):
-                _meet(gram, a, head[data.user[p]], links)
+                _meet(gram, a, _weight(data.weight_by_item, p), head[data.user[p]], links, link_weight)
         elif popular[i] < 0:
             for p in range(data.start_of_item[i], data.start_of_item[i + 1]):
                 u = data.user[p]
                 if through_histories and head[u] >= 0:
                     for q in range(data.start[u], data.start[u + 1]):
                         if column[data.item[q]] >= 0:
-                            _meet(gram, column[data.item[q]], head[u], links)
+                            weight = _weight(data.weight, q)
+                            _meet(gram, column[data.item[q]], weight, head[u], links, link_weight)
                     head[u] = -1
     for i in items:
         column[i] = -1
         if popular[i] < 0:
             head[data.user[data.start_of_item[i] : data.start_of_item[i + 1]]] = -1
-    return gram, links
+    return gram, links, link_weight
 
 
 @njit(inline="always", **_OPTIONS)
-def _meet(gram, a, link, links):
-    """Count item a once with each item of a user's list."""
+def _meet(gram, a, weight, link, links, link_weight):
+    """Count item a, which has this weight in the user, with each item of the user's list."""
     while link >= 0:
         b = links[link, 1]
-        gram[max(a, b), min(a, b)] += 1
+        gram[max(a, b), min(a, b)] += weight * link_weight[link]
         link = links[link, 0]
 
 

@@ -13,10 +13,12 @@ from torch.nn import functional as F
 
 from recbole_onebp.recency import recency_weights
 
-__all__ = ["WINDOW", "History"]
+__all__ = ["LEAST_REST", "WINDOW", "History"]
 
 WINDOW = 50
 """Items before a pair that make its user in the loss.  Older ones count little, and each costs time."""
+LEAST_REST = 1e-5
+"""Share of a user's weight below which nothing is left after an item is left out: it would be rounding errors."""
 
 
 class History(nn.Module):
@@ -25,7 +27,8 @@ class History(nn.Module):
     Attributes:
         start: the items of user u are ``item[start[u] : start[u + 1]]``; ``(n_users + 1,)``.
         item: the earliest first if times are known, otherwise by id; ``(n,)``.
-        weight: of each item in its user, ``(n,)``; None if all count the same.
+        strength: weight of each interaction, ``(n,)``; None if interactions have none.
+        weight: of each item in its user, by strength and recency, ``(n,)``; None if all count the same.
         total: the sum of the weights of each user, ``(n_users,)``; None if all count the same.
         earlier_weight: in the user of a pair, weight of the item just before it, of the one before that, ...;
             ``(window,)``.
@@ -33,6 +36,7 @@ class History(nn.Module):
 
     start: Tensor
     item: Tensor
+    strength: Tensor | None
     weight: Tensor | None
     total: Tensor | None
     earlier_weight: Tensor
@@ -46,6 +50,7 @@ class History(nn.Module):
         time: Tensor | None = None,
         recency: float = 0.0,
         earlier_recency: float = 0.0,
+        strength: Tensor | None = None,
     ) -> None:
         """Sort the pairs.
 
@@ -57,16 +62,20 @@ class History(nn.Module):
             time: of each pair, ``(n,)``; pairs of the same time keep their order.  None if it is not known.
             recency: see :func:`recbole_onebp.recency.recency_weights`.
             earlier_recency: the same for :meth:`earlier`.
+            strength: of each pair, ``(n,)``; see the attribute.
         """
         super().__init__()
         self._n_items = n_items
         self.is_ordered: bool = time is not None
         key = user.long() * n_items + item.long()
         if time is None:
-            key = key.sort().values
+            key, order = key.sort(stable=True)
         else:
             by_time = time.argsort(stable=True)
-            key = key[by_time[user[by_time].argsort(stable=True)]]
+            order = by_time[user[by_time].argsort(stable=True)]
+            key = key[order]
+        self.register_buffer("strength", None if strength is None else strength[order], persistent=False)
+        del order  # as large as the history
         owner = key // n_items
         start = torch.searchsorted(owner, torch.arange(n_users + 1))
         self.register_buffer("start", start, persistent=False)
@@ -74,6 +83,9 @@ class History(nn.Module):
         weight = total = None
         if recency:
             weight = _weights(start[owner + 1] - 1 - torch.arange(len(key)), recency)
+        if self.strength is not None:
+            weight = self.strength if weight is None else weight * self.strength
+        if weight is not None:
             total = torch.zeros(n_users, dtype=torch.double).index_add_(0, owner, weight.double()).float()
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("total", total, persistent=False)
@@ -90,9 +102,10 @@ class History(nn.Module):
         return order[found], keys[found] == key
 
     @cached_property
-    def arrays(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """``start`` and ``item`` as arrays, wherever the tensors are."""
-        return self.start.cpu().numpy(), self.item.cpu().numpy()
+    def arrays(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """``start``, ``item`` and ``strength`` as arrays, wherever the tensors are; the last is empty for None."""
+        strength = self.item.new_empty(0, dtype=torch.float32) if self.strength is None else self.strength
+        return self.start.cpu().numpy(), self.item.cpu().numpy(), strength.cpu().numpy()
 
     def place(self, user: Tensor, item: Tensor) -> Tensor:
         """Where train pairs are in the history; the first place of a pair that occurs more than once.
@@ -102,6 +115,10 @@ class History(nn.Module):
             item: ``(B,)``.
         """
         return self._places(user * self._n_items + item)[0]
+
+    def strength_of(self, user: Tensor, item: Tensor) -> Tensor | None:
+        """The weights of train pairs, ``(B,)``; None if interactions have none."""
+        return None if self.strength is None else self.strength[self.place(user, item)]
 
     def n_earlier(self, user: Tensor, item: Tensor) -> Tensor:
         """Number of the user's items before those of train pairs, ``(B,)``.
@@ -130,7 +147,7 @@ class History(nn.Module):
         return total / self.total.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)
 
     def without(self, user: Tensor, item: Tensor, mean: Tensor, share: Tensor) -> Tensor:
-        """The mean of the user's other items, ``(B, d)``; zero for users with one item.
+        """The mean of the user's other items, ``(B, d)``; zero where they weigh next to nothing, or there is none.
 
         Args:
             user: users of B train pairs.
@@ -144,6 +161,7 @@ class History(nn.Module):
         else:
             weight, total = self.weight[self.place(user, item)].unsqueeze(1), self.total[user].unsqueeze(1)
             others = (total * mean - weight * share) / (total - weight)
+            count = torch.where(total - weight > LEAST_REST * total, count, 0)
         return torch.where(count > 1, others, 0.0)
 
     def earlier(self, user: Tensor, item: Tensor, shares: Callable[[Tensor], Tensor]) -> Tensor:
@@ -155,8 +173,11 @@ class History(nn.Module):
             shares: returns what items ``(B, window)`` add, ``(B, window, d)``.
         """
         place = self.place(user, item).unsqueeze(1) - 1 - torch.arange(len(self.earlier_weight), device=user.device)
-        weight = torch.where(place >= self.start[user].unsqueeze(1), self.earlier_weight, 0.0)
-        total = (weight.unsqueeze(1) @ shares(self.item[place.clamp(min=0)])).squeeze(1)
+        weight, inside = self.earlier_weight, place.clamp(min=0)
+        if self.strength is not None:
+            weight = weight * self.strength[inside]
+        weight = torch.where(place >= self.start[user].unsqueeze(1), weight, 0.0)
+        total = (weight.unsqueeze(1) @ shares(self.item[inside])).squeeze(1)
         return total / weight.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 
 

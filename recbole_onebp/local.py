@@ -6,7 +6,8 @@ user's score of item j gains
 
     weight * sum_i r_i w_j[i]
 
-over the user's items i.  w_j are the weights of :mod:`recbole_onebp.cooccurrence`, and r recency weights of mean 1.
+over the user's items i.  w_j are the weights of :mod:`recbole_onebp.cooccurrence`, and r weights of mean 1, by recency
+and by the weights of the interactions.
 
 Sources: Ning and Karypis, "SLIM" (ICDM 2011), whose fsSLIM takes neighbours by cosine; Steck, "Embarrassingly Shallow
 Autoencoders for Sparse Data" (WWW 2019) for the closed form over all items.
@@ -34,6 +35,7 @@ _Ids = npt.NDArray[np.int32]
 _Places = npt.NDArray[np.int64]
 
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
+_NONE = np.empty(0, np.float32)
 
 
 class ItemScores(NamedTuple):
@@ -101,27 +103,39 @@ class LocalTerm:
         age = np.arange(longest)
         return (recency_weights(age, self.recency) if self.recency else np.ones(longest)).astype(np.float32)
 
-    def scores(self, user: npt.NDArray[np.int64], start: _Places, item: npt.NDArray[np.int64]) -> ItemScores:
+    def scores(
+        self,
+        user: npt.NDArray[np.int64],
+        start: _Places,
+        item: npt.NDArray[np.int64],
+        strength: npt.NDArray[np.float32] = _NONE,
+    ) -> ItemScores:
         """What the term adds to the scores of users; for all items that are not named it is 0.
 
         Args:
             user: ids of B users.
             start: the items of user u are ``item[start[u] : start[u + 1]]``, the earliest first; ``(n_users + 1,)``.
             item: ``(n,)``.
+            strength: weights of the interactions, ``(n,)``; all the same if empty.
         """
         bound = _most_scores(self.indptr, user, start, item)
         found = np.zeros(len(user) + 1, np.int64), np.empty(bound, np.int64), np.empty(bound, np.float32)
         by_age = self.by_age(int((start[user + 1] - start[user]).max(initial=0)))
-        end = _scores(self._csr, np.float32(self.weight), by_age, user, start, item, *found)
+        end = _scores(self._csr, np.float32(self.weight), by_age, user, start, item, strength, *found)
         return ItemScores(found[0], found[1][:end], found[2][:end])
 
     def pairs(
-        self, user: npt.NDArray[np.int64], target: npt.NDArray[np.int64], start: _Places, item: npt.NDArray[np.int64]
+        self,
+        user: npt.NDArray[np.int64],
+        target: npt.NDArray[np.int64],
+        start: _Places,
+        item: npt.NDArray[np.int64],
+        strength: npt.NDArray[np.float32] = _NONE,
     ) -> npt.NDArray[np.float32]:
         """What the term adds to the scores of pairs of users and items, ``(B,)``; arguments as in :meth:`scores`."""
         by_age = self.by_age(int((start[user + 1] - start[user]).max(initial=0)))
         score = np.zeros(len(user), np.float32)
-        _pair_scores(self._csr, np.float32(self.weight), by_age, user, target, start, item, score)
+        _pair_scores(self._csr, np.float32(self.weight), by_age, user, target, start, item, strength, score)
         return score
 
     @property
@@ -130,24 +144,24 @@ class LocalTerm:
 
 
 @njit(inline="always", **_OPTIONS)
-def _factor(weight, by_age, n):
-    """What the recency weights of a history of n items are multiplied by, for mean 1 and the weight of the term."""
+def _factor(weight, by_age, n, strength):
+    """What the weights of a history of n items are multiplied by, for mean 1 and the weight of the term."""
     total = np.float64(0)
     for age in range(n):
-        total += by_age[age]
+        total += by_age[age] * strength[n - 1 - age] if len(strength) else by_age[age]
     return np.float32(weight * n / total)
 
 
 # These loops are not parallel: a block of users is divided between threads by the caller, and a process that was forked
 # may run them.
 @njit(**_OPTIONS)
-def _scores(csr, weight, by_age, user, start, item, ends, target, added):
+def _scores(csr, weight, by_age, user, start, item, strength, ends, target, added):
     """Write the scores of each user after those of the one before; return where the last ones end."""
     n_items, end = len(csr[0]) - 1, 0
     score, seen = np.zeros(n_items, np.float32), np.zeros(n_items, np.bool_)
     for b in range(len(user)):
-        history = item[start[user[b]] : start[user[b] + 1]]
-        end = _add_up(csr, weight, by_age, history, score, seen, end, target, added)
+        own = slice(start[user[b]], start[user[b] + 1])
+        end = _add_up(csr, weight, by_age, item[own], strength[own], score, seen, end, target, added)
         ends[b + 1] = end
     return end
 
@@ -165,16 +179,18 @@ def _most_scores(indptr, user, start, item):
 
 
 @njit(**_OPTIONS)
-def _add_up(csr, weight, by_age, history, score, seen, first, target, added):
+def _add_up(csr, weight, by_age, history, strength, score, seen, first, target, added):
     """Write the scores that a history gives from the place ``first`` on; return the place after the last.
 
     The scratch ``score`` and ``seen``, ``(n_items,)``, is zero before and after.
     """
     indptr, indices, values = csr
     n, stop = len(history), first
-    factor = _factor(weight, by_age, n)
+    factor = _factor(weight, by_age, n, strength)
     for p in range(n):
         i, r = history[p], factor * by_age[n - 1 - p]
+        if len(strength):
+            r *= strength[p]
         for q in range(indptr[i], indptr[i + 1]):
             j = indices[q]
             if not seen[j]:
@@ -190,19 +206,23 @@ def _add_up(csr, weight, by_age, history, score, seen, first, target, added):
 
 
 @njit(**_OPTIONS)
-def _pair_scores(csr, weight, by_age, user, target, start, item, score):
+def _pair_scores(csr, weight, by_age, user, target, start, item, strength, score):
     for b in range(len(user)):
-        score[b] = _pair_score(csr, weight, by_age, item[start[user[b]] : start[user[b] + 1]], target[b])
+        own = slice(start[user[b]], start[user[b] + 1])
+        score[b] = _pair_score(csr, weight, by_age, item[own], strength[own], target[b])
 
 
 @njit(**_OPTIONS)
-def _pair_score(csr, weight, by_age, history, target):
+def _pair_score(csr, weight, by_age, history, strength, target):
     indptr, indices, values = csr
     n, total = len(history), np.float32(0)
-    factor = _factor(weight, by_age, n)
+    factor = _factor(weight, by_age, n, strength)
     for p in range(n):
         row = indices[indptr[history[p]] : indptr[history[p] + 1]]
         place = np.searchsorted(row, target)
         if place < len(row) and row[place] == target:
-            total += factor * by_age[n - 1 - p] * values[indptr[history[p]] + place]
+            r = factor * by_age[n - 1 - p]
+            if len(strength):
+                r *= strength[p]
+            total += r * values[indptr[history[p]] + place]
     return total

@@ -26,6 +26,7 @@ from recbole_onebp.config.schema import OneBPConfig
 from recbole_onebp.cooccurrence import Interactions, latest
 from recbole_onebp.data.item_features import item_fields
 from recbole_onebp.data.order import has_times
+from recbole_onebp.data.weights import weights_of
 from recbole_onebp.distributed.ranks import current
 from recbole_onebp.distributed.sharding import Shard
 from recbole_onebp.functional import bilateral_softmax, info_nce, moving_aggregate_, popularity_weights
@@ -202,8 +203,12 @@ class OneBP(GeneralRecommender):
             inter, times = dataset.inter_feat, None
             if self.recency or self.has_earlier_users or self.trend_weight or self.local_recency:
                 times = inter[dataset.time_field]
-            user, item = inter[self.USER_ID], inter[self.ITEM_ID]
-            self.history = History(user, item, self.n_users, self.n_items, times, self.recency, config.training_recency)
+            user, item, strength = inter[self.USER_ID], inter[self.ITEM_ID], None
+            if config.WEIGHT_FIELD is not None:
+                strength = weights_of(dataset, config.WEIGHT_FIELD, config.weight_transform)
+            self.history = History(
+                user, item, self.n_users, self.n_items, times, self.recency, config.training_recency, strength
+            )
         self.register_buffer("trend", self._trend() if self.trend_weight else None, persistent=False)
         weight = None
         if self.config.aggregation_alpha > 0:
@@ -215,7 +220,7 @@ class OneBP(GeneralRecommender):
         self.register_buffer("shares", shares, persistent=False)
 
     def _trend(self) -> Tensor:
-        start, item = self.history.arrays
+        start, item, _ = self.history.arrays
         age = np.repeat(start[1:], np.diff(start)) - 1 - np.arange(len(item))
         ranks = current()
 
@@ -301,12 +306,17 @@ class OneBP(GeneralRecommender):
     # --------------------------------------------------------------------------------------------------------- loss
 
     def pair_weight(self, user: Tensor, item: Tensor) -> Tensor | None:
-        """Weight of train pairs in the loss, ``(B,)``, see ``half_weight_at``; None if all weigh the same."""
-        half = self.config.half_weight_at
-        if not (half and self.has_earlier_users):
-            return None
+        """Weight of train pairs in the loss, ``(B,)``; None if all weigh the same.
+
+        It is that of the interaction, and by ``half_weight_at`` that of the number of items before it.
+        """
+        half = self.config.half_weight_at if self.has_earlier_users else 0.0
+        strength = self.history.strength_of(user, item) if self.config.WEIGHT_FIELD else None
+        if not half:
+            return strength
         n_earlier = self.history.n_earlier(user, item).float()
-        return n_earlier / (n_earlier + half)
+        by_number = n_earlier / (n_earlier + half)
+        return by_number if strength is None else by_number * strength
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """The InfoNCE loss of a batch from RecBole's loader.
@@ -450,15 +460,18 @@ class OneBP(GeneralRecommender):
 
     def _counted(self) -> Interactions:
         """The interactions of all users, of all ranks, that the local term is fitted to."""
-        start, item = self.history.arrays
+        start, item, strength = self.history.arrays
         kept = latest(start, self.config.local_history, self.history.is_ordered)
         user = torch.from_numpy(np.repeat(np.arange(len(start) - 1), np.diff(start))[kept])
         n_users = self.n_users
         if self.shard is not None:
             user, n_users = self.shard.whole_ids(user), self.shard.n_users
         ranks = current()
-        users, items = (torch.cat(ranks.gather(part)).numpy() for part in (user, torch.from_numpy(item[kept])))
-        return Interactions.of(users, items, n_users, self.n_items)
+        own = [user, torch.from_numpy(item[kept])]
+        if len(strength):
+            own.append(torch.from_numpy(strength[kept]))
+        users, items, *weights = (torch.cat(ranks.gather(part)).numpy() for part in own)
+        return Interactions.of(users, items, n_users, self.n_items, *weights)
 
     def ranking_vectors(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
         """Vectors of the users ``(B, d)`` and of all items ``(n_items, d)`` whose dot products are the towers' scores.

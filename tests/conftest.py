@@ -165,12 +165,15 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def timed_path(tiny_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A data_path with ``tiny`` and a time for each interaction.  The rows are not in order of time."""
+    """A data_path with ``tiny``, and a time and a number of plays for each interaction.  The rows are not in order of
+    time.
+    """
     data_path = tmp_path_factory.mktemp("timed")
     rows = [line.split("\t") for line in (Path(tiny_path) / "tiny" / "tiny.inter").read_text().splitlines()[1:]]
     times = random.Random(2).sample(range(1000), len(rows))
-    header = "user_id:token\titem_id:token\ttimestamp:float"
-    write_inter(data_path / "tiny", [(*row, time) for row, time in zip(rows, times, strict=True)], header)
+    plays = [random.Random(3 + place).choice((1, 2, 5, 300)) for place in range(len(rows))]
+    header = "user_id:token\titem_id:token\ttimestamp:float\tplays:float"
+    write_inter(data_path / "tiny", [(*row, *more) for row, *more in zip(rows, times, plays, strict=True)], header)
     return str(data_path)
 
 
@@ -214,6 +217,14 @@ def timed(tiny_config: dict[str, Any], timed_path: str) -> Callable[..., recbole
         return recbole_onebp.build(model, "tiny", config_dict={**own, **in_time, **overrides})
 
     return build
+
+
+@pytest.fixture
+def weighted(timed: Callable[..., recbole_onebp.Run]) -> Callable[..., recbole_onebp.Run]:
+    """Builds a run on the tiny data, split at random, whose interactions have weights."""
+    columns = {"load_col": {"inter": ["user_id", "item_id", "plays"]}, "WEIGHT_FIELD": "plays"}
+    split = {"order": "RO", "split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "user", "mode": "full"}
+    return lambda **overrides: timed(**{**columns, "eval_args": split, **overrides})
 
 
 @pytest.fixture

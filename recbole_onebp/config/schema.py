@@ -30,6 +30,7 @@ from recbole_onebp.config.fields import (
 )
 from recbole_onebp.config.settings import RunSettings, TrainingKeys
 from recbole_onebp.functional import Duplicates
+from recbole_onebp.weights import Transform
 
 if TYPE_CHECKING:
     from recbole.config import Config
@@ -178,6 +179,20 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
             ),
         ),
     ] = "auto"
+    WEIGHT_FIELD: Annotated[
+        str | None,
+        Key(
+            "Column of the interactions with their weights, such as numbers of plays: numbers above 0, loaded by "
+            "`load_col`. A weight counts in the loss, in the mean of the user's items and in the local term"
+        ),
+    ] = None
+    weight_transform: Annotated[
+        Transform,
+        Key(
+            "What is made of a weight: itself, log(1 + it), its square root, or the share of the user's weights that "
+            "are not larger. Then all weights are divided by their mean"
+        ),
+    ] = "log1p"
     negative_weight: Annotated[
         NonNegative,
         Key("0: InfoNCE. Above 0: the positive is not in the denominator, whose logarithm has this weight"),
@@ -273,6 +288,11 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
             raise ValueError(
                 f"item_features with negatives: {self.negatives} and aggregation: {self.aggregation}: items with "
                 "features are trained with negatives: shared, and aggregation: interval or epoch"
+            )
+        if self.WEIGHT_FIELD is not None and self.aggregation == "step":
+            raise ValueError(
+                f"WEIGHT_FIELD: {self.WEIGHT_FIELD} with aggregation: step: weights count in the mean of a user's "
+                "items, and there is none then; use aggregation: interval or epoch"
             )
         of_one = {"aggregation": "step", "aggregation_alpha": 0, "user_encoding": "moved"}
         for key, value in of_one.items():

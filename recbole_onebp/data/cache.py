@@ -30,8 +30,8 @@ __all__ = ["DataCache", "State", "fingerprint"]
 
 _FORMAT = 1
 _MAX_STATE = 16 << 20
-_KEYS = (*dataset_arguments, "encoding", "numerical_features", "discretization")
-"""Keys that change a data set before it is split."""
+_KEYS = (*dataset_arguments, "encoding", "numerical_features", "discretization", "WEIGHT_FIELD")
+"""Keys that change a data set before it is split, or how its files are checked."""
 WORTH_BYTES = 4 << 20
 """Smaller data sets load fast enough without a cache."""
 _WHOLE_BYTES = SMALL_BYTES

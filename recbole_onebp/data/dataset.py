@@ -22,6 +22,7 @@ from recbole_onebp.data.categories import as_categorical, concat_frames, token_t
 from recbole_onebp.data.interactions import COLUMNAR, InteractionFiles, Table
 from recbole_onebp.data.order import are_in_order
 from recbole_onebp.data.rows import Groups, Rows
+from recbole_onebp.data.weights import check_weights
 
 __all__ = ["OneBPDataset"]
 
@@ -114,6 +115,8 @@ class OneBPDataset(Dataset):
             if not table.path.exists():
                 raise ValueError(f"File {table.path} not exist.")
             frames.append(self._load_table(table))
+            if self.config["WEIGHT_FIELD"] is not None:
+                check_weights(table, frames[-1], self.config["WEIGHT_FIELD"])
             for field, length in self.field2seqlen.items():
                 longest[field] = max(length, longest.get(field, 0))
         if self.benchmark_filename_list is None:

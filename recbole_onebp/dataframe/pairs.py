@@ -26,14 +26,17 @@ class Columns:
     item: str | None = None
     time: str | None = None
     """``""``: no times are read."""
+    weight: str | None = None
+    """None: interactions have no weights."""
 
-    def given(self, *, time: bool = True) -> dict[str, str]:
-        """By our names, those that were given; without times if ``time`` is false."""
+    def given(self, *, time: bool = True, weight: bool = True) -> dict[str, str]:
+        """By our names, those that were given; without times or weights if ``time`` or ``weight`` is false."""
         named = {"user_id": self.user, "item_id": self.item, "timestamp": self.time if time else ""}
+        named["rating"] = self.weight if weight else None
         return {key: str(name) for key, name in named.items() if name is not None}
 
 
-def read_rows(data: Any, columns: Columns, name: str, *, time: bool = True) -> pd.DataFrame:
+def read_rows(data: Any, columns: Columns, name: str, *, time: bool = True, weight: bool = True) -> pd.DataFrame:
     """All rows, the earliest first.
 
     Args:
@@ -41,20 +44,24 @@ def read_rows(data: Any, columns: Columns, name: str, *, time: bool = True) -> p
         columns: names of its columns.
         name: of the data, for messages.
         time: read times, if there are any.
+        weight: read weights, if there are any.
 
     Returns:
-        ``(n, 2 or 3)``: ``user_id`` and ``item_id`` (categories of str), and ``timestamp`` (float, seconds since 1970).
+        ``(n, 2 to 4)``: ``user_id`` and ``item_id`` (categories of str), perhaps ``rating`` (float, the weight) and
+        ``timestamp`` (float, seconds since 1970).
 
     Raises:
         UserError: names the first bad row; or there are no rows.
     """
-    given = columns.given(time=time)
+    given = columns.given(time=time, weight=weight)
     table = read_interactions(data, given, name)
     for remark in table.remarks:
         getLogger().warning("%s: %s", name, remark)
     if table.bad:
         raise UserError(_first_bad(table.bad, given, name))
     frame = table.frame
+    if not given.get("rating"):  # the archives of GroupLens have ratings
+        frame = frame.drop(columns="rating", errors="ignore")
     if frame.empty:
         raise UserError(f"{name}: no rows")
     _tell_blanks(frame, name)
@@ -62,12 +69,16 @@ def read_rows(data: Any, columns: Columns, name: str, *, time: bool = True) -> p
 
 
 def each_once(rows: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Each pair of a user and an item at its first row."""
-    pairs = rows.drop_duplicates(_PAIR, ignore_index=True)
+    """Each pair of a user and an item at its first row, with the sum of its weights."""
+    pairs = rows.drop_duplicates(_PAIR)
     if len(pairs) < len(rows):
-        message = "%s: %s rows are of a user and item that an earlier row has too; each pair counts once"
-        getLogger().warning(message, name, f"{len(rows) - len(pairs):,}")
-    return pairs
+        how = ""
+        if "rating" in rows:
+            sums = rows.groupby(_PAIR, observed=True, sort=False)["rating"].transform("sum")
+            pairs, how = pairs.assign(rating=sums.loc[pairs.index]), ", with the sum of its weights"
+        message = "%s: %s rows are of a user and item that an earlier row has too; each pair counts once%s"
+        getLogger().warning(message, name, f"{len(rows) - len(pairs):,}", how)
+    return pairs.reset_index(drop=True)
 
 
 def _first_bad(bad: BadRows, given: Mapping[str, str], name: str) -> str:

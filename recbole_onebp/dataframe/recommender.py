@@ -111,7 +111,7 @@ class FittedRecommender(Recommender):
             (['ndcg@5', 'recall@5'], 2)
         """
         wanted = _parsed([metrics] if isinstance(metrics, str) else metrics or self._metrics())
-        rows = read_rows(test, self._columns, "test", time=False)
+        rows = read_rows(test, self._columns, "test", time=False, weight=False)
         liked = {str(user): set(items) for user, items in rows.groupby("user_id", observed=True)["item_id"]}
         unknown_users = [user for user in liked if not self.knows_user(user)]
         new = {user: items.difference(self.history(user)) for user, items in liked.items() if self.knows_user(user)}

@@ -36,7 +36,7 @@ __all__ = ["fit", "fit_from"]
 
 _NAME = "dataframe"
 _FIELDS = {"USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "TIME_FIELD": "timestamp"}
-_OWN = ("model", "dataset", "data_path", "load_col", "benchmark_filename", "resume", *_FIELDS)
+_OWN = ("model", "dataset", "data_path", "load_col", "benchmark_filename", "resume", "WEIGHT_FIELD", *_FIELDS)
 """Keys that :func:`fit` sets, or cannot follow."""
 _DEFAULT_SHARE = 0.1
 _DEFAULT_K = 10
@@ -49,13 +49,15 @@ def fit(
     item: str | None = None,
     time: str | None = None,
     valid: Any = None,
+    weight: str | None = None,
     on_epoch: OnEpoch | None = None,
     **settings: Any,
 ) -> FittedRecommender:
     """Train OneBP on a table of interactions.
 
-    Each row says that a user has interacted with an item.  Ratings are not used: leave low ones out.  With times the
-    latest items of a user count most, see ``recency``.  A pair that occurs again counts once.
+    Each row says that a user has interacted with an item.  With weights, such as numbers of plays, some say it louder,
+    see ``weight_transform``.  Ratings are not used otherwise: leave low ones out.  With times the latest items of a
+    user count most, see ``recency``.  A pair that occurs again counts once, with the sum of its weights.
 
     The number of epochs is chosen on validation.  By default the latest tenth of each user's rows (a random tenth
     without times) is held out for that, and then the model is trained again on all rows.  Rows that you name by
@@ -74,6 +76,8 @@ def fit(
         item: the same for items (``item_id``, ``product``, ``movie``, ...), or the second.
         time: the same for times (``timestamp``, ``time``): dates, or numbers since 1970.  ``""``: do not use them.
         valid: rows to choose the epoch by: a table like ``data``, or a share of each user's rows, such as 0.2.
+        weight: name of a column of weights: numbers above 0.  ``"data"`` for the values of a sparse matrix, in which 0
+            is no interaction.
         on_epoch: called after each epoch with its number, loss and validation metrics, see
             :meth:`recbole_onebp.Run.fit`.  Of two trainings only the first has metrics.
         settings: configuration keys of OneBP and RecBole, such as ``epochs``, ``seed``, ``embedding_size``, ``topk``
@@ -96,7 +100,7 @@ def fit(
         >>> sorted(rec.result.valid)
         ['hit@10', 'mrr@10', 'ndcg@10', 'precision@10', 'recall@10']
     """
-    return fit_from(data, Columns(user, item, time), valid, settings, on_epoch=on_epoch)
+    return fit_from(data, Columns(user, item, time, weight), valid, settings, on_epoch=on_epoch)
 
 
 def fit_from(
@@ -155,6 +159,8 @@ def _parts(
         "dataset": _NAME,
         "load_col": {"inter": [*pairs.columns]},
     }
+    if "rating" in pairs:
+        keys["WEIGHT_FIELD"] = "rating"
     keys |= _cutoffs(settings, pairs["item_id"].nunique())
     if not is_share:
         held_out = _held_out(each_once(read_rows(valid, columns, "valid", time=has_times), "valid"), pairs)

@@ -58,8 +58,9 @@ def state_of(parameter: Tensor, optimizer: torch.optim.Optimizer) -> dict[str, A
 def history_of(model: OneBP) -> kernels.History:
     """The model's history as arrays."""
     history, none = model.history, np.empty(0, dtype=np.float32)
-    weight, total = (none if part is None else part.numpy() for part in (history.weight, history.total))
-    return kernels.History(history.start.numpy(), history.item.numpy(), weight, total)
+    weights = (history.weight, history.total, history.strength)
+    of_items = (none if part is None else part.numpy() for part in weights)
+    return kernels.History(history.start.numpy(), history.item.numpy(), *of_items)
 
 
 def _take_torchs_threads() -> None:
@@ -159,7 +160,7 @@ class FusedEngine:
         pairs = [torch.from_numpy(ids).long() for ids in (schedule.user, schedule.item)]
         weights = model.pair_weight(*pairs)
         self._pair_weight: Floats = np.empty(0, dtype=np.float32) if weights is None else weights.numpy()
-        if model.has_earlier_users or (model.leaves_one_out and model.recency):
+        if model.has_earlier_users or (model.leaves_one_out and model.history.weight is not None):
             self._place = model.history.place(*pairs).numpy()
         if model.has_earlier_users:
             self._decay = model.history.earlier_weight.numpy()

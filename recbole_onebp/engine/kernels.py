@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange
 
+from recbole_onebp.history import LEAST_REST
 from recbole_onebp.util import simd
 from recbole_onebp.util.compiled import njit
 
@@ -50,6 +51,7 @@ _ROWS_PER_TASK, _BIASES_PER_RUN = 32, 1024
 _F = np.float32
 _F0, _F1 = np.float32(0), np.float32(1)
 _MASKED = np.float32(-np.inf)
+_LEAST_REST = np.float32(LEAST_REST)
 _TINY = np.float32(1e-12)
 """Smallest divisor in torch's ``normalize``."""
 
@@ -73,6 +75,8 @@ class History(NamedTuple):
     """Of each item in its user, or empty."""
     total: Any
     """Sum of the weights of each user, or empty."""
+    strength: Any
+    """Weight of each interaction, or empty."""
 
 
 class Logits(NamedTuple):
@@ -157,7 +161,7 @@ def gather_others(user, item, place, history, user_table, item_table, share, cos
         history, share: as in :func:`move_all_users`.
         item_table: the items at the last aggregation of all users.
     """
-    start, _, weight, total = history
+    start, weight, total = history.start, history.weight, history.total
     for b in prange(len(user)):
         row, own, others = user_table[user[b]], item_table[item[b]], out[b]
         n_others = np.float32(start[user[b] + 1] - start[user[b]] - 1)
@@ -165,7 +169,7 @@ def gather_others(user, item, place, history, user_table, item_table, share, cos
         if len(weight):
             whole, own_weight = total[user[b]], weight[place[b]]
             rest = whole - own_weight
-        part = _F1 / rest if n_others > 0 else _F0
+        part = _F1 / rest if n_others > 0 and rest > _LEAST_REST * whole else _F0
         row_weight, own_weight = whole * part, share[item[b]] * own_weight * part
         for k in range(len(row)):
             others[k] = row_weight * row[k] - own_weight * own[k]
@@ -188,7 +192,7 @@ def gather_earlier(user, place, history, decay, item_table, item_weight, cosine,
         item_weight: weight of each item in the aggregation, ``(n_items,)``, or empty.
         cosine: whether item rows, and the result, are scaled to unit length.
     """
-    start, items = history.start, history.item
+    start, items, strength = history.start, history.item, history.strength
     for b in prange(len(user)):
         mean, total = out[b], _F0
         for k in range(len(mean)):
@@ -196,6 +200,8 @@ def gather_earlier(user, place, history, decay, item_table, item_weight, cosine,
         for back in range(min(len(decay), place[b] - start[user[b]])):
             item = items[place[b] - 1 - back]
             row, weight = item_table[item], decay[back]
+            if len(strength):
+                weight *= strength[place[b] - 1 - back]
             total += weight
             if cosine:
                 weight *= _inverse_norm(row)
@@ -547,7 +553,7 @@ def move_all_users(history, item_table, share, user_table, beta):
         user_table: ``(n_users, d)``; changed in place.
         beta: weight of the user's old row.
     """
-    start, item, item_in_user, totals = history
+    start, item, item_in_user, totals, _ = history
     n_users, size = user_table.shape
     old_weight, new_weight = np.float32(beta), np.float32(1 - beta)
     for task in prange((n_users + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK):

@@ -11,6 +11,7 @@
     local.values.npy        (n,) float32, what i adds to the score of this item
     history_start.npy       (n_users + 1,) int64: the train items of user u are history_item[start[u] : start[u + 1]]
     history_item.npy        (n_interactions,) int32
+    history_weight.npy      (n_interactions,) float32, as in the data; only if interactions have weights
     item_ids.json           tokens in the order of the rows
     user_ids.json           the same for users
     item_fields.json        {field: [one value per item]}; only if the data set has an item file
@@ -46,6 +47,8 @@ from recbole_onebp.util.errors import UserError, writing
 from recbole_onebp.util.files import MARKER, is_claimed, restore, whole_folder
 from recbole_onebp.util.hashes import sha256, sha256_of
 from recbole_onebp.util.untrusted import blocks, map_array, open_plain, read_json
+from recbole_onebp.weights import ALLOWED, LEAST
+from recbole_onebp.weights import LARGEST as LARGEST_OF_INTERACTION
 
 __all__ = [
     "LARGEST_WEIGHT",
@@ -69,8 +72,8 @@ _REQUIRED = (
 )  # fmt: skip
 _CARD = "MODEL_CARD.md"
 _OPTIONAL = (
-    "item_bias.npy", "item_weight.npy", *LOCAL_FILES, "item_fields.json", "value_encodings.npy", "value_bias.npy",
-    "item_values.json", "index.faiss", "index.hnswlib", "scorer.onnx",
+    "item_bias.npy", "item_weight.npy", "history_weight.npy", *LOCAL_FILES, "item_fields.json", "value_encodings.npy",
+    "value_bias.npy", "item_values.json", "index.faiss", "index.hnswlib", "scorer.onnx",
 )  # fmt: skip
 _NAMES = frozenset({MARKER, "manifest.json", _CARD, *_REQUIRED, *_OPTIONAL})
 
@@ -94,6 +97,7 @@ class Bundle:
     user_encodings: npt.NDArray[np.floating]
     history_start: npt.NDArray[np.int64]
     history_item: npt.NDArray[np.int32]
+    history_weight: npt.NDArray[np.float32] | None
     local: LocalTable | None
 
     @property
@@ -231,6 +235,7 @@ def read_bundle(path: str | Path, verify: bool = True) -> Bundle:
         raise UserError(f"{path / 'item_bias.npy'}: has values beyond {LARGEST:g}; export the bundle again")
     if weight is not None and not _within(weight, LEAST_WEIGHT, LARGEST_WEIGHT):
         raise UserError(f"{path / 'item_weight.npy'}: expected weights above 0 and up to {LARGEST_WEIGHT:g}")
+    of_history = _history_weight(path, manifest, len(history))
     local = LocalTable.read(path, manifest, n_items)
     for key, count in (("n_items", n_items), ("n_users", n_users), ("n_interactions", len(history))):
         if manifest.get(key) not in (None, count):
@@ -252,6 +257,7 @@ def read_bundle(path: str | Path, verify: bool = True) -> Bundle:
         user_encodings=user_e,
         history_start=start,
         history_item=history,
+        history_weight=of_history,
         local=local,
     )
 
@@ -338,6 +344,19 @@ def _check_history(path: Path, start: npt.NDArray[np.int64], item: npt.NDArray[n
         )
     if not _within(item, 0, n_items - 1):
         raise UserError(f"{path / 'history_item.npy'}: expected rows of the {n_items} items; export the bundle again")
+
+
+def _history_weight(path: Path, manifest: Mapping[str, Any], n: int) -> npt.NDArray[np.float32] | None:
+    """The weights of the n interactions; None if they have none."""
+    file = path / "history_weight.npy"
+    if (manifest.get("weights") is None) != (file.name not in manifest["files"]):
+        raise UserError(f"{path}: the manifest has only one of weights and {file.name}; export the bundle again")
+    if file.name not in manifest["files"]:
+        return None
+    weight = map_array(file, (n,), np.float32)
+    if not _within(weight, LEAST, LARGEST_OF_INTERACTION):
+        raise UserError(f"{file}: expected weights that are each {ALLOWED}; export the bundle again")
+    return weight
 
 
 def _is_list_of_text(value: Any) -> bool:

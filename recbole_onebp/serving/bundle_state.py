@@ -13,8 +13,8 @@ from recbole_onebp.serving.bundle import Bundle, read_fields
 from recbole_onebp.serving.catalogue import Catalogue
 from recbole_onebp.serving.content import as_text
 from recbole_onebp.serving.explain import Composition, compose_user
-from recbole_onebp.serving.tables import Float32Array, ItemTable
-from recbole_onebp.serving.tokens import TokenTable, as_list, as_pair, as_token
+from recbole_onebp.serving.tables import Float32Array, Float64Array, ItemTable
+from recbole_onebp.serving.tokens import TokenTable, as_event, as_list, as_token
 from recbole_onebp.serving.user_state import Aggregation, Users
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import BundleRows, Token, TokenLike
@@ -34,8 +34,12 @@ class BundleState:
         self._local = bundle.local
         self._given: dict[Token, Mapping[str, Any]] = {}
         """The fields of added items, as they were given."""
-        self._aggregation = Aggregation.of(bundle.manifest["aggregation"])
-        self._users = Users(bundle.user_encodings, bundle.history_start, bundle.history_item, self._aggregation)
+        self._weights = bundle.manifest.get("weights")
+        transform = None if self._weights is None else self._weights["transform"]
+        self._aggregation = Aggregation.of(bundle.manifest["aggregation"])._replace(transform=transform)
+        self._users = Users(
+            bundle.user_encodings, bundle.history_start, bundle.history_item, self._aggregation, bundle.history_weight
+        )
 
     @property
     def _item_tokens(self) -> TokenTable:
@@ -162,7 +166,7 @@ class BundleState:
         row = self._user_tokens.get(user)
         return [] if row is None else self._item_tokens.of(self._users.items(row))
 
-    def update(self, events: Iterable[tuple[TokenLike, TokenLike]]) -> Update:
+    def update(self, events: Iterable[tuple[TokenLike, TokenLike] | tuple[TokenLike, TokenLike, float]]) -> Update:
         """Apply events to their users, one after the other, by the rule of the training.
 
         With ``aggregation: step`` an event does ``e_u <- beta e_u + (1 - beta) w_i e_i``, where the item's weight w_i
@@ -172,11 +176,12 @@ class BundleState:
         change.  How events are divided into calls makes no difference, to the last bit.
 
         Args:
-            events: (user, item) pairs in the order in which they happened.
+            events: (user, item) pairs in the order in which they happened.  Where the model was trained on weights of
+                interactions, (user, item, weight); without a weight an event counts as the median of those in training.
 
         Raises:
-            UserError: if an event is not a pair of ids, or the users were trained by gradient; then no event is
-                applied.
+            UserError: if an event is not a pair of ids, it has a weight and the model was trained without, or the users
+                were trained by gradient; then no event is applied.
 
         Example:
             >>> update = rec.update([("u1", "i7"), ("new", "i9"), ("u1", "nothing")])
@@ -184,9 +189,10 @@ class BundleState:
             (2, ['new'], ['nothing'])
         """
         self._check_foldable("update")
-        pairs = [as_pair(event) for event in as_list(events, "events")]
-        items, unknown = self._item_tokens.find(item for _, item in pairs)
-        tokens = [as_token(user, "user") for user, _ in pairs]
+        parsed = [as_event(event) for event in as_list(events, "events")]
+        items, unknown = self._item_tokens.find(item for _, item, _ in parsed)
+        tokens = [as_token(user, "user") for user, _, _ in parsed]
+        given = self._weights_of([weight for _, _, weight in parsed], "events")
         known = items >= 0
         new_users: dict[Token, int] = {}
         users = np.empty(len(tokens), np.int64)
@@ -195,11 +201,25 @@ class BundleState:
             if row < 0 and is_known:
                 row = new_users.setdefault(token, len(self._user_tokens) + len(new_users))
             users[place] = row
-        self._users.update(users[known], items[known], self._catalogue.settled, self._item_weight)
+        of_known = None if given is None else given[known]
+        self._users.update(users[known], items[known], self._catalogue.settled, self._item_weight, of_known)
         self._catalogue.follow(self._users, users[known], items[known])
         for token in new_users:  # only now, so that other threads find no user without an embedding
             self._user_tokens.add(token)
         return Update(int(known.sum()), list(new_users), unknown)
+
+    def _weights_of(self, weights: Sequence[float | None], where: str) -> Float64Array | None:
+        """The weights of interactions, ``(n,)``, the usual one where none is given; None if the model has no weights.
+
+        Raises:
+            UserError: if one is given and the model was trained without.
+        """
+        if self._weights is not None:
+            usual = self._weights["default"]
+            return np.array([usual if weight is None else weight for weight in weights], np.float64)
+        if any(weight is not None for weight in weights):
+            raise UserError(f"{where}: this bundle was trained without weights of interactions; leave them out")
+        return None
 
     def _whole(self, rows: Float32Array, compositions: Iterable[Composition | None], table: ItemTable) -> Float32Array:
         """Users with the items that follow their users, as these are now.

@@ -22,6 +22,8 @@ class Composition(NamedTuple):
     """(n,); an item may occur more than once."""
     weights: Float64Array
     """(n,)"""
+    strength: Float64Array | None
+    """Weights of the interactions, ``(n,)``, for the local term; None if they have none."""
 
 
 class ScoreParts(NamedTuple):
@@ -49,16 +51,21 @@ def compose_user(users: Users, user: BundleRow, item_weight: Float32Array | None
     items, weights = users.items(user), np.concatenate(users.weights(user))
     if item_weight is not None and users.is_trained(user):
         weights *= item_weight[items]
-    return Composition(items, weights)
+    return Composition(items, weights, users.strengths(user))
 
 
-def compose_history(items: BundleRows, item_weight: Float32Array | None, aggregation: Aggregation) -> Composition:
+def compose_history(
+    items: BundleRows,
+    item_weight: Float32Array | None,
+    aggregation: Aggregation,
+    given: Float64Array | None = None,
+) -> Composition:
     """A history ``(n,)``, n > 0, with its weights in :func:`~recbole_onebp.serving.user_state.fold_in`."""
-    weights = aggregation.weights(len(items))
+    weights = aggregation.weights(len(items), given)
     weights /= weights.sum()
     if item_weight is not None:
         weights *= item_weight[items]
-    return Composition(items, weights)
+    return Composition(items, weights, aggregation.strengths(given))
 
 
 def split_score(
@@ -79,7 +86,7 @@ def split_score(
         target: the item.
         local: the local term; None if there is none.
     """
-    items, weights = composition
+    items, weights, strength = composition
     length = max(float(np.linalg.norm(user_e.astype(np.float64))), TINY) if cosine else 1.0
     target_e = table.embeddings.rows(np.full(len(items), target))
     parts = weights * dots(table.embeddings.rows(items), target_e) / length
@@ -87,12 +94,12 @@ def split_score(
     of_towers = np.asarray(np.bincount(place.reshape(-1), weights=parts, minlength=len(distinct)), np.float64)
     of_local = np.zeros(len(distinct))
     if local is not None:
-        having, added = local.contributions(items, target)
+        having, added = local.contributions(items, target, strength)
         of_local[np.searchsorted(distinct, having)] = added
     contributions = of_towers + of_local
     order = np.lexsort((distinct, -contributions))
     bias = 0.0 if table.bias is None else float(table.bias[target])
-    scorer = Scorer(table, unit_rows(user_e) if cosine else user_e, local, [items])
+    scorer = Scorer(table, unit_rows(user_e) if cosine else user_e, local, [items], strengths=[strength])
     score = float(scorer.pairs(np.array([0]), np.array([target]))[0])
     residual = score - bias - float(contributions.sum())
     return ScoreParts(score, bias, distinct[order], of_towers[order], of_local[order], residual)

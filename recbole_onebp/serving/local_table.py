@@ -5,7 +5,8 @@ The towers do not know what is specific to a pair of items.  The local term adds
     local(u, j) = weight * sum of r_i W[i, j] over the items i of the user's history.
 
 W is sparse: each item has entries for the items that often occur with it.  r_i is the recency of item i, see
-:func:`recbole_onebp.recency.recency_weights`, divided by its mean over the history; 1 without recency.
+:func:`recbole_onebp.recency.recency_weights`, times the weight of the interaction if it has one, divided by the mean of
+that over the history; 1 without both.
 """
 
 from __future__ import annotations
@@ -94,12 +95,18 @@ class LocalTable:
                 return LOCAL_FILES[2], f"expected values up to {LARGEST:g}"
         return None
 
-    def shares(self, history: BundleRows) -> tuple[BundleRows, Float64Array]:
-        """The items of a history that have a row, each once, the earliest first, and the sum of r_i of each."""
-        items, r = history, np.ones(len(history), np.float64)
-        if self.recency and len(history):
+    def shares(self, history: BundleRows, strength: Float64Array | None = None) -> tuple[BundleRows, Float64Array]:
+        """The items of a history that have a row, each once, the earliest first, and the sum of r_i of each.
+
+        Args:
+            history: items in order, ``(n,)``.
+            strength: weights of these interactions, ``(n,)``; 1 if None.
+        """
+        items, r = history, np.ones(len(history), np.float64) if strength is None else strength
+        if self.recency:
             items = history[-LATEST:]  # older ones have weight 0
-            r = self._by_age[: len(items)][::-1]
+            r = self._by_age[: len(items)][::-1] * r[-LATEST:]
+        if len(history) and (self.recency or strength is not None):
             r = r * (len(history) / r.sum())
         ascending = np.sort(items)
         if (ascending[1:] == ascending[:-1]).any():
@@ -118,18 +125,20 @@ class LocalTable:
     def __len__(self) -> int:
         return len(self.start) - 1
 
-    def write_scores(self, history: BundleRows, out: Float64Array) -> None:
+    def write_scores(self, history: BundleRows, out: Float64Array, strength: Float64Array | None = None) -> None:
         """Write the local scores of all items for a history to ``out``, ``(n,)``, n at least the number of rows.
 
         They depend on the history alone, to the last bit: what its items add is summed in float64, in order.
         """
-        items, r = self.shares(history)
+        items, r = self.shares(history, strength)
         entry, count = self.entries(items)
         np.multiply(np.bincount(self.item[entry], self.value[entry] * np.repeat(r, count), len(out)), self.weight, out)
 
-    def contributions(self, history: BundleRows, target: BundleRow) -> tuple[BundleRows, Float64Array]:
+    def contributions(
+        self, history: BundleRows, target: BundleRow, strength: Float64Array | None = None
+    ) -> tuple[BundleRows, Float64Array]:
         """The items of a history that have a row, each once, and what each adds to the score of ``target``."""
-        items, r = self.shares(history)
+        items, r = self.shares(history, strength)
         entry, count = self.entries(items)
         found = np.flatnonzero(self.item[entry] == target)
         added = np.zeros(len(items))

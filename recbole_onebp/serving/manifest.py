@@ -9,17 +9,20 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from recbole_onebp.serving.tables import LARGEST
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.untrusted import plain_name, read_json
+from recbole_onebp.weights import ALLOWED, LEAST, Transform
+from recbole_onebp.weights import LARGEST as LARGEST_WEIGHT
 
 __all__ = ["FORMAT", "LARGEST_RECENCY", "LARGEST_SIZE", "checksum_of", "format_version", "is_manifest", "read_manifest"]
 
 FORMAT = "recbole_onebp bundle"
-_VERSIONS = (1, 2)
-"""2 has a local term, which programs that read 1 alone would leave out of the scores without a word."""
+_VERSIONS = (1, 2, 3)
+"""2 has a local term, 3 weights of interactions; programs that read earlier versions alone would leave them out of the
+scores without a word."""
 LARGEST_SIZE = 1 << 16
 """Largest dimension of embeddings."""
 LARGEST_RECENCY = 100
@@ -48,7 +51,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if type(version) is not int or version not in _VERSIONS:
         raise UserError(
             f"{path}: a bundle of format version {version!s:.40}; this recbole_onebp reads "
-            f"{' and '.join(map(str, _VERSIONS))}: "
+            f"{', '.join(map(str, _VERSIONS[:-1]))} and {_VERSIONS[-1]}: "
             "export the run again, or install the version of recbole_onebp that wrote it"
         )
     if manifest.get("checksum") != checksum_of(manifest):
@@ -71,6 +74,8 @@ def is_manifest(content: Any) -> bool:
 
 def format_version(manifest: Mapping[str, Any]) -> int:
     """The version of the format that a bundle with these values needs."""
+    if manifest.get("weights") is not None:
+        return 3
     return 1 if manifest.get("local") is None else 2
 
 
@@ -129,6 +134,14 @@ def _is_local(value: Any) -> bool:
     )
 
 
+def _is_weights(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.get("transform") in get_args(Transform)
+        and _is_number(value.get("default"), LEAST, LARGEST_WEIGHT)
+    )
+
+
 def _optional(allowed: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or allowed(value)
 
@@ -148,6 +161,10 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "local": (
         _optional(_is_local),
         f"null, or weight above 0, recency from 0 to {LARGEST_RECENCY}, a number of neighbors and reg of at least 0",
+    ),
+    "weights": (
+        _optional(_is_weights),
+        f"null, or a transform, one of {', '.join(get_args(Transform))}, and a default, {ALLOWED}",
     ),
     "created": (_optional(_is_text), "a time"),
     "dtype": (_optional(lambda value: value in ("float32", "float16")), "float32 or float16"),

@@ -17,8 +17,8 @@ from recbole_onebp.serving.changing_items import ChangingItems
 from recbole_onebp.serving.explain import Composition, compose_history, compose_user, split_score
 from recbole_onebp.serving.scorer import Scorer
 from recbole_onebp.serving.search import DEFAULT_MEMORY_MB, Excluded, Ranked, best_items
-from recbole_onebp.serving.tables import NO_ROWS, Embeddings, Float32Array, ItemTable, unit_rows
-from recbole_onebp.serving.tokens import as_list
+from recbole_onebp.serving.tables import NO_ROWS, Embeddings, Float32Array, Float64Array, ItemTable, unit_rows
+from recbole_onebp.serving.tokens import as_list, as_weight
 from recbole_onebp.serving.user_state import DEFAULT_RULE, RECENT_DECAY, Aggregation, Rule, check_rule, fold_in
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import BundleRow, BundleRows, Token, TokenLike
@@ -140,8 +140,8 @@ class Recommender(ChangingItems):
         known = rows[rows >= 0]
         of_users = self._users.snapshot(known)
         histories = [of_users.items(user) for user in known.tolist()]
-        table = self._items
-        scorer = self._scorer(table, self._user_rows(of_users, known, table), histories)
+        strengths, table = [of_users.strengths(user) for user in known.tolist()], self._items
+        scorer = self._scorer(table, self._user_rows(of_users, known, table), histories, strengths)
         seen = histories if exclude_seen else [NO_ROWS] * len(known)
         ranked = self._rank(scorer, seen, chosen, self._index)
         return Answers(self._lists(ranked, rows >= 0), unknown, chosen.unknown)
@@ -155,6 +155,7 @@ class Recommender(ChangingItems):
         allow: Iterable[TokenLike] | None = None,
         deny: Iterable[TokenLike] = (),
         rule: Rule = DEFAULT_RULE,
+        weights: Iterable[Iterable[float]] | None = None,
     ) -> Answers:
         """The best items of new users from their histories, without training.
 
@@ -167,12 +168,15 @@ class Recommender(ChangingItems):
             rule: how a history becomes a user: ``alike`` (all items count the same, as in :meth:`update` for a new
                 user), ``trained`` (items are weighted as in training) or ``recent`` (later items count more).  Where
                 users were trained with ``recency``, later items count more by all three rules.
+            weights: a weight for each item of each history, where the model was trained on weights of interactions;
+                without them all count the same.
 
         Returns:
             B lists of (item, score), best first; empty for a history without a known item.
 
         Raises:
-            UserError: if an argument has a wrong type, k is less than 1, or the users were trained by gradient.
+            UserError: if an argument has a wrong type, k is less than 1, a history has not as many weights as items,
+                there are weights and the model was trained without, or the users were trained by gradient.
 
         Example:
             >>> answers = rec.recommend_history([["i5", "i9"], ["nothing"]], k=3)
@@ -182,11 +186,17 @@ class Recommender(ChangingItems):
         self._check_foldable("recommend_history")
         item_weight, aggregation = self._fold_in_by(rule)
         found = [self._item_tokens.find(as_list(one, "history")) for one in as_list(histories, "histories")]
+        of_items = [None] * len(found) if weights is None else [*as_list(weights, "weights")]
+        if len(of_items) != len(found):
+            raise UserError(f"weights: {len(of_items)} lists for {len(found)} histories; expected one for each")
+        given = [self._given_for(rows, one) for (rows, _), one in zip(found, of_items, strict=True)]
         items = [rows[rows >= 0] for rows, _ in found]
         known = np.array([len(rows) > 0 for rows in items], bool)
+        given = [one for one, is_known in zip(given, known.tolist(), strict=True) if is_known]
         items = [rows for rows in items if len(rows)]
         chosen, table = self._chosen(k, allow, deny), self._items
-        scorer = self._scorer(table, self._folded(items, item_weight, aggregation, table), items)
+        user_e = self._folded(items, item_weight, aggregation, given, table)
+        scorer = self._scorer(table, user_e, items, [aggregation.strengths(one) for one in given])
         seen = items if exclude_seen else [NO_ROWS] * len(items)
         ranked = self._rank(scorer, seen, chosen, self._index)
         unknown = list(dict.fromkeys([token for _, tokens in found for token in tokens] + chosen.unknown))
@@ -260,7 +270,8 @@ class Recommender(ChangingItems):
         distinct, place = np.unique(user_rows[known], return_inverse=True)
         of_users = self._users.snapshot(distinct)
         histories, table = [of_users.items(user) for user in distinct.tolist()], self._items
-        scorer = self._scorer(table, self._user_rows(of_users, distinct, table), histories)
+        strengths = [of_users.strengths(user) for user in distinct.tolist()]
+        scorer = self._scorer(table, self._user_rows(of_users, distinct, table), histories, strengths)
         row, item, found = place.reshape(-1), item_rows[known], np.empty(len(place.reshape(-1)))
         for start in range(0, len(distinct), _SCORED_USERS):
             asked = np.flatnonzero((row >= start) & (row < start + _SCORED_USERS))
@@ -275,8 +286,9 @@ class Recommender(ChangingItems):
     def explain(self, user: TokenLike, item: TokenLike) -> Explanation:
         """What each item of a user's history adds to the score of an item.
 
-        Contributions are exact for new users, for events and with ``recency``.  Otherwise the train items of a trained
-        user count equally, with their final embeddings; what this leaves unexplained is the residual.
+        Contributions are exact for new users, for events, and with ``recency`` or weights of interactions.  Otherwise
+        the train items of a trained user count equally, with their final embeddings; what this leaves unexplained is
+        the residual.
 
         Raises:
             UnknownIdError: if the user or the item is unknown.
@@ -300,7 +312,13 @@ class Recommender(ChangingItems):
         user_e = self._user_rows(of_user, np.array([row]), table)
         return self._explain(table, user_e, composition, target, [])
 
-    def explain_history(self, history: Iterable[TokenLike], item: TokenLike, rule: Rule = DEFAULT_RULE) -> Explanation:
+    def explain_history(
+        self,
+        history: Iterable[TokenLike],
+        item: TokenLike,
+        rule: Rule = DEFAULT_RULE,
+        weights: Iterable[float] | None = None,
+    ) -> Explanation:
         """The same for a new user with this history; see :meth:`recommend_history`.
 
         Raises:
@@ -319,9 +337,9 @@ class Recommender(ChangingItems):
         known = rows[rows >= 0]
         if not len(known):
             raise UnknownIdError("history: the bundle knows none of its items")
-        table = self._items
-        user_e = self._folded([known], item_weight, aggregation, table)
-        return self._explain(table, user_e, compose_history(known, item_weight, aggregation), target, unknown)
+        given, table = self._given_for(rows, weights), self._items
+        user_e = self._folded([known], item_weight, aggregation, [given], table)
+        return self._explain(table, user_e, compose_history(known, item_weight, aggregation, given), target, unknown)
 
     def _explain(
         self,
@@ -343,26 +361,49 @@ class Recommender(ChangingItems):
     def _fold_in_by(self, rule: Rule) -> tuple[Float32Array | None, Aggregation]:
         """Weights of all items, and the aggregation, for folding in by a rule."""
         check_rule(rule)
-        aggregation = Aggregation(RECENT_DECAY) if rule == "recent" else self._aggregation
+        recent = Aggregation(RECENT_DECAY, transform=self._aggregation.transform)
+        aggregation = recent if rule == "recent" else self._aggregation
         return self._item_weight if rule == "trained" else None, aggregation
 
     def _folded(
-        self, histories: list[BundleRows], item_weight: Float32Array | None, aggregation: Aggregation, table: ItemTable
+        self,
+        histories: list[BundleRows],
+        item_weight: Float32Array | None,
+        aggregation: Aggregation,
+        given: Sequence[Float64Array | None],
+        table: ItemTable,
     ) -> Float32Array:
-        """New users from their histories, ``(B, d)``, as events make them."""
-        rows = fold_in(histories, self._catalogue.settled, item_weight, aggregation)
+        """New users from their histories and the weights of these, ``(B, d)``, as events make them."""
+        rows = fold_in(histories, self._catalogue.settled, item_weight, aggregation, given)
         compositions = (
-            compose_history(items, item_weight, aggregation) if self._catalogue.follows(items).any() else None
-            for items in histories
+            compose_history(items, item_weight, aggregation, one) if self._catalogue.follows(items).any() else None
+            for items, one in zip(histories, given, strict=True)
         )
         return self._whole(rows, compositions, table)
 
-    def _scorer(self, table: ItemTable, user_e: Float32Array, histories: Sequence[BundleRows]) -> Scorer:
-        """All items for users with embeddings ``(B, d)`` and histories.
+    def _scorer(
+        self,
+        table: ItemTable,
+        user_e: Float32Array,
+        histories: Sequence[BundleRows],
+        strengths: Sequence[Float64Array | None],
+    ) -> Scorer:
+        """All items for users with embeddings ``(B, d)``, histories and the weights of their interactions.
 
         Look up ids and users before you take the table: then it has the rows of all their items.
         """
-        return Scorer(table, unit_rows(user_e) if self.bundle.cosine else user_e, self._local, histories)
+        user_e = unit_rows(user_e) if self.bundle.cosine else user_e
+        return Scorer(table, user_e, self._local, histories, strengths=strengths)
+
+    def _given_for(self, rows: BundleRows, weights: Iterable[float] | None) -> Float64Array | None:
+        """The weights of the known items of a history, whose rows are ``(n,)``, -1 for unknown items."""
+        parsed: list[float | None] = [None] * len(rows)
+        if weights is not None:
+            parsed = [as_weight(one, "weights") for one in as_list(weights, "weights")]
+        if len(parsed) != len(rows):
+            raise UserError(f"weights: {len(parsed)} for a history of {len(rows)} items; expected one for each")
+        given = self._weights_of(parsed, "weights")
+        return None if given is None else given[rows >= 0]
 
     def _similarity(self, items: BundleRows, histories: Sequence[BundleRows], by: Similarity) -> Scorer:
         """All items for items ``(B,)``, each of which is a history too."""

@@ -29,6 +29,7 @@ class Scorer:
         local: LocalTable | None = None,
         histories: Sequence[BundleRows] = (),
         pool: BundleRows | None = None,
+        strengths: Sequence[Float64Array | None] = (),
     ) -> None:
         """Combine users and items.
 
@@ -38,7 +39,9 @@ class Scorer:
             local: the local term; None if there is none.
             histories: the items of each user, in order, for the local term.
             pool: the rows of ``items`` in the bundle, ascending, ``(n,)``; all if None.
+            strengths: weights of the interactions of each history, if they have some.
         """
+        self._strengths = strengths or [None] * len(histories)
         self.items, self.user_e = items, user_e
         self._local, self._histories, self._pool = local, histories, pool
 
@@ -52,11 +55,12 @@ class Scorer:
 
     def part(self, users: slice) -> Scorer:
         """Some of the users."""
-        return Scorer(self.items, self.user_e[users], self._local, self._histories[users], self._pool)
+        of_users = self._histories[users], self._pool, self._strengths[users]
+        return Scorer(self.items, self.user_e[users], self._local, *of_users)
 
     def within(self, pool: BundleRows) -> Scorer:
         """The same users with some of the items, ascending ``(n,)``."""
-        return Scorer(self.items.subset(pool), self.user_e, self._local, self._histories, pool)
+        return Scorer(self.items.subset(pool), self.user_e, self._local, self._histories, pool, self._strengths)
 
     @cached_property
     def local(self) -> Float64Array | None:
@@ -65,8 +69,8 @@ class Scorer:
             return None
         scores = np.empty((len(self), len(self.items)))
         of_all = None if self._pool is None else np.empty(max(len(self._local), int(self._pool[-1]) + 1))
-        for row, history in zip(scores, self._histories, strict=True):
-            self._local.write_scores(history, row if of_all is None else of_all)
+        for row, history, strength in zip(scores, self._histories, self._strengths, strict=True):
+            self._local.write_scores(history, row if of_all is None else of_all, strength)
             if of_all is not None:
                 row[:] = of_all[self._pool]
         return scores

@@ -10,8 +10,11 @@ import numpy as np
 from recbole_onebp.serving.answers import UnknownIdError
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import BundleRow, BundleRows, Token, TokenLike
+from recbole_onebp.weights import ALLOWED, LARGEST, LEAST
 
-__all__ = ["TokenTable", "as_list", "as_pair", "as_token"]
+_NUMBERS = (int, float, np.integer, np.floating)
+
+__all__ = ["TokenTable", "as_event", "as_list", "as_token", "as_weight"]
 
 
 class TokenTable:
@@ -109,12 +112,23 @@ def as_list(given: Any, name: str) -> Iterable[Any]:
     return given
 
 
-def as_pair(event: Any) -> tuple[TokenLike, TokenLike]:
-    """An event as a pair of a user and an item.
+def as_event(event: Any) -> tuple[TokenLike, TokenLike, float | None]:
+    """The user, the item and the weight of an event; None if it has no weight.
 
     Raises:
         UserError: for anything else.
     """
-    if isinstance(event, (str, bytes)) or not isinstance(event, Sequence) or len(event) != 2:
-        raise UserError(f"events: {event!r} is no pair of a user and an item")
-    return event[0], event[1]
+    if isinstance(event, (str, bytes)) or not isinstance(event, Sequence) or len(event) not in (2, 3):
+        raise UserError(f"events: {event!r} is no pair of a user and an item, and no weight behind")
+    return event[0], event[1], as_weight(event[2], f"events: {event!r}") if len(event) == 3 else None
+
+
+def as_weight(given: Any, where: str) -> float:
+    """The weight of an interaction.
+
+    Raises:
+        UserError: for anything but a number that is allowed.
+    """
+    if isinstance(given, bool) or not isinstance(given, _NUMBERS) or not LEAST <= given <= LARGEST:
+        raise UserError(f"{where}: {given!r} is no weight: expected {ALLOWED}")
+    return float(given)

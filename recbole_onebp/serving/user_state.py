@@ -14,6 +14,7 @@ from recbole_onebp.recency import LATEST, recency_weights
 from recbole_onebp.serving.tables import NO_ROWS, Embeddings, Float32Array, Float64Array, IntArray
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import BundleRow, BundleRows
+from recbole_onebp.weights import Transform, transformed
 
 __all__ = [
     "DEFAULT_RULE",
@@ -58,6 +59,8 @@ class Aggregation(NamedTuple):
     """w of the bundle's users in :class:`RunningMeans`; the number of their train items if None."""
     recency: float = 0.0
     """Above 0: an item with a later ones weighs ``(a + 1) ** -recency``, and the mean is made anew for each event."""
+    transform: Transform | None = None
+    """What is made of the weights of interactions, and the mean is made anew for each event; None if they have none."""
 
     @classmethod
     def of(cls, written: Mapping[str, Any] | None) -> Aggregation:
@@ -67,18 +70,41 @@ class Aggregation(NamedTuple):
         beta = written["beta"]
         return cls(beta, np.inf if beta == 1 else 1 / (1 - beta))
 
-    def weights(self, n: int) -> Float64Array:
-        """Weight of each of n items in order, relative to the latest ones; ``(n,)``."""
-        age = np.arange(n)[::-1]
-        return recency_weights(age, self.recency) if self.recency else self.decay ** age.astype(float)
+    @property
+    def is_anew(self) -> bool:
+        """Whether the mean is made anew for each event."""
+        return bool(self.recency) or self.transform is not None
 
-    def mean(self, items: BundleRows, embeddings: Embeddings, item_weight: Float32Array | None) -> Float32Array:
-        """The weighted mean of items in order, ``(d,)``, with recency; zero if there are none."""
-        latest = items[-LATEST:]
-        if not len(latest):
+    def strengths(self, given: Float64Array | None) -> Float64Array | None:
+        """What is made of the weights of a user's interactions, ``(n,)``; None if they have none."""
+        if self.transform is None or given is None:
+            return None
+        return transformed(given, np.zeros(len(given), np.int64), self.transform)
+
+    def weights(self, n: int, given: Float64Array | None = None) -> Float64Array:
+        """Weight of each of n items in order, up to a factor, ``(n,)``.
+
+        Args:
+            n: number of items.
+            given: the weights of the interactions, ``(n,)``; None if they have none.
+        """
+        age, strength = np.arange(n)[::-1], self.strengths(given)
+        by_age = recency_weights(age, self.recency) if self.recency else self.decay ** age.astype(float)
+        return by_age if strength is None else by_age * strength
+
+    def mean(
+        self,
+        items: BundleRows,
+        embeddings: Embeddings,
+        item_weight: Float32Array | None,
+        given: Float64Array | None = None,
+    ) -> Float32Array:
+        """The weighted mean of items in order, ``(d,)``; zero if there are none.  For ``given`` see :meth:`weights`."""
+        n_used = min(len(items), LATEST) if self.recency else len(items)
+        if not n_used:
             return np.zeros(embeddings.size, np.float32)
-        weights = self.weights(len(latest))
-        weights /= weights.sum()
+        latest, weights = items[-n_used:], self.weights(len(items), given)[-n_used:]
+        weights = weights / weights.sum()
         if item_weight is not None:
             weights = weights * item_weight[latest]
         # Rows are added one after the other, so that the result does not depend on BLAS.
@@ -157,7 +183,11 @@ class RunningMeans:
 
 
 def fold_in(
-    histories: Sequence[BundleRows], embeddings: Embeddings, item_weight: Float32Array | None, aggregation: Aggregation
+    histories: Sequence[BundleRows],
+    embeddings: Embeddings,
+    item_weight: Float32Array | None,
+    aggregation: Aggregation,
+    given: Sequence[Float64Array | None] = (),
 ) -> Float32Array:
     """Embeddings of new users from their histories, ``(B, d)``; zero for an empty history.
 
@@ -166,10 +196,12 @@ def fold_in(
         embeddings: of all items.
         item_weight: weight of each item, ``(n_items,)``; 1 if None.
         aggregation: how items become a user.
+        given: the weights of the interactions of each user, if they have some.
     """
     n_users = len(histories)
-    if aggregation.recency:
-        rows = [aggregation.mean(history, embeddings, item_weight) for history in histories]
+    if aggregation.is_anew:
+        pairs = zip(histories, given or [None] * n_users, strict=True)
+        rows = [aggregation.mean(history, embeddings, item_weight, weights) for history, weights in pairs]
         return np.stack(rows) if rows else np.zeros((0, embeddings.size), np.float32)
     means = RunningMeans(np.zeros((n_users, embeddings.size), np.float32), np.zeros(n_users), aggregation.decay)
     slot = np.repeat(np.arange(n_users), np.array([len(history) for history in histories], np.int64))
@@ -187,6 +219,8 @@ class Moved(NamedTuple):
     """w of :class:`RunningMeans`."""
     items: BundleRows
     """Items of the events, in order; ``(n,)``."""
+    given: Float64Array | None = None
+    """Weights of the events, ``(n,)``; None if interactions have none."""
 
 
 class Users:
@@ -206,6 +240,7 @@ class Users:
         start: IntArray,
         item: npt.NDArray[np.integer],
         aggregation: Aggregation,
+        given: npt.NDArray[np.float32] | None = None,
     ) -> None:
         """Wrap the bundle's arrays.
 
@@ -214,7 +249,9 @@ class Users:
             start: the train items of user u are ``item[start[u] : start[u + 1]]``; ``(n_users + 1,)``.
             item: ``(n_train,)``.
             aggregation: how items become a user.
+            given: weights of the train interactions, ``(n_train,)``; None if they have none.
         """
+        self._given = given
         self._base, self._start, self._item = Embeddings(base), start, item
         self._aggregation = aggregation
         self._moved: dict[BundleRow, Moved] = {}
@@ -258,8 +295,25 @@ class Users:
         """The whole history: that of the bundle, then the events."""
         return np.concatenate((self.trained_items(user), self.new_items(user)))
 
+    def given(self, user: BundleRow) -> Float64Array | None:
+        """The weights of :meth:`items`, ``(n,)``, as they came; None if interactions have none."""
+        if self._given is None:
+            return None
+        trained = self._given[self._start[user] : self._start[user + 1]] if self.is_trained(user) else ()
+        moved = self._moved.get(user)
+        return np.concatenate((trained, () if moved is None or moved.given is None else moved.given)).astype(np.float64)
+
+    def strengths(self, user: BundleRow) -> Float64Array | None:
+        """What the model makes of :meth:`given`."""
+        return self._aggregation.strengths(self.given(user))
+
     def update(
-        self, user: BundleRows, item: BundleRows, embeddings: Embeddings, item_weight: Float32Array | None
+        self,
+        user: BundleRows,
+        item: BundleRows,
+        embeddings: Embeddings,
+        item_weight: Float32Array | None,
+        given: Float64Array | None = None,
     ) -> None:
         """Apply events ``(n,)`` in order.  A reader sees all events of a user or none.
 
@@ -268,11 +322,12 @@ class Users:
             item: the item of each event.
             embeddings: of all items.
             item_weight: weight of each item, ``(n_items,)``; 1 if None.
+            given: the weight of each event, ``(n,)``, where interactions have one.
         """
         who, inverse = np.unique(user, return_inverse=True)
         slot = inverse.reshape(-1)
-        if self._aggregation.recency:
-            self._compute_anew(who, slot, item, embeddings, item_weight)
+        if self._aggregation.is_anew:
+            self._compute_anew(who, slot, item, embeddings, item_weight, given)
             return
         before = [self._moved.get(row) for row in who.tolist()]
         fresh = np.array([moved is None for moved in before], bool)
@@ -281,7 +336,7 @@ class Users:
         rows[trained], weight[trained] = self._base.rows(who[trained]), self._weight_in_bundle(who[trained])
         for number, moved in enumerate(before):
             if moved is not None:
-                rows[number], weight[number], _ = moved
+                rows[number], weight[number] = moved.row, moved.weight
         means = RunningMeans(rows, weight, self._aggregation.decay)
         of_event = None
         if item_weight is not None:
@@ -304,28 +359,36 @@ class Users:
         item: BundleRows,
         embeddings: Embeddings,
         item_weight: Float32Array | None,
+        given: Float64Array | None,
     ) -> None:
-        """Apply events where recent items count more: from the whole history of each user."""
-        by_user = item[np.argsort(slot, kind="stable")]
+        """Apply events where items count differently: from the whole history of each user."""
+        order = np.argsort(slot, kind="stable")
+        by_user, weights = item[order], None if given is None else given[order]
         cuts = np.cumsum(np.bincount(slot, minlength=len(who))).tolist()
         for row, (first, last) in zip(who.tolist(), pairwise([0, *cuts]), strict=True):
-            new = by_user[first:last]
-            items = np.concatenate((self.new_items(row), new))
+            items, of_events, all_given = np.concatenate((self.new_items(row), by_user[first:last])), None, None
+            if weights is not None:
+                before = self.given(row)
+                assert before is not None
+                all_given = np.concatenate((before, weights[first:last]))
+                of_events = all_given[-len(items) :]
             of_user = item_weight if self.is_trained(row) else None
-            mean = self._aggregation.mean(np.concatenate((self.trained_items(row), items)), embeddings, of_user)
-            self._moved[row] = Moved(mean, 0.0, items)
+            history = np.concatenate((self.trained_items(row), items))
+            mean = self._aggregation.mean(history, embeddings, of_user, all_given)
+            self._moved[row] = Moved(mean, 0.0, items, of_events)
 
     def weights(self, user: BundleRow) -> tuple[Float64Array, Float64Array]:
         """How a user is composed: ``e = sum_j weights_j x_j`` over :meth:`trained_items`, then :meth:`new_items`.
 
-        Without recency, the train items share equally what is left of the user's row in the bundle.
+        Without recency and weights of interactions, the train items share equally what is left of the user's row in the
+        bundle.
 
         Returns:
             The weights of the train items, and those of the new items.
         """
         n_trained, n_new = len(self.trained_items(user)), len(self.new_items(user))
-        if self._aggregation.recency:
-            weights = self._aggregation.weights(n_trained + n_new)
+        if self._aggregation.is_anew:
+            weights = self._aggregation.weights(n_trained + n_new, self.given(user))
             weights /= weights.sum()
             return weights[:n_trained], weights[n_trained:]
         start = float(self._weight_in_bundle(np.array([user]))[0]) if self.is_trained(user) else 0.0

@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 import recbole
 
-from recbole_onebp import Recommender, fit
+from recbole_onebp import OneBPRecommender, Recommender, fit
 from recbole_onebp.cli import main
 from recbole_onebp.dataframe.recommender import FittedRecommender
 from recbole_onebp.run.checkpoint.model_file import read_model
@@ -44,19 +44,21 @@ def command_line(*arguments: str) -> None:
     assert main([*arguments]) == 0
 
 
+@pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("ordered", [True, False])
-def test_the_results_are_those_of_the_command_line(tmp_path, ordered):
+def test_the_results_are_those_of_the_command_line(tmp_path, ordered, weighted):
     ratings = pd.read_csv(ML_100K, sep="\t").set_axis(["user", "item", "rating", "ts"], axis=1)
     ratings.to_csv("ratings.csv", index=False)
     time = "ts" if ordered else ""
-    command_line("convert", "ratings.csv", "--name=mine", "--rating=", f"--time={time}")
+    command_line("convert", "ratings.csv", "--name=mine", f"--rating={'rating' * weighted}", f"--time={time}")
     split = {"split": {"RS": [0.9, 0.1, 0.0]}, "order": "TO" if ordered else "RO", "group_by": "user"}
-    settings = [f"--{key}={value}" for key, value in QUICK.items()]
+    settings = [f"--{key}={value}" for key, value in QUICK.items()] + ["--WEIGHT_FIELD=rating"] * weighted
+    columns = {"user": "user", "item": "item", "time": time, "weight": "rating" if weighted else None}
     arguments = ["--model=OneBP", "--dataset=mine", "--data_path=dataset", "--config_files=dataset/mine/mine.yaml"]
     train = ["train", *arguments, *settings, f"--eval_args={split}"]
 
     command_line(*train, "--epochs=2", "--output_dir=shell")
-    rec = fit(ratings, user="user", item="item", time=time, valid=0.1, output_dir="python", epochs=2, **QUICK)
+    rec = fit(ratings, **columns, valid=0.1, output_dir="python", epochs=2, **QUICK)
     assert_same(tables("python"), tables("shell"))
     command_line("export", "shell", "bundle")
     exported = Recommender.load("bundle")
@@ -69,10 +71,27 @@ def test_the_results_are_those_of_the_command_line(tmp_path, ordered):
         f"--local_weight={(rec.result.local or {'weight': 0.0})['weight']}",
     )
     command_line(*train, "--output_dir=refitted", "--refit=true", *chosen)
-    again = fit(ratings, user="user", item="item", time=time, output_dir="all", epochs=2, **QUICK)
+    again = fit(ratings, **columns, output_dir="all", epochs=2, **QUICK)
     assert_same(tables("all"), tables("refitted"))
     assert again.result.valid == rec.result.valid
     assert (again.result.n_train, rec.result.n_train) == (100_000, 100_000 - _tenths(ratings["user"]))
+
+
+def test_weights_stay_with_the_recommender(frame):
+    plays = frame.assign(plays=np.random.default_rng(0).integers(1, 500, len(frame)))
+    given = {"weight": "plays", "weight_transform": "sqrt", "valid": 0.2, **FAST}
+    rec = fit(plays, **given)
+    assert OneBPRecommender(**given).fit(plays).recommend(["0"]) == rec.recommend(["0"])
+    rows = {(str(row.user_id), str(row.item_id)): row.plays for row in plays.itertuples()}
+    assert rec.bundle.manifest["weights"]["transform"] == "sqrt"
+    for user in ("0", "7"):
+        found = rec._users.given(rec._user_tokens.row(user))
+        assert found.tolist() == [rows[user, item] for item in rec.history(user)]
+    later, copy = rec.refit(plays, epochs=1), pickle.loads(pickle.dumps(rec))
+    assert later.bundle.manifest["weights"]["default"] == np.median(plays["plays"])
+    assert copy.recommend(["0"]) == rec.recommend(["0"])
+    assert rec.recommend(["0"]) != fit(plays, valid=0.2, **FAST).recommend(["0"])
+    assert rec.evaluate(frame[frame["user_id"] < 9], ["recall@5"]).n_users == 9
 
 
 def _tenths(users: pd.Series) -> int:
@@ -262,7 +281,8 @@ def test_epochs_are_told_to_the_caller(frame):
         ({"model": "BPR"}, "model: fit sets it"),
         ({"dataset": "mine"}, "dataset: fit sets it"),
         ({"epoch": 3}, "epoch: fit and OneBP have no such argument or key; did you mean epochs"),
-        ({"weight": "plays"}, "weight: fit and OneBP have no such argument or key"),
+        ({"weight": "plays"}, "data: no column plays"),
+        ({"WEIGHT_FIELD": "rating"}, "WEIGHT_FIELD: fit sets it"),
         ({"embedding_size": "8"}, "embedding_size: '8' is not allowed"),
         ({"valid": 1.5}, "valid: 1.5: expected a share between 0 and 1, or a table"),
         ({"valid": True}, "valid: bool is no table"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import zipfile
 from decimal import Decimal
 from pathlib import Path
 
@@ -83,6 +84,54 @@ def test_ids_do_not_depend_on_what_holds_them(pairs, kind):
     pd.testing.assert_frame_equal(found.astype(object), pairs.astype(str).astype(object))
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "categories of numbers"])
+def test_weights_do_not_depend_on_what_holds_them(pairs, kind):
+    rows = pairs.assign(plays=pairs["item_id"] + 1)
+    found = read(KINDS[kind](rows), weight="plays")
+    assert found["rating"].tolist() == (pairs["item_id"] + 1.0).tolist()
+
+
+def test_values_of_a_sparse_matrix_are_weights_if_asked_for(pairs, caplog):
+    cells = (pairs["item_id"] + 0.5, (pairs["user_id"], pairs["item_id"]))
+    matrix = sp.coo_array(cells, shape=(40, 30)).tocsr()
+    matrix.data[0] = 0
+    found = read(matrix, weight="data")
+    assert found["rating"].tolist() == (found["item_id"].astype(int) + 0.5).tolist()
+    assert len(found) == len(pairs) - 1
+    assert not caplog.records
+    matrix.data[3] = -1
+    where = "data, entry 2: data is no weight: expected a number from 1e-09 to 1e+09"
+    assert said(matrix, weight="data").startswith(where)
+    assert said(matrix, weight="plays").startswith("data: a sparse matrix has no columns to name")
+
+
+@pytest.mark.parametrize(("value", "wrong"), [
+    (0, "plays is no weight: expected a number from 1e-09 to 1e+09: values"), (-1.5, "plays is no weight"),
+    (float("nan"), "no plays"), (float("inf"), "plays is no number"), (1e12, "plays is no weight"),
+    ("x", "plays is no number"),
+])  # fmt: skip
+def test_the_first_bad_weight_is_named(pairs, value, wrong):
+    plays = pd.Series(2.0, pairs.index, object)
+    plays[4] = value
+    assert said(pairs.assign(plays=plays), weight="plays").startswith(f"data, row 4 (counted from 0): {wrong}")
+
+
+def test_ratings_of_an_archive_are_weights_only_if_asked_for():
+    with zipfile.ZipFile("ml.zip", "w") as archive:
+        archive.writestr("ml/u.data", "1\t7\t5\t30\n1\t8\t0\t20\n")
+    assert list(read("ml.zip")) == ["user_id", "item_id", "timestamp"]
+    assert "rating is no weight: expected" in said("ml.zip", weight="rating")
+
+
+def test_weights_of_a_pair_are_added_up(pairs, caplog):
+    rows = pd.concat([pairs, pairs[:5]], ignore_index=True).assign(plays=np.arange(len(pairs) + 5) + 1.0)
+    found = read(rows, weight="plays")
+    expected = np.arange(len(pairs)) + 1.0
+    expected[:5] += len(pairs) + expected[:5]
+    assert found["rating"].tolist() == expected.tolist()
+    assert "each pair counts once, with the sum of its weights" in caplog.text
+
+
 def test_a_sparse_matrix(pairs, caplog):
     cells = (np.ones(len(pairs)), (pairs["user_id"], pairs["item_id"]))
     matrix = sp.coo_array(cells, shape=(40, 30))
@@ -95,7 +144,8 @@ def test_a_sparse_matrix(pairs, caplog):
     pd.testing.assert_frame_equal(read(weighted).astype(object), sorted_pairs[1:].reset_index(drop=True))
     assert "data: the values are not used" in caplog.text
     assert said(matrix, user="user_id") == (
-        "data: a sparse matrix has no columns to name: its rows are users, its columns are items"
+        "data: a sparse matrix has no columns to name: its rows are users, its columns are items, and "
+        'weight="data" stands for its values'
     )
     assert said(sp.csr_array((3, 3))) == "data: no rows"
 
@@ -203,7 +253,7 @@ def test_what_is_told(pairs, caplog):
     rows.loc[0, "item_id"] = " x"
     assert len(read(rows)) == len(pairs) + 1
     assert [record.getMessage() for record in caplog.records] == [
-        "data: column rating is not used: each row counts the same; leave low ratings out",
+        "data: column rating is not used: each row counts the same; leave low ratings out, or name it by weight=",
         "data: 1 values of item_id begin or end with blanks, such as ' x'; they differ from those without",
         "data: 4 rows are of a user and item that an earlier row has too; each pair counts once",
     ]

@@ -53,6 +53,8 @@ OPTIONS = {
     "ordered, all": {**SHARED_RECIPE, "eval_args": ORDER, "recency": 0.5, "training_history": "all"},
     "local": {**SHARED_RECIPE, "local": "ridge", "local_neighbors": 8, "local_reg": 1.0},
     "ordered, local": {**SHARED_RECIPE, "eval_args": ORDER, "local": "ridge", "local_reg": 1.0, "local_history": 9},
+    "weighted": {**SHARED_RECIPE, "WEIGHT_FIELD": "plays", "local": "ridge", "local_reg": 1.0},
+    "ordered, weighted": {**SHARED_RECIPE, "eval_args": ORDER, "WEIGHT_FIELD": "plays", "weight_transform": "rank"},
     "device": {"item_bias": True, "score": "cosine", "learning_rate": 0.01},
     "shared, many": {"negatives": "shared", "n_shared_negatives": 600, "backprop": "two", "item_bias": True},
     "device shared": {"negatives": "shared", "n_shared_negatives": 16, "train_batch_size": 32, "backprop": "two"},
@@ -67,7 +69,7 @@ def rounded(shape, name):
 
 
 def settings(data_path, folder, name):
-    columns = ["user_id", "item_id", *["timestamp"] * name.startswith("ordered")]
+    columns = ["user_id", "item_id", *["timestamp"] * name.startswith("ordered"), *["plays"] * ("weighted" in name)]
     return "tiny", {
         "data_path": data_path, "load_col": {"inter": columns}, "embedding_size": 8,
         "train_batch_size": 160, "epochs": 3, "metrics": METRICS, "topk": [5, 10], "valid_metric": "NDCG@10",
@@ -84,7 +86,7 @@ def ml_100k(folder):
 GROUPS = {
     (1, 1): [*OPTIONS, "ml-100k"],
     (2, 2): [*OPTIONS, "ml-100k"],
-    (4, 4): ["shared", "shared, many", "local", "ml-100k"],
+    (4, 4): ["shared", "shared, many", "local", "weighted", "ml-100k"],
     (3, 3): ["plain", "shared recipe"],
     (4, 2): ["recipe", "shared"],
     (2, 1): ["plain", "two", "shared recipe"],
@@ -108,7 +110,7 @@ def trained(in_ranks, tiny_path, timed_path, tmp_path_factory):
             runs = {}
             for each in GROUPS[shape]:
                 folder = folders[shape, each] = tmp_path_factory.mktemp("run")
-                data_path = timed_path if each.startswith("ordered") else tiny_path
+                data_path = timed_path if each.startswith("ordered") or "weighted" in each else tiny_path
                 runs[each] = ml_100k(folder) if each == "ml-100k" else settings(data_path, folder, each)
             in_ranks(*shape, runs)
         return folders[shape, name]

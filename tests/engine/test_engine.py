@@ -108,6 +108,21 @@ def test_data_in_order_agree(timed, engine, options, score, negatives):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("options", [{}, {"leave_one_out": False}, {"score": "dot", "weight_transform": "rank"}])
+@pytest.mark.parametrize("negatives", ["per_pair", "shared"])
+def test_weights_of_interactions_agree(weighted, engine, options, negatives):
+    size = 32 if negatives == "shared" else 160
+    compare(weighted, engine, negatives=negatives, train_batch_size=size, beta=0.0, **options)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("options", [{}, {"training_history": "all"}, {"half_weight_at": 0.0}])
+def test_weights_of_interactions_in_order_agree(timed, engine, options):
+    columns = {"load_col": {"inter": ["user_id", "item_id", "timestamp", "plays"]}, "WEIGHT_FIELD": "plays"}
+    compare(timed, engine, train_batch_size=32, beta=0.0, **columns, **options)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("n_negatives", [1, 16])
 @pytest.mark.parametrize("negatives", ["per_pair", "shared"])
 def test_heavier_negatives_agree(tiny, engine, negatives, n_negatives):

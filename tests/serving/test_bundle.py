@@ -23,7 +23,8 @@ from support.hostile import KINDS, little_time, replace_file, reseal
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
-    return made_bundle(tmp_path_factory.mktemp("pristine") / "bundle", bias=True, alpha=0.5, local=0.5)
+    path = tmp_path_factory.mktemp("pristine") / "bundle"
+    return made_bundle(path, bias=True, alpha=0.5, local=0.5, weights="log1p")
 
 
 def answers_of(path, verify=True):
@@ -50,8 +51,8 @@ def test_a21_a_name_that_no_folder_can_have(tmp_path):
 def test_another_format_version(pristine, tmp_path):
     path = shutil.copytree(pristine, tmp_path / "copy")
     manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps({**manifest, "format_version": 3}))
-    with pytest.raises(UserError, match="a bundle of format version 3; this recbole_onebp reads 1 and 2"):
+    (path / "manifest.json").write_text(json.dumps({**manifest, "format_version": 4}))
+    with pytest.raises(UserError, match="a bundle of format version 4; this recbole_onebp reads 1, 2 and 3"):
         Recommender.load(path)
 
 
@@ -79,7 +80,7 @@ def test_the_card_may_be_edited(pristine, tmp_path):
 FILES = st.sampled_from([
     "manifest.json", "item_encodings.npy", "item_bias.npy", "item_weight.npy", "user_encodings.npy",
     "history_start.npy", "history_item.npy", "item_ids.json", "user_ids.json", "item_fields.json", "local.indptr.npy",
-    "local.indices.npy", "local.values.npy",
+    "local.indices.npy", "local.values.npy", "history_weight.npy",
 ])  # fmt: skip
 FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -187,7 +188,9 @@ def test_a10_a_device_as_the_manifest(pristine, tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
-@pytest.mark.parametrize("name", ["item_encodings", "user_encodings", "item_bias", "item_weight", "local.values"])
+@pytest.mark.parametrize("name", [
+    "item_encodings", "user_encodings", "item_bias", "item_weight", "local.values", "history_weight",
+])  # fmt: skip
 def test_a10_one_row_that_is_no_number_is_refused_by_name(pristine, tmp_path, name, value):
     def change(path, _):
         array = np.load(path / f"{name}.npy")
@@ -268,6 +271,21 @@ LOCAL = {"weight": 0.5, "recency": 0.0, "neighbors": 7, "reg": 1.0}
         (with_array("local.indices", lambda array: array.astype(np.int64)), "local.indices.npy: int64"),
         (diagonal, "local.indices.npy: expected ascending items for each item, without the item itself"),
         (with_array("local.values", lambda array: array[:-1]), "local.values.npy: float32"),
+        (
+            with_array("history_weight", with_number(0, 0)),
+            "history_weight.npy: expected weights that are each a number",
+        ),
+        (with_array("history_weight", with_number(0, -1)), "history_weight.npy: expected weights that are each a"),
+        (with_array("history_weight", lambda array: array[:-1]), "history_weight.npy: float32"),
+        (with_value(weights=None), "the manifest has only one of weights and history_weight.npy"),
+        (
+            lambda _, manifest: manifest["files"].pop("history_weight.npy"),
+            "the manifest has only one of weights and history_weight.npy",
+        ),
+        (with_value(weights={"transform": "exp", "default": 1.0}), "weights: "),
+        (with_value(weights={"transform": ["raw"], "default": 1.0}), "weights: "),
+        (with_value(weights={"transform": "raw", "default": 0}), "weights: "),
+        (with_value(weights="raw"), "weights: 'raw' is not allowed; expected null, or a transform, one of raw, log1p"),
         (with_value(local=None), "manifest.json: lists local.indptr.npy, but has no local"),
         (with_value(local={}), "local: {} is not allowed; expected null, or weight above 0"),
         (with_value(local={**LOCAL, "weight": 0}), "local: "),

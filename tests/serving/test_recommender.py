@@ -111,7 +111,7 @@ def test_similar_items(rec):
             lambda rec: rec.recommend_history([["i1"]], rule="last"),
             "rule: 'last' is not allowed; expected one of alike",
         ),
-        (lambda rec: rec.update([("u1", "i1", "i2")]), "is no pair of a user and an item"),
+        (lambda rec: rec.update([("u1", "i1", 1, 2)]), "is no pair of a user and an item"),
         (lambda rec: rec.update(["u1"]), "is no pair"),
         (lambda rec: rec.explain("nobody", "i1"), "user 'nobody': the bundle does not know it"),
         (lambda rec: rec.explain("u1", "ghost"), "item 'ghost': the bundle does not know it"),

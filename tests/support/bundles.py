@@ -34,6 +34,7 @@ def made_bundle(
     recency: float = 0.0,
     local: float = 0.0,
     local_recency: float = 0.0,
+    weights: str | None = None,
     ordered: bool = False,
     features: bool = False,
     others: Any = None,
@@ -44,7 +45,7 @@ def made_bundle(
 
     ``local`` is the weight of a local term, in which an item has up to 7 others; 0: there is none.  With ``features``
     new items are made of ``genres`` g0 to g3, of which an item may have several, a ``studio``, s 0 or s 1, and a
-    ``year``.
+    ``year``.  ``weights`` is the transform of the weights of interactions; None: they have none.
     """
     rng = np.random.default_rng(seed)
     item_e = rng.normal(size=(n_items, size)).astype(np.float32)
@@ -63,6 +64,9 @@ def made_bundle(
         made["value_encodings"] = rng.normal(size=(7, size)).astype(np.float32)
         if bias:
             made["value_bias"] = rng.normal(size=7).astype(np.float32)
+    if weights:
+        plays = np.random.default_rng(seed).integers(1, 300, len(made["history_item"]))
+        made["history_weight"] = plays.astype(np.float32)
     made |= arrays
     if alpha:
         count = np.bincount(made["history_item"], minlength=n_items)
@@ -72,6 +76,7 @@ def made_bundle(
         "score": score,
         "aggregation": {"rule": rule, "beta": beta, "alpha": alpha, "recency": recency} if aggregates else None,
         "local": {"weight": local, "recency": local_recency, "neighbors": 7, "reg": 1.0} if local else None,
+        "weights": {"transform": weights, "default": 20.0} if weights else None,
         "embedding_size": size,
         "ordered": ordered,
         "title_field": "title",

@@ -41,6 +41,8 @@ class TableFormat:
     time_format: str | None = None
     """``s``, ``ms``, ``us`` or ``ns``, or a format of ``strptime``; None: see
     :func:`~recbole_onebp.data.sources.times.seconds`."""
+    weights: bool = False
+    """Ratings are weights of interactions: above 0."""
     whole_ids: bool = False
     """Read ids of text files such as ``17850.0`` as ``17850``."""
     max_mb: int | None = None
@@ -80,7 +82,8 @@ def choose(where: str, names: Sequence[str], form: TableFormat) -> dict[str, str
         if number > 1 and column in chosen.values():
             raise UserError(f"{where}: {number} columns are called {column}; rename them")
     if (rating := usual.get("rating")) and form.columns.get("rating") == "" and rating not in chosen.values():
-        getLogger().warning("%s: column %s is not used: each row counts the same; leave low ratings out", where, rating)
+        message = "%s: column %s is not used: each row counts the same; leave low ratings out"
+        getLogger().warning(message + ", or name it by weight=" * form.in_python, where, rating)
     return {key: chosen[key] for key in _USUAL if key in chosen}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from decimal import Decimal
 from importlib.util import find_spec
 from logging import getLogger
@@ -19,8 +20,10 @@ from recbole_onebp.data.sources.parquet import EXACT, whole_number
 from recbole_onebp.data.sources.tables import Table, read, sift
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["read_interactions"]
+__all__ = ["STORED", "read_interactions"]
 
+STORED = "data"
+"""What the values of a sparse matrix are called, as in scipy."""
 _IDS = ("user_id", "item_id")
 _DATES = ("datetime64", "datetime", "date")
 _LONGEST_SHOWN = 80
@@ -30,7 +33,8 @@ def read_interactions(data: Any, columns: Mapping[str, str], name: str = "data")
     """Users, items and times of whatever holds interactions.
 
     Ids are text or whole numbers: ``1``, ``1.0`` and ``"1"`` are the same.  Times are dates, numbers or texts, see
-    :func:`~recbole_onebp.data.sources.times.seconds`.  Other columns, ratings among them, are not read.
+    :func:`~recbole_onebp.data.sources.times.seconds`.  Weights are numbers above 0, and come out as ``rating``.  Other
+    columns, ratings among them, are not read.
 
     Args:
         data: a pandas, polars or pyarrow table, or anything with ``__arrow_c_stream__`` or ``__dataframe__``; a path
@@ -38,6 +42,7 @@ def read_interactions(data: Any, columns: Mapping[str, str], name: str = "data")
             columns are items.
         columns: ``user_id``, ``item_id`` and ``timestamp`` -> the column's name.  A missing one is looked up by its
             usual names; of two columns with other names the first holds users.  A time given as ``""`` is not read.
+            ``rating`` names the column of weights; of a matrix it is :data:`STORED`, its values.
         name: of the data, for messages.
 
     Returns:
@@ -46,21 +51,17 @@ def read_interactions(data: Any, columns: Mapping[str, str], name: str = "data")
     Raises:
         UserError: for data of another kind, or a missing column.
     """
+    form = TableFormat({"rating": "", **columns}, weights=bool(columns.get("rating")), in_python=True)
     if isinstance(data, (str, Path)):
-        return read(Path(data), _form(columns))
+        return read(Path(data), form)
     if sp.issparse(data):
         return _of_matrix(data, columns, name)
     table = _table(data, name)
     names = [*map(str, table.columns if isinstance(table, pd.DataFrame) else table.column_names)]
     if len(names) == 2 and not {*_IDS} & (columns.keys() | usual_columns(names).keys()):
-        columns = {**columns, **dict(zip(_IDS, names, strict=True))}
-    form = _form(columns)
+        form = replace(form, columns={**form.columns, **dict(zip(_IDS, names, strict=True))})
     raw = _raw({key: _column(table, names.index(column)) for key, column in choose(name, names, form).items()})
     return sift(raw, f"{name}, row", name, form)
-
-
-def _form(columns: Mapping[str, str]) -> TableFormat:
-    return TableFormat({**columns, "rating": ""}, in_python=True)
 
 
 def _table(data: Any, name: str) -> Any:
@@ -98,19 +99,24 @@ def _column(table: Any, place: int) -> pd.Series:
 
 
 def _of_matrix(data: Any, columns: Mapping[str, str], name: str) -> Table:
-    if columns:
-        raise UserError(f"{name}: a sparse matrix has no columns to name: its rows are users, its columns are items")
+    has_weights = columns.get("rating") == STORED
+    if columns and not (has_weights and len(columns) == 1):
+        raise UserError(
+            f"{name}: a sparse matrix has no columns to name: its rows are users, its columns are items, and "
+            f'weight="{STORED}" stands for its values'
+        )
     matrix = sp.coo_array(data.tocsr())  # by user, then by item
     kept = matrix.data != 0
-    if (matrix.data[kept] != 1).any():
-        getLogger().warning("%s: the values are not used: each entry that is not 0 counts the same", name)
+    if not has_weights and (matrix.data[kept] != 1).any():
+        message = '%s: the values are not used: each entry that is not 0 counts the same; weight="%s" uses them'
+        getLogger().warning(message, name, STORED)
     ids = {
         key: pd.Categorical.from_codes(codes[kept], pd.RangeIndex(n).astype(str))
         for key, codes, n in zip(_IDS, (matrix.row, matrix.col), matrix.shape, strict=True)
     }
-    raw = pd.DataFrame(ids)
+    raw = pd.DataFrame({**ids, "rating": matrix.data[kept]} if has_weights else ids)
     raw.attrs["ids_are_typed"] = True
-    return sift(raw, f"{name}, entry", name, TableFormat())
+    return sift(raw, f"{name}, entry", name, TableFormat(weights=True))
 
 
 # -------------------------------------------------------------------------------------------------------------- columns
@@ -125,6 +131,8 @@ def _raw(given: Mapping[str, pd.Series]) -> pd.DataFrame:
         if key in _IDS:
             columns[key], wrong = _ids(column, key)
             fault = wrong if fault is None else np.where(pd.isna(fault), wrong, fault)
+        elif key == "rating":
+            columns[key] = column.astype(object) if pd.api.types.is_extension_array_dtype(column) else column.array
         else:
             columns[key], dates = _times(column)
     raw = pd.DataFrame({**columns, FAULT: fault}, copy=False)

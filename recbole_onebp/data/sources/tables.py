@@ -20,6 +20,7 @@ from recbole_onebp.data.sources.texts import read_json_lines, read_text
 from recbole_onebp.data.sources.times import seconds
 from recbole_onebp.data.sources.unpack import DAMAGED, base_suffix, bound, read_bytes
 from recbole_onebp.util.errors import UserError
+from recbole_onebp.weights import ALLOWED, are_allowed
 
 __all__ = ["BadRow", "BadRows", "Table", "TableFormat", "read", "read_table", "sift"]
 
@@ -190,6 +191,8 @@ def _faults(
         frame[key] = numbers
         kind = "time" if key == "timestamp" else "number"
         yield ~(np.abs(numbers.astype(np.float64)) < np.inf), f"{key} is no {kind}"
+        if key == "rating" and form.weights:
+            yield ~are_allowed(numbers), f"{key} is no weight: expected {ALLOWED}"
     for key in ("user_id", "item_id"):
         column = frame[key].array
         if raw.attrs.get("ids_are_typed") is None:

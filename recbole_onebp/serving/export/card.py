@@ -16,6 +16,7 @@ from recbole_onebp.serving.search import DEFAULT_MEMORY_MB, Excluded, best_items
 from recbole_onebp.serving.tables import Embeddings, Float64Array, IntArray, ItemTable, unit_rows
 from recbole_onebp.util.errors import printable
 from recbole_onebp.util.ids import BundleRows, InternalIds
+from recbole_onebp.weights import Transform, transformed
 
 __all__ = ["Groups", "Parts", "evaluate_groups", "model_card"]
 
@@ -33,6 +34,8 @@ class Parts:
     start: IntArray
     """Train part, ascending, or in order of time.  A pair may occur more than once; it counts as often in its user."""
     item: BundleRows
+    weight: npt.NDArray[np.float32] | None
+    """Of each train interaction; None if they have none."""
     excluded_start: IntArray
     """Items that are not ranked in the test: those of train and validation."""
     excluded_item: BundleRows
@@ -49,6 +52,7 @@ class Parts:
         train: _Pairs,
         others: Sequence[_Pairs],
         time: npt.NDArray[np.floating] | None = None,
+        weight: npt.NDArray[np.float32] | None = None,
     ) -> Parts:
         """Convert RecBole's ids to rows of the bundle.
 
@@ -60,6 +64,7 @@ class Parts:
             train: users and items of the train part, ``(n,)`` each.
             others: the same of validation and test.  Users without a row are left out.
             time: of each train pair, ``(n,)``; the train items of a user are in this order.
+            weight: of each train pair, ``(n,)``.
         """
         user_row, item_row = np.full(n_users, -1), np.full(n_items, -1)
         user_row[users], item_row[items] = np.arange(len(users)), np.arange(len(items))
@@ -74,14 +79,21 @@ class Parts:
 
         in_train, valid, test = codes(train), codes(others[0]), np.unique(codes(others[1]))
         excluded = np.setdiff1d(np.union1d(in_train, valid), test, assume_unique=True)
-        start, item = csr(in_train)
-        if time is not None:
-            item = item_row[train[1][np.lexsort((time, user_row[train[0]]))]]
-        return cls(len(items), start, item, *csr(excluded), *csr(test))
+        start, _ = csr(in_train)
+        order = np.lexsort((item_row[train[1]] if time is None else time, user_row[train[0]]))
+        weight = None if weight is None else weight[order]
+        return cls(len(items), start, item_row[train[1][order]], weight, *csr(excluded), *csr(test))
 
     def histories(self, users: BundleRows) -> list[BundleRows]:
         """The train items of each of these users."""
         return [self.item[self.start[user] : self.start[user + 1]] for user in users.tolist()]
+
+    def strengths(self, users: BundleRows, by: Transform) -> list[Float64Array]:
+        """What the model makes of the weights of these items; empty if they have none."""
+        if self.weight is None:
+            return []
+        spans = ((self.start[user], self.start[user + 1]) for user in users.tolist())
+        return [transformed(self.weight[first:last], np.zeros(last - first, np.int64), by) for first, last in spans]
 
 
 @dataclass(frozen=True)
@@ -103,6 +115,7 @@ def evaluate_groups(
     cosine: bool,
     k: int,
     local: LocalTable | None = None,
+    transform: Transform = "raw",
 ) -> Groups | None:
     """Rank all items for every user of the test part, as RecBole does; None if there is no test part.
 
@@ -113,6 +126,7 @@ def evaluate_groups(
         cosine: whether scores are cosines.
         k: length of the lists.
         local: the local term; None if there is none.
+        transform: of the weights of interactions, if they have some.
     """
     n_positives = np.diff(parts.test_start)
     users = np.flatnonzero(n_positives)
@@ -121,7 +135,8 @@ def evaluate_groups(
     n_positives = n_positives[users]
     user_e = Embeddings(user_encodings).rows(users)
     seen = [parts.excluded_item[parts.excluded_start[user] : parts.excluded_start[user + 1]] for user in users]
-    scorer = Scorer(table, unit_rows(user_e) if cosine else user_e, local, parts.histories(users))
+    of_users = parts.histories(users), None, parts.strengths(users, transform)
+    scorer = Scorer(table, unit_rows(user_e) if cosine else user_e, local, *of_users)
     ranked = best_items(scorer, k, Excluded.of(seen), DEFAULT_MEMORY_MB, threads=1)
 
     row = np.repeat(np.arange(len(users)), np.diff(ranked.start))
@@ -227,11 +242,15 @@ def _training(manifest: Mapping[str, Any]) -> str:
         return "Users and items were trained by gradient (TwoBP); new users cannot be folded in."
     beta, alpha = aggregation["beta"], aggregation["alpha"]
     kind = "the mean" if aggregation["rule"] == "mean" else f"a moving aggregation (beta {beta:g})"
-    if aggregation["recency"]:
+    given = manifest.get("weights")
+    if aggregation["recency"] or given is not None:
         kind = "a weighted mean"
-    weights = f", each weighted by (its train count / the mean count) ^ -{alpha:g}" if alpha else ""
+    by = [f"(its train count / the mean count) ^ -{alpha:g}"] if alpha else []
     if aggregation["recency"]:
-        weights += f", and by (number of later items + 1) ^ -{aggregation['recency']:g}"
+        by.append(f"(number of later items + 1) ^ -{aggregation['recency']:g}")
+    if given is not None:
+        by.append(f"the weight of the interaction ({given['transform']})")
+    weights = f", each weighted by {', and by '.join(by)}" if by else ""
     return f"A user is {kind} of the embeddings of the user's items{weights}; only items were trained by gradient."
 
 

@@ -28,6 +28,7 @@ from recbole_onebp.serving.tables import LARGEST, Embeddings, ItemTable, unit_ro
 from recbole_onebp.util.errors import UserError, printable
 from recbole_onebp.util.hashes import sha256
 from recbole_onebp.util.ids import InternalIds, Token
+from recbole_onebp.weights import Transform
 
 __all__ = ["export"]
 
@@ -87,7 +88,9 @@ def export(
     local = local_table(fitted, items)
     in_order = model.recency or (local is not None and local.recency)
     time = run.train.inter_feat[run.train.time_field].numpy() if in_order else None
-    parts = Parts.of(users, items, dataset.user_num, dataset.item_num, (user, item), others, time)
+    field, transform = model.config.WEIGHT_FIELD, model.config.weight_transform
+    weight = None if field is None else run.train.inter_feat[field].numpy()
+    parts = Parts.of(users, items, dataset.user_num, dataset.item_num, (user, item), others, time, weight)
     arrays = _arrays(model, users, items, parts, dtype, local)
     for name in arrays:
         if not np.isfinite(arrays[name]).all():
@@ -106,18 +109,22 @@ def export(
     manifest = {**_manifest(config, model, parts, fields, dtype), **results, "config": kept}
     if local is not None:
         manifest["local"] = fitted.summary()
+    if weight is not None:
+        manifest["weights"] = {"transform": transform, "default": float(np.median(weight))}
     table = ItemTable(Embeddings(arrays["item_encodings"]), arrays.get("item_bias"))
     user_table = arrays["user_encodings"]
     files: dict[str, Callable[[Path], object]] = {}
     if ann is not None:
         index = Index.build(table)
         files[INDEX_FILE] = index.save
-        manifest["ann"] = {"kind": ann, "k": _ANN_K, **_quality(index, table, parts, user_table, cosine, local)}
+        found = _quality(index, table, parts, user_table, cosine, local, transform)
+        manifest["ann"] = {"kind": ann, "k": _ANN_K, **found}
     if onnx:
         files["scorer.onnx"] = lambda path: write_onnx(path, table, cosine, user_table, has_local=local is not None)
         if local is not None:
             tell("scorer.onnx: has the scores of the towers alone, without the local term")
-    groups = evaluate_groups(parts, table, user_table, cosine, min(max(config["topk"]), parts.n_items), local)
+    k = min(max(config["topk"]), parts.n_items)
+    groups = evaluate_groups(parts, table, user_table, cosine, k, local, transform)
     write_bundle(bundle_dir, manifest, arrays, texts, model_card(manifest, groups), replace=force, others=files)
     return manifest
 
@@ -135,6 +142,8 @@ def _arrays(
         "history_start": parts.start,
         "history_item": parts.item.astype(np.int32),
     }
+    if parts.weight is not None:
+        arrays["history_weight"] = parts.weight.astype(np.float32)
     if (bias := model.score_biases()) is not None:
         arrays["item_bias"] = bias.detach()[items, 0].numpy()
     if model.tower is not None:
@@ -156,12 +165,14 @@ def _quality(
     user_table: npt.NDArray[np.floating],
     cosine: bool,
     local: LocalTable | None,
+    transform: Transform,
 ) -> dict[str, float]:
     """Recall and speed of the index, on at most 500 users."""
     users = np.unique(np.linspace(0, len(user_table) - 1, 500).astype(np.int64))
     user_e = Embeddings(user_table).rows(users)
     histories = parts.histories(users)
-    scorer = Scorer(table, unit_rows(user_e) if cosine else user_e, local, histories)
+    strengths = parts.strengths(users, transform)
+    scorer = Scorer(table, unit_rows(user_e) if cosine else user_e, local, histories, strengths=strengths)
     return quality(index, scorer, Excluded.of(histories), _ANN_K)
 
 

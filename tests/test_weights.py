@@ -168,7 +168,7 @@ def test_the_term_of_a_run_is_fitted_to_weights(weighted):
     assert seen.weight.mean() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("options", [{}, {"leave_one_out": False}, {"weight_transform": "rank", **LOCAL}])
+@pytest.mark.parametrize("options", [{}, {"leave_one_out": False}, {"weight_transform": "log1p", **LOCAL}])
 @pytest.mark.parametrize("engine", ["fast", "reference"])
 def test_a_resumed_run_is_the_same_bit_for_bit(weighted, tmp_path, options, engine):
     settings = {**options, "engine": engine, "train_batch_size": 32, "n_shared_negatives": 16, "stopping_step": 9}
@@ -204,7 +204,7 @@ ORDERED = {
 }
 
 
-@pytest.mark.parametrize("options", [{"local": "none"}, LOCAL, {"weight_transform": "rank", **LOCAL}, ORDERED | LOCAL])
+@pytest.mark.parametrize("options", [{"local": "none"}, LOCAL, {"weight_transform": "log1p", **LOCAL}, ORDERED | LOCAL])
 def test_answers_of_a_bundle_are_those_of_the_model(weighted, tmp_path, options):
     run, manifest, rec = exported(weighted, tmp_path, **options)
     transform = run.model.config.weight_transform
@@ -229,7 +229,7 @@ def test_answers_of_a_bundle_are_those_of_the_model(weighted, tmp_path, options)
     assert folded != rec.recommend_history(histories, k=5, rule="trained")
 
 
-@pytest.mark.parametrize("options", [LOCAL, {"weight_transform": "rank", **LOCAL}, ORDERED | LOCAL])
+@pytest.mark.parametrize("options", [LOCAL, {"weight_transform": "log1p", **LOCAL}, ORDERED | LOCAL])
 def test_events_with_weights_equal_a_recomputation(weighted, tmp_path, options):
     run, _, rec = exported(weighted, tmp_path, **options)
     rec.update([("u3", "i39", 7), ("new", "i5", 300), ("new", "i9")])

@@ -192,7 +192,7 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
             "What is made of a weight: itself, log(1 + it), its square root, or the share of the user's weights that "
             "are not larger. Then all weights are divided by their mean"
         ),
-    ] = "log1p"
+    ] = "rank"
     negative_weight: Annotated[
         NonNegative,
         Key("0: InfoNCE. Above 0: the positive is not in the denominator, whose logarithm has this weight"),

@@ -54,7 +54,7 @@ OPTIONS = {
     "local": {**SHARED_RECIPE, "local": "ridge", "local_neighbors": 8, "local_reg": 1.0},
     "ordered, local": {**SHARED_RECIPE, "eval_args": ORDER, "local": "ridge", "local_reg": 1.0, "local_history": 9},
     "weighted": {**SHARED_RECIPE, "WEIGHT_FIELD": "plays", "local": "ridge", "local_reg": 1.0},
-    "ordered, weighted": {**SHARED_RECIPE, "eval_args": ORDER, "WEIGHT_FIELD": "plays", "weight_transform": "rank"},
+    "ordered, weighted": {**SHARED_RECIPE, "eval_args": ORDER, "WEIGHT_FIELD": "plays", "weight_transform": "log1p"},
     "device": {"item_bias": True, "score": "cosine", "learning_rate": 0.01},
     "shared, many": {"negatives": "shared", "n_shared_negatives": 600, "backprop": "two", "item_bias": True},
     "device shared": {"negatives": "shared", "n_shared_negatives": 16, "train_batch_size": 32, "backprop": "two"},

@@ -78,6 +78,7 @@ class OneBP(GeneralRecommender):
     tower: Tower | None
     recency: float
     local_recency: float
+    trend_weight: float
     has_earlier_users: bool
     leaves_one_out: bool
     item_table: Tensor

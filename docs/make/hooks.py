@@ -29,6 +29,7 @@ LINKED = (
     "LICENSE",
     "CITATION.cff",
     "benchmarks/README.md",
+    "benchmarks/published.yaml",
     "benchmarks/results/**/*.*",
     "properties/**/*.yaml",
 )

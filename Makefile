@@ -1,4 +1,4 @@
-# make demo | test | test-unit | test-slow | test-matrix | lint | docs | audit | clean
+# make demo | test | test-unit | test-slow | test-matrix | lint | types | docs | audit | clean
 # Another Python: make test PYTHON=python3.12 VENV=.venv-3.12
 
 PYTHON ?= python3
@@ -18,7 +18,7 @@ SOURCES := setup.cfg pyproject.toml README.md $(shell find recbole_onebp propert
 PYTEST := cd tests && $(BIN)/pytest
 PARALLEL := -n $(WORKERS) --dist loadscope
 
-.PHONY: demo test test-unit test-quick test-slow test-matrix lint docs audit clean
+.PHONY: demo test test-unit test-quick test-slow test-matrix lint types docs audit clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
@@ -49,6 +49,9 @@ lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Whether users' type checkers know all types of the public API, by pyright.
+types: $(VENV)/installed-types
 	PATH="$(BIN):$$PATH" $(BIN)/python docs/make/api_types.py
 
 # The site, in build/site. Any warning, such as a broken link, is an error. PATH: the tutorials run the commands.

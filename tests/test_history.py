@@ -151,7 +151,7 @@ def test_trends_are_added_for_prediction_alone(timed):
     user, item = torch.full((3,), 5), torch.tensor([1, 8, 20])
     pairs = Interaction({"user_id": user, "item_id": item})
     before, after = (each.model.eval().predict(pairs) for each in (plain, run))
-    start, items = run.model.history.arrays
+    start, items, _ = run.model.history.arrays
     age = np.repeat(start[1:], np.diff(start)) - 1 - np.arange(len(items))
     added = run.model.config.temperature * 2.0 * trends(items, age, run.model.n_items)[item.numpy()]
     np.testing.assert_allclose((after - before).detach().numpy(), added, atol=1e-6)

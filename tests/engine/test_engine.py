@@ -194,7 +194,7 @@ users, items, scores = (rng.normal(size=(pairs, n)).astype(np.float32) for n in 
 none, loss, coefficient = np.empty(0, np.float32), np.empty(pairs, np.float32), np.empty(pairs, np.float32)
 links, rows = kernels.Links(np.full(30, -1, np.int32), np.empty(negatives, np.int32)), np.empty(30, np.int32)
 kernels.link(negative, links, rows)
-history = kernels.History(2 * np.arange(31), rng.integers(1, 30, 60), none, none)
+history = kernels.History(2 * np.arange(31), rng.integers(1, 30, 60), none, none, none)
 logits = kernels.Logits(none, np.float32(2), pairs, np.float32(0))
 kernels.shared_scores(user, item, negative, history, links, scores, users, items, logits, none, loss, coefficient)
 links.head[:] = -1

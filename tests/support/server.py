@@ -16,7 +16,13 @@ class Server:
         code = "import sys; from recbole_onebp.cli import main; sys.exit(main())"
         command = [sys.executable, "-c", code, "serve", bundle, "--port=0", *arguments]
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+            # A shell starts what it runs in the background with Ctrl-C ignored, and so these tests, perhaps.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         atexit.register(self.process.kill)  # if the test fails
         self.first_line = self.process.stdout.readline()

@@ -187,7 +187,8 @@ _ORDER = {
 
 def order(results: Path) -> str:
     """What the order is worth, step by step, on the data sets in order."""
-    studied = {file.stem: _studied(file) for file in sorted((results / "order").glob("*.json"))}
+    files = {file.stem: _studied(file) for file in sorted((results / "order").glob("*.json"))}
+    studied = {name: found for name, found in files.items() if any(factor == "order" for factor, _ in found)}
     if not studied:
         return "Not run: `python benchmarks/study.py --factors order`."
     rows = []

@@ -106,7 +106,7 @@ def main() -> None:
     for seed in sorted(set(args.seeds) - {result["seed"] for result in results}):
         common = {**SETTINGS, **args.settings, "dataset": args.dataset, "seed": seed, "data_path": str(args.data_path)}
         chosen = {}
-        if args.choose_once and results:
+        if args.choose_once and results and not args.no_test:
             chosen = {key: results[0][key] for key in ("epochs", *CHOSEN) if key in results[0]}
         result = train_and_test({**common, "show_progress": False}, args.epochs, args.no_test, chosen)
         results.append({**result, "threads": args.threads, "load before": about["machine"]["load_before"]})

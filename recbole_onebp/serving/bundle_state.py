@@ -205,7 +205,8 @@ class BundleState:
         self._users.update(users[known], items[known], self._catalogue.settled, self._item_weight, of_known)
         self._catalogue.follow(self._users, users[known], items[known])
         for token in new_users:  # only now, so that other threads find no user without an embedding
-            self._user_tokens.add(token)
+            self._user_tokens.append(token)
+        self._user_tokens.show(new_users)
         return Update(int(known.sum()), list(new_users), unknown)
 
     def _weights_of(self, weights: Sequence[float | None], where: str) -> Float64Array | None:

@@ -22,8 +22,9 @@ __all__ = ["Catalogue"]
 class Catalogue:
     """Items that come and go.  The arrays of the bundle stay as they are.
 
-    Other threads may read while one thread changes it: the weights and the table are replaced as a whole, and before
-    the tokens by which their new rows are found.
+    Other threads may read while one thread changes it: weights, table and settled embeddings are replaced as a whole,
+    before lookups find the tokens of new rows, and after these tokens have their names.  So a reader first looks up
+    tokens, then takes the arrays, then names rows.
 
     Attributes:
         tokens: of all items; those of removed ones are hidden.
@@ -61,15 +62,13 @@ class Catalogue:
     def add(self, estimates: Mapping[Token, ItemEstimate | None]) -> None:
         """Add items.  One that was removed comes back: as it was for None, else as it is estimated now."""
         changed = {item: estimate for item, estimate in estimates.items() if estimate is not None}
-        back = [item for item in estimates if item in self.tokens.hidden]
-        fresh = [item for item in changed if item not in self.tokens.hidden]
-        row_of = {**self.tokens.hidden, **{item: len(self.tokens) + place for place, item in enumerate(fresh)}}
-        self._begin({row_of[item]: estimate for item, estimate in changed.items()})
-        for item in fresh:
-            self.tokens.add(item)
-        self.tokens.show(back)
-        self._hide_rows()
+        for item in changed:
+            if item not in self.tokens.hidden:
+                self.tokens.append(item)
+        self._begin({self.tokens.hidden[item]: estimate for item, estimate in changed.items()})
         self._settle()
+        self.tokens.show(estimates)
+        self._replace(self.table)
 
     def _begin(self, estimates: Mapping[BundleRow, ItemEstimate]) -> None:
         """Set items to what is estimated, or what that and their users make of them."""
@@ -87,7 +86,7 @@ class Catalogue:
     def remove(self, items: Iterable[Token]) -> None:
         """Hide items that are in the catalogue."""
         self.tokens.hide(items)
-        self._hide_rows()
+        self._replace(self.table)
 
     def follow(self, users: Users, moved: BundleRows, items: BundleRows) -> None:
         """Let items follow the users of events.
@@ -127,10 +126,11 @@ class Catalogue:
             weights = np.concatenate((self.weight, np.zeros(n_more, np.float32)))
             weights[rows] = weight
             self.weight = weights
-        self.table = self.table.with_items(rows, embeddings, bias.astype(np.float32))
+        self._replace(self.table.with_items(rows, embeddings, bias.astype(np.float32)))
 
-    def _hide_rows(self) -> None:
-        self.table = self.table.with_hidden(np.array([*self.tokens.hidden.values()], np.int64))
+    def _replace(self, table: ItemTable) -> None:
+        """Take a table, without the items that are removed or not shown yet."""
+        self.table = table.with_hidden(np.array([*self.tokens.hidden.values()], np.int64))
 
     def _settle(self) -> None:
         """Make :attr:`settled`."""

@@ -56,12 +56,13 @@ class Mirror:
             item: the item.
             prior: what its features make of it; None if it is made of its users alone.
         """
-        place = self._place.setdefault(item, len(self._place))
+        place = self._place.get(item, len(self._place))
         if place == len(self._n_users):
             more = max(16, place)
             for name in ("_directions", "_n_users", "_prior", "_prior_bias", "_has_prior"):
                 old = getattr(self, name)
                 setattr(self, name, np.concatenate((old, np.zeros((more, *old.shape[1:]), old.dtype))))
+        self._place[item] = place  # only now, because other threads may ask for the item's share
         self._has_prior[place] = prior is not None
         self._prior[place], self._prior_bias[place] = (0, 0) if prior is None else (prior.embedding[0], prior.bias)
         return bool(self._n_users[place])

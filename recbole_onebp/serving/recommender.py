@@ -184,7 +184,7 @@ class Recommender(ChangingItems):
             ([3, 0], ['nothing'])
         """
         self._check_foldable("recommend_history")
-        item_weight, aggregation = self._fold_in_by(rule)
+        check_rule(rule)
         found = [self._item_tokens.find(as_list(one, "history")) for one in as_list(histories, "histories")]
         of_items = [None] * len(found) if weights is None else [*as_list(weights, "weights")]
         if len(of_items) != len(found):
@@ -195,6 +195,7 @@ class Recommender(ChangingItems):
         given = [one for one, is_known in zip(given, known.tolist(), strict=True) if is_known]
         items = [rows for rows in items if len(rows)]
         chosen, table = self._chosen(k, allow, deny), self._items
+        item_weight, aggregation = self._fold_in_by(rule)
         user_e = self._folded(items, item_weight, aggregation, given, table)
         scorer = self._scorer(table, user_e, items, [aggregation.strengths(one) for one in given])
         seen = items if exclude_seen else [NO_ROWS] * len(items)
@@ -331,13 +332,14 @@ class Recommender(ChangingItems):
             (['i5'], ['nothing'])
         """
         self._check_foldable("explain_history")
-        item_weight, aggregation = self._fold_in_by(rule)
+        check_rule(rule)
         rows, unknown = self._item_tokens.find(as_list(history, "history"))
         target = self._item_tokens.row(item)
         known = rows[rows >= 0]
         if not len(known):
             raise UnknownIdError("history: the bundle knows none of its items")
         given, table = self._given_for(rows, weights), self._items
+        item_weight, aggregation = self._fold_in_by(rule)
         user_e = self._folded([known], item_weight, aggregation, [given], table)
         return self._explain(table, user_e, compose_history(known, item_weight, aggregation, given), target, unknown)
 
@@ -359,8 +361,7 @@ class Recommender(ChangingItems):
     # --------------------------------------------------------------------------------------------------------- helpers
 
     def _fold_in_by(self, rule: Rule) -> tuple[Float32Array | None, Aggregation]:
-        """Weights of all items, and the aggregation, for folding in by a rule."""
-        check_rule(rule)
+        """Weights of all items, and the aggregation, for folding in by a rule.  Look up items before."""
         recent = Aggregation(RECENT_DECAY, transform=self._aggregation.transform)
         aggregation = recent if rule == "recent" else self._aggregation
         return self._item_weight if rule == "trained" else None, aggregation

@@ -39,12 +39,10 @@ class TokenTable:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def add(self, token: Token) -> BundleRow:
-        """Append a token that is not in the table; its row."""
-        row = len(self.tokens)
+    def append(self, token: Token) -> None:
+        """Append a token that is not in the table.  It is hidden, so that its row can be filled before it is found."""
         self.tokens.append(token)
-        self.rows[token] = row  # last: other threads may look up the token of any row that they find
-        return row
+        self.hidden[token] = len(self.tokens) - 1
 
     def hide(self, tokens: Iterable[Token]) -> None:
         """Hide tokens of the table."""

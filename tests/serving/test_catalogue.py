@@ -106,6 +106,66 @@ def test_local_scores_and_an_index_leave_removed_items_out(tmp_path):
         assert not set(gone) & set(dict(rec.similar_items([item])[0]))
 
 
+@pytest.mark.parametrize("moment", ["a token is shown", "the table is replaced", "tokens are looked up"])
+def test_an_item_can_be_asked_for_as_soon_as_its_token_is_found(tmp_path, monkeypatch, moment):
+    """An item that another thread adds in the middle of a question has a name and all its rows, whatever is asked."""
+    path = made_bundle(tmp_path / "bundle", features=True, score="dot", bias=True, alpha=0.5)
+    rec = Recommender.load(path)
+    rec.update([("u1", "i3")])
+    n_added = [0]
+
+    def add():
+        n_added[0] += 1
+        rec.add_items({f"x{n_added[0]}": {"genres": ["g1"], "year": 1990}})
+        return f"x{n_added[0]}"
+
+    def ask_for(item):
+        for rule in ("alike", "trained", "recent"):
+            assert rec.recommend_history([["i1", item]], k=200, rule=rule)[0]
+            assert rec.explain_history(["i1", item], "i2", rule).contributions
+        assert rec.similar_items([item], k=3)[0]
+        assert np.isfinite(rec.score(["u1"], [item]))
+        assert rec.explain("u1", item).features
+
+    tokens = rec._item_tokens
+    if moment == "a token is shown":
+        show = tokens.show
+
+        def show_and_ask(given):
+            show(given)
+            for token in given:
+                ask_for(token)
+
+        monkeypatch.setattr(tokens, "show", show_and_ask)
+        add()
+    elif moment == "the table is replaced":
+        replace = rec._catalogue._replace
+
+        def replace_and_ask(table):
+            replace(table)
+            for lists in asked(rec):
+                assert all(item in rec._item_tokens for item, _ in lists)
+
+        monkeypatch.setattr(rec._catalogue, "_replace", replace_and_ask)
+        add()
+    else:
+        find, is_adding = tokens.find, []
+
+        def add_and_find(given):
+            if not is_adding:
+                is_adding.append(True)
+                add()
+                is_adding.clear()
+            return find(given)
+
+        monkeypatch.setattr(tokens, "find", add_and_find)
+        for rule in ("alike", "trained", "recent"):
+            assert rec.recommend_history([["i1", f"x{n_added[0] + 1}"]], k=200, rule=rule)[0]
+            assert rec.explain_history(["i1", f"x{n_added[0] + 1}"], "i2", rule).contributions
+        assert rec.similar_items([f"x{n_added[0] + 1}"], k=3)[0]
+    assert n_added[0]
+
+
 def test_others_ask_while_items_come_and_go(tmp_path):
     """No answer fails, or names an item before it is there or after it has gone."""
     rec = Recommender.load(made_bundle(tmp_path / "bundle", features=True, score="dot", bias=True, alpha=0.5))

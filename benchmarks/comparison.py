@@ -1,6 +1,10 @@
 """OneBP, TwoBP and RecBole's baselines on one data set: tuned on validation, then compared on test.
 
-    python benchmarks/comparison.py {ml-100k,onebp-ml-100k,onebp-ml-1m} [--data_path dataset] [--without LABEL ...]
+    python benchmarks/comparison.py DATASET [--data_path dataset] [--without LABEL ...]
+
+``ml-100k`` is in RecBole's package, and ``fetch`` gets the others.  ``ml-latest-small`` is made of GroupLens' file:
+``recbole-onebp convert ratings.csv --user=userId --item=movieId --time=timestamp --split=time_user
+--ratios 0.8 0.1 0.1 --name=ml-latest-small``.
 
 Every model of ``properties/tune/baselines.yaml`` gets the same number of trials; its best settings are trained with
 every seed of ``properties/compare/baselines.yaml``. Finished runs are not repeated.
@@ -27,8 +31,23 @@ from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
-EPOCHS = {"ml-100k": 100, "onebp-ml-100k": 100, "onebp-ml-1m": 40}
-"""Maximum of a trial or a run: what fits into hours of a CPU."""
+DATA: dict[str, dict[str, Any]] = {
+    "ml-100k": {
+        "epochs": 100,
+        # Every rating is a positive one. The last tenth of each user is the test part, the one before validation.
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        "eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO", "group_by": "user", "mode": "full"},
+    },
+    "ml-latest-small": {
+        "epochs": 100,
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        "benchmark_filename": ["train", "valid", "test"],
+    },
+    "onebp-ml-100k": {"epochs": 100},
+    "onebp-ml-1m": {"epochs": 40},
+    "amazon-book-part": {"epochs": 40},
+}
+"""What the models share beside ``properties/*/baselines.yaml``; the most epochs are what fits into hours of a CPU."""
 UNTUNED = {"Pop"}  # has nothing to tune
 
 
@@ -73,12 +92,12 @@ def write_results(folder: Path, tuned: Path, command: str, left_out: Sequence[st
 
 
 def main() -> None:
-    args = measure.arguments(__doc__, "dataset", dataset=tuple(EPOCHS), data_path=measure.DATA, without=list[str]())
+    args = measure.arguments(__doc__, "dataset", dataset=tuple(DATA), data_path=measure.DATA, without=list[str]())
     logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
     known = [entry["label"] for entry in entries_of("compare")]
     if unknown := {*args.without} - {*known}:
         raise UserError(f"--without {' '.join(sorted(unknown))}: the labels are {', '.join(known)}")
-    shared = {"dataset": args.dataset, "data_path": str(args.data_path), "epochs": EPOCHS[args.dataset]}
+    shared = {"dataset": args.dataset, "data_path": str(args.data_path), **DATA[args.dataset]}
     folder, tuned = search_and_compare(shared, [label for label in known if label not in args.without])
     without = f" --without {' '.join(args.without)}" if args.without else ""
     command = f"python benchmarks/comparison.py {args.dataset}{without}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from recbole_onebp.config.properties import properties_dir
+from recbole_onebp.config.properties import model_folders
 from recbole_onebp.config.schema import RUN_KEYS
 from recbole_onebp.config.suggest import nearest
 from recbole_onebp.util.errors import UserError
@@ -36,7 +36,7 @@ def _keys_of(path: Path) -> set[str]:
 @lru_cache(maxsize=1)
 def model_names() -> frozenset[str]:
     """The names that ``--model`` accepts: RecBole's models and ours."""
-    folders = (_recbole_properties() / "model", properties_dir() / "model")
+    folders = [_recbole_properties() / "model", *model_folders()]
     names = {path.stem for folder in folders for path in folder.glob("*.yaml")} - {"lightgbm", "xgboost"}
     return frozenset(names | {"LightGBM", "XGBoost", "Random"})
 
@@ -66,7 +66,7 @@ def _general_keys() -> frozenset[str]:
 
 @lru_cache(maxsize=1)
 def _model_keys() -> dict[str, frozenset[str]]:
-    folders = (_recbole_properties() / "model", properties_dir() / "model")
+    folders = [_recbole_properties() / "model", *model_folders()]
     return {path.stem: frozenset(_keys_of(path)) for folder in folders for path in folder.glob("*.yaml")}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
@@ -14,7 +15,21 @@ def properties_dir() -> Path:
     return inside if inside.is_dir() else _PACKAGE.parent / "properties"
 
 
+def own_models() -> list[Path]:
+    """The folder of the user's own models, if there is one: ``mine.py`` with the class ``Mine``, and ``Mine.yaml``.
+
+    Only the environment names it, and no file of a run does: its modules are run.
+    """
+    folder = os.environ.get("RECBOLE_ONEBP_MODELS")
+    return [Path(folder)] if folder else []
+
+
+def model_folders() -> list[Path]:
+    """The folders with the defaults of models that RecBole does not have."""
+    return [properties_dir() / "model", *own_models()]
+
+
 def property_file(kind: str, name: str) -> Path | None:
-    """``properties/<kind>/<name>.yaml`` if there is one; a kind is a folder there."""
-    path = properties_dir() / kind / f"{name}.yaml"
-    return path if path.is_file() else None
+    """``properties/<kind>/<name>.yaml``, or that of a model of the user's, if there is one."""
+    folders = model_folders() if kind == "model" else [properties_dir() / kind]
+    return next((path for folder in folders if (path := folder / f"{name}.yaml").is_file()), None)

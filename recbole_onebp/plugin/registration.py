@@ -10,7 +10,7 @@ from typing import Any
 import wrapt
 import yaml
 
-from recbole_onebp.config.properties import properties_dir, property_file
+from recbole_onebp.config.properties import own_models, properties_dir, property_file
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["register"]
@@ -39,7 +39,7 @@ def register() -> None:
 
 
 def _add_models(package: Any) -> None:
-    package.__path__.append(_MODELS)
+    package.__path__.extend([_MODELS, *map(str, own_models())])
 
 
 def _answer(module: str, name: str, home: str) -> None:

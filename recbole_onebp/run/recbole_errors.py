@@ -19,7 +19,7 @@ __all__ = [
     "worker_memory_as_user_error",
 ]
 
-_PIP_NAMES = {"faiss": "faiss-cpu", "kmeans_pytorch": "kmeans-pytorch"}
+_PIP_NAMES = {"faiss": "faiss-cpu", "kmeans_pytorch": "kmeans-pytorch", "lightfm": "lightfm-next"}
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def missing_package_as_user_error(model: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        name = error.name or str(error)
+        name = (error.name or str(error)).partition(".")[0]
         raise UserError(f"{model} needs the package {name}: pip install {_PIP_NAMES.get(name, name)}") from None
     except ImportError as error:  # RecBole's own message, for wandb
         raise UserError(str(error)) from None

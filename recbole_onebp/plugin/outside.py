@@ -1,0 +1,110 @@
+"""Models of other libraries as models of RecBole, so that they stand in a comparison beside all others."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+import torch
+from recbole.config import Config
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import GeneralRecommender
+from recbole.utils import InputType, ModelType
+from torch import Tensor, nn
+
+__all__ = ["Fitted", "OutsideModel"]
+
+
+class Fitted(Protocol):
+    """What :meth:`OutsideModel.fit` returns; models of ``implicit`` are such."""
+
+    def recommend(
+        self,
+        userid: npt.NDArray[np.int64],
+        user_items: sp.csr_matrix,
+        N: int,  # noqa: N803
+        filter_already_liked_items: bool,
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """The N best items of users ``(B,)`` and their scores, ``(B, N)`` each."""
+
+
+class OutsideModel(GeneralRecommender):
+    """A model of another library.  It is fitted once, on the matrix of the train pairs.
+
+    A subclass has the name of its module, which lies where RecBole looks for models, and implements :meth:`fit`.  Where
+    the library knows scores, and not only lists, it overrides :meth:`scores`.
+
+    Example:
+        A model of your own: put ``mine.py`` and ``Mine.yaml``, with the defaults of its keys, into a folder, and name
+        the folder in the environment variable ``RECBOLE_ONEBP_MODELS``.  Then ``--model=Mine`` works everywhere.
+
+        >>> from recbole_onebp.plugin.outside import OutsideModel
+        >>> class Mine(OutsideModel):
+        ...     def fit(self, pairs, config, dataset):
+        ...         from implicit.nearest_neighbours import CosineRecommender
+        ...
+        ...         model = CosineRecommender(K=config["k"], num_threads=1)
+        ...         model.fit(pairs, show_progress=False)
+        ...         return model
+    """
+
+    input_type: InputType = InputType.POINTWISE
+    type: ModelType = ModelType.TRADITIONAL
+
+    def __init__(self, config: Config, dataset: Any) -> None:
+        """Fit the model.
+
+        Args:
+            config: RecBole's configuration.
+            dataset: the train data.
+
+        Raises:
+            UserError: if the library is not installed.
+        """
+        super().__init__(config, dataset)
+        taken = sp.csr_matrix(dataset.inter_matrix(form="csr"), dtype=np.float32)
+        taken.data[:] = 1
+        # Row 0 of RecBole's users and items is padding, which other libraries would take for one more of them.
+        self._pairs: sp.csr_matrix = taken[1:, 1:]
+        self._fitted = self.fit(self._pairs, config, dataset)
+        self._unused = nn.Parameter(torch.zeros(1))  # RecBole makes an optimizer of the parameters
+
+    def fit(self, pairs: sp.csr_matrix, config: Config, dataset: Any) -> Any:
+        """Fit a model.
+
+        Args:
+            pairs: 1 for each train pair, float32 ``(n_users - 1, n_items - 1)``.
+            config: RecBole's configuration, with the keys of the model.
+            dataset: the train data, for what else a model reads.
+        """
+        raise NotImplementedError
+
+    def scores(self, users: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Scores of all items for rows of the matrix ``(B,)``, shape ``(B, n_items - 1)``."""
+        items, found = self._fitted.recommend(users, self._pairs[users], self.n_items - 1, False)
+        # Models of neighbours name only items with a score above 0, and fill up with item -1, or the lowest number.
+        scores = np.zeros((len(users), self.n_items - 1), np.float32)
+        row, column = np.nonzero((items >= 0) & (found > np.finfo(np.float32).min))
+        scores[row, items[row, column]] = found[row, column]
+        return scores
+
+    def forward(self) -> None:
+        """Do nothing: there is nothing to train."""
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        """Zero, for RecBole's trainer."""
+        return self._unused.sum()
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        """Scores of pairs of users and items, ``(B,)``."""
+        scores = self.full_sort_predict(interaction).view(-1, self.n_items)
+        return scores.gather(1, interaction[self.ITEM_ID][:, None]).squeeze(1)
+
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """Scores of the users with all items, flattened to ``(B * n_items,)``."""
+        users = interaction[self.USER_ID].cpu().numpy()
+        scores = np.zeros((len(users), self.n_items), np.float32)
+        scores[:, 1:] = self.scores(users - 1)
+        return torch.from_numpy(scores).view(-1).to(self.device)

@@ -27,6 +27,7 @@ import measure
 import numpy as np
 
 import recbole_onebp
+from recbole_onebp.experiments.charts import scale_by_seconds
 from recbole_onebp.util import safe_yaml
 from recbole_onebp.util.errors import UserError
 
@@ -134,9 +135,8 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
                 label = name if row["points"] else f"{name}: no epoch in {result['budget']:g} s"
                 seconds, values = ([point[key] for point in row["points"]] for key in ("seconds", metric))
                 axes.plot(seconds, values, marker="o", markersize=3, label=label, **style)
-            axes.set(xscale="log", xlabel="seconds since the start of the process", ylabel=f"{metric}, validation")
-            axes.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
-            axes.minorticks_off()
+            axes.set(xlabel="time since the start of the process", ylabel=f"{metric}, validation")
+            scale_by_seconds(axes)
             axes.grid(alpha=0.3)
         figure.suptitle(f"{result['dataset']}, {result['machine']['cpu']}, {result['threads']} thread(s)", fontsize=10)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)

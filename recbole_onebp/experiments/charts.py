@@ -9,13 +9,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["ACCENT", "DASHES", "Chart", "Series", "draw_html", "draw_panels", "draw_png"]
+__all__ = ["ACCENT", "DASHES", "Chart", "Series", "draw_html", "draw_panels", "draw_png", "scale_by_seconds"]
 
 ACCENT = "#d9480f"
 DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "none": "none"}
 """Kinds of lines: plotly's name and matplotlib's."""
 _MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "circle-open": "o", "x": "x", "none": ""}
 """Plotly's name and matplotlib's."""
+_TICKS = {
+    0.001: "1 ms", 0.01: "10 ms", 0.1: "0.1 s", 0.3: "0.3 s", 1: "1 s", 3: "3 s", 10: "10 s", 30: "30 s", 60: "1 min",
+    180: "3 min", 600: "10 min", 1800: "30 min", 3600: "1 h", 10800: "3 h", 36000: "10 h",
+}  # fmt: skip
+"""Seconds on a logarithmic axis, and how people say them."""
+_LINE = 0.045
+"""Height of the name of a point, as a share of the chart's."""
 _MOST_MARKED = 30
 """Lines with more points than this are drawn without markers."""
 
@@ -40,7 +47,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart; ``bars`` and ``intervals`` are horizontal, one row per series."""
+    """A chart; ``bars`` and ``intervals`` are horizontal, one row per series.  ``points`` have their names beside them."""
 
     name: str
     title: str
@@ -49,11 +56,16 @@ class Chart:
     y: str
     kind: Literal["lines", "points", "bars", "intervals"]
     series: list[Series]
-    log_x: bool = False
+    in_seconds: bool = False
+    """The x axis is seconds, on a logarithmic scale."""
 
     @property
     def is_horizontal(self) -> bool:
         return self.kind in ("bars", "intervals")
+
+    @property
+    def has_legend(self) -> bool:
+        return self.kind == "lines"
 
 
 def draw_html(chart: Chart) -> str:
@@ -82,8 +94,10 @@ def draw_html(chart: Chart) -> str:
             common["line"] = {"color": series.color, "dash": series.dash, "width": 3.5 if emphasis else 1.8}
             size = 9 if emphasis else 7
         else:
-            common["mode"], size = "markers", 11
+            common["mode"], size = "markers" if chart.is_horizontal else "markers+text", 11
+            common |= {"text": [series.label] * len(series.x), "textposition": "middle right", "cliponaxis": False}
         figure.add_scatter(**common, marker={"color": series.color, "size": size})
+    ticks = {"type": "log", "tickvals": [*_TICKS], "ticktext": [*_TICKS.values()]}
     grid = {"gridcolor": "#eceff3", "zeroline": False, "linecolor": "#cbd5e1", "automargin": True}
     figure.update_layout(
         template="none",
@@ -92,10 +106,10 @@ def draw_html(chart: Chart) -> str:
         font={"family": "Inter, Helvetica, Arial, sans-serif", "size": 13, "color": "#334155"},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        showlegend=not chart.is_horizontal,
+        showlegend=chart.has_legend,
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         hoverlabel={"bgcolor": "white", "font": {"size": 13}},
-        xaxis={**grid, "title": {"text": chart.x}, "type": "log" if chart.log_x else None},
+        xaxis={**grid, "title": {"text": chart.x}, **(ticks if chart.in_seconds else {})},
         yaxis={**grid, "title": {"text": chart.y}, "autorange": "reversed" if chart.is_horizontal else True},
     )
     if chart.kind == "intervals":
@@ -111,9 +125,18 @@ def draw_png(chart: Chart, path: Path) -> None:
     figure = Figure(figsize=(5.2 if chart.is_horizontal else 6.4, 3.4), layout="constrained")
     axes = figure.add_subplot()
     _draw(chart, axes)
-    if not chart.is_horizontal:
+    if chart.has_legend:
         figure.legend(loc="outside right center", fontsize=8, frameon=False)
     figure.savefig(path, dpi=200, format="png")
+
+
+def scale_by_seconds(axes: Any) -> None:
+    """Make the x axis of matplotlib's axes a logarithmic one of seconds, with ticks in plain words."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    shown = {tick: words for tick, words in _TICKS.items() if low <= tick <= high}
+    axes.set_xticks([*shown], [*shown.values()])
+    axes.minorticks_off()
 
 
 def draw_panels(charts: Sequence[Chart], path: Path) -> None:
@@ -154,10 +177,12 @@ def _draw(chart: Chart, axes: Any) -> None:
             error = None if series.error is None else np.array([series.error]).T
             axes.errorbar(x, series.y, xerr=error, fmt="o" if chart.is_horizontal else marker, capsize=3, **look)
     axes.set(xlabel=chart.x, ylabel=chart.y)
-    if chart.log_x:
-        axes.set_xscale("log")
+    if chart.in_seconds:
+        scale_by_seconds(axes)
     elif all(isinstance(x, int) for series in chart.series for x in series.x):
         axes.locator_params(axis="x", integer=True)
+    if chart.kind == "points":
+        _name_points(chart, axes)
     if chart.kind == "intervals":
         axes.axvline(0, color=ACCENT, linewidth=1, linestyle=":")
     if chart.is_horizontal:
@@ -165,6 +190,22 @@ def _draw(chart: Chart, axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.tick_params(labelsize=8)
+
+
+def _name_points(chart: Chart, axes: Any) -> None:
+    """Write the name of each point to its right, and higher where another name would be under it."""
+    axes.margins(x=0.12)
+    axes.autoscale_view()
+    to_share = (axes.transData + axes.transAxes.inverted()).transform
+    points = [(*to_share((series.x[0], series.y[0])), series) for series in chart.series if len(series.x)]
+    written: list[tuple[float, float]] = []
+    for x, y, series in sorted(points, key=lambda point: point[1]):
+        height = y
+        while any(abs(x - other) < 0.25 and height - below < _LINE for other, below in written):
+            height += _LINE / 4
+        written.append((x, height))
+        look = {"fontsize": 7, "va": "center", "color": series.color}
+        axes.text(x + 0.02, height, series.label, transform=axes.transAxes, **look)
 
 
 def _wrapped(values: Sequence[Any], end: str) -> list[Any]:

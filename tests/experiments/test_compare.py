@@ -29,7 +29,7 @@ from conftest import write_inter
 from recbole_onebp.cli import main
 from recbole_onebp.config.properties import property_file
 from recbole_onebp.evaluation.metrics import coverage, diversity, gini, hits, novelty
-from recbole_onebp.experiments.charts import ACCENT
+from recbole_onebp.experiments.charts import ACCENT, scale_by_seconds
 from recbole_onebp.experiments.compare import compare
 from recbole_onebp.experiments.compare.figures import looks_of
 from recbole_onebp.experiments.compare.outcome import Task, outcome_of, run_tasks
@@ -403,6 +403,20 @@ def test_the_page_holds_everything_itself(compared):
     assert not re.search(r'<(script|link|img)[^>]+(src|href)="?http', page)
     assert page.count('<div id="chart-') == 9
     assert "<tr class=reference><td>OneBP</td>" in page
+
+
+def test_seconds_are_in_plain_words():
+    from matplotlib.figure import Figure
+
+    axes = Figure().add_subplot()
+    axes.plot([0.5, 400], [1, 2])
+    scale_by_seconds(axes)
+    shown = [label.get_text() for label in axes.get_xticklabels()]
+    assert shown == ["1 s", "3 s", "10 s", "30 s", "1 min", "3 min"]
+
+
+def test_a_model_looks_the_same_in_all_comparisons():
+    assert looks_of(["OneBP", "EASE", "BPR"], "OneBP")["BPR"] == looks_of(["Mine", "BPR"], "Mine")["BPR"]
 
 
 def test_no_two_of_forty_models_look_alike():

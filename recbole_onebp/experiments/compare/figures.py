@@ -19,6 +19,11 @@ _LINES = tuple(zip(DASHES, ("circle", "square", "triangle-up", "diamond"), stric
 """Four; with eleven colours, a look is repeated after 44 models only."""
 
 
+_KNOWN = ("Pop", "ItemKNN", "EASE", "SLIMElastic", "BPR", "LightGCN", "SimpleX", "MultiVAE", "NeuMF", "SGL",
+          "ImplicitALS", "ImplicitBPR", "LightFM", "HistorySASRec", "HistoryGRU4Rec", "ContentKNN")  # fmt: skip
+"""Labels that look the same in all comparisons."""
+
+
 def looks_of(labels: Sequence[str], reference: str) -> dict[str, dict[str, Any]]:
     """Colour, line and marker of each model, as keyword arguments of :class:`Series`."""
 
@@ -26,8 +31,9 @@ def looks_of(labels: Sequence[str], reference: str) -> dict[str, dict[str, Any]]
         dash, marker = _LINES[number % len(_LINES)]
         return {"color": _COLORS[number % len(_COLORS)], "dash": dash, "marker": marker}
 
-    others = [label for label in labels if label != reference]
-    return {**{label: look(number) for number, label in enumerate(others)}, reference: {"color": ACCENT}}
+    order = [*_KNOWN, *(label for label in labels if label not in _KNOWN and label != reference)]
+    looks = {label: look(number) for number, label in enumerate(order)}
+    return {**{label: looks.get(label, {}) for label in labels}, reference: {"color": ACCENT}}
 
 
 def figures_of(comparison: Comparison) -> list[Chart]:
@@ -42,11 +48,11 @@ def figures_of(comparison: Comparison) -> list[Chart]:
         Chart("difference", f"{metric}: difference to {reference}", "Test users, averaged over seeds; bars are 95 % "
               f"bootstrap intervals. Left of zero: below {reference}.", f"{metric} minus that of {reference}", "",
               "intervals", draw.differences()),
-        Chart("time", f"{metric} against training time", f"{first}; seconds of training alone, log scale.",
-              "seconds of training", f"validation {metric}", "lines", draw.curves(in_seconds=True), log_x=True),
-        Chart("cost", "Accuracy and training time", "Test, mean over seeds; seconds of the whole training without "
-              "validation, log scale.", "seconds of training", f"test {metric}", "points",
-              draw.against(_train_seconds), log_x=True),
+        Chart("time", f"{metric} against training time", f"{first}; training alone, log scale.",
+              "time of training", f"validation {metric}", "lines", draw.curves(in_seconds=True), in_seconds=True),
+        Chart("cost", "Accuracy and training time", "Test, mean over seeds; time of the whole training without "
+              "validation, log scale.", "time of training", f"test {metric}", "points",
+              draw.against(_train_seconds), in_seconds=True),
         Chart("curves", "Learning curves", f"{first}.", "epoch", f"validation {metric}", "lines", draw.curves()),
         Chart("activity", f"{metric} by user activity", "Test users in four groups by their number of train "
               "interactions; mean over seeds.", "train interactions of the user", f"test {metric}", "lines",

@@ -47,7 +47,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart; ``bars`` and ``intervals`` are horizontal, one row per series.  ``points`` have their names beside them."""
+    """A chart; ``bars`` and ``intervals`` are horizontal, one row per series; ``points`` have names beside them."""
 
     name: str
     title: str

@@ -108,12 +108,15 @@ def load_other_parameters(model: Any, values: Mapping[str, Any]) -> None:
 
 
 def other_parameters(model: Any) -> dict[str, Any]:
-    """The plain values and tensors of RecBole's ``other_parameter``: what a model keeps outside its ``state_dict``.
+    """The numbers and tensors of RecBole's ``other_parameter``: what a model keeps outside its ``state_dict``.
 
-    Other values (layers, matrices of the train data) are omitted: constructing the model creates them again.
+    Other values (layers, matrices and neighbours from the train data) are omitted: constructing the model creates them
+    again, and what a file says of them could not be checked.
     """
     kept = {}
     for name, value in model.other_parameter().items():
+        if isinstance(value, (list, tuple, Mapping)):
+            continue
         try:
             pack(value, {})
         except TypeError:

@@ -14,7 +14,7 @@ from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType, ModelType
 from torch import Tensor, nn
 
-__all__ = ["Fitted", "OutsideModel"]
+__all__ = ["FactorModel", "Fitted", "OutsideModel"]
 
 
 class Fitted(Protocol):
@@ -108,3 +108,12 @@ class OutsideModel(GeneralRecommender):
         scores = np.zeros((len(users), self.n_items), np.float32)
         scores[:, 1:] = self.scores(users - 1)
         return torch.from_numpy(scores).view(-1).to(self.device)
+
+
+class FactorModel(OutsideModel):
+    """A model of another library whose scores are products of ``user_factors`` and ``item_factors``."""
+
+    def scores(self, users: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Scores of all items for rows of the matrix ``(B,)``, shape ``(B, n_items - 1)``."""
+        scores: npt.NDArray[np.float32] = self._fitted.user_factors[users] @ self._fitted.item_factors.T
+        return scores

@@ -8,12 +8,12 @@ import scipy.sparse as sp
 import torch
 from recbole.config import Config
 
-from recbole_onebp.plugin.outside import OutsideModel
+from recbole_onebp.plugin.outside import FactorModel
 
 __all__ = ["ImplicitALS"]
 
 
-class ImplicitALS(OutsideModel):
+class ImplicitALS(FactorModel):
     """Alternating least squares of the library ``implicit`` (Hu et al. 2008; Takács et al. 2011)."""
 
     def fit(self, pairs: sp.csr_matrix, config: Config, dataset: Any) -> Any:

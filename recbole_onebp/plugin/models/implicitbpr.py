@@ -8,12 +8,12 @@ import scipy.sparse as sp
 import torch
 from recbole.config import Config
 
-from recbole_onebp.plugin.outside import OutsideModel
+from recbole_onebp.plugin.outside import FactorModel
 
 __all__ = ["ImplicitBPR"]
 
 
-class ImplicitBPR(OutsideModel):
+class ImplicitBPR(FactorModel):
     """BPR of the library ``implicit`` (Rendle et al. 2009)."""
 
     def fit(self, pairs: sp.csr_matrix, config: Config, dataset: Any) -> Any:

@@ -126,10 +126,11 @@ of one of the user's two groups."""
 
 def comparison(results: Path) -> str:
     """A row a model, its accuracy and training time on each data set, and the chart with the most models."""
-    reports = {file.parent.name: _read(file) for file in sorted(results.glob("*-comparison/results.json"))}
-    if not reports:
+    found = {file.parent.name: _read(file) for file in sorted(results.glob("*-comparison/results.json"))}
+    if not found:
         return "Not run: `python benchmarks/comparison.py ml-100k`."
-    shown, report = max(reports.items(), key=lambda named: len(named[1]["models"]))
+    reports = dict(sorted(found.items(), key=lambda named: -len(named[1]["models"])))
+    shown, report = next(iter(reports.items()))
     metric, models = report["primary_metric"].upper(), [m for r in reports.values() for m in r["models"]]
     names = [name for r in reports.values() for name in (f"{r['dataset']}, {metric}", "train s")]
     labels = dict.fromkeys(model["label"] for model in models)
@@ -137,11 +138,13 @@ def comparison(results: Path) -> str:
     trials = " or ".join(map(str, sorted({model["tuning_trials"] for model in models} - {0})))
     pages = (f"[{r['dataset']}](../benchmarks/results/{folder}/report.md)" for folder, r in reports.items())
     without = {r["dataset"]: ", ".join(r["left_out"]) for r in reports.values() if r["left_out"]}
+    others = (f"{r['reference']} on {r['dataset']}" for r in reports.values() if r["reference"] != report["reference"])
+    references = ", ".join([report["reference"], *others])
     left_out = "".join(f"Not run on {dataset}: {labels}.\n" for dataset, labels in without.items())
     return f"""{table(["", *names], rows)}
 
 Test, mean ± standard deviation over {len(report["seeds"])} seeds. {trials} trials a model on validation, \
-none where marked *. ↑ ↓: significantly above or below {report["reference"]}.
+none where marked *. ↑ ↓: significantly above or below {references}.
 {left_out}Budgets, differences, diversity: {", ".join(pages)}.
 
 ![{metric} and training time on {report["dataset"]}](../benchmarks/results/{shown}/cost.png)"""

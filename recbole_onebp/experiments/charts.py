@@ -201,7 +201,7 @@ def _name_points(chart: Chart, axes: Any) -> None:
     written: list[tuple[float, float]] = []
     for x, y, series in sorted(points, key=lambda point: point[1]):
         height = y
-        while any(abs(x - other) < 0.25 and height - below < _LINE for other, below in written):
+        while any(abs(x - other) < 0.15 and height - below < _LINE for other, below in written):
             height += _LINE / 4
         written.append((x, height))
         look = {"fontsize": 7, "va": "center", "color": series.color}

@@ -32,7 +32,7 @@ ratings[ratings["stars"] >= 4].to_csv("likes.csv", index=False)
 # dataset: likes
 # eval_args: {split: {RS: [0.8, 0.1, 0.1]}, order: TO, group_by: user, mode: full}
 # seeds: [2020]
-# models: [OneBP, EASE, ItemKNN]
+# models: [OneBP, EASE]
 # epochs: 6
 # metrics: [NDCG, Recall]
 # topk: [20]
@@ -40,7 +40,7 @@ ratings[ratings["stars"] >= 4].to_csv("likes.csv", index=False)
 # END
 
 # %% language="bash"
-# recbole-onebp compare dataset/likes/likes.yaml mine.yaml --output_dir=comparison --jobs=2
+# recbole-onebp compare dataset/likes/likes.yaml mine.yaml --output_dir=comparison
 
 # %% [markdown]
 # ## The report

@@ -78,7 +78,7 @@ new.added, new.refused
 # Do those who came later rank it higher than the others do? The rank of the film among all that a user has not seen:
 
 # %%
-others = [user for user in rec.user_ids if user in set(known["user"]) and user not in viewers]
+others = sorted(set(known["user"]) - set(viewers))
 
 
 def median_rank(users: list[str]) -> float:

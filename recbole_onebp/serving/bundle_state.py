@@ -79,6 +79,11 @@ class BundleState:
         """All items without removed ones; added ones come last."""
         return self._item_tokens.shown
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether the model was trained on weights of interactions: then events and histories may have some."""
+        return self._weights is not None
+
     def knows_user(self, user: Token) -> bool:
         """Whether a user is in the bundle or has come with an event.
 
@@ -208,6 +213,19 @@ class BundleState:
             self._user_tokens.append(token)
         self._user_tokens.show(new_users)
         return Update(int(known.sum()), list(new_users), unknown)
+
+    def check_events(self, weights: Iterable[float | None]) -> None:
+        """Raise :class:`UserError` if :meth:`update` would refuse events with these weights, or all events.
+
+        Example:
+            >>> rec.check_events([None, None])
+            >>> rec.check_events([3.0])
+            Traceback (most recent call last):
+                ...
+            recbole_onebp.util.errors.UserError: events: this bundle was trained without weights of interactions; ...
+        """
+        self._check_foldable("update")
+        self._weights_of(list(weights), "events")
 
     def _weights_of(self, weights: Sequence[float | None], where: str) -> Float64Array | None:
         """The weights of interactions, ``(n,)``, the usual one where none is given; None if the model has no weights.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sqlite3
 from contextlib import closing
 
 import pytest
@@ -12,10 +11,11 @@ import pytest
 from recbole_onebp import Recommender
 from recbole_onebp.serving.http.app import create_app
 from recbole_onebp.serving.http.event_repair import repair
-from recbole_onebp.serving.http.events import FILE, Event, EventStore
+from recbole_onebp.serving.http.events import Event, EventStore
 from recbole_onebp.serving.http.live import Live
 from recbole_onebp.serving.http.origins import Origins
 from support.bundles import made_bundle
+from support.events import make_earlier
 
 NEW = {"item": "new", "features": {"genres": ["g1", "g3"], "studio": "s 1", "year": 1994, "title": "New film"}}
 
@@ -172,8 +172,7 @@ def test_stores_of_the_earlier_format_are_taken_and_repaired_stores_keep_items(l
     folder = live.store.folder
     live.record([Event("u1", "i7")])
     live.store.close()
-    with closing(sqlite3.connect(folder / FILE)) as database:
-        database.executescript("DROP TABLE items; PRAGMA user_version = 1;")
+    make_earlier(folder, version=1)
     live.store = EventStore(folder)
     live = Live(bundle, live.store, memory_mb=30)
     live.add_items({"new": NEW["features"]})

@@ -70,7 +70,9 @@ class Endpoints:
         def work(rec: Recommender, asked: requests.ExplainRequest) -> dict[str, Any]:
             if asked.user is not None:
                 return self._explanation(rec, rec.explain(asked.user, asked.item))
-            return self._explanation(rec, rec.explain_history(asked.history or [], asked.item, asked.rule))
+            return self._explanation(
+                rec, rec.explain_history(asked.history or [], asked.item, asked.rule, asked.weights)
+            )
 
         return await self._post(body, requests.ExplainRequest, work)
 
@@ -98,12 +100,13 @@ class Endpoints:
 
         An event counts when it is acknowledged: it is on the disk then.  One that was not acknowledged may be sent
         again; with an ``id``, or a ``time``, it counts once however often it is sent.  ``new`` tells for each event
-        whether it counts now.  Events of unknown items are not stored.
+        whether it counts now.  Events of unknown items are not stored.  An event may have a ``weight`` where the bundle
+        was trained on weights of interactions.
         """
 
         def work() -> Recorded:
             entries = requests.parse(requests.EventsRequest, body).events
-            return self._live.record([Event(one.user, one.item, one.id, one.time) for one in entries])
+            return self._live.record([Event(one.user, one.item, one.weight, one.id, one.time) for one in entries])
 
         recorded = await self._threads.record(work)
         applied = sum(recorded.new)
@@ -159,7 +162,9 @@ class Endpoints:
     async def health(self) -> Response:
         """Whether the service answers, and which bundle it serves."""
         rec = self._live.recommender
-        about = {name: rec.bundle.manifest.get(name) for name in ("created", "aggregation", "local", "ordered")}
+        about = {
+            name: rec.bundle.manifest.get(name) for name in ("created", "aggregation", "local", "ordered", "weights")
+        }
         return _json(
             encode(
                 {

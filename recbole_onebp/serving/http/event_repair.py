@@ -6,9 +6,11 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 from recbole_onebp.serving.http import item_store
-from recbole_onebp.serving.http.events import FILE, Event, EventStore, history_items
+from recbole_onebp.serving.http.event_tables import Interaction, as_entry, history_text, interactions, parse_history
+from recbole_onebp.serving.http.events import FILE, Event, EventStore
 from recbole_onebp.serving.http.item_store import ItemChange
 from recbole_onebp.util.errors import UserError, writing
 
@@ -28,11 +30,11 @@ def repair(folder: Path) -> tuple[int, Path]:
     if not path.is_file() or path.is_symlink():
         raise UserError(f"{path}: there is no such file; expected the folder of a service's events")
     _refuse_if_used(path)
-    runs: list[tuple[str, list[tuple[str, str]]]] = []
-    for key, user, value, is_history in (*_salvage(path, "histories", "items"), *_salvage(path, "events", "item")):
+    runs: list[tuple[str, list[Interaction]]] = []
+    for key, found in (*_salvage(path, "histories"), *_salvage(path, "events")):
         if not runs or runs[-1][0] != key:
             runs.append((key, []))
-        runs[-1][1].extend((user, item) for item in (history_items(value) if is_history else [value]))
+        runs[-1][1].extend(found)
     items = _salvaged_items(path)
     kept, number = path.with_name(f"{FILE}.damaged"), 2
     while kept.exists():
@@ -70,8 +72,8 @@ def _salvaged_items(path: Path) -> list[ItemChange]:
     return []
 
 
-def _salvage(path: Path, table: str, column: str) -> Iterator[tuple[str, str, str, bool]]:
-    """Bundle key, user and the last column of every row that can be read, and whether that is a history."""
+def _salvage(path: Path, table: str) -> Iterator[tuple[str, list[Interaction]]]:
+    """Bundle key and interactions of every row that can be read."""
     with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as database:
         keys: dict[int, str] = {}
         with suppress(sqlite3.Error):
@@ -80,10 +82,21 @@ def _salvage(path: Path, table: str, column: str) -> Iterator[tuple[str, str, st
         for query in (f"SELECT max(number) FROM {table}", f"SELECT seq FROM sqlite_sequence WHERE name = '{table}'"):
             with suppress(sqlite3.Error, TypeError):
                 last = max(last, int(database.execute(query).fetchone()[0]))
-        query = f"SELECT bundle, user, {column} FROM {table} WHERE number = ?"
+        database.row_factory = sqlite3.Row
+        query = f"SELECT * FROM {table} WHERE number = ?"  # all: earlier formats have no column of weights
         for number in range(1, last + 1):
             with suppress(sqlite3.Error, ValueError, TypeError):
-                for bundle, user, value in database.execute(query, (number,)).fetchall():
-                    is_history = column == "items"
-                    if isinstance(user, str) and isinstance(value, str) and (not is_history or history_items(value)):
-                        yield keys.get(bundle, "unknown"), user, value, is_history
+                for row in map(dict, database.execute(query, (number,)).fetchall()):
+                    yield keys.get(row["bundle"], "unknown"), _interactions(row)
+
+
+def _interactions(row: dict[str, Any]) -> list[Interaction]:
+    """The interactions of a row.
+
+    Raises:
+        sqlite3.DatabaseError: if it holds something else.
+    """
+    if not isinstance(row["user"], str):
+        raise sqlite3.DatabaseError("a user is no text")
+    text = row["items"] if "items" in row else history_text([as_entry(row["item"], row.get("weight"))])
+    return interactions(row["user"], parse_history(text))

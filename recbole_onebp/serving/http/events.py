@@ -1,12 +1,6 @@
 """Events in SQLite: an event is on the disk before it is acknowledged, and counts once however often it is sent.
 
-A folder holds ``events.sqlite3``. Tables:
-
-    bundles (number, key)                         the bundles that were served
-    events (number, bundle, user, item)           interactions in the order in which they came in
-    histories (number, bundle, user, items)       the same, compacted: the items of one user in order, as a JSON list
-    ids (id, received)                            ids of recent events, so that a retry counts once
-    items                                         added and removed items, see :mod:`item_store`
+A folder holds ``events.sqlite3``, with the tables of :mod:`event_tables`.
 """
 
 from __future__ import annotations
@@ -20,24 +14,31 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import compress, groupby
 from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from recbole_onebp.serving.http import item_store, legacy_journal
+from recbole_onebp.serving.http.event_tables import (
+    FORMAT,
+    Entry,
+    Interaction,
+    as_entry,
+    history_text,
+    interactions,
+    parse_history,
+    prepare,
+)
 from recbole_onebp.serving.http.item_store import ItemChange
 from recbole_onebp.util.errors import UserError, writing
 
-__all__ = ["Event", "EventStore", "MergedError", "Run", "StoreError", "Stored", "event_id", "history_items"]
+__all__ = ["Event", "EventStore", "MergedError", "Run", "StoreError", "Stored", "event_id"]
 
 FILE = "events.sqlite3"
 ID_SECONDS = 7 * 24 * 3600.0
 """A retry within this time counts once; older ids are forgotten when the store is compacted."""
-_APPLICATION_ID = 0x0EBB0001
-_FORMAT = 2
-"""Format 1 had no items."""
 _BUSY_SECONDS, _TRY_SECONDS = 5, 0.001
 """How long to wait for other processes, and how long between two tries to write."""
 _AT_A_TIME = 1 << 16
@@ -45,21 +46,6 @@ _MERGED_AT_A_TIME = 1 << 12
 """Events that are merged in one transaction; new events wait meanwhile."""
 _HISTORY_LETTERS = 1 << 16
 """A longer history is continued in another row, so that no merge rewrites all of it."""
-_SCHEMA = """
-CREATE TABLE bundles (number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE) STRICT;
-CREATE TABLE events (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, bundle INTEGER NOT NULL REFERENCES bundles, user TEXT NOT NULL,
-    item TEXT NOT NULL
-) STRICT;
-CREATE TABLE histories (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, bundle INTEGER NOT NULL REFERENCES bundles, user TEXT NOT NULL,
-    items TEXT NOT NULL
-) STRICT;
-CREATE INDEX histories_by_user ON histories (user, number);
-CREATE TABLE ids (id BLOB PRIMARY KEY, received REAL NOT NULL) STRICT, WITHOUT ROWID;
-CREATE INDEX ids_by_time ON ids (received);
-"""
-_ALL = f"{_SCHEMA}{item_store.SCHEMA}"
 
 
 class StoreError(Exception):
@@ -75,6 +61,8 @@ class Event(NamedTuple):
 
     user: str
     item: str
+    weight: float | None = None
+    """How much it counts; None if the client has not said. It does not tell events apart."""
     id: str | None = None
     """Given by the client. An event with an id that is known is a retry and does not count again."""
     time: float | None = None
@@ -96,8 +84,7 @@ class Run(NamedTuple):
 
     bundle: str
     """Its key."""
-    events: list[tuple[str, str]]
-    """User and item."""
+    events: list[Interaction]
     end: int
     """The number of the last event; of merged ones, that of the last event that was merged."""
     items: Sequence[ItemChange] = ()
@@ -160,33 +147,10 @@ class EventStore:
         self._database = _connect(self.path, alone=True)
         try:
             with _explained(self.path):
-                self._prepare()
+                prepare(self._database, self.path)
             self._import_journal()
         finally:
             self._database.close()
-
-    def _prepare(self) -> None:
-        database = self._database
-        schema = [
-            row[0] for row in database.execute("SELECT sql FROM sqlite_schema WHERE substr(name, 1, 7) <> 'sqlite_'")
-        ]
-        if not schema:  # new, or a process was killed before it had written the tables
-            header = f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {_FORMAT};"
-            database.executescript(f"BEGIN; {_ALL} {header} COMMIT;")
-            return
-        application, version = (database.execute(f"PRAGMA {name}").fetchone()[0] for name in
-                                ("application_id", "user_version"))  # fmt: skip
-        if application != _APPLICATION_ID:
-            raise UserError(f"{self.path}: is not a store of events; choose another folder with --events")
-        if version not in (1, _FORMAT):
-            raise UserError(f"{self.path}: has format {version}; this version of recbole_onebp reads 1 and {_FORMAT}")
-        found = database.execute("PRAGMA integrity_check(1)").fetchone()[0]
-        if found == "ok" and _statements(";".join(map(str, schema))) != _statements(_SCHEMA if version == 1 else _ALL):
-            found = "its tables are not those of a store of events"
-        if found != "ok":
-            raise sqlite3.DatabaseError(found)
-        if version == 1:
-            database.executescript(f"BEGIN; {item_store.SCHEMA} PRAGMA user_version = {_FORMAT}; COMMIT;")
 
     def _import_journal(self) -> None:
         if not legacy_journal.is_there(self.folder):
@@ -197,7 +161,7 @@ class EventStore:
             row = digest, float("inf")  # never forgotten
             if database.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", row).rowcount == 1:
                 for bundle, events in legacy_journal.read(self.folder):
-                    self._insert(database, bundle, events)
+                    self._insert(database, bundle, ((user, item, None) for user, item in events))
         legacy_journal.set_aside(self.folder)
 
     def close(self) -> None:
@@ -274,14 +238,16 @@ class EventStore:
                     "INSERT OR IGNORE INTO ids VALUES (?, ?)", (key, now)
                 ).rowcount == 1  # fmt: skip
                 new.append(is_new)
-            self._insert(database, bundle, [e[:2] for e, is_new in zip(events, new, strict=True) if is_new])
+            self._insert(database, bundle, (event[:3] for event in compress(events, new)))
             return Stored(new, self.end)
 
-    def _insert(self, database: sqlite3.Connection, bundle: str, events: Iterable[tuple[str, str]]) -> None:
+    def _insert(
+        self, database: sqlite3.Connection, bundle: str, events: Iterable[tuple[str, str, float | None]]
+    ) -> None:
         database.execute("INSERT OR IGNORE INTO bundles (key) VALUES (?)", (bundle,))
         (number,) = database.execute("SELECT number FROM bundles WHERE key = ?", (bundle,)).fetchone()
-        rows = ((number, user, item) for user, item in events)
-        database.executemany("INSERT INTO events (bundle, user, item) VALUES (?, ?, ?)", rows)
+        rows = ((number, user, item, weight) for user, item, weight in events)
+        database.executemany("INSERT INTO events (bundle, user, item, weight) VALUES (?, ?, ?, ?)", rows)
 
     def compact(self, up_to: int | None = None) -> None:
         """Merge events into one row per user and bundle, and forget ids that are older than :data:`ID_SECONDS`.
@@ -305,22 +271,22 @@ class EventStore:
     def _merge(self, database: sqlite3.Connection, end: int) -> bool:
         """Merge the next events; whether there were any."""
         rows = database.execute(
-            "SELECT number, bundle, user, item FROM events WHERE number <= ? ORDER BY number LIMIT ?",
+            "SELECT number, bundle, user, item, weight FROM events WHERE number <= ? ORDER BY number LIMIT ?",
             (end, _MERGED_AT_A_TIME),
         ).fetchall()
         if not rows:
             return False
-        latest: dict[str, tuple[int | None, int, list[str]]] = {}  # of each user: row, bundle, items
-        for _, bundle, user, item in rows:
+        latest: dict[str, tuple[int | None, int, list[Entry]]] = {}  # of each user: row, bundle, history
+        for _, bundle, user, item, weight in rows:
             if user not in latest:
                 found = database.execute(
                     "SELECT number, bundle, items FROM histories WHERE user = ? ORDER BY number DESC LIMIT 1", (user,)
                 ).fetchone()
                 if found and found[1] == bundle and len(found[2]) < _HISTORY_LETTERS:
-                    latest[user] = (found[0], bundle, history_items(found[2]))
+                    latest[user] = (found[0], bundle, parse_history(found[2]))
             if user in latest and latest[user][1] != bundle:
                 _write_history(database, user, *latest.pop(user))
-            latest.setdefault(user, (None, bundle, []))[2].append(item)
+            latest.setdefault(user, (None, bundle, []))[2].append(as_entry(item, weight))
         for user, history in latest.items():
             _write_history(database, user, *history)
         database.execute("DELETE FROM events WHERE number <= ?", (rows[-1][0],))
@@ -348,7 +314,7 @@ class EventStore:
     def check_writable(self) -> None:
         """Raise :class:`StoreError` if events cannot be written now."""
         with self.writing() as database:
-            database.execute(f"PRAGMA user_version = {_FORMAT}")
+            database.execute(f"PRAGMA user_version = {FORMAT}")
 
     @property
     def version(self) -> int:
@@ -383,12 +349,13 @@ class EventStore:
             merged = "SELECT number, bundle, user, items FROM histories WHERE number > ? ORDER BY number LIMIT ?"
             for rows in _chunks(database, merged, 0) if after == 0 else ():
                 for _, bundle, user, items in rows:
-                    yield Run(_key(keys, bundle), [(user, item) for item in history_items(items)], n_merged)
-            single = "SELECT number, bundle, user, item FROM events WHERE number > ? ORDER BY number LIMIT ?"
+                    yield Run(_key(keys, bundle), interactions(user, parse_history(items)), n_merged)
+            single = "SELECT number, bundle, user, item, weight FROM events WHERE number > ? ORDER BY number LIMIT ?"
             for rows in _chunks(database, single, after):
                 for number, run in groupby(rows, itemgetter(1)):
                     of_bundle = list(run)
-                    yield Run(_key(keys, number), [row[2:] for row in of_bundle], of_bundle[-1][0])
+                    events = [row[2:4] if row[4] is None else row[2:] for row in of_bundle]
+                    yield Run(_key(keys, number), events, of_bundle[-1][0])
 
 
 def _end(database: sqlite3.Connection) -> int:
@@ -401,14 +368,10 @@ def _n_waiting(database: sqlite3.Connection) -> int:
     return 0 if first is None else _end(database) - int(first) + 1
 
 
-def _chunks(database: sqlite3.Connection, query: str, after: int) -> Iterator[list[tuple[int, int, str, str]]]:
+def _chunks(database: sqlite3.Connection, query: str, after: int) -> Iterator[list[Any]]:
     while rows := database.execute(query, (after, _AT_A_TIME)).fetchall():
         yield rows
         after = rows[-1][0]
-
-
-def _statements(sql: str) -> list[str]:
-    return sorted(" ".join(statement.split()) for statement in sql.split(";") if statement.strip())
 
 
 def _key(keys: dict[int, str], bundle: int) -> str:
@@ -417,19 +380,10 @@ def _key(keys: dict[int, str], bundle: int) -> str:
     return keys[bundle]
 
 
-def history_items(text: str) -> list[str]:
-    """The items of a row of ``histories``."""
-    try:
-        items = json.loads(text)
-    except (ValueError, RecursionError):
-        items = None
-    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        raise sqlite3.DatabaseError("a history is not a list of items")
-    return items
-
-
-def _write_history(database: sqlite3.Connection, user: str, number: int | None, bundle: int, items: list[str]) -> None:
-    text = json.dumps(items, ensure_ascii=False, separators=(",", ":"))
+def _write_history(
+    database: sqlite3.Connection, user: str, number: int | None, bundle: int, history: list[Entry]
+) -> None:
+    text = history_text(history)
     if number is None:
         database.execute("INSERT INTO histories (bundle, user, items) VALUES (?, ?, ?)", (bundle, user, text))
     else:

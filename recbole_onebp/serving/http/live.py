@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from recbole_onebp.serving.answers import NewItems, RemovedItems
+from recbole_onebp.serving.http.event_tables import Interaction
 from recbole_onebp.serving.http.events import Event, EventStore, MergedError
 from recbole_onebp.serving.http.item_store import ItemChange, write_items
 from recbole_onebp.serving.recommender import Recommender
@@ -86,6 +87,7 @@ class Live:
 
     When the bundle is replaced, the stored events are applied to the new one.  Events that were recorded under another
     bundle are skipped if the new bundle was trained on them, that is, if the item is in the user's train history.
+    Their weights are left out if the new bundle was trained without.
     """
 
     def __init__(
@@ -155,13 +157,14 @@ class Live:
         Raises:
             StoreError: if they could not be written.
             TooManyUsersError: if they would add too many users.
-            UserError: if the users of this bundle were trained by gradient.
+            UserError: if the users of this bundle were trained by gradient, or an event has a weight and the bundle was
+                trained without.
             In each case none of them counts.
         """
         with self.store.writing():
             self.catch_up()  # nobody writes meanwhile, so that the checks see all events
             recommender = self.recommender
-            recommender.update([])  # raises if users cannot be updated
+            recommender.check_events(event.weight for event in events)
             known = [recommender.knows_item(event.item) for event in events]
             kept = [event for event, is_known in zip(events, known, strict=True) if is_known]
             self._check_users(recommender, kept)
@@ -296,7 +299,7 @@ class Live:
 
         Items are removed last: events before that name them.
         """
-        waiting: list[tuple[str, str]] = []
+        waiting: list[Interaction] = []
         changes: Sequence[ItemChange] = ()
         (end, last), count = after, 0
         for run in self.store.read(*after):
@@ -304,7 +307,7 @@ class Live:
                 changes, last = run.items, max(one.change for one in run.items)
                 _describe(changes, recommender)
             is_own, end = run.bundle == recommender.bundle.key, run.end
-            waiting += run.events if is_own else _not_trained_on(run.events, recommender)
+            waiting += run.events if is_own else _fitting(run.events, recommender)
             if len(waiting) >= _REPLAYED:
                 count += recommender.update(waiting).applied
                 waiting = []
@@ -327,6 +330,8 @@ def _describe(changes: Sequence[ItemChange], recommender: Recommender) -> None:
             getLogger(__name__).warning("item %s is not added to this bundle: %s", one.item, refused[one.item])
 
 
-def _not_trained_on(events: list[tuple[str, str]], recommender: Recommender) -> Iterable[tuple[str, str]]:
-    trained = {user: set(recommender.trained_history(user)) for user, _ in events}
-    return [(user, item) for user, item in events if item not in trained[user]]
+def _fitting(events: list[Interaction], recommender: Recommender) -> Iterable[Interaction]:
+    """Of events under another bundle those that this one was not trained on, without weights if it has none."""
+    trained = {event[0]: set(recommender.trained_history(event[0])) for event in events}
+    kept = (event for event in events if event[1] not in trained[event[0]])
+    return kept if recommender.has_weights else (event[:2] for event in kept)

@@ -21,6 +21,7 @@ from pydantic_core import from_json
 from recbole_onebp.serving.recommender import Similarity
 from recbole_onebp.serving.user_state import DEFAULT_RULE, Rule
 from recbole_onebp.util.errors import UserError
+from recbole_onebp.weights import ALLOWED, LARGEST, LEAST
 
 __all__ = [
     "EventsRequest",
@@ -61,6 +62,8 @@ _Token = Annotated[
 _Tokens = Annotated[list[_Token], Field(max_length=1000)]
 _Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 _Value = _Token | _Number | Annotated[list[_Token | _Number], Field(max_length=10_000)]
+_Weight = Annotated[float, Field(ge=LEAST, le=LARGEST, allow_inf_nan=False, strict=True)]
+_Weights = Annotated[list[_Weight], Field(max_length=1000)]
 _Filter = Annotated[list[_Token], Field(max_length=10_000)]
 
 
@@ -71,6 +74,7 @@ class Request(BaseModel):
     deepest: ClassVar[int] = 2
     """Levels of lists and objects inside the object."""
     lists_hold_ids: ClassVar[bool] = True
+    """Those of ``weights`` excepted."""
 
 
 _Model = TypeVar("_Model", bound=Request)
@@ -103,6 +107,8 @@ class HistoryRequest(ListRequest):
     """Leave out the items of each history."""
     rule: Rule = DEFAULT_RULE
     """How items count: all the same (alike), weighted as in training (trained), or later ones more (recent)."""
+    weights: Annotated[list[_Weights], Field(max_length=100)] | None = None
+    """A weight for each item of each history, where the bundle was trained on weights of interactions."""
 
 
 class SimilarRequest(ListRequest):
@@ -121,11 +127,15 @@ class ExplainRequest(Request):
     history: _Tokens | None = None
     rule: Rule = DEFAULT_RULE
     """How the items of the history count."""
+    weights: _Weights | None = None
+    """A weight for each item of the history."""
 
     @model_validator(mode="after")
     def _check_one(self) -> ExplainRequest:
         if (self.user is None) == (self.history is None):
             raise ValueError("expected either user or history")
+        if self.history is None and self.weights is not None:
+            raise ValueError("weights are those of a history")
         return self
 
 
@@ -138,6 +148,8 @@ class EventEntry(Request):
     """An event whose id is known already is a retry and does not count again."""
     time: Annotated[float, Field(allow_inf_nan=False, strict=True)] | None = None
     """When it happened, in seconds.  Without an id, user, item and time identify the event."""
+    weight: _Weight | None = None
+    """How much it counts, where the bundle was trained on weights of interactions; without one, as the median there."""
 
 
 class EventsRequest(Request):
@@ -215,10 +227,18 @@ def _check(value: Any, where: str, depth: int, model: type[Request]) -> None:
         entries = value.items() if isinstance(value, dict) else enumerate(value)
         for name, inner in entries:
             place = str(name)[:_TEXT] if depth == 0 else where
-            holds_ids = isinstance(value, list) and model.lists_hold_ids
-            if holds_ids and (isinstance(inner, (bool, float)) or inner is None or inner == ""):
-                raise UserError(f"{place}: {inner!r} is no id; expected text or an integer")
+            if isinstance(value, list):
+                _check_entry(inner, place, model)
             _check(inner, place, depth + 1, model)
+
+
+def _check_entry(entry: Any, where: str, model: type[Request]) -> None:
+    """Refuse what is neither a list nor what lists of a member hold."""
+    if where == "weights" and not isinstance(entry, list):
+        if type(entry) not in (int, float) or not LEAST <= entry <= LARGEST:
+            raise UserError(f"{where}: {str(entry)[:_TEXT]} is no weight; expected {ALLOWED}")
+    elif model.lists_hold_ids and (isinstance(entry, (bool, float)) or entry is None or entry == ""):
+        raise UserError(f"{where}: {entry!r} is no id; expected text or an integer")
 
 
 def json_schemas() -> dict[str, Any]:

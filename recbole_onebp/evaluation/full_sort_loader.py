@@ -20,7 +20,6 @@ from recbole.sampler import Sampler
 from torch import Tensor
 
 from recbole_onebp.config.schema import default_of
-from recbole_onebp.distributed.ranks import current
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["FastFullSortEvalDataLoader"]
@@ -71,7 +70,7 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
         self.positives = _union([dataset], dataset)
         # With repeatable: True RecBole uses another sampler and hides nothing.
         self._seen = sampler.datasets[: sampler.phases.index(sampler.phase) + 1] if isinstance(sampler, Sampler) else []
-        self.candidates = _candidates(items or config["eval_items"] or "all", config, self.positives, self._seen)
+        self.candidates = _candidates(items or config["eval_items"] or "all", config, dataset, self._seen)
         if self.candidates is not None:
             self.positives = sp.csr_array(self.positives.multiply(self.candidates.numpy()))
             self.positives.eliminate_zeros()
@@ -82,6 +81,10 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
             self.logger.warning("FullSortEvalDataLoader can't shuffle")
         # Skip the parent's __init__, which fills Python sets user by user.
         super(FullSortEvalDataLoader, self).__init__(config, dataset, sampler, shuffle=False)
+
+    def __bool__(self) -> bool:
+        """RecBole's trainer skips an empty part; a rank without users has to collect the values of the others."""
+        return len(self) > 0 or hasattr(self._dataset, "shard")
 
     @cached_property
     def history(self) -> sp.csr_array:
@@ -123,10 +126,13 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
 
     @property
     def cold_share(self) -> float:
-        """Share of the positives whose item has no train pair."""
-        if not self._seen or not self.positives.nnz:
+        """Share of the pairs, of all ranks, whose item has no train pair."""
+        count = _item_count(self._dataset)
+        if self.candidates is not None:
+            count = count * self.candidates.numpy()
+        if not self._seen or not count.any():
             return 0.0
-        return float(_is_cold(self.positives, self._seen)[self.positives.indices].mean())
+        return float(count[_item_count(self._seen[0]) == 0].sum() / count.sum())
 
     # Attributes that RecBole's case studies and its users read.
 
@@ -168,28 +174,25 @@ class _ItemsOfUsers:
         return torch.from_numpy(self._matrix.indices[start:stop].astype(np.int64))
 
 
-def _is_warm(seen: Sequence[Dataset]) -> npt.NDArray[np.bool_]:
-    """Whether each item has a pair in train, the first of ``seen``; ``(n_items,)``."""
-    train = seen[0]
-    return np.bincount(train.inter_feat[train.iid_field].numpy(), minlength=train.item_num) > 0
+def _item_count(part: Dataset) -> npt.NDArray[np.int64]:
+    """Pairs of each item in a part of the data, of all ranks, ``(n_items,)``."""
+    if (shard := getattr(part, "shard", None)) is not None:
+        return shard.item_count.numpy()
+    return np.bincount(part.inter_feat[part.iid_field].numpy(), minlength=part.item_num)
 
 
-def _is_cold(positives: sp.csr_array, seen: Sequence[Dataset]) -> npt.NDArray[np.bool_]:
-    """Whether each item occurs in the positives and has no pair in train; ``(n_items,)``."""
-    in_part = np.bincount(positives.indices, minlength=positives.shape[1]) > 0
-    return in_part & ~_is_warm(seen)
-
-
-def _candidates(items: str, config: Config, positives: sp.csr_array, seen: Sequence[Dataset]) -> Tensor | None:
+def _candidates(items: str, config: Config, part: Dataset, seen: Sequence[Dataset]) -> Tensor | None:
+    """Whether each item is ranked in a part of the data, ``(n_items,)``; ``seen`` begins with the train part."""
     if items == "all":
         return None
-    obstacle = "repeatable: True" if not seen else "several processes" if current().is_distributed else None
+    obstacle = None if seen else "repeatable: True"
     if "gauc" in (metric.lower() for metric in config["metrics"]):
         obstacle = "the metric GAUC"
     if obstacle:
         raise UserError(f"eval_items: {items} does not go with {obstacle}")
-    chosen = _is_cold(positives, seen) if items == "cold" else _is_warm(seen)
-    if not positives[:, np.flatnonzero(chosen)].nnz and positives.nnz:
+    count, is_warm = _item_count(part), _item_count(seen[0]) > 0
+    chosen = (count > 0) & ~is_warm if items == "cold" else is_warm
+    if count.any() and not count[chosen].any():
         raise UserError(f"eval_items: {items}: there is no such item in the part that is evaluated")
     return torch.from_numpy(chosen)
 

@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 
 from recbole_onebp.config import RunConfig
-from recbole_onebp.distributed.ranks import current
 from recbole_onebp.run.environment import device_name, peak_rss_mb, versions
 from recbole_onebp.run.folder import RunFolder
 from recbole_onebp.run.recbole_errors import (
@@ -206,7 +205,7 @@ class Run:
         """The test metrics with cold and warm items apart, if at least a twentieth of the pairs are of cold items."""
         part = self.test_data
         gauc = "gauc" in (metric.lower() for metric in self.config["metrics"])
-        if getattr(part, "cold_share", 0) < _COLD_SHARE or gauc or current().is_distributed:
+        if getattr(part, "cold_share", 0) < _COLD_SHARE or gauc:
             return {}
         self.trainer.wandblogger.log_wandb = False  # the metrics that it keeps are those of the test
         parts = {items: part.among(items) for items in ("all", "warm", "cold")}

@@ -4,8 +4,9 @@
 
 The data set has cold items (``fetch citeulike``, ``convert --split=cold_items --items FILE``). For each seed: OneBP
 with ids alone, with features, with id dropout, with features alone, with each field alone beside the ids, and
-ContentKNN. Each chooses its epoch on the whole validation part and is tested once. ``--settings`` are those of all
-OneBP's. Contestants that ``OUT`` holds are not repeated.
+ContentKNN; with ``--lightfm`` also the hybrid of LightFM. Each chooses its epoch on the whole validation part and is
+tested once. ``--settings`` are those of all OneBP's; LightFM has their ``embedding_size``. Contestants that ``OUT``
+holds are not repeated. Processor seconds are those of all epochs, with validation and test.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
+from time import process_time
 from typing import Any
 
+import lightfm_hybrid
 import measure
 from quality import shown
 
@@ -27,16 +30,17 @@ CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "features and ids": ("OneBP", {"item_features": "all"}),
     "ContentKNN": ("ContentKNN", {}),
 }
+LIGHTFM = {"LightFM": ("LightFM", dict[str, Any]())}
 LAST: dict[str, tuple[str, dict[str, Any]]] = {
     "a tenth of the ids left out": ("OneBP", {"item_features": "all", "id_dropout": 0.1}),
     "features alone": ("OneBP", {"item_features": "all", "id_dropout": 1.0}),
 }
 
 
-def contestants(fields: list[str]) -> dict[str, tuple[str, dict[str, Any]]]:
+def contestants(fields: list[str], lightfm: bool) -> dict[str, tuple[str, dict[str, Any]]]:
     """Name -> model and settings, with a contestant for each field."""
     single = {f"{field} and ids": ("OneBP", {"item_features": [field]}) for field in fields}
-    return {**CONTESTANTS, **(single if len(fields) > 1 else {}), **LAST}
+    return {**CONTESTANTS, **(LIGHTFM if lightfm else {}), **(single if len(fields) > 1 else {}), **LAST}
 
 
 def train_and_test(model: str, args: Any, seed: int, own: dict[str, Any]) -> dict[str, Any]:
@@ -46,13 +50,19 @@ def train_and_test(model: str, args: Any, seed: int, own: dict[str, Any]) -> dic
         common = {"data_path": str(args.data_path), "show_progress": False, "output_dir": scratch, "seed": seed}
         settings = {"epochs": args.epochs, "stopping_step": 5, **given, **own}
         files = [str(path)] if (path := args.data_path / args.dataset / f"{args.dataset}.yaml").is_file() else None
-        result = build(model, args.dataset, files, {**common, **settings}).fit()
+        if model == "LightFM":  # on the data of a run
+            run = build("ContentKNN", args.dataset, files, {**common, "epochs": args.epochs})
+            return {"seed": seed, **lightfm_hybrid.train(run, args, seed)}
+        run = build(model, args.dataset, files, {**common, **settings})
+        start = process_time()
+        result = run.fit()
     return {
         "seed": seed,
         "epochs": result.best_epoch + 1,
         "valid": result.valid,
         "test": result.test_among,
         "epoch_seconds": statistics.median(result.epoch_seconds),
+        "processor_seconds": process_time() - start,
         "device": result.device,
     }
 
@@ -68,12 +78,13 @@ def fields_of(args: Any) -> list[str]:
 def main() -> None:
     args = measure.arguments(
         __doc__, json=Path, dataset="citeulike", data_path=measure.DATA, seeds=[1], epochs=40, settings={}, threads=2,
+        lightfm=False,
     )  # fmt: skip
     measure.begin(args, [args.dataset])
     settings = {**args.settings, "threads": args.threads, "epochs at most": args.epochs}
     about = {**measure.here("numba"), "dataset": args.dataset, "settings": settings}
     results = measure.earlier(args.json, about, "contestants", ("dataset", "settings")) or {}
-    for name, (model, own) in contestants(fields_of(args)).items():
+    for name, (model, own) in contestants(fields_of(args), args.lightfm).items():
         runs = results.get(name, [])
         for seed in sorted(set(args.seeds) - {run["seed"] for run in runs}):
             runs = [*runs, train_and_test(model, args, seed, own)]

@@ -27,6 +27,7 @@ __all__ = ["FastFullSortEvalDataLoader"]
 DEFAULT_MEMORY_MB = default_of("eval_memory_mb")
 """Fits the last-level cache.  Above 32 MB, glibc allocates each block with mmap."""
 
+_TRAIN_PAIRS = (("0", 0, 0), ("1 to 4", 1, 4), ("5 to 19", 5, 19), ("20 and more", 20, np.inf))
 _SCORE_BYTES = 4
 _RANK_BYTES = 100
 """Bytes per score, including what RecBole allocates while it ranks all items (GAUC)."""
@@ -40,7 +41,7 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
     Attributes:
         candidates: whether each item is ranked, ``(n_items,)``; None if all are.  The others are neither recommended
             nor relevant.
-        positives: the interactions of this part, ``(n_users, n_items)``, bool CSR.
+        positives: the interactions of this part that count as relevant, ``(n_users, n_items)``, bool CSR.
         history: the items to hide, in the same form: interactions of the earlier parts that are not in this part.
         uid_list: the users with positives, ascending.
     """
@@ -52,6 +53,7 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
         sampler: Any,
         shuffle: bool = False,
         items: Literal["all", "warm", "cold"] | None = None,
+        relevant: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         """Read one part of the data.
 
@@ -61,19 +63,21 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
             sampler: RecBole's sampler with this part's phase; it knows the earlier parts.
             shuffle: not supported; logged and ignored, as in RecBole.
             items: those to rank; by default ``eval_items``.
+            relevant: whether each of them counts as relevant, ``(n_items,)``; by default all do.
 
         Raises:
             UserError: if only some items are to be ranked, and this evaluation cannot do so.
         """
         self.logger = getLogger()
         self.uid_field, self.iid_field = dataset.uid_field, dataset.iid_field
-        self.positives = _union([dataset], dataset)
+        self._own = self.positives = _union([dataset], dataset)
         # With repeatable: True RecBole uses another sampler and hides nothing.
         self._seen = sampler.datasets[: sampler.phases.index(sampler.phase) + 1] if isinstance(sampler, Sampler) else []
         self.candidates = _candidates(items or config["eval_items"] or "all", config, dataset, self._seen)
-        if self.candidates is not None:
-            self.positives = sp.csr_array(self.positives.multiply(self.candidates.numpy()))
-            self.positives.eliminate_zeros()
+        for counts in (None if self.candidates is None else self.candidates.numpy(), relevant):
+            if counts is not None:
+                self.positives = sp.csr_array(self.positives.multiply(counts))
+                self.positives.eliminate_zeros()
         self.uid_list = torch.from_numpy(np.flatnonzero(np.diff(self.positives.indptr)))
         self.user_df = dataset.join(Interaction({self.uid_field: self.uid_list}))
         self.sample_size = len(self.uid_list)
@@ -89,7 +93,7 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
     @cached_property
     def history(self) -> sp.csr_array:
         """Computed when first used, because it reads the whole train part."""
-        return _union(self._seen, self._dataset) > self.positives
+        return _union(self._seen, self._dataset) > self._own
 
     def _init_batch_size_and_step(self) -> None:
         n_items = self._dataset.item_num
@@ -123,6 +127,16 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
     def among(self, items: Literal["all", "warm", "cold"]) -> FastFullSortEvalDataLoader:
         """The same part, with other items ranked."""
         return type(self)(self.config, self._dataset, self._sampler, items=items)
+
+    def by_train_pairs(self) -> dict[str, FastFullSortEvalDataLoader]:
+        """The same part with all items ranked, and those relevant that have so many train pairs."""
+        count, n_train = _item_count(self._dataset), _item_count(self._seen[0])
+        groups = {name: (n_train >= least) & (n_train <= most) for name, least, most in _TRAIN_PAIRS}
+        return {
+            name: type(self)(self.config, self._dataset, self._sampler, items="all", relevant=relevant)
+            for name, relevant in groups.items()
+            if count[relevant].any()
+        }
 
     @property
     def cold_share(self) -> float:

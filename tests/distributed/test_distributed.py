@@ -169,7 +169,7 @@ def test_tables_and_metrics_do_not_depend_on_the_number_of_processes(trained, sh
     expected = seen(alone, name)
     for rank in range(shape[0]):  # all ranks have the result
         found = seen(several, name, rank)
-        for part in ("valid", "test", "test_among"):
+        for part in ("valid", "test", "test_among", "test_by_train_pairs"):
             assert found[part] == expected[part]
         assert found["losses"] == pytest.approx(expected["losses"], rel=1e-6)
         assert found["stats"] == pytest.approx(expected["stats"], rel=1e-4)

@@ -92,6 +92,7 @@ def _train(rank: int, world: int, local_world: int, port: int, runs: Runs) -> No
         seen |= {"losses": [epoch["train_loss"] for epoch in run.trainer.record.epochs]}
         seen |= {
             "test_among": result.test_among,
+            "test_by_train_pairs": result.test_by_train_pairs,
             "n_train": result.n_train,
             "parameters": result.parameters,
             "stats": run.trainer.encoding_stats,

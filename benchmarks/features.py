@@ -3,10 +3,10 @@
     python benchmarks/features.py --dataset citeulike [--settings '{embedding_size: 128}'] [--seeds 1 2] [--json OUT]
 
 The data set has cold items (``fetch citeulike``, ``convert --split=cold_items --items FILE``). For each seed: OneBP
-with ids alone, with features, with id dropout, with features alone, with each field alone beside the ids, and
-ContentKNN; with ``--lightfm`` also the hybrid of LightFM. Each chooses its epoch on the whole validation part and is
-tested once. ``--settings`` are those of all OneBP's; LightFM has their ``embedding_size``. Contestants that ``OUT``
-holds are not repeated. Processor seconds are those of all epochs, with validation and test.
+with ids alone, with features, with the local term too, with id dropout, with features alone, with each field alone
+beside the ids, and ContentKNN; with ``--lightfm`` also the hybrid of LightFM. Each chooses its epoch on the whole
+validation part and is tested once. ``--settings`` are those of all OneBP's; LightFM has their ``embedding_size``.
+Contestants that ``OUT`` holds are not repeated. Processor seconds are those of all epochs, validation and test.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ids alone": ("OneBP", {"item_features": "none"}),
     "features and ids": ("OneBP", {"item_features": "all"}),
     "ContentKNN": ("ContentKNN", {}),
+    "features, ids and local term": ("OneBP", {"item_features": "all", "local": "ridge"}),
 }
 LIGHTFM = {"LightFM": ("LightFM", dict[str, Any]())}
 LAST: dict[str, tuple[str, dict[str, Any]]] = {

@@ -18,6 +18,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_onebp.data.item_features import item_fields
+from recbole_onebp.run.record import floats
 from recbole_onebp.run.run import Run
 from recbole_onebp.util.errors import UserError
 
@@ -61,10 +62,10 @@ def train(run: Run, args: argparse.Namespace, seed: int) -> dict[str, Any]:
         trainer.model = Scores(*(torch.from_numpy(part.astype(np.float32)) for part in parts))
         valid = trainer.evaluate(run.valid_data, load_best_model=False)
         if valid[trainer.valid_metric] > best[0]:
-            best = valid[trainer.valid_metric], len(seconds) - 1, trainer.model, dict(valid)
+            best = valid[trainer.valid_metric], len(seconds) - 1, trainer.model, floats(valid)
     trainer.model = best[2]
     kinds = {items: run.test_data.among(items) for items in ("all", "warm", "cold")}
-    test = {items: dict(trainer.evaluate(part, load_best_model=False)) for items, part in kinds.items()}
+    test = {items: floats(trainer.evaluate(part, load_best_model=False)) for items, part in kinds.items()}
     return {
         "epochs": best[1] + 1,
         "valid": best[3],

@@ -460,7 +460,11 @@ class OneBP(GeneralRecommender):
         if self._local is None:
             config = self.config
             self._local = LocalTerm.fitted(
-                self._counted(), self.local_recency, config.local_neighbors, config.local_reg
+                self._counted(),
+                self.local_recency,
+                config.local_neighbors,
+                config.local_reg,
+                None if self.tower is None else self.tower.features(),
             )
         return replace(self._local, weight=weight)
 

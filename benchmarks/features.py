@@ -29,12 +29,12 @@ CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ids alone": ("OneBP", {"item_features": "none"}),
     "features and ids": ("OneBP", {"item_features": "all"}),
     "ContentKNN": ("ContentKNN", {}),
-    "features, ids and local term": ("OneBP", {"item_features": "all", "local": "ridge"}),
 }
 LIGHTFM: dict[str, tuple[str, dict[str, Any]]] = {
     f"LightFM, {passes} passes": ("LightFM", {"item_features": "all", "n_iterations": passes}) for passes in (5, 10, 30)
 }
 LAST: dict[str, tuple[str, dict[str, Any]]] = {
+    "features, ids and local term": ("OneBP", {"item_features": "all", "local": "ridge"}),
     "a tenth of the ids left out": ("OneBP", {"item_features": "all", "id_dropout": 0.1}),
     "features alone": ("OneBP", {"item_features": "all", "id_dropout": 1.0}),
 }
@@ -43,7 +43,7 @@ LAST: dict[str, tuple[str, dict[str, Any]]] = {
 def contestants(fields: list[str], lightfm: bool) -> dict[str, tuple[str, dict[str, Any]]]:
     """Name -> model and settings, with a contestant for each field."""
     single = {f"{field} and ids": ("OneBP", {"item_features": [field]}) for field in fields}
-    return {**CONTESTANTS, **(LIGHTFM if lightfm else {}), **(single if len(fields) > 1 else {}), **LAST}
+    return {**CONTESTANTS, **(LIGHTFM if lightfm else {}), **LAST, **(single if len(fields) > 1 else {})}
 
 
 def train_and_test(model: str, args: Any, seed: int, own: dict[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,11 @@
     python benchmarks/features.py --dataset citeulike [--settings '{embedding_size: 128}'] [--seeds 1 2] [--json OUT]
 
 The data set has cold items (``fetch citeulike``, ``convert --split=cold_items --items FILE``). For each seed: OneBP
-with ids alone, with features, with id dropout, with features alone, with each field alone beside the ids, and
-ContentKNN. Each chooses its epoch on the whole validation part and is tested once. ``--settings`` are those of all
-OneBP's. Contestants that ``OUT`` holds are not repeated.
+with ids alone, with features, with the local term too, with id dropout, with features alone, with each field alone
+beside the ids, and ContentKNN; with ``--lightfm`` also the hybrid of LightFM (``pip install lightfm-next``), after 5,
+10 and 30 passes. Each of the others chooses its epoch on the whole validation part, and all are tested once.
+``--settings`` are those of all OneBP's; LightFM has their ``embedding_size``. Contestants that ``OUT`` holds are not
+repeated. Processor seconds are those of the whole run, from the files to the metrics.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import measure
@@ -27,25 +30,31 @@ CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "features and ids": ("OneBP", {"item_features": "all"}),
     "ContentKNN": ("ContentKNN", {}),
 }
+LIGHTFM: dict[str, tuple[str, dict[str, Any]]] = {
+    f"LightFM, {passes} passes": ("LightFM", {"item_features": "all", "n_iterations": passes}) for passes in (5, 10, 30)
+}
 LAST: dict[str, tuple[str, dict[str, Any]]] = {
+    "features, ids and local term": ("OneBP", {"item_features": "all", "local": "ridge"}),
     "a tenth of the ids left out": ("OneBP", {"item_features": "all", "id_dropout": 0.1}),
     "features alone": ("OneBP", {"item_features": "all", "id_dropout": 1.0}),
 }
 
 
-def contestants(fields: list[str]) -> dict[str, tuple[str, dict[str, Any]]]:
+def contestants(fields: list[str], lightfm: bool) -> dict[str, tuple[str, dict[str, Any]]]:
     """Name -> model and settings, with a contestant for each field."""
     single = {f"{field} and ids": ("OneBP", {"item_features": [field]}) for field in fields}
-    return {**CONTESTANTS, **(single if len(fields) > 1 else {}), **LAST}
+    return {**CONTESTANTS, **(LIGHTFM if lightfm else {}), **LAST, **(single if len(fields) > 1 else {})}
 
 
 def train_and_test(model: str, args: Any, seed: int, own: dict[str, Any]) -> dict[str, Any]:
     """Epochs, metrics and seconds of one contestant."""
-    given = args.settings if model == "OneBP" else {}
+    passed_on = {"OneBP": args.settings.keys(), "LightFM": {"embedding_size"}}.get(model, set())
+    given = {key: value for key, value in args.settings.items() if key in passed_on}
     with tempfile.TemporaryDirectory() as scratch:
         common = {"data_path": str(args.data_path), "show_progress": False, "output_dir": scratch, "seed": seed}
         settings = {"epochs": args.epochs, "stopping_step": 5, **given, **own}
         files = [str(path)] if (path := args.data_path / args.dataset / f"{args.dataset}.yaml").is_file() else None
+        start = process_time()
         result = build(model, args.dataset, files, {**common, **settings}).fit()
     return {
         "seed": seed,
@@ -53,6 +62,7 @@ def train_and_test(model: str, args: Any, seed: int, own: dict[str, Any]) -> dic
         "valid": result.valid,
         "test": result.test_among,
         "epoch_seconds": statistics.median(result.epoch_seconds),
+        "processor_seconds": process_time() - start,
         "device": result.device,
     }
 
@@ -68,12 +78,13 @@ def fields_of(args: Any) -> list[str]:
 def main() -> None:
     args = measure.arguments(
         __doc__, json=Path, dataset="citeulike", data_path=measure.DATA, seeds=[1], epochs=40, settings={}, threads=2,
+        lightfm=False,
     )  # fmt: skip
     measure.begin(args, [args.dataset])
     settings = {**args.settings, "threads": args.threads, "epochs at most": args.epochs}
     about = {**measure.here("numba"), "dataset": args.dataset, "settings": settings}
     results = measure.earlier(args.json, about, "contestants", ("dataset", "settings")) or {}
-    for name, (model, own) in contestants(fields_of(args)).items():
+    for name, (model, own) in contestants(fields_of(args), args.lightfm).items():
         runs = results.get(name, [])
         for seed in sorted(set(args.seeds) - {run["seed"] for run in runs}):
             runs = [*runs, train_and_test(model, args, seed, own)]

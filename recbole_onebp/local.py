@@ -7,7 +7,8 @@ user's score of item j gains
     weight * sum_i r_i w_j[i]
 
 over the user's items i.  w_j are the weights of :mod:`recbole_onebp.cooccurrence`, and r weights of mean 1, by recency
-and by the weights of the interactions.
+and by the weights of the interactions.  An item without interactions that has features is explained by the items that
+are most like it: w_j are its cosines with them, scaled to the sum 1.
 
 Sources: Ning and Karypis, "SLIM" (ICDM 2011), whose fsSLIM takes neighbours by cosine; Steck, "Embarrassingly Shallow
 Autoencoders for Sparse Data" (WWW 2019) for the closed form over all items.
@@ -22,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 import torch
+from sklearn.preprocessing import normalize
 from torch import Tensor
 
 from recbole_onebp.cooccurrence import Interactions, Neighbors, ridge_on_neighbors
@@ -36,6 +38,7 @@ _Places = npt.NDArray[np.int64]
 
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 _NONE = np.empty(0, np.float32)
+_COSINES_AT_ONCE = 1 << 24
 
 
 class ItemScores(NamedTuple):
@@ -75,7 +78,9 @@ class LocalTerm:
     reg: float
 
     @classmethod
-    def fitted(cls, data: Interactions, recency: float, n_neighbors: int, reg: float) -> LocalTerm:
+    def fitted(
+        cls, data: Interactions, recency: float, n_neighbors: int, reg: float, features: sp.csr_array | None = None
+    ) -> LocalTerm:
         """Fit the term, with weight 1.  In several processes, each one solves a share of the items.
 
         Args:
@@ -83,9 +88,12 @@ class LocalTerm:
             recency: see above.
             n_neighbors: see :func:`~recbole_onebp.cooccurrence.ridge_on_neighbors`.
             reg: likewise.
+            features: of the items, ``(n_items, n_values)``; None without.
         """
         ranks, n_items = current(), len(data.start_of_item) - 1
         own = ridge_on_neighbors(data, range(ranks.rank, n_items, ranks.world_size), n_neighbors, reg)
+        if features is not None:
+            _explain_by_content(own, np.diff(data.start_of_item) > 0, normalize(features))
         found = Neighbors(*(np.concatenate(ranks.gather(torch.from_numpy(part))) for part in own))
         used = found.weight != 0
         columns = np.repeat(found.target, used.sum(axis=1))
@@ -150,6 +158,29 @@ def _factor(weight, by_age, n, strength):
     for age in range(n):
         total += by_age[age] * strength[n - 1 - age] if len(strength) else by_age[age]
     return np.float32(weight * n / total)
+
+
+def _explain_by_content(found: Neighbors, has_pairs: npt.NDArray[np.bool_], features: sp.csr_array) -> None:
+    """Fill in the neighbours of targets without interactions: those with interactions of the largest positive cosine.
+
+    Of equal cosines the lower ids count.
+
+    Args:
+        found: changed in place.
+        has_pairs: whether each item has interactions, ``(n_items,)``.
+        features: rows of length 1, ``(n_items, n_values)``.
+    """
+    known, rows = np.flatnonzero(has_pairs), np.flatnonzero(~has_pairs[found.target])
+    of_known, n_neighbors = sp.csc_array(features[known].T), found.item.shape[1]
+    for block in np.array_split(rows, 1 + len(rows) * len(known) // _COSINES_AT_ONCE):
+        cosines = sp.csr_array(features[found.target[block]] @ of_known)
+        cosines.sort_indices()
+        for row, start, end in zip(block, cosines.indptr, cosines.indptr[1:], strict=False):
+            cosine = cosines.data[start:end]
+            best = np.argsort(-cosine, kind="stable")[:n_neighbors]
+            best = best[cosine[best] > 0]
+            found.item[row, : len(best)] = known[cosines.indices[start:end][best]]
+            found.weight[row, : len(best)] = cosine[best] / cosine[best].sum()
 
 
 # These loops are not parallel: a block of users is divided between threads by the caller, and a process that was forked

@@ -164,10 +164,16 @@ class OneBP(GeneralRecommender):
         if config.item_features == "none":
             return None
         fields = item_fields(dataset, config.item_features)
-        has_pairs = torch.bincount(dataset.inter_feat[self.ITEM_ID], minlength=self.n_items) > 0
+        has_pairs = self._item_count(dataset) > 0
         if config.id_dropout == 1:
             has_pairs = torch.zeros_like(has_pairs)
         return Tower(fields, ids, has_pairs, config.item_bias, config.learner == "sparse_adam")
+
+    def _item_count(self, dataset: Dataset) -> Tensor:
+        """Train pairs of each item, of all ranks, ``(n_items,)``."""
+        if self.shard is not None:
+            return self.shard.item_count
+        return torch.bincount(dataset.inter_feat[self.ITEM_ID], minlength=self.n_items)
 
     @torch.no_grad()
     def make_items(self) -> None:
@@ -189,7 +195,8 @@ class OneBP(GeneralRecommender):
             return
         rows = self.item_table[tower.has_id]
         more = self._scaled(rows - tower.id_table[tower.has_id]) - self._scaled(rows)
-        user = self._scaled(self.user_table[1:]).mean(dim=0)
+        users = self.user_table if self.shard is None else self.shard.whole_table(self.user_table, current())
+        user = current().broadcast(self._scaled(users[1:]).mean(dim=0))
         gain = float((more @ user).mean()) / self.config.temperature - float(tower.id_bias[tower.has_id].mean())
         self.new_item_bias.fill_(-gain)
         self.item_bias[~tower.has_id] -= gain
@@ -213,9 +220,7 @@ class OneBP(GeneralRecommender):
         self.register_buffer("trend", self._trend() if self.trend_weight else None, persistent=False)
         weight = None
         if self.config.aggregation_alpha > 0:
-            count = torch.bincount(dataset.inter_feat[self.ITEM_ID], minlength=self.n_items)
-            count = count if self.shard is None else self.shard.item_count
-            weight = popularity_weights(count, self.config.aggregation_alpha).unsqueeze(1)
+            weight = popularity_weights(self._item_count(dataset), self.config.aggregation_alpha).unsqueeze(1)
         self.register_buffer("item_weight", weight, persistent=False)
         shares = torch.zeros_like(self.item_table, requires_grad=False) if self.leaves_one_out else None
         self.register_buffer("shares", shares, persistent=False)
@@ -455,7 +460,11 @@ class OneBP(GeneralRecommender):
         if self._local is None:
             config = self.config
             self._local = LocalTerm.fitted(
-                self._counted(), self.local_recency, config.local_neighbors, config.local_reg
+                self._counted(),
+                self.local_recency,
+                config.local_neighbors,
+                config.local_reg,
+                None if self.tower is None else self.tower.features(),
             )
         return replace(self._local, weight=weight)
 

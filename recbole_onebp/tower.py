@@ -58,9 +58,9 @@ class Tower(nn.Module):
             sparse: whether the gradients of ids are sparse, as ``sparse_adam`` needs them.
         """
         super().__init__()
-        features = sp.csr_array(sp.hstack([field.matrix for field in fields]))
-        (n_items, n_values), size = features.shape, ids.shape[1]
         self.fields: tuple[ItemField, ...] = tuple(fields)
+        features = self.features()
+        (n_items, n_values), size = features.shape, ids.shape[1]
         self.sparse: bool = sparse
         self.id_table = nn.Parameter(torch.where(has_pairs.unsqueeze(1), ids, 0.0))
         self.id_bias = nn.Parameter(torch.zeros(n_items, 1)) if biases else None
@@ -71,6 +71,10 @@ class Tower(nn.Module):
         self.register_buffer("weight", torch.from_numpy(features.data), persistent=False)
         self.register_buffer("has_id", has_pairs, persistent=False)
         self.register_buffer("kept", torch.ones(n_items, dtype=torch.bool), persistent=False)
+
+    def features(self) -> sp.csr_array:
+        """The weight of each value in each item, ``(n_items, n_values)``."""
+        return sp.csr_array(sp.hstack([field.matrix for field in self.fields]))
 
     @property
     def of_values(self) -> list[nn.Parameter]:

@@ -356,9 +356,7 @@ def _moments(optimizer: torch.optim.Optimizer, table: Tensor) -> list[tuple[str,
 
 def _check_distributed(settings: RunSettings, config: OneBPConfig, obstacle: str | None) -> None:
     """Refuse settings with which several processes would not give the same result as one."""
-    if config.item_features != "none":
-        obstacle = "item_features"
-    elif config.engine == "reference" or obstacle:
+    if config.engine == "reference" or obstacle:
         obstacle = obstacle or "engine: reference"
     elif config.learner == "sparse_adam" and settings.device.type == "cuda":
         obstacle = "learner: sparse_adam on CUDA; use adam"

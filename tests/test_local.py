@@ -5,11 +5,12 @@ from __future__ import annotations
 import numba
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from recbole.data.interaction import Interaction
 from recbole.utils.case_study import full_sort_scores
 
-from recbole_onebp import cooccurrence
+from recbole_onebp import cooccurrence, local
 from recbole_onebp.cooccurrence import Interactions, latest, ridge_on_neighbors
 from recbole_onebp.evaluation import bounded, full_sort
 from recbole_onebp.local import LocalTerm
@@ -67,6 +68,34 @@ def test_weights_are_those_of_a_dense_solution(data, counts, monkeypatch, counte
         )
         np.testing.assert_allclose(found.weight[j][: len(neighbors)], expected, atol=1e-5)
     assert not found.weight[0].any(), "the padding item"
+
+
+def test_items_without_interactions_are_explained_by_their_content(pairs, monkeypatch):
+    """All others keep their weights, whatever the features."""
+    monkeypatch.setattr(local, "_COSINES_AT_ONCE", 1000)
+    user, item = pairs
+    warm = item % 7 > 0
+    data = Interactions.of(user[warm], item[warm], N_USERS, N_ITEMS)
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(N_ITEMS, 12)) * (rng.random((N_ITEMS, 12)) < 0.2)
+    features[0] = features[14] = 0
+    features[[8, 9]] = features[21]  # of two that are equally close the first counts
+    found = [LocalTerm.fitted(data, 0.5, 5, 5.0, given) for given in (sp.csr_array(features), None)]
+    content, without = (
+        sp.csr_array((term.values, term.indices, term.indptr), shape=(N_ITEMS, N_ITEMS)).toarray() for term in found
+    )
+    has_pairs = np.bincount(item[warm], minlength=N_ITEMS) > 0
+    np.testing.assert_array_equal(content[:, has_pairs], without[:, has_pairs])
+    assert not without[:, ~has_pairs].any()
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    for j in np.flatnonzero(~has_pairs):
+        cosine = np.where(has_pairs, (unit @ unit[j]).round(6), 0)
+        best = np.lexsort((np.arange(N_ITEMS), -cosine))[:5]
+        expected = np.zeros(N_ITEMS)
+        expected[best] = np.maximum(cosine[best], 0) / max(np.maximum(cosine[best], 0).sum(), 1e-12)
+        np.testing.assert_allclose(content[:, j], expected, atol=1e-5)
+    assert not content[:, [0, 14]].any(), "the padding item, and an item without values"
+    assert content[8, 21] == pytest.approx(content[9, 21])
 
 
 def test_with_all_items_as_neighbors_it_is_a_full_ridge_regression(data, counts):

@@ -58,7 +58,8 @@ def add(commands: Any) -> None:
                          "of the items")  # fmt: skip
     convert.add_argument("--ratios", nargs=3, type=float, default=(0.8, 0.1, 0.1), metavar=("TRAIN", "VALID", "TEST"))
     convert.add_argument("--seed", type=int, default=2020, help="seed of the split")
-    convert.add_argument("--items", type=Path, metavar="FILE", help="features of the items, as RecBole's .item file")
+    convert.add_argument("--items", type=Path, metavar="FILE", help="features of the items, as RecBole's .item file; "
+                         "embeddings beside it (NAME.FIELD.npy, NAME.FIELD.ids) come along")  # fmt: skip
     convert.add_argument("--max_mb", type=int, metavar="N", help="largest file in MB, after unpacking; default: 1000, "
                          "and 100 times the size of a compressed file")  # fmt: skip
     convert.add_argument("--force", action="store_true", help="replace a data set that was made by this program")

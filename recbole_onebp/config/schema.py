@@ -58,8 +58,8 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
     item_features: Annotated[
         Literal["none", "all"] | list[str],
         Key(
-            "Fields of the data set's `.item` file that an item's embedding is made of, beside the row of its id. "
-            "Items without train pairs then have embeddings too"
+            "Fields of the data set's `.item` file, and ready embeddings beside it, that an item's embedding is made "
+            "of, beside the row of its id. Items without train pairs then have embeddings too"
         ),
     ] = "none"
     id_dropout: Annotated[

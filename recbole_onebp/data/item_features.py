@@ -1,9 +1,10 @@
-"""The features of a data set's items as sparse matrices, from RecBole's ``.item`` file."""
+"""The features of a data set's items as sparse matrices, from RecBole's ``.item`` file and ready embeddings."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ import scipy.sparse as sp
 from recbole.utils import FeatureType
 from sklearn.preprocessing import normalize
 
+from recbole_onebp.data.item_embeddings import embedding_files, read_embeddings
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["ItemField", "item_fields"]
@@ -27,7 +29,7 @@ class ItemField:
         name: its name in the ``.item`` file.
         matrix: ``(n_items, n_values)``, float32.  Tokens: rows of unit length, in which a value weighs the more the
             fewer items have it (TF-IDF).  Numbers: a column each, the distance from the mean, so that the root mean
-            square of the lengths of all rows is 1.
+            square of the lengths of all rows is 1.  Items without a row in a file of embeddings have an empty one.
         tokens: the values, ``(n_values,)``; None for numbers.
         weight: of each value, ``(n_values,)``: of tokens before rows are scaled, of numbers the factor of the distance.
         mean: of numbers, ``(n_values,)``; None for tokens.
@@ -47,10 +49,10 @@ def item_fields(dataset: Any, wanted: Literal["all"] | Sequence[str] = "all") ->
 
     Args:
         dataset: RecBole's data set, built; row i of a matrix is its item i, and row 0 (padding) is empty.
-        wanted: names of fields, or ``all`` that are loaded.
+        wanted: names of fields, or ``all`` that are loaded, and all embeddings.
 
     Raises:
-        UserError: if nothing is loaded, for a field that is not there, and for numbers that are not finite.
+        UserError: if nothing is loaded, for a field that is not there or twice, and for numbers that are not finite.
 
     Example:
         >>> run = recbole_onebp.build("ContentKNN", "ml-100k", config_dict={"item_features": ["class"]})
@@ -59,13 +61,22 @@ def item_fields(dataset: Any, wanted: Literal["all"] | Sequence[str] = "all") ->
     """
     features, name = dataset.item_feat, dataset.dataset_name
     loaded = [] if features is None else [field for field in features.columns if field != dataset.iid_field]
-    if not loaded:
+    files = embedding_files(Path(dataset.dataset_path), name)
+    if twice := [field for field in loaded if field in files]:
+        raise UserError(f"{files[twice[0]]}: {name}.item has a field {twice[0]} too; rename one of them")
+    if not loaded and not files:
         raise UserError(f"item_features: no feature of the items is loaded: data set {name} needs a file {name}.item")
-    chosen = loaded if wanted == "all" else [*wanted]
+    every = [*loaded, *files]
+    chosen = every if wanted == "all" else [*wanted]
     for field in chosen:
-        if field not in loaded:
-            raise UserError(f"item_features: there is no field {field}; loaded are {', '.join(loaded)}")
-    return [_field(dataset, field) for field in chosen]
+        if field not in every:
+            raise UserError(f"item_features: there is no field {field}; loaded are {', '.join(every)}")
+    return [_embeddings(dataset, field, files[field]) if field in files else _field(dataset, field) for field in chosen]
+
+
+def _embeddings(dataset: Any, name: str, path: Path) -> ItemField:
+    rows, has_row = read_embeddings(path, dataset.field2id_token[dataset.iid_field])
+    return _numbers(name, rows, has_row, dataset.config["seq_separator"])
 
 
 def _field(dataset: Any, name: str) -> ItemField:
@@ -89,9 +100,14 @@ def _field(dataset: Any, name: str) -> ItemField:
     if not np.isfinite(dense[1:]).all():
         item = dataset.id2token(dataset.iid_field, 1 + int(np.flatnonzero(~np.isfinite(dense[1:]).all(axis=1))[0]))
         raise UserError(f"item_features: {name} of item {item} is not a finite number")
-    mean = dense[1:].mean(axis=0)
+    return _numbers(name, dense, np.arange(len(dense)) > 0, separator)
+
+
+def _numbers(name: str, dense: npt.NDArray[np.float64], has_row: npt.NDArray[np.bool_], sep: str | None) -> ItemField:
+    """A field of numbers ``(n_items, d)``, which are changed, from the items that have them."""
+    mean = dense[has_row].mean(axis=0)
     dense -= mean
-    dense[0] = 0
-    factor = np.float32(1 / (np.sqrt((dense**2).sum(axis=1)[1:].mean()) or 1))
+    dense[~has_row] = 0
+    factor = np.float32(1 / (np.sqrt((dense**2).sum(axis=1)[has_row].mean()) or 1))
     matrix = sp.csr_array(dense.astype(np.float32) * factor)
-    return ItemField(name, matrix, None, np.full(len(mean), factor), mean.astype(np.float32), separator)
+    return ItemField(name, matrix, None, np.full(len(mean), factor), mean.astype(np.float32), sep)

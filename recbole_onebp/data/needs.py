@@ -10,22 +10,25 @@ from recbole.config import Config
 from recbole.utils import EvaluatorType, ModelType
 
 from recbole_onebp.config.kinds import learns_from_labels
+from recbole_onebp.data.item_embeddings import embedding_files, reads_features
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["check_features", "check_needs"]
 
 
 def check_features(config: Config) -> None:
-    """Check that the files of ``load_col`` exist, and tell a ``preload_weight`` that the model does not use.
+    """Check that the files of ``load_col`` exist.  Where items have ready embeddings there need be no ``.item`` file.
 
     Raises:
         UserError: names the file that does not exist.
     """
     folder, name = Path(config["data_path"]), config["dataset"]
-    for kind in config["load_col"] or ():
-        path = folder / f"{name}.{kind}"
-        if kind != "inter" and not path.is_file():
-            raise UserError(f"load_col: {kind}: no file {path}")
+    features = [kind for kind in config["load_col"] or () if kind != "inter"]
+    missing = [kind for kind in features if not (folder / f"{name}.{kind}").is_file()]
+    if missing == ["item"] and reads_features(config) and embedding_files(folder, name):
+        config["load_col"] = {kind: columns for kind, columns in config["load_col"].items() if kind != "item"}
+    elif missing:
+        raise UserError(f"load_col: {missing[0]}: no file {folder / f'{name}.{missing[0]}'}")
 
 
 def check_needs(config: Config, dataset: Any) -> None:

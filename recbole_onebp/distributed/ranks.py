@@ -90,15 +90,16 @@ class Ranks:
 
     def broadcast_int(self, number: int) -> int:
         """Rank 0's number."""
-        return int(self._broadcast(torch.tensor([int(number)])))
+        return int(self.broadcast(torch.tensor([int(number)])))
 
     def broadcast_text(self, text: str) -> str:
         """Rank 0's text."""
         code = torch.tensor(list(text.encode()), dtype=torch.uint8)
         size = self.broadcast_int(len(code))
-        return bytes(self._broadcast(code if self.rank == 0 else code.new_zeros(size)).tolist()).decode()
+        return bytes(self.broadcast(code if self.rank == 0 else code.new_zeros(size)).tolist()).decode()
 
-    def _broadcast(self, value: Tensor) -> Tensor:
+    def broadcast(self, value: Tensor) -> Tensor:
+        """Rank 0's tensor, written over this rank's, which has its shape and type."""
         if self.is_distributed:
             with self.collective():
                 dist.broadcast(value, src=0)

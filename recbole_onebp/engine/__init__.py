@@ -1,8 +1,8 @@
 """Engines: they run the steps of an epoch of OneBP.
 
 ``reference`` is RecBole's training loop with autograd, and not in this package. ``fast`` is :class:`FusedEngine` on the
-CPU, :class:`TowerEngine` there for items with features, :class:`ShardedEngine` on the CPU in several processes, and
-:class:`DeviceEngine` on CUDA.
+CPU, :class:`TowerEngine` there for items with features, :class:`ShardedEngine` and :class:`ShardedTowerEngine` the same
+in several processes, and :class:`DeviceEngine` on CUDA.
 """
 
 from __future__ import annotations
@@ -69,8 +69,10 @@ def make_engine(
 ) -> Engine:
     """The fast engine for the device of the model, and its tower if it has one."""
     if value_optimizer is not None:
-        from recbole_onebp.engine.cpu_tower import TowerEngine
+        from recbole_onebp.engine.cpu_tower import ShardedTowerEngine, TowerEngine
 
+        if current().is_distributed:
+            return ShardedTowerEngine(model, optimizer, schedule, current(), value_optimizer)
         return TowerEngine(model, optimizer, schedule, value_optimizer)
     if model.item_table.device.type == "cuda":
         from recbole_onebp.engine.cuda import DeviceEngine

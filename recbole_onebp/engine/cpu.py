@@ -185,11 +185,15 @@ class FusedEngine:
                 self._aggregate()
         return self.loss
 
+    def _trained(self) -> dict[str, tuple[Tensor, torch.optim.Optimizer]]:
+        """The parameters of the items, by names of ours, and their optimizers."""
+        found = {"table": self.model.item_table, "bias": self.model.item_bias}
+        return {name: (table, self.optimizer) for name, table in found.items() if table is not None}
+
     def _take_items(self) -> None:
         """Take the rows and biases of the items, and their optimizer's state."""
-        model = self.model
-        self._items = Trained(model.item_table, self.optimizer, *self._part)
-        self._bias = None if model.item_bias is None else Trained(model.item_bias, self.optimizer, *self._part)
+        taken = {name: Trained(*trained, *self._part) for name, trained in self._trained().items()}
+        self._items, self._bias = taken["table"], taken.get("bias")
         self._rows_in_loss = self._items.table
         self._bias_in_loss: Floats | None = None if self._bias is None else self._bias.table[:, 0]
 
@@ -199,6 +203,9 @@ class FusedEngine:
     def _tensor(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Zeros in memory that all processes of a host share; here there is one process."""
         return torch.zeros(shape, dtype=dtype)
+
+    def _wait(self) -> None:
+        """Wait until all processes of a host have come here."""
 
     def _step(self, batch: Batch) -> float:
         n_pairs = len(batch.user)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,15 +77,18 @@ class ShardedEngine(FusedEngine):
         optimizer: as in :class:`FusedEngine`; its state of the items moves to shared memory too.
         schedule: the rank's steps.
         ranks: the processes.
+        more: further arguments of the class that comes after this one.
 
     Attributes:
         words_a_pair: words of 4 bytes that are sent between hosts per pair.
     """
 
-    def __init__(self, model: OneBP, optimizer: torch.optim.Optimizer, schedule: Schedule, ranks: Ranks) -> None:
+    def __init__(
+        self, model: OneBP, optimizer: torch.optim.Optimizer, schedule: Schedule, ranks: Ranks, *more: Any
+    ) -> None:
         self._ranks, self._host = ranks, Host(ranks)
         self._peers = ranks.group_across_hosts()
-        super().__init__(model, optimizer, schedule)
+        super().__init__(model, optimizer, schedule, *more)
         self._part = ranks.local_rank, ranks.local_world_size
         self.words_a_pair = _Share.words(1, model.config.embedding_size, self._group, 0)
         self._shared_tensors: dict[str, Tensor] = {}
@@ -108,12 +112,9 @@ class ShardedEngine(FusedEngine):
 
     def _share_items(self) -> None:
         """Put the items and their optimizer state into shared memory, in each epoch, as loading may replace them."""
-        trained = {"table": self.model.item_table}
-        if self.model.item_bias is not None:
-            trained["bias"] = self.model.item_bias
-        for name, parameter in trained.items():
+        for name, (parameter, optimizer) in self._trained().items():
             parameter.data = self._in_host(name, parameter.data)
-            state = state_of(parameter, self.optimizer)
+            state = state_of(parameter, optimizer)
             for moment in ("exp_avg", "exp_avg_sq"):
                 state[moment] = self._in_host(f"{name} {moment}", state[moment])
 
@@ -123,8 +124,11 @@ class ShardedEngine(FusedEngine):
         shared = self._shared_tensors[name]
         if self._ranks.local_rank == 0 and shared.data_ptr() != tensor.data_ptr():
             shared.copy_(tensor)
-        self._host.wait()
+        self._wait()
         return shared
+
+    def _wait(self) -> None:
+        self._host.wait()
 
     def _step(self, batch: Batch) -> float:
         self._first = int(self._firsts[self._ranks.rank, self._step_number])
@@ -135,10 +139,10 @@ class ShardedEngine(FusedEngine):
     def _train_items(self, batch: Batch) -> Ids:
         if self._peers is not None:
             self._exchange()
-        self._host.wait()  # until all terms are written and no rank reads the items any more
+        self._wait()  # until all terms are written and no rank reads the items any more
         touched = super()._train_items(batch)
         self._item_linker.unlink(touched)  # step_rows unlinks only this rank's rows
-        self._host.wait()  # until all items are updated
+        self._wait()  # until all items are updated
         return touched
 
     def _share_of(self, rank: int) -> _Share:

@@ -64,13 +64,14 @@ def gradient_rows(rows, links, terms, cosine, table, out):
 
 
 @njit(**_OPTIONS)
-def spread(rows, gradient, features, slot, touched, out):
+def spread(rows, gradient, features, part, slot, touched, out):
     """The gradients of the values of the items in ``rows``, from those of the items.
 
     Args:
         rows: items, ``(m,)``.
         gradient: of their rows, ``(m, d)``.
         features: of all items.
+        part: (p, n): of the values p, p + n, p + 2n, ... only.
         slot: -1 everywhere, ``(n_values,)``; filled with the place of each value in ``touched``.
         touched: filled with the values.
         out: filled with their gradients, in this order.
@@ -84,6 +85,8 @@ def spread(rows, gradient, features, slot, touched, out):
         own = gradient[at]
         for place in range(start[rows[at]], start[rows[at] + 1]):
             value, weight = values[place], weights[place]
+            if value % part[1] != part[0]:
+                continue
             to = slot[value]
             if to < 0:
                 slot[value] = to = count

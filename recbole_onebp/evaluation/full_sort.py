@@ -86,11 +86,11 @@ class FastCollector(Collector):
         """Gather the values of all ranks on every rank, in the order of users of one process."""
         collected, ranks = self.data_struct._data_dict, current()
         order = torch.cat(ranks.gather(collected.pop("users"))).argsort()
-        for name, values in collected.items():
-            if name.startswith("rec."):
-                # Items, ranks and counts fit into 4 bytes.
-                small = values.cpu() if values.is_floating_point() else values.cpu().int()
-                collected[name] = torch.cat(ranks.gather(small))[order].to(values.dtype)
+        for name in sorted(name for name in collected if name.startswith("rec.")):
+            values = collected[name]
+            # Items, ranks and counts fit into 4 bytes.
+            small = values.cpu() if values.is_floating_point() else values.cpu().int()
+            collected[name] = torch.cat(ranks.gather(small))[order].to(values.dtype)
 
     def data_collect(self, train_data: Any) -> None:
         """Collect from the train data; in several processes from that of all ranks."""
@@ -103,6 +103,10 @@ class FastCollector(Collector):
     def get_data_struct(self) -> DataStruct:
         self.data_struct.join()
         if self.shard is not None:
+            widths = {"rec.items": max(self.topk), "rec.topk": max(self.topk) + 1}
+            for name in self._needed:  # this rank may have no user with a relevant item
+                self.data_struct._data_dict.setdefault(name, torch.empty((0, widths[name]), dtype=torch.long))
+            self.data_struct._data_dict.setdefault("users", torch.empty(0, dtype=torch.long))
             self._gather()
         return super().get_data_struct()
 

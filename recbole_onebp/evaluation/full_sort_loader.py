@@ -20,7 +20,6 @@ from recbole.sampler import Sampler
 from torch import Tensor
 
 from recbole_onebp.config.schema import default_of
-from recbole_onebp.distributed.ranks import current
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["FastFullSortEvalDataLoader"]
@@ -28,6 +27,7 @@ __all__ = ["FastFullSortEvalDataLoader"]
 DEFAULT_MEMORY_MB = default_of("eval_memory_mb")
 """Fits the last-level cache.  Above 32 MB, glibc allocates each block with mmap."""
 
+_TRAIN_PAIRS = (("0", 0, 0), ("1 to 4", 1, 4), ("5 to 19", 5, 19), ("20 and more", 20, np.inf))
 _SCORE_BYTES = 4
 _RANK_BYTES = 100
 """Bytes per score, including what RecBole allocates while it ranks all items (GAUC)."""
@@ -41,7 +41,7 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
     Attributes:
         candidates: whether each item is ranked, ``(n_items,)``; None if all are.  The others are neither recommended
             nor relevant.
-        positives: the interactions of this part, ``(n_users, n_items)``, bool CSR.
+        positives: the interactions of this part that count as relevant, ``(n_users, n_items)``, bool CSR.
         history: the items to hide, in the same form: interactions of the earlier parts that are not in this part.
         uid_list: the users with positives, ascending.
     """
@@ -53,6 +53,7 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
         sampler: Any,
         shuffle: bool = False,
         items: Literal["all", "warm", "cold"] | None = None,
+        relevant: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         """Read one part of the data.
 
@@ -62,19 +63,21 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
             sampler: RecBole's sampler with this part's phase; it knows the earlier parts.
             shuffle: not supported; logged and ignored, as in RecBole.
             items: those to rank; by default ``eval_items``.
+            relevant: whether each of them counts as relevant, ``(n_items,)``; by default all do.
 
         Raises:
             UserError: if only some items are to be ranked, and this evaluation cannot do so.
         """
         self.logger = getLogger()
         self.uid_field, self.iid_field = dataset.uid_field, dataset.iid_field
-        self.positives = _union([dataset], dataset)
+        self._own = self.positives = _union([dataset], dataset)
         # With repeatable: True RecBole uses another sampler and hides nothing.
         self._seen = sampler.datasets[: sampler.phases.index(sampler.phase) + 1] if isinstance(sampler, Sampler) else []
-        self.candidates = _candidates(items or config["eval_items"] or "all", config, self.positives, self._seen)
-        if self.candidates is not None:
-            self.positives = sp.csr_array(self.positives.multiply(self.candidates.numpy()))
-            self.positives.eliminate_zeros()
+        self.candidates = _candidates(items or config["eval_items"] or "all", config, dataset, self._seen)
+        for counts in (None if self.candidates is None else self.candidates.numpy(), relevant):
+            if counts is not None:
+                self.positives = sp.csr_array(self.positives.multiply(counts))
+                self.positives.eliminate_zeros()
         self.uid_list = torch.from_numpy(np.flatnonzero(np.diff(self.positives.indptr)))
         self.user_df = dataset.join(Interaction({self.uid_field: self.uid_list}))
         self.sample_size = len(self.uid_list)
@@ -83,10 +86,14 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
         # Skip the parent's __init__, which fills Python sets user by user.
         super(FullSortEvalDataLoader, self).__init__(config, dataset, sampler, shuffle=False)
 
+    def __bool__(self) -> bool:
+        """RecBole's trainer skips an empty part; a rank without users has to collect the values of the others."""
+        return len(self) > 0 or hasattr(self._dataset, "shard")
+
     @cached_property
     def history(self) -> sp.csr_array:
         """Computed when first used, because it reads the whole train part."""
-        return _union(self._seen, self._dataset) > self.positives
+        return _union(self._seen, self._dataset) > self._own
 
     def _init_batch_size_and_step(self) -> None:
         n_items = self._dataset.item_num
@@ -121,12 +128,25 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
         """The same part, with other items ranked."""
         return type(self)(self.config, self._dataset, self._sampler, items=items)
 
+    def by_train_pairs(self) -> dict[str, FastFullSortEvalDataLoader]:
+        """The same part with all items ranked, and those relevant that have so many train pairs."""
+        count, n_train = _item_count(self._dataset), _item_count(self._seen[0])
+        groups = {name: (n_train >= least) & (n_train <= most) for name, least, most in _TRAIN_PAIRS}
+        return {
+            name: type(self)(self.config, self._dataset, self._sampler, items="all", relevant=relevant)
+            for name, relevant in groups.items()
+            if count[relevant].any()
+        }
+
     @property
     def cold_share(self) -> float:
-        """Share of the positives whose item has no train pair."""
-        if not self._seen or not self.positives.nnz:
+        """Share of the pairs, of all ranks, whose item has no train pair."""
+        count = _item_count(self._dataset)
+        if self.candidates is not None:
+            count = count * self.candidates.numpy()
+        if not self._seen or not count.any():
             return 0.0
-        return float(_is_cold(self.positives, self._seen)[self.positives.indices].mean())
+        return float(count[_item_count(self._seen[0]) == 0].sum() / count.sum())
 
     # Attributes that RecBole's case studies and its users read.
 
@@ -168,28 +188,25 @@ class _ItemsOfUsers:
         return torch.from_numpy(self._matrix.indices[start:stop].astype(np.int64))
 
 
-def _is_warm(seen: Sequence[Dataset]) -> npt.NDArray[np.bool_]:
-    """Whether each item has a pair in train, the first of ``seen``; ``(n_items,)``."""
-    train = seen[0]
-    return np.bincount(train.inter_feat[train.iid_field].numpy(), minlength=train.item_num) > 0
+def _item_count(part: Dataset) -> npt.NDArray[np.int64]:
+    """Pairs of each item in a part of the data, of all ranks, ``(n_items,)``."""
+    if (shard := getattr(part, "shard", None)) is not None:
+        return shard.item_count.numpy()
+    return np.bincount(part.inter_feat[part.iid_field].numpy(), minlength=part.item_num)
 
 
-def _is_cold(positives: sp.csr_array, seen: Sequence[Dataset]) -> npt.NDArray[np.bool_]:
-    """Whether each item occurs in the positives and has no pair in train; ``(n_items,)``."""
-    in_part = np.bincount(positives.indices, minlength=positives.shape[1]) > 0
-    return in_part & ~_is_warm(seen)
-
-
-def _candidates(items: str, config: Config, positives: sp.csr_array, seen: Sequence[Dataset]) -> Tensor | None:
+def _candidates(items: str, config: Config, part: Dataset, seen: Sequence[Dataset]) -> Tensor | None:
+    """Whether each item is ranked in a part of the data, ``(n_items,)``; ``seen`` begins with the train part."""
     if items == "all":
         return None
-    obstacle = "repeatable: True" if not seen else "several processes" if current().is_distributed else None
+    obstacle = None if seen else "repeatable: True"
     if "gauc" in (metric.lower() for metric in config["metrics"]):
         obstacle = "the metric GAUC"
     if obstacle:
         raise UserError(f"eval_items: {items} does not go with {obstacle}")
-    chosen = _is_cold(positives, seen) if items == "cold" else _is_warm(seen)
-    if not positives[:, np.flatnonzero(chosen)].nnz and positives.nnz:
+    count, is_warm = _item_count(part), _item_count(seen[0]) > 0
+    chosen = (count > 0) & ~is_warm if items == "cold" else is_warm
+    if count.any() and not count[chosen].any():
         raise UserError(f"eval_items: {items}: there is no such item in the part that is evaluated")
     return torch.from_numpy(chosen)
 

@@ -39,3 +39,5 @@ class Result:
     test_among: dict[str, dict[str, float]] = field(default_factory=dict)
     """The test metrics with ``all`` items, and with ``warm`` and ``cold`` ones ranked among themselves; empty if fewer
     than a twentieth of the test pairs are of cold items, which have no train pairs."""
+    test_by_train_pairs: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Likewise, with all items ranked, and only those relevant that have so many train pairs."""

@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 
 from recbole_onebp.config import RunConfig
-from recbole_onebp.distributed.ranks import current
 from recbole_onebp.run.environment import device_name, peak_rss_mb, versions
 from recbole_onebp.run.folder import RunFolder
 from recbole_onebp.run.recbole_errors import (
@@ -163,7 +162,7 @@ class Run:
         # Without a test part this only loads the best model.
         test = trainer.evaluate(self.test_data, load_best_model=True, show_progress=config["show_progress"])
         test_seconds = perf_counter() - start
-        test_among = self._test_among()
+        test_among, test_by_train_pairs = self._test_by_items()
 
         valid_seconds, shard = record.total("valid_seconds"), getattr(self.model, "shard", None)
         result = Result(
@@ -191,26 +190,32 @@ class Run:
             versions=versions(),
             device=device_name(config["device"]),
             test_among=test_among,
+            test_by_train_pairs=test_by_train_pairs,
         )
         for part in ("valid", "test"):
             shown = "  ".join(f"{name}: {value:.4f}" for name, value in getattr(result, part).items())
             getLogger().info("%s, epoch %d: %s", part, best_epoch, shown or "not evaluated")
-        for items, values in test_among.items():
+        by_pairs = {f"items with {number} train pairs": values for number, values in test_by_train_pairs.items()}
+        for items, values in {**{f"{kind} items": values for kind, values in test_among.items()}, **by_pairs}.items():
             shown = "  ".join(f"{name}: {value:.4f}" for name, value in values.items())
-            getLogger().info("test, %s items: %s", items, shown)
+            getLogger().info("test, %s: %s", items, shown)
         self.folder.draw_curves(record.epochs, trainer.valid_metric, f"{result.model} on {result.dataset}")
         self.folder.write_result(asdict(result))
         return result
 
-    def _test_among(self) -> dict[str, dict[str, float]]:
-        """The test metrics with cold and warm items apart, if at least a twentieth of the pairs are of cold items."""
+    def _test_by_items(self) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+        """``test_among`` and ``test_by_train_pairs`` of the result."""
         part = self.test_data
         gauc = "gauc" in (metric.lower() for metric in self.config["metrics"])
-        if getattr(part, "cold_share", 0) < _COLD_SHARE or gauc or current().is_distributed:
-            return {}
+        if getattr(part, "cold_share", 0) < _COLD_SHARE or gauc:
+            return {}, {}
         self.trainer.wandblogger.log_wandb = False  # the metrics that it keeps are those of the test
-        parts = {items: part.among(items) for items in ("all", "warm", "cold")}
-        return {items: floats(self.trainer.evaluate(of, load_best_model=False)) for items, of in parts.items()}
+        among = {items: part.among(items) for items in ("all", "warm", "cold")}
+        found = [
+            {items: floats(self.trainer.evaluate(of, load_best_model=False)) for items, of in parts.items()}
+            for parts in (among, part.by_train_pairs())
+        ]
+        return found[0], found[1]
 
 
 def _n_parameters(model: torch.nn.Module) -> int:

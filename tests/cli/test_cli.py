@@ -63,7 +63,7 @@ def test_a_run_writes_its_folder(train, tmp_path, capsys):
     assert set(result) == {
         "model", "dataset", "seed", "epochs_run", "best_epoch", "valid", "test", "seconds", "epoch_seconds",
         "peak_rss_mb", "n_users", "n_items", "n_train", "parameters", "recency", "local", "versions", "device",
-        "test_among",
+        "test_among", "test_by_train_pairs",
     }  # fmt: skip
     assert (result["n_users"], result["n_items"], result["epochs_run"]) == (30, 40, 3)
     assert result["n_train"] == 30 * 10

@@ -8,6 +8,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -268,6 +269,20 @@ def test_features_of_items_come_along(capsys):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert [entry["from"] for entry in manifest["source"]] == ["ratings.csv", "films.item"]
     assert "ratings.item" in manifest["files"]
+
+
+def test_embeddings_of_items_come_along(capsys):
+    Path("ratings.csv").write_text(RATINGS)
+    Path("films.item").write_text(ITEMS)
+    np.save("films.text.npy", np.eye(2))
+    arguments = ("convert", "ratings.csv", "--items=films.item", "--name=mine")
+    code, _, error = run(*arguments, capsys=capsys)
+    assert code == 2
+    assert "films.text.ids: cannot be read" in error
+    Path("films.text.ids").write_text("10\n14\n")
+    assert run(*arguments, capsys=capsys)[0] == 0
+    assert np.array_equal(np.load("dataset/mine/mine.text.npy"), np.eye(2))
+    assert Path("dataset/mine/mine.text.ids").read_text() == "10\n14\n"
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from recbole_onebp.engine.schedule import even_first
 from recbole_onebp.model import _xavier_rows, _xavier_rows_of
 from recbole_onebp.run.checkpoint.resume import find_checkpoint
 from recbole_onebp.run.folder import RunFolder
+from support.films import COLD, write_films
 from support.ranks import InRanks
 
 METRICS = ["Recall", "NDCG", "MRR", "GAUC", "ItemCoverage", "GiniIndex", "ShannonEntropy", "AveragePopularity",
@@ -38,6 +39,7 @@ RECIPE = {"aggregation": "interval", "aggregation_interval": 3, "beta": 0.0, "le
 POPULAR = {"distribution": "popularity", "sample_num": 3, "alpha": 0.5}
 SHARED_RECIPE = {"negatives": "shared", "n_shared_negatives": 16, "train_batch_size": 32, **RECIPE}
 ORDER = {"order": "TO", "split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "user", "mode": "full"}
+FEATURES = {**SHARED_RECIPE, "aggregation_alpha": 0.0, "item_features": "all", "learning_rate": 0.02}
 OPTIONS = {
     "plain": {"learning_rate": 0.05},
     "recipe": RECIPE,
@@ -55,11 +57,14 @@ OPTIONS = {
     "ordered, local": {**SHARED_RECIPE, "eval_args": ORDER, "local": "ridge", "local_reg": 1.0, "local_history": 9},
     "weighted": {**SHARED_RECIPE, "WEIGHT_FIELD": "plays", "local": "ridge", "local_reg": 1.0},
     "ordered, weighted": {**SHARED_RECIPE, "eval_args": ORDER, "WEIGHT_FIELD": "plays", "weight_transform": "log1p"},
+    "features": {**FEATURES, "learner": "sparse_adam", "id_dropout": 0.3},
+    "features, dense": {**FEATURES, "weight_decay": 0.01, "item_features": ["genres"], "eval_items": "cold",
+                        "local": "ridge", "local_neighbors": 8},
     "device": {"item_bias": True, "score": "cosine", "learning_rate": 0.01},
     "shared, many": {"negatives": "shared", "n_shared_negatives": 600, "backprop": "two", "item_bias": True},
     "device shared": {"negatives": "shared", "n_shared_negatives": 16, "train_batch_size": 32, "backprop": "two"},
 }  # fmt: skip
-INTERRUPTED = {f"{name}, interrupted": name for name in ("plain", "two", "shared recipe")}
+INTERRUPTED = {f"{name}, interrupted": name for name in ("plain", "two", "shared recipe", "features")}
 OPTIONS.update({interrupted: {**OPTIONS[name], "epochs": 2} for interrupted, name in INTERRUPTED.items()})
 
 
@@ -70,9 +75,14 @@ def rounded(shape, name):
 
 def settings(data_path, folder, name):
     columns = ["user_id", "item_id", *["timestamp"] * name.startswith("ordered"), *["plays"] * ("weighted" in name)]
-    return "tiny", {
-        "data_path": data_path, "load_col": {"inter": columns}, "embedding_size": 8,
-        "train_batch_size": 160, "epochs": 3, "metrics": METRICS, "topk": [5, 10], "valid_metric": "NDCG@10",
+    about_data = {"data_path": data_path, "load_col": {"inter": columns}}
+    with_features, metrics = name.startswith("features"), METRICS
+    if with_features:
+        about_data |= {"benchmark_filename": ["train", "valid", "test"]}
+        metrics = [metric for metric in METRICS if metric != "GAUC"]  # it does not go with cold items
+    return "films" if with_features else "tiny", {
+        **about_data, "embedding_size": 8,
+        "train_batch_size": 160, "epochs": 3, "metrics": metrics, "topk": [5, 10], "valid_metric": "NDCG@10",
         "show_progress": False, "output_dir": str(folder), "recbole_checkpoint": True, **PLAIN, **OPTIONS[name],
     }  # fmt: skip
 
@@ -86,9 +96,9 @@ def ml_100k(folder):
 GROUPS = {
     (1, 1): [*OPTIONS, "ml-100k"],
     (2, 2): [*OPTIONS, "ml-100k"],
-    (4, 4): ["shared", "shared, many", "local", "weighted", "ml-100k"],
-    (3, 3): ["plain", "shared recipe"],
-    (4, 2): ["recipe", "shared"],
+    (4, 4): ["shared", "shared, many", "local", "weighted", "features", "ml-100k"],
+    (3, 3): ["plain", "shared recipe", "features"],
+    (4, 2): ["recipe", "shared", "features"],
     (2, 1): ["plain", "two", "shared recipe"],
 }
 """Runs for each (number of processes, processes per host)."""
@@ -101,7 +111,19 @@ def in_ranks():
 
 
 @pytest.fixture(scope="module")
-def trained(in_ranks, tiny_path, timed_path, tmp_path_factory):
+def films_path(tmp_path_factory):
+    """Films with features; with two processes, one has no user who takes a film that is new in the test part."""
+    folder = tmp_path_factory.mktemp("data")
+    write_films(folder)
+    path, new = folder / "films" / "films.test.inter", {f"f{film}" for film in COLD["test"]}
+    head, *rows = (line.split("\t") for line in path.read_text().splitlines())
+    kept = [head, *([user, film] for user, film in rows if film not in new or int(user[1:]) % 2 == 0)]
+    path.write_text("".join("\t".join(row) + "\n" for row in kept))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def trained(in_ranks, tiny_path, timed_path, films_path, tmp_path_factory):
     """Trains a group once and returns the folder of one of its runs: ``trained((2, 2), "plain")``."""
     folders = {}
 
@@ -110,8 +132,9 @@ def trained(in_ranks, tiny_path, timed_path, tmp_path_factory):
             runs = {}
             for each in GROUPS[shape]:
                 folder = folders[shape, each] = tmp_path_factory.mktemp("run")
-                data_path = timed_path if each.startswith("ordered") or "weighted" in each else tiny_path
-                runs[each] = ml_100k(folder) if each == "ml-100k" else settings(data_path, folder, each)
+                timed = each.startswith("ordered") or "weighted" in each
+                path = timed_path if timed else films_path if each.startswith("features") else tiny_path
+                runs[each] = ml_100k(folder) if each == "ml-100k" else settings(path, folder, each)
             in_ranks(*shape, runs)
         return folders[shape, name]
 
@@ -147,7 +170,8 @@ def test_tables_and_metrics_do_not_depend_on_the_number_of_processes(trained, sh
     expected = seen(alone, name)
     for rank in range(shape[0]):  # all ranks have the result
         found = seen(several, name, rank)
-        assert (found["valid"], found["test"]) == (expected["valid"], expected["test"])
+        for part in ("valid", "test", "test_among", "test_by_train_pairs"):
+            assert found[part] == expected[part]
         assert found["losses"] == pytest.approx(expected["losses"], rel=1e-6)
         assert found["stats"] == pytest.approx(expected["stats"], rel=1e-4)
         assert (found["n_train"], found["parameters"]) == (expected["n_train"], expected["parameters"])
@@ -170,11 +194,14 @@ def test_one_process_evaluates_the_model_of_several(trained, tiny_config):
 
 
 @pytest.mark.parametrize(("before", "after"), [((1, 1), (2, 2)), ((2, 2), (1, 1))])
-def test_a_run_resumes_with_another_number_of_processes(trained, in_ranks, tiny_path, tmp_path, before, after):
+def test_a_run_resumes_with_another_number_of_processes(
+    trained, in_ranks, tiny_path, films_path, tmp_path, before, after
+):
     runs = {}
     for interrupted, name in INTERRUPTED.items():
         shutil.copytree(trained(before, interrupted), tmp_path / name)
-        dataset, config = settings(tiny_path, tmp_path / name, name)
+        path = films_path if name == "features" else tiny_path
+        dataset, config = settings(path, tmp_path / name, name)
         runs[name] = dataset, {**config, "resume": "auto"}
     in_ranks(*after, runs)
     for name in runs:

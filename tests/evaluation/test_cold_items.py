@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +24,15 @@ def build(films, model="ItemKNN", **keys):
     return recbole_onebp.build(model, "films", config_dict={**films, "fast_evaluator": True, "epochs": 1, **keys})
 
 
-def expected(run, items: str) -> dict[str, float]:
-    """Recall@5 and NDCG@5 of the test part by hand."""
+def expected(run, items: str, n_train: range | None = None) -> dict[str, float]:
+    """Recall@5 and NDCG@5 of the test part by hand; ``n_train``: train pairs of the relevant items."""
     part, train, n_items = run.test_data._dataset, run.train_data._dataset, run.dataset.item_num
     pairs = [set(zip(d.inter_feat["user_id"].tolist(), d.inter_feat["item_id"].tolist(), strict=True))
              for d in (train, run.valid_data._dataset, part)]  # fmt: skip
     warm, in_test = {item for _, item in pairs[0]}, {item for _, item in pairs[2]}
     chosen = {"all": set(range(1, n_items)), "warm": warm, "cold": in_test - warm}[items]
-    relevant = {(user, item) for user, item in pairs[2] if item in chosen}
+    count = Counter(item for _, item in pairs[0])
+    relevant = {(u, i) for u, i in pairs[2] if i in chosen and (n_train is None or count[i] in n_train)}
     recall, ndcg = [], []
     for user in sorted({user for user, _ in relevant}):
         scores = run.model.full_sort_predict({"user_id": torch.tensor([user])}).detach().view(-1)
@@ -71,6 +73,15 @@ def test_a_run_records_all_three(films):
     for items in ("warm", "cold"):
         assert result.test_among[items] == pytest.approx(expected(run, items), abs=1e-4)
     assert json.loads((Path(films["output_dir"]) / "result.json").read_text())["test_among"] == result.test_among
+
+
+def test_a_run_records_items_by_their_train_pairs(films):
+    run = build(films, "BPR", epochs=2)
+    found = run.fit().test_by_train_pairs
+    groups = {"0": range(1), "1 to 4": range(1, 5), "5 to 19": range(5, 20)}
+    assert found.keys() == groups.keys()  # no film has more: 10 users take those of a genre
+    for name, n_train in groups.items():
+        assert found[name] == pytest.approx(expected(run, "all", n_train), abs=1e-4)
 
 
 def test_without_cold_items_there_is_one_kind(tmp_path):

@@ -103,6 +103,7 @@ def test_lightfm_gets_ids_and_values(monkeypatch):
 
         def fit(self, pairs, item_features, epochs, num_threads):
             self.shape, self.features = pairs.shape, item_features
+            assert item_features.indices.dtype == item_features.indptr.dtype == np.int32  # others LightFM refuses
             assert epochs == 2
 
         def get_user_representations(self):

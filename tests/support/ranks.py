@@ -90,5 +90,11 @@ def _train(rank: int, world: int, local_world: int, port: int, runs: Runs) -> No
         result = run.fit()
         seen = {"valid": result.valid, "test": result.test, "user_rows": len(run.model.user_table)}
         seen |= {"losses": [epoch["train_loss"] for epoch in run.trainer.record.epochs]}
-        seen |= {"n_train": result.n_train, "parameters": result.parameters, "stats": run.trainer.encoding_stats}
+        seen |= {
+            "test_among": result.test_among,
+            "test_by_train_pairs": result.test_by_train_pairs,
+            "n_train": result.n_train,
+            "parameters": result.parameters,
+            "stats": run.trainer.encoding_stats,
+        }
         Path(config["output_dir"], f"{name}-{rank}.json").write_text(json.dumps(seen))

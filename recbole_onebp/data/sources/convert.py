@@ -17,6 +17,7 @@ import pandas as pd
 import yaml
 
 from recbole_onebp.data.categories import concat_frames
+from recbole_onebp.data.item_embeddings import copy_embeddings
 from recbole_onebp.data.sources.atomic_folder import (
     counts,
     read_items,
@@ -99,7 +100,7 @@ def convert(
         data_path: folder of data sets, RecBole's key ``data_path``.
         conversion: how to filter and split.
         force: replace an existing data set.
-        items: a ``.item`` file of RecBole's, with the features of the items.
+        items: a ``.item`` file of RecBole's, with the features of the items; embeddings beside it come along.
 
     Raises:
         UserError: for a file or column that cannot be read, bad rows with ``bad_rows: refuse``, or an empty part.
@@ -140,8 +141,9 @@ def convert(
         settings["repeatable"] = True
     with writing(folder), whole_folder(folder, replace=force) as temporary:
         write_parts(temporary, name, parts)
-        if features is not None:
+        if items is not None and features is not None:
             write_items(temporary, name, features)
+            copy_embeddings(items, temporary, name)
         (temporary / f"{name}.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         source = [
             {"from": str(path), "bytes": path.stat().st_size, "sha256": sha256(path)}

@@ -28,6 +28,8 @@ class LightFM(OutsideModel):
 
         values = [] if config["item_features"] == "none" else item_fields(dataset, config["item_features"])
         features = sp.hstack([sp.identity(pairs.shape[1]), *(field.matrix[1:] for field in values)], "csr", np.float32)
+        for name in ("indices", "indptr"):  # LightFM reads indices of 4 bytes only
+            setattr(features, name, getattr(features, name).astype(np.int32))
         model = Model(
             no_components=config["embedding_size"],
             loss="warp",

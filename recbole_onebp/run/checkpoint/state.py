@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from recbole_onebp import __version__
 from recbole_onebp.config.schema import NO_RESULT
+from recbole_onebp.data.item_embeddings import embedding_digests
 from recbole_onebp.distributed.ranks import current
 from recbole_onebp.run.checkpoint.checks import check_arrays, check_counters, check_optimizer, check_other
 from recbole_onebp.run.checkpoint.store import pack
@@ -225,6 +226,7 @@ def data_of(dataset: Any, loaders: Mapping[str, Any]) -> dict[str, str]:
         "items": str(dataset.item_num - 1),
         **{name: getattr(part, "summary", None) or summary_of(part) for name, part in parts.items()},
         **{f"{name} features": _summary(rows, "rows") for name, rows in features.items()},
+        **embedding_digests(dataset),
     }
 
 

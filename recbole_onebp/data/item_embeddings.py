@@ -76,9 +76,9 @@ def read_embeddings(path: Path, tokens: npt.NDArray[Any]) -> tuple[npt.NDArray[n
         raise UserError(f"{path.with_suffix('.ids')}: {len(ids)} ids for the {len(array)} rows of {path.name}")
     first = 0
     for block in blocks(array):
-        if not (finite := np.isfinite(block).all(axis=1)).all():
-            row = first + int(finite.argmin())
-            raise UserError(f"{path}: row {row} (from 0), of item {ids[row]}: a value is not a finite number")
+        if not (fits := (np.abs(block) <= np.finfo(np.float32).max).all(axis=1)).all():
+            row = first + int(fits.argmin())
+            raise UserError(f"{path}: row {row} (from 0), of item {ids[row]}: a value is not a finite float32 number")
         first += len(block)
     item = 1 + pd.Index(tokens[1:]).get_indexer(ids)  # 0: not in the data set
     rows, has_row = np.zeros((len(tokens), array.shape[1])), np.zeros(len(tokens), dtype=bool)

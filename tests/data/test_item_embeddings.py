@@ -58,6 +58,7 @@ def test_rows_are_those_of_the_ids(tmp_path):
             r"picture\.npy: row 1 \(from 0\), of item f1: a value is not",
         ),
         (np.array([[1.0, np.inf]]), ["f0"], r"picture\.npy: row 0 \(from 0\), of item f0: a value is not a finite"),
+        (np.array([[1e300]]), ["f0"], "not a finite float32 number"),
         (np.ones((2, 3), int), ["f0", "f1"], r"int64 \(2, 3\); expected float16 or float32 or float64"),
         (np.ones((2, 3), ">f4"), ["f0", "f1"], "expected float16 or float32 or float64"),
         (np.ones(2), ["f0", "f1"], r"float64 \(2,\); expected"),

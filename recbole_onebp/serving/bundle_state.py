@@ -219,7 +219,7 @@ class BundleState:
 
         Example:
             >>> rec.check_events([None, None])
-            >>> rec.check_events([3.0])
+            >>> rec.check_events([3.0])  # doctest: +ELLIPSIS
             Traceback (most recent call last):
                 ...
             recbole_onebp.util.errors.UserError: events: this bundle was trained without weights of interactions; ...

@@ -3,7 +3,8 @@
     python benchmarks/horizon.py --dataset gowalla --data_path dataset-0.2 [--part valid | test] [--json OUT]
 
 ``fetch --valid_share=0.2`` makes a validation part that looks further ahead. This looks at the test part, so nothing
-may be chosen from its result: it is about the split. Adds a row to ``results/horizon/<data set>.json``.
+may be chosen from its result: it is about the split. Adds a row to ``results/horizon/<data set>.json``, or makes
+it anew.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def main() -> None:
     row = {"part": args.part, "share": share, "settings": SETTINGS, "seed": args.seed, "recency": found}
     path = args.json or measure.RESULTS / "horizon" / f"{args.dataset}.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    of = ("part", "share", "settings", "seed")
+    rows = [earlier for earlier in rows if any(earlier[key] != row[key] for key in of)]
     about = {**measure.here("numba"), "dataset": args.dataset}
     measure.write_json(path, {**about, "rows": [*rows, row]})
     for name, values in found.items():

@@ -47,8 +47,9 @@ class Taken(OutsideModel):
 
 
 @pytest.fixture(scope="module")
-def pop():
-    return recbole_onebp.build("Pop", "ml-100k", config_dict=IN_ORDER)
+def pop(tmp_path_factory):
+    keys = {**IN_ORDER, "output_dir": str(tmp_path_factory.mktemp("pop"))}
+    return recbole_onebp.build("Pop", "ml-100k", config_dict=keys)
 
 
 def test_scores_of_another_library_stand_at_recboles_items(pop):
@@ -158,10 +159,11 @@ def test_a_model_of_ones_own_is_found_by_name(tmp_path):
 
 
 @pytest.fixture(scope="module", params=["HistorySASRec", "HistoryGRU4Rec"])
-def sequential(request):
+def sequential(request, tmp_path_factory):
     small = {"hidden_size": 16, "train_batch_size": 8192, "history_length": 5}
     small |= {"inner_size": 16, "n_layers": 1} if request.param == "HistorySASRec" else {"embedding_size": 8}
-    return recbole_onebp.build(request.param, "ml-100k", config_dict={**IN_ORDER, **small})
+    keys = {**IN_ORDER, **small, "output_dir": str(tmp_path_factory.mktemp("sequential"))}
+    return recbole_onebp.build(request.param, "ml-100k", config_dict=keys)
 
 
 def histories(dataset):

@@ -39,6 +39,7 @@ _Places = npt.NDArray[np.int64]
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 _NONE = np.empty(0, np.float32)
 _COSINES_AT_ONCE = 1 << 24
+"""Cosines of items without interactions that are in memory at a time, if none of them is zero."""
 
 
 class ItemScores(NamedTuple):

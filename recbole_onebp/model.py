@@ -28,7 +28,7 @@ from recbole_onebp.data.item_features import item_fields
 from recbole_onebp.data.order import has_times
 from recbole_onebp.data.weights import weights_of
 from recbole_onebp.distributed.ranks import current
-from recbole_onebp.distributed.sharding import Shard
+from recbole_onebp.distributed.sharding import Shard, item_count
 from recbole_onebp.functional import bilateral_softmax, info_nce, moving_aggregate_, popularity_weights
 from recbole_onebp.history import History
 from recbole_onebp.local import ItemScores, LocalTerm
@@ -164,16 +164,10 @@ class OneBP(GeneralRecommender):
         if config.item_features == "none":
             return None
         fields = item_fields(dataset, config.item_features)
-        has_pairs = self._item_count(dataset) > 0
+        has_pairs = item_count(dataset) > 0
         if config.id_dropout == 1:
             has_pairs = torch.zeros_like(has_pairs)
         return Tower(fields, ids, has_pairs, config.item_bias, config.learner == "sparse_adam")
-
-    def _item_count(self, dataset: Dataset) -> Tensor:
-        """Train pairs of each item, of all ranks, ``(n_items,)``."""
-        if self.shard is not None:
-            return self.shard.item_count
-        return torch.bincount(dataset.inter_feat[self.ITEM_ID], minlength=self.n_items)
 
     @torch.no_grad()
     def make_items(self) -> None:
@@ -220,7 +214,7 @@ class OneBP(GeneralRecommender):
         self.register_buffer("trend", self._trend() if self.trend_weight else None, persistent=False)
         weight = None
         if self.config.aggregation_alpha > 0:
-            weight = popularity_weights(self._item_count(dataset), self.config.aggregation_alpha).unsqueeze(1)
+            weight = popularity_weights(item_count(dataset), self.config.aggregation_alpha).unsqueeze(1)
         self.register_buffer("item_weight", weight, persistent=False)
         shares = torch.zeros_like(self.item_table, requires_grad=False) if self.leaves_one_out else None
         self.register_buffer("shares", shares, persistent=False)

@@ -33,11 +33,16 @@ def _keys_of(path: Path) -> set[str]:
     return set(content) if isinstance(content, dict) else set()
 
 
+def _model_files() -> list[Path]:
+    """The defaults of all models: RecBole's, ours and the user's own."""
+    folders = [_recbole_properties() / "model", *model_folders()]
+    return [path for folder in folders for path in folder.glob("*.yaml")]
+
+
 @lru_cache(maxsize=1)
 def model_names() -> frozenset[str]:
-    """The names that ``--model`` accepts: RecBole's models and ours."""
-    folders = [_recbole_properties() / "model", *model_folders()]
-    names = {path.stem for folder in folders for path in folder.glob("*.yaml")} - {"lightgbm", "xgboost"}
+    """The names that ``--model`` accepts: RecBole's models, ours and the user's own."""
+    names = {path.stem for path in _model_files()} - {"lightgbm", "xgboost"}
     return frozenset(names | {"LightGBM", "XGBoost", "Random"})
 
 
@@ -66,8 +71,7 @@ def _general_keys() -> frozenset[str]:
 
 @lru_cache(maxsize=1)
 def _model_keys() -> dict[str, frozenset[str]]:
-    folders = [_recbole_properties() / "model", *model_folders()]
-    return {path.stem: frozenset(_keys_of(path)) for folder in folders for path in folder.glob("*.yaml")}
+    return {path.stem: frozenset(_keys_of(path)) for path in _model_files()}
 
 
 def keys_read_by(model: str) -> frozenset[str]:

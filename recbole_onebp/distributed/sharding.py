@@ -17,7 +17,7 @@ from torch import Tensor
 from recbole_onebp.distributed.ranks import Ranks
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["Shard", "share_users"]
+__all__ = ["Shard", "item_count", "share_users"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,14 @@ class Shard:
         for rank, rows in enumerate(parts):
             whole[1 + rank :: self.world_size] = rows
         return whole
+
+
+def item_count(part: Any) -> Tensor:
+    """Occurrences of each item in a part of the data, over all ranks, ``(n_items,)``."""
+    shard: Shard | None = getattr(part, "shard", None)
+    if shard is not None:
+        return shard.item_count
+    return torch.bincount(part.inter_feat[part.iid_field], minlength=part.item_num)
 
 
 def share_users(dataset: Any, ranks: Ranks, summary_of: Callable[[Any], str]) -> None:

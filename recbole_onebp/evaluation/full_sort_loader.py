@@ -20,6 +20,7 @@ from recbole.sampler import Sampler
 from torch import Tensor
 
 from recbole_onebp.config.schema import default_of
+from recbole_onebp.distributed.sharding import item_count
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["FastFullSortEvalDataLoader"]
@@ -130,7 +131,7 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
 
     def by_train_pairs(self) -> dict[str, FastFullSortEvalDataLoader]:
         """The same part with all items ranked, and those relevant that have so many train pairs."""
-        count, n_train = _item_count(self._dataset), _item_count(self._seen[0])
+        count, n_train = item_count(self._dataset).numpy(), item_count(self._seen[0]).numpy()
         groups = {name: (n_train >= least) & (n_train <= most) for name, least, most in _TRAIN_PAIRS}
         return {
             name: type(self)(self.config, self._dataset, self._sampler, items="all", relevant=relevant)
@@ -141,12 +142,12 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
     @property
     def cold_share(self) -> float:
         """Share of the pairs, of all ranks, whose item has no train pair."""
-        count = _item_count(self._dataset)
+        count = item_count(self._dataset).numpy()
         if self.candidates is not None:
             count = count * self.candidates.numpy()
         if not self._seen or not count.any():
             return 0.0
-        return float(count[_item_count(self._seen[0]) == 0].sum() / count.sum())
+        return float(count[item_count(self._seen[0]).numpy() == 0].sum() / count.sum())
 
     # Attributes that RecBole's case studies and its users read.
 
@@ -188,13 +189,6 @@ class _ItemsOfUsers:
         return torch.from_numpy(self._matrix.indices[start:stop].astype(np.int64))
 
 
-def _item_count(part: Dataset) -> npt.NDArray[np.int64]:
-    """Pairs of each item in a part of the data, of all ranks, ``(n_items,)``."""
-    if (shard := getattr(part, "shard", None)) is not None:
-        return shard.item_count.numpy()
-    return np.bincount(part.inter_feat[part.iid_field].numpy(), minlength=part.item_num)
-
-
 def _candidates(items: str, config: Config, part: Dataset, seen: Sequence[Dataset]) -> Tensor | None:
     """Whether each item is ranked in a part of the data, ``(n_items,)``; ``seen`` begins with the train part."""
     if items == "all":
@@ -204,7 +198,7 @@ def _candidates(items: str, config: Config, part: Dataset, seen: Sequence[Datase
         obstacle = "the metric GAUC"
     if obstacle:
         raise UserError(f"eval_items: {items} does not go with {obstacle}")
-    count, is_warm = _item_count(part), _item_count(seen[0]) > 0
+    count, is_warm = item_count(part).numpy(), item_count(seen[0]).numpy() > 0
     chosen = (count > 0) & ~is_warm if items == "cold" else is_warm
     if count.any() and not count[chosen].any():
         raise UserError(f"eval_items: {items}: there is no such item in the part that is evaluated")

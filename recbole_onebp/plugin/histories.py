@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from recbole.config import Config
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import GeneralRecommender, SequentialRecommender
-from recbole.utils import InputType
+from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor
 
+from recbole_onebp.plugin.recommenders import ListRecommender
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["HistoryModel"]
@@ -27,10 +27,9 @@ _KEYS = {"LIST_SUFFIX": "_list", "ITEM_LIST_LENGTH_FIELD": "item_length", "NEG_P
 """RecBole's names of the fields of a sequential model."""
 
 
-class HistoryModel(GeneralRecommender):
+class HistoryModel(ListRecommender):
     """A sequential model of RecBole's with ``loss_type: CE``, fed with train histories."""
 
-    input_type: InputType = InputType.POINTWISE
     inner: ClassVar[type[SequentialRecommender]]
 
     def __init__(self, config: Config, dataset: Any) -> None:
@@ -87,11 +86,6 @@ class HistoryModel(GeneralRecommender):
         batch = {**self._histories(user, place), self.model.POS_ITEM_ID: item.to(self.device)}
         loss: Tensor = self.model.calculate_loss(batch)
         return loss
-
-    def predict(self, interaction: Interaction) -> Tensor:
-        """Scores of pairs of users and items, ``(B,)``."""
-        scores = self.full_sort_predict(interaction).view(-1, self.n_items)
-        return scores.gather(1, interaction[self.ITEM_ID][:, None]).squeeze(1)
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Scores of the users with all items, flattened to ``(B * n_items,)``."""

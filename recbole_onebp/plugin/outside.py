@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from importlib import import_module
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +11,11 @@ import scipy.sparse as sp
 import torch
 from recbole.config import Config
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import GeneralRecommender
-from recbole.utils import InputType, ModelType
-from torch import Tensor, nn
+from torch import Tensor
 
-__all__ = ["FactorModel", "Fitted", "OutsideModel"]
+from recbole_onebp.plugin.recommenders import UntrainedRecommender
+
+__all__ = ["Fitted", "ImplicitModel", "OutsideModel"]
 
 
 class Fitted(Protocol):
@@ -30,7 +31,7 @@ class Fitted(Protocol):
         """The N best items of users ``(B,)`` and their scores, ``(B, N)`` each."""
 
 
-class OutsideModel(GeneralRecommender):
+class OutsideModel(UntrainedRecommender):
     """A model of another library.  It is fitted once, on the matrix of the train pairs.
 
     A subclass has the name of its module, which lies where RecBole looks for models, and implements :meth:`fit`.  Where
@@ -50,9 +51,6 @@ class OutsideModel(GeneralRecommender):
         ...         return model
     """
 
-    input_type: InputType = InputType.POINTWISE
-    type: ModelType = ModelType.TRADITIONAL
-
     def __init__(self, config: Config, dataset: Any) -> None:
         """Fit the model.
 
@@ -69,7 +67,6 @@ class OutsideModel(GeneralRecommender):
         # Row 0 of RecBole's users and items is padding, which other libraries would take for one more of them.
         self._pairs: sp.csr_matrix = taken[1:, 1:]
         self._fitted = self.fit(self._pairs, config, dataset)
-        self._unused = nn.Parameter(torch.zeros(1))  # RecBole makes an optimizer of the parameters
 
     def fit(self, pairs: sp.csr_matrix, config: Config, dataset: Any) -> Any:
         """Fit a model.
@@ -90,18 +87,6 @@ class OutsideModel(GeneralRecommender):
         scores[row, items[row, column]] = found[row, column]
         return scores
 
-    def forward(self) -> None:
-        """Do nothing: there is nothing to train."""
-
-    def calculate_loss(self, interaction: Interaction) -> Tensor:
-        """Zero, for RecBole's trainer."""
-        return self._unused.sum()
-
-    def predict(self, interaction: Interaction) -> Tensor:
-        """Scores of pairs of users and items, ``(B,)``."""
-        scores = self.full_sort_predict(interaction).view(-1, self.n_items)
-        return scores.gather(1, interaction[self.ITEM_ID][:, None]).squeeze(1)
-
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Scores of the users with all items, flattened to ``(B * n_items,)``."""
         users = interaction[self.USER_ID].cpu().numpy()
@@ -110,8 +95,27 @@ class OutsideModel(GeneralRecommender):
         return torch.from_numpy(scores).view(-1).to(self.device)
 
 
-class FactorModel(OutsideModel):
-    """A model of another library whose scores are products of ``user_factors`` and ``item_factors``."""
+class ImplicitModel(OutsideModel):
+    """A model of the library ``implicit`` whose scores are products of the factors of users and items."""
+
+    module: ClassVar[str]
+    kind: ClassVar[str]
+    """The name of the class."""
+    own_keys: ClassVar[tuple[str, ...]]
+    """Settings that have the same name in the library, beside those of all models."""
+
+    def fit(self, pairs: sp.csr_matrix, config: Config, dataset: Any) -> Any:
+        """A fitted model of the library."""
+        model = getattr(import_module(self.module), self.kind)(
+            factors=config["embedding_size"],
+            regularization=config["reg_weight"],
+            iterations=config["n_iterations"],
+            num_threads=torch.get_num_threads(),
+            random_state=config["seed"],
+            **{key: config[key] for key in self.own_keys},
+        )
+        model.fit(pairs, show_progress=False)
+        return model
 
     def scores(self, users: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Scores of all items for rows of the matrix ``(B,)``, shape ``(B, n_items - 1)``."""

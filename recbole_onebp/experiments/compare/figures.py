@@ -32,8 +32,7 @@ def looks_of(labels: Sequence[str], reference: str) -> dict[str, dict[str, Any]]
         return {"color": _COLORS[number % len(_COLORS)], "dash": dash, "marker": marker}
 
     order = [*_KNOWN, *(label for label in labels if label not in _KNOWN and label != reference)]
-    looks = {label: look(number) for number, label in enumerate(order)}
-    return {**{label: looks.get(label, {}) for label in labels}, reference: {"color": ACCENT}}
+    return {label: {"color": ACCENT} if label == reference else look(order.index(label)) for label in labels}
 
 
 def figures_of(comparison: Comparison) -> list[Chart]:

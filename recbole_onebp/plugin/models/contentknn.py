@@ -9,25 +9,21 @@ import scipy.sparse as sp
 import torch
 from recbole.config import Config
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import GeneralRecommender
-from recbole.utils import InputType, ModelType
-from torch import Tensor, nn
+from torch import Tensor
 
 from recbole_onebp.data.item_features import item_fields
+from recbole_onebp.plugin.recommenders import UntrainedRecommender
 
 __all__ = ["ContentKNN"]
 
 
-class ContentKNN(GeneralRecommender):
+class ContentKNN(UntrainedRecommender):
     """The score of an item is the sum of its similarities to the user's train items, by features; nothing is trained.
 
     The similarity of two items is the sum over the fields of the cosine of their values, weighted by TF-IDF (for
     numbers the product of their distances from the mean).  So items that nobody has taken yet have scores.  This is the
     baseline of whatever learns from features.
     """
-
-    input_type: InputType = InputType.POINTWISE
-    type: ModelType = ModelType.TRADITIONAL
 
     def __init__(self, config: Config, dataset: Any) -> None:
         """Build the profiles of the users.
@@ -45,14 +41,6 @@ class ContentKNN(GeneralRecommender):
         taken = dataset.inter_matrix(form="csr").astype(np.float32)
         taken.data[:] = 1
         self._users = sp.csr_array(taken @ self._items)  # (n_users, n_values)
-        self._unused = nn.Parameter(torch.zeros(1))  # RecBole makes an optimizer of the parameters
-
-    def forward(self) -> None:
-        """Do nothing: there is nothing to train."""
-
-    def calculate_loss(self, interaction: Interaction) -> Tensor:
-        """Zero, for RecBole's trainer."""
-        return self._unused.sum()
 
     def predict(self, interaction: Interaction) -> Tensor:
         """Scores of pairs of users and items, ``(B,)``."""

@@ -10,6 +10,7 @@ import scipy.sparse as sp
 import torch
 from recbole.config import Config
 
+from recbole_onebp.data.item_embeddings import reads_features
 from recbole_onebp.data.item_features import item_fields
 from recbole_onebp.plugin.outside import OutsideModel
 
@@ -26,7 +27,7 @@ class LightFM(OutsideModel):
         """The embeddings of users and items, with their biases."""
         from lightfm import LightFM as Model
 
-        values = [] if config["item_features"] == "none" else item_fields(dataset, config["item_features"])
+        values = item_fields(dataset, config["item_features"]) if reads_features(config) else []
         features = sp.hstack([sp.identity(pairs.shape[1]), *(field.matrix[1:] for field in values)], "csr", np.float32)
         for name in ("indices", "indptr"):  # LightFM reads indices of 4 bytes only
             setattr(features, name, getattr(features, name).astype(np.int32))

@@ -19,7 +19,6 @@ from recbole_onebp.config.schema import NO_RESULT
 from recbole_onebp.data.item_embeddings import embedding_digests
 from recbole_onebp.distributed.ranks import current
 from recbole_onebp.run.checkpoint.checks import check_arrays, check_counters, check_optimizer, check_other
-from recbole_onebp.run.checkpoint.store import pack
 from recbole_onebp.run.folder import plain
 
 __all__ = [
@@ -114,16 +113,12 @@ def other_parameters(model: Any) -> dict[str, Any]:
     Other values (layers, matrices and neighbours from the train data) are omitted: constructing the model creates them
     again, and what a file says of them could not be checked.
     """
-    kept = {}
-    for name, value in model.other_parameter().items():
-        if isinstance(value, (list, tuple, Mapping)):
-            continue
-        try:
-            pack(value, {})
-        except TypeError:
-            continue
-        kept[name] = value
-    return kept
+    plain = (bool, int, float, str, np.generic, type(None))
+    return {
+        name: value
+        for name, value in model.other_parameter().items()
+        if isinstance(value, plain) or (isinstance(value, Tensor) and not value.is_sparse)
+    }
 
 
 def _counters(module: torch.nn.Module) -> dict[str, int | float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_onebp.serving.http import item_store
-from recbole_onebp.serving.http.event_tables import Interaction, as_entry, history_text, interactions, parse_history
+from recbole_onebp.serving.http.event_tables import Interaction, as_entry, checked_history, interactions, parse_history
 from recbole_onebp.serving.http.events import FILE, Event, EventStore
 from recbole_onebp.serving.http.item_store import ItemChange
 from recbole_onebp.util.errors import UserError, writing
@@ -98,5 +98,6 @@ def _interactions(row: dict[str, Any]) -> list[Interaction]:
     """
     if not isinstance(row["user"], str):
         raise sqlite3.DatabaseError("a user is no text")
-    text = row["items"] if "items" in row else history_text([as_entry(row["item"], row.get("weight"))])
-    return interactions(row["user"], parse_history(text))
+    if "items" in row:
+        return interactions(row["user"], parse_history(row["items"]))
+    return interactions(row["user"], checked_history([as_entry(row["item"], row.get("weight"))]))

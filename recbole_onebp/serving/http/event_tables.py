@@ -23,7 +23,17 @@ from recbole_onebp.serving.http import item_store
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.weights import LARGEST, LEAST
 
-__all__ = ["FORMAT", "Entry", "Interaction", "as_entry", "history_text", "interactions", "parse_history", "prepare"]
+__all__ = [
+    "FORMAT",
+    "Entry",
+    "Interaction",
+    "as_entry",
+    "checked_history",
+    "history_text",
+    "interactions",
+    "parse_history",
+    "prepare",
+]
 
 Interaction: TypeAlias = "tuple[str, str] | tuple[str, str, float]"
 """User, item, and the weight if there is one: what :meth:`Recommender.update` takes."""
@@ -99,9 +109,17 @@ def parse_history(text: str) -> list[Entry]:
         sqlite3.DatabaseError: if it is damaged.
     """
     try:
-        entries = json.loads(text)
+        return checked_history(json.loads(text))
     except (ValueError, RecursionError):
-        entries = None
+        return checked_history(None)
+
+
+def checked_history(entries: Any) -> list[Entry]:
+    """What was read as a history.
+
+    Raises:
+        sqlite3.DatabaseError: if it is none.
+    """
     if not isinstance(entries, list) or not all(isinstance(one, str) or _is_weighted(one) for one in entries):
         raise sqlite3.DatabaseError("a history is not a list of items")
     return entries

@@ -103,7 +103,13 @@ def make_epoch(user: Ids, item: Ids, size: Mapping[str, int], seed: int, **overr
     users, items = (0.01 * torch.randn(n, settings.embedding_size, generator=generator) for n in counts)
     table = torch.nn.Parameter(items)
     # The attributes that the engine reads.
-    without = {"item_bias": None, "item_weight": None, "has_earlier_users": False, "leaves_one_out": False}
+    without = {
+        "item_bias": None,
+        "item_weight": None,
+        "shares": None,
+        "has_earlier_users": False,
+        "leaves_one_out": False,
+    }
     model: Any = SimpleNamespace(
         config=settings, user_table=users, item_table=table, pair_weight=lambda *pairs: None, **without
     )

@@ -139,13 +139,16 @@ def _items_share(run: Any, repeats: int) -> list[float]:
 
 def _adam_on_rows(_run: Any, n_rows: int, size: int, repeats: int) -> dict[str, list[float]]:
     """Seconds a row of Adam's step without a gradient, in a table of so many rows and columns."""
-    from recbole_onebp.engine.kernels import step_rows
+    from recbole_onebp.engine.adam import Adam
+    from recbole_onebp.engine.kernels import GradientTerms, Links, step_rows
 
     table, first, second = (np.full((n_rows, size), 1e-3, dtype=np.float32) for _ in range(3))
-    head, following = np.full(n_rows, -1, dtype=np.int32), np.zeros(1, dtype=np.int32)
+    links = Links(np.full(n_rows, -1, dtype=np.int32), np.zeros(1, dtype=np.int32))  # no row has a gradient
     source, none = np.zeros((1, size), dtype=np.float32), np.zeros((0, 0, size), dtype=np.float32)
-    nothing = np.zeros(1, dtype=np.float32), 1, source, none, False, True  # no gradient, and no list to reset
+    terms = GradientTerms(np.zeros(1, dtype=np.float32), source, 1, none)
     settings = [np.float32(number) for number in (1e-3, 1e-8, 0.9, 0.999, 0)]
+    unused = np.empty(0, dtype=np.float32)  # no row misses a step
+    adam = Adam(table, first, second, *settings, np.empty(0, dtype=np.int32), 0, unused, unused, unused)
     in_order = np.arange(1, n_rows, dtype=np.int32)
     orders = {"in order": in_order, "at random": np.random.default_rng(0).permutation(in_order)}
     seconds: dict[str, list[float]] = {}
@@ -154,7 +157,7 @@ def _adam_on_rows(_run: Any, n_rows: int, size: int, repeats: int) -> dict[str, 
         for number in range(1 + repeats):
             rows = parts[number % len(parts)]
             start = perf_counter()
-            step_rows(rows, head, following, *nothing, table, first, second, *settings)
+            step_rows(rows, links, terms, False, adam)
             if number > 0:  # the first call may compile
                 seconds.setdefault(name, []).append((perf_counter() - start) / len(rows))
     return seconds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
@@ -164,20 +163,20 @@ class History(nn.Module):
             count = torch.where(total - weight > LEAST_REST * total, count, 0)
         return torch.where(count > 1, others, 0.0)
 
-    def earlier(self, user: Tensor, item: Tensor, shares: Callable[[Tensor], Tensor]) -> Tensor:
+    def earlier(self, user: Tensor, item: Tensor, shares: Tensor) -> Tensor:
         """The weighted mean of the items before those of train pairs, ``(B, d)``; zero where there is none.
 
         Args:
             user: users of B train pairs.
             item: items of these pairs.
-            shares: returns what items ``(B, window)`` add, ``(B, window, d)``.
+            shares: what each item adds, ``(n_items, d)``.
         """
         place = self.place(user, item).unsqueeze(1) - 1 - torch.arange(len(self.earlier_weight), device=user.device)
         weight, inside = self.earlier_weight, place.clamp(min=0)
         if self.strength is not None:
             weight = weight * self.strength[inside]
         weight = torch.where(place >= self.start[user].unsqueeze(1), weight, 0.0)
-        total = (weight.unsqueeze(1) @ shares(self.item[inside])).squeeze(1)
+        total = (weight.unsqueeze(1) @ shares[self.item[inside]]).squeeze(1)
         return total / weight.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 
 

@@ -66,7 +66,7 @@ class OneBP(GeneralRecommender):
         item_weight: weight of each item in the aggregation, ``(n_items, 1)``; None with ``aggregation_alpha: 0``.
         shard: in several processes, the users of this rank; else None.
         leaves_one_out: whether the users of pairs are made of all other items.
-        shares: with ``leaves_one_out``, the weighted item rows of the last aggregation, ``(n_items, d)``; else None.
+        shares: where users of pairs are made of items, their weighted rows at the last aggregation, ``(n_items, d)``.
         local_weight: with ``local: ridge``, the weight of the local term, a scalar; chosen by the trainer.
 
     Row 0 of every table is RecBole's padding: it starts at zero and is never trained, sampled or recommended.
@@ -136,7 +136,7 @@ class OneBP(GeneralRecommender):
             self.register_buffer(name, table)
 
     def _start_users(self) -> None:
-        if self.config.aggregation == "interval" or self.leaves_one_out:
+        if self.config.aggregation == "interval" or self.shares is not None:
             self._aggregate(beta=0.0)
 
     @torch.no_grad()
@@ -216,7 +216,8 @@ class OneBP(GeneralRecommender):
         if self.config.aggregation_alpha > 0:
             weight = popularity_weights(item_count(dataset), self.config.aggregation_alpha).unsqueeze(1)
         self.register_buffer("item_weight", weight, persistent=False)
-        shares = torch.zeros_like(self.item_table, requires_grad=False) if self.leaves_one_out else None
+        needs_shares = self.leaves_one_out or self.has_earlier_users
+        shares = torch.zeros_like(self.item_table, requires_grad=False) if needs_shares else None
         self.register_buffer("shares", shares, persistent=False)
 
     def _trend(self) -> Tensor:
@@ -293,14 +294,13 @@ class OneBP(GeneralRecommender):
         """The user embeddings of train pairs, ``(B, d)``, as used in the loss.
 
         With ``leave_one_out: True`` they are the mean of the user's items without the item of the pair, and with
-        ``training_history: earlier`` that of the items before it.  They are zero where there is no such item, so only
-        the biases are updated for such pairs.
+        ``training_history: earlier`` that of the items before it, in both cases as of the last aggregation.  They are
+        zero where there is no such item, so only the biases are updated for such pairs.
         """
-        if self.has_earlier_users:
-            with torch.no_grad():
-                return self.history.earlier(user, item, self._shares)
         if self.shares is None:
             return self._rows(self.user_table, user)
+        if self.has_earlier_users:
+            return self.history.earlier(user, item, self.shares)
         return self.history.without(user, item, self.user_table[user], self.shares[item])
 
     # --------------------------------------------------------------------------------------------------------- loss

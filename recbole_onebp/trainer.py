@@ -154,7 +154,7 @@ class OneBPTrainer(Trainer):
                 self.settings.seed,
                 self.settings.shuffle,
                 self.model.shard,
-                self.model.has_earlier_users and self.model.tower is None,
+                self.model.shares is not None or self.model.tower is not None,
             )
         return self._schedule
 
@@ -237,7 +237,7 @@ class OneBPTrainer(Trainer):
         config, self._steps = self.model.config, 0
         if config.negatives == "shared":
             self._share_negatives(self._schedule_of(train_data), epoch_idx)
-        if self.model.leaves_one_out:  # a checkpoint does not hold the item embeddings that its users were made of
+        if self.model.shares is not None:  # a checkpoint does not hold the item embeddings that its users were made of
             self.model.move_all_users()
         loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
         if config.aggregation != "step" and not self._all_users_are_due():  # otherwise they have just moved
@@ -245,11 +245,9 @@ class OneBPTrainer(Trainer):
         return loss
 
     def _all_users_are_due(self) -> bool:
-        """Whether the reference engine moves all users after this step.  Users made of earlier items can wait."""
+        """Whether the reference engine moves all users after this step."""
         config = self.model.config
-        can_wait = self.model.has_earlier_users and self.model.tower is None  # the tower's items are made anew then too
-        within = config.aggregation == "interval" and not can_wait
-        return within and self._steps % config.aggregation_interval == 0
+        return config.aggregation == "interval" and self._steps % config.aggregation_interval == 0
 
     def _share_negatives(self, schedule: Schedule, epoch_idx: int) -> None:
         """Give the reference engine's steps the same negatives as the fast engine's."""

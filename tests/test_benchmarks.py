@@ -163,11 +163,11 @@ def test_the_model_of_many_hosts_by_hand():
     constants = model.Constants(row_of_dense_adam=0.01, pair=0.3, items_share=2 / 3, far_row=0.05)
     seconds = model.epoch_seconds(world, 2, constants)
     assert seconds["link"] == pytest.approx(10_000 * 24 / 1000 + 100 * 0.5)
-    assert seconds["dense Adam over all items"] == pytest.approx(100 * 100 * 0.01 / 2)
+    assert seconds["Adam over all items, every 50 steps"] == pytest.approx(100 / 50 * 100 * 0.01 / 2)
     assert seconds["scores of its own pairs"] == pytest.approx(10_000 * (0.1 + 3 * 0.05 / 3) / 2 / 2)
     assert seconds["item rows of all pairs, on each host"] == pytest.approx(10_000 * (0.2 + 2 * 0.05) / 2)
     slow = model.epoch_seconds(dataclasses.replace(world, bandwidth=1e3), 2, constants)
-    assert slow["dense Adam over all items"] == pytest.approx(100 * 100 * 6 * 8 * 4 / 1e3)
+    assert slow["Adam over all items, every 50 steps"] == pytest.approx(100 / 50 * 100 * 6 * 8 * 4 / 1e3)
 
 
 def test_contestants_take_turns():

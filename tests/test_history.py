@@ -60,14 +60,14 @@ def test_earlier_items():
     found = history(earlier=1.0)
     user, item = torch.tensor([1, 1, 2, 1]), torch.tensor([4, 2, 3, 5])
     expected = [weighted([2, 6, 5], [1 / 3, 1 / 2, 1]), torch.zeros(2), SHARES[1], weighted([2, 6], [1 / 2, 1])]
-    torch.testing.assert_close(found.earlier(user, item, lambda ids: SHARES[ids]), torch.stack(expected))
+    torch.testing.assert_close(found.earlier(user, item, SHARES), torch.stack(expected))
 
 
 def test_earlier_items_end_with_the_window():
     n = WINDOW + 10
     found = History(torch.ones(n).long(), torch.arange(n), 2, n, torch.arange(n), 0.0, 0.0)
     shares = torch.eye(n)
-    user = found.earlier(torch.tensor([1]), torch.tensor([n - 1]), lambda ids: shares[ids])[0]
+    user = found.earlier(torch.tensor([1]), torch.tensor([n - 1]), shares)[0]
     assert user.nonzero().squeeze(1).tolist() == list(range(9, n - 1))
 
 
@@ -169,15 +169,14 @@ def test_pairs_with_few_earlier_items_weigh_less(timed):
     assert timed(half_weight_at=2.0, training_history="all").model.pair_weight(user, item) is None
 
 
-@pytest.mark.parametrize(("training_history", "moves"), [("earlier", 1), ("all", 1 + 5)])
-def test_all_users_move_within_an_epoch_only_where_the_loss_needs_them(timed, training_history, moves):
-    """All move before the epoch too where one item is left out: a checkpoint does not hold what they were made of."""
+@pytest.mark.parametrize("training_history", ["earlier", "all"])
+def test_all_users_move_at_each_aggregation_and_before_the_epoch(timed, training_history):
+    """Before the epoch, because a checkpoint does not hold what they were made of."""
     run = timed(engine="reference", train_batch_size=64, aggregation_interval=1, training_history=training_history)
     calls, move = [], run.model.move_all_users
     run.model.move_all_users = lambda: calls.append(move())
     run.trainer._train_epoch(run.train_data, 0)
-    assert len(calls) == moves
-    assert (run.model.shares is None) == (training_history == "earlier")
+    assert len(calls) == 1 + 5
 
 
 def test_what_comes_later_does_not_change_the_user_of_a_pair(timed):
@@ -188,7 +187,10 @@ def test_what_comes_later_does_not_change_the_user_of_a_pair(timed):
     before = model.users_of(user, item)
     with torch.no_grad():
         model.item_table[items[start + 3 : model.history.start[6]]] += 1.0
+    model.move_all_users()
     assert torch.equal(model.users_of(user, item), before)
     with torch.no_grad():
         model.item_table[items[start + 2]] += 1.0
+    assert torch.equal(model.users_of(user, item), before)  # until the next aggregation
+    model.move_all_users()
     assert not torch.equal(model.users_of(user, item), before)

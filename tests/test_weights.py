@@ -104,7 +104,7 @@ def test_in_the_user_of_a_pair():
     found, user, item = history(), torch.tensor([1, 2]), torch.tensor([5, 3])
     others = found.without(user, item, found.mean(SHARES)[user], SHARES[item])
     torch.testing.assert_close(others, torch.stack([mean_of([2, 6, 4], [1, 0.25, 3]), SHARES[1]]))
-    earlier = history(earlier=1.0).earlier(torch.tensor([1, 1]), torch.tensor([4, 2]), lambda ids: SHARES[ids])
+    earlier = history(earlier=1.0).earlier(torch.tensor([1, 1]), torch.tensor([4, 2]), SHARES)
     torch.testing.assert_close(earlier, torch.stack([mean_of([2, 6, 5], [1 / 3, 0.25 / 2, 0.5]), torch.zeros(2)]))
 
 

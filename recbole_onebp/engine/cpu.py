@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from recbole_onebp.engine import kernels
+from recbole_onebp.engine import adam, kernels
 from recbole_onebp.engine.schedule import Batch, Ids, Progress, Schedule
 from recbole_onebp.model import OneBP
 
@@ -26,6 +26,7 @@ Floats = npt.NDArray[np.float32]
 _LEAST_ROWS = 16
 """Fewest rows of the left factor of a matrix product.  With 1 to 3 rows, BLAS sums in another order."""
 _NONE = np.empty((0, 0, 0), dtype=np.float32)
+_NO_IDS = np.empty(0, dtype=np.int32)
 _RULES = {"sequential": kernels.SEQUENTIAL, "last": kernels.LAST, "mean": kernels.MEAN}
 
 
@@ -81,9 +82,18 @@ class Trained:
         parameter: ``(n_rows, d)``.
         optimizer: torch's Adam or SparseAdam over the parameter.
         part, parts: this process steps part ``part`` of ``parts`` equal parts of the rows.
+        stepped: memory for the number of the last step of each row, ``(n_rows,)``, that all processes of a host share.
+            Rows may then miss steps if the optimizer is Adam without weight decay; the reader has to mind it.
     """
 
-    def __init__(self, parameter: Tensor, optimizer: torch.optim.Optimizer, part: int = 0, parts: int = 1) -> None:
+    def __init__(
+        self,
+        parameter: Tensor,
+        optimizer: torch.optim.Optimizer,
+        part: int = 0,
+        parts: int = 1,
+        stepped: Ids = _NO_IDS,
+    ) -> None:
         self._state, self._group = state_of(parameter, optimizer), optimizer.param_groups[0]
         self.sparse = isinstance(optimizer, torch.optim.SparseAdam)
         self.table: Floats = parameter.detach().numpy()
@@ -91,24 +101,50 @@ class Trained:
         self._part, self._parts = part, parts
         self._all = np.array_split(np.arange(1, len(self.table), dtype=np.int32), parts)[part]
         self.span = (int(self._all[0]), int(self._all[-1]) + 1) if len(self._all) else (0, 0)
+        self.misses_steps = len(stepped) > 0 and not self.sparse and not self._group["weight_decay"]
+        self._stepped = stepped if self.misses_steps else _NO_IDS
+        self._stepped[slice(*self.span) if self.misses_steps else ...] = int(self._state["step"])
+        missed, (beta1, beta2) = np.arange(adam.MOST_MISSED + 1), self._group["betas"]
+        self._left = np.float32(beta1**missed), np.float32(beta2**missed)
+        self._drift, self._per_step = np.zeros(len(missed)), (beta1 / math.sqrt(beta2)) ** missed[1:]
+        self.rows_now = self._adam(step_size=0.0)
 
     def rows(self, touched: Ids) -> Ids:
-        """The rows that a step changes: all but the padding row (``adam``), or the touched ones (``sparse_adam``)."""
-        return touched[self._part :: self._parts] if self.sparse else self._all
+        """The rows that a step changes: the touched ones, or all but the padding row if none may miss a step."""
+        return touched[self._part :: self._parts] if self.sparse or self.misses_steps else self._all
 
-    def next_step(self) -> kernels.Adam:
+    def next_step(self) -> adam.Adam:
         """Count a step of Adam and return it."""
         self._state["step"] += 1
         number, (beta1, beta2) = int(self._state["step"]), self._group["betas"]
-        root = math.sqrt(1 - beta2**number)
-        return kernels.Adam(
+        step_size = self._group["lr"] * math.sqrt(1 - beta2**number) / (1 - beta1**number)
+        step = self.rows_now._replace(step_size=np.float32(step_size))
+        self._drift[1:] = self._drift[:-1] + step_size * self._per_step
+        self.rows_now = self._adam(step_size=0.0)
+        return step
+
+    def settle(self) -> None:
+        """Let this process's rows make the steps that they have missed."""
+        if self.misses_steps:
+            adam.settle_rows(self._all, self.rows_now)
+
+    def _adam(self, step_size: float) -> adam.Adam:
+        """The next step, with this size, and the rows as they are before it."""
+        now, (beta1, beta2) = int(self._state["step"]), self._group["betas"]
+        root = 1.0 if self.sparse else math.sqrt(1 - beta2 ** (now + 1))
+        return adam.Adam(
             self.table,
             *self._moments,
-            step_size=np.float32(self._group["lr"] * root / (1 - beta1**number)),
-            eps=np.float32(self._group["eps"] * (1 if self.sparse else root)),
+            step_size=np.float32(step_size),
+            eps=np.float32(self._group["eps"] * root),
             beta1=np.float32(beta1),
             beta2=np.float32(beta2),
             weight_decay=np.float32(self._group.get("weight_decay", 0)),
+            stepped=self._stepped,
+            now=now,
+            drift=np.float32(self._drift),
+            left1=self._left[0],
+            left2=self._left[1],
         )
 
 
@@ -153,9 +189,10 @@ class FusedEngine:
         self.loss = 0.0
         weight = model.item_weight
         self._item_weight: Floats = np.empty(0, dtype=np.float32) if weight is None else weight.squeeze(1).numpy()
-        # Factors of the item rows in the last aggregation of all users, and where one is left out a copy of the rows.
-        self._share = np.empty(len(model.item_table), dtype=np.float32)
-        self._aggregated = np.empty_like(model.item_table.detach().numpy()) if model.leaves_one_out else None
+        if config.aggregation != "step":
+            shares = torch.empty_like(model.item_table) if model.shares is None else model.shares
+            self._shares: Floats = shares.detach().numpy()
+        self._stepped = self._tensor((len(model.item_table),), torch.int32).numpy()
         self._place, self._decay = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
         pairs = [torch.from_numpy(ids).long() for ids in (schedule.user, schedule.item)]
         weights = model.pair_weight(*pairs)
@@ -176,13 +213,16 @@ class FusedEngine:
         self._user_table: Floats = model.user_table.detach().numpy()
         if self.config.aggregation != "step" or self._n_shared:
             self._history = history_of(model)
-        if self._aggregated is not None:  # a checkpoint does not contain the items of the last aggregation
-            self._aggregate()
-        self.loss = loss
+        if model.shares is not None:  # a checkpoint does not contain the items of the last aggregation
+            self._aggregate(moves_users=True)
+        self.loss, last = loss, len(self.schedule) - 1
         for number, batch in enumerate(progress(self._batches(epoch, done)), start=done):
             self.loss += self._step(batch)
+            if self.schedule.settles_after(number):
+                self._settle()
             if self.schedule.aggregates_after(number):
-                self._aggregate()
+                # Users of pairs that are made of earlier items do not need the others, which start anew at each move.
+                self._aggregate(number == last or not model.has_earlier_users or self.config.beta > 0)
         return self.loss
 
     def _trained(self) -> dict[str, tuple[Tensor, torch.optim.Optimizer]]:
@@ -192,10 +232,20 @@ class FusedEngine:
 
     def _take_items(self) -> None:
         """Take the rows and biases of the items, and their optimizer's state."""
-        taken = {name: Trained(*trained, *self._part) for name, trained in self._trained().items()}
-        self._items, self._bias = taken["table"], taken.get("bias")
-        self._rows_in_loss = self._items.table
+        trained = self._trained()
+        self._items = Trained(*trained["table"], *self._part, self._stepped)
+        self._bias = Trained(*trained["bias"], *self._part) if "bias" in trained else None
+        self._wait()  # until all ranks have said which step their rows are at
         self._bias_in_loss: Floats | None = None if self._bias is None else self._bias.table[:, 0]
+
+    def _settle(self) -> None:
+        """Let all items make the steps that they have missed."""
+        self._items.settle()
+        self._wait()  # until all ranks have done so
+
+    def _rows_in_loss(self) -> adam.Adam:
+        """The rows of items that the loss is made of, and the steps that they have missed."""
+        return self._items.rows_now
 
     def _batches(self, epoch: int, done: int) -> Iterator[Batch]:
         return self.schedule.batches(epoch, done)
@@ -243,23 +293,20 @@ class FusedEngine:
     def _gather_users(self, batch: Batch, out: Floats) -> None:
         place = self._place[batch.pair] if len(self._place) else self._place
         if len(self._decay):
-            kernels.gather_earlier(
-                batch.user, place, self._history, self._decay, self._item_table, self._item_weight, self._cosine, out
-            )
-        elif self._aggregated is None:
+            kernels.gather_earlier(batch.user, place, self._history, self._decay, self._shares, self._cosine, out)
+        elif not self.model.leaves_one_out:
             kernels.gather(batch.user, self._user_table, self._cosine, out)
         else:
             kernels.gather_others(
-                batch.user, batch.item, place, self._history, self._user_table, self._aggregated, self._share,
-                self._cosine, out,
-            )  # fmt: skip
+                batch.user, batch.item, place, self._history, self._user_table, self._shares, self._cosine, out
+            )
 
     def _score_pairs(self, batch: Batch, user_e: Tensor) -> None:
         """Fill places, coefficients and loss."""
         n_pairs, group = len(batch.user), self._group
         own = slice(self._first * group, (self._first + n_pairs) * group)
         kernels.pair_scores(
-            batch.item, batch.negative, user_e.numpy(), self._rows_in_loss, self._cosine, self._logits(batch),
+            batch.item, batch.negative, user_e.numpy(), self._rows_in_loss(), self._cosine, self._logits(batch),
             self._weight_of(batch), self._places[own].reshape(n_pairs, group),
             self._coefficient[own].reshape(n_pairs, group), self._loss, self._user_gradient.numpy(),
         )  # fmt: skip
@@ -268,8 +315,8 @@ class FusedEngine:
         """Fill places, coefficients and loss, and this process's parts of the gradients of shared negatives."""
         n_pairs, own = len(batch.user), slice(self._first, self._first + len(batch.user))
         item_e, negative_e = self._item_e[:n_pairs], self._negative_e
-        kernels.gather(batch.item, self._rows_in_loss, self._cosine, item_e.numpy())
-        kernels.gather(batch.negative, self._rows_in_loss, self._cosine, negative_e.numpy())
+        kernels.gather_items(batch.item, self._rows_in_loss(), self._cosine, item_e.numpy())
+        kernels.gather_items(batch.negative, self._rows_in_loss(), self._cosine, negative_e.numpy())
         rows = max(n_pairs, _LEAST_ROWS)  # rows past the last pair have arbitrary content, which nobody reads
         sources = self._source[self._first : self._first + rows]
         scores = torch.mm(sources, negative_e.T, out=self._scores[:rows])[:n_pairs]
@@ -324,9 +371,8 @@ class FusedEngine:
             self._user_table, self.config.beta, _RULES[self.config.duplicates],
         )  # fmt: skip
 
-    def _aggregate(self) -> None:
-        """Move all users."""
-        kernels.share_of_rows(self._item_table, self._item_weight, self._cosine, self._share)
-        kernels.move_all_users(self._history, self._item_table, self._share, self._user_table, self.config.beta)
-        if self._aggregated is not None:
-            np.copyto(self._aggregated, self._item_table)
+    def _aggregate(self, moves_users: bool) -> None:
+        """Take the items of now as those that users are made of."""
+        kernels.weigh_items(self._item_table, self._item_weight, self._cosine, self._shares)
+        if moves_users:
+            kernels.move_all_users(self._history, self._shares, self._user_table, self.config.beta)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_onebp.engine import kernels, tower_kernels
+from recbole_onebp.engine import adam, kernels, tower_kernels
 from recbole_onebp.engine.cpu import Floats, FusedEngine, Trained
 from recbole_onebp.engine.cpu_sharded import ShardedEngine
 from recbole_onebp.engine.schedule import Batch, Ids, Progress, Schedule
@@ -67,8 +67,14 @@ class TowerEngine(FusedEngine):
     def _take_items(self) -> None:
         taken = [Trained(*trained, *self._part) for trained in self._trained().values()]
         self._parts = [*zip(taken[::2], taken[1::2], strict=True)]
-        self._rows_in_loss = self._made[0]
         self._bias_in_loss = self._made[1][:, 0] if len(self._parts) == 2 else None
+
+    def _settle(self) -> None:
+        """Nothing: the rows of ids make every step."""
+
+    def _rows_in_loss(self) -> adam.Adam:
+        ids = self._parts[0][0].rows_now
+        return ids._replace(table=self._made[0])
 
     def _make(self, rows: Ids) -> None:
         """Make the rows and biases of items as this step has them."""
@@ -121,7 +127,7 @@ class TowerEngine(FusedEngine):
         tower_kernels.step_given(ids.rows(touched), self._own_slot, gradient, ids.next_step())
         self._own_slot[touched] = -1
 
-    def _aggregate(self) -> None:
+    def _aggregate(self, moves_users: bool) -> None:
         part, parts = self._part
         tables = [self.model.item_table.numpy()]
         if self.model.item_bias is not None:
@@ -131,7 +137,7 @@ class TowerEngine(FusedEngine):
         for (ids, values), own, table in zip(self._parts, rows, tables, strict=False):
             tower_kernels.compose(own, self._whole, self._features, ids.table, values.table, table)
         self._wait()  # until all items are made
-        super()._aggregate()
+        super()._aggregate(moves_users)
 
 
 class ShardedTowerEngine(ShardedEngine, TowerEngine):

@@ -81,7 +81,7 @@ class DeviceEngine:
         number = torch.from_numpy(self.schedule.numbers(own)).to(self._device, torch.long)
         users, items = self._user[order], self._item[order]
         self.loss = torch.tensor(loss, dtype=torch.float64, device=self._device)
-        if self.model.leaves_one_out:  # a checkpoint does not contain the items of the last aggregation
+        if self.model.shares is not None:  # a checkpoint does not contain the items of the last aggregation
             self.model.move_all_users()
         negatives: Iterator[Tensor] = iter(())
         recorded: _Recorded | None = None

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange
 
+from recbole_onebp.engine.adam import adam_step, catch_up, current_row
 from recbole_onebp.history import LEAST_REST
 from recbole_onebp.util import simd
 from recbole_onebp.util.compiled import njit
@@ -21,24 +22,23 @@ __all__ = [
     "LAST",
     "MEAN",
     "SEQUENTIAL",
-    "Adam",
     "GradientTerms",
     "History",
     "Links",
     "Logits",
-    "adam_step",
     "gather",
     "gather_earlier",
+    "gather_items",
     "gather_others",
     "link",
     "move_all_users",
     "move_users",
     "pair_scores",
-    "share_of_rows",
     "shared_scores",
     "step_biases",
     "step_rows",
     "sum_terms",
+    "weigh_items",
 ]
 
 SEQUENTIAL, LAST, MEAN = 0, 1, 2
@@ -106,20 +106,6 @@ class GradientTerms(NamedTuple):
     """``(parts, M, d)``; M may be 0.  Even parts are summed, then odd parts, then both."""
 
 
-class Adam(NamedTuple):
-    """A parameter and one step of Adam: ``table -= step_size * exp_avg / (sqrt(exp_avg_sq) + eps)``."""
-
-    table: Any
-    """``(n_rows, d)``, like the two moments."""
-    exp_avg: Any
-    exp_avg_sq: Any
-    step_size: Any
-    eps: Any
-    beta1: Any
-    beta2: Any
-    weight_decay: Any
-
-
 @njit(inline="always", **_OPTIONS)
 def _exp(x):
     """e^x for x <= 0, within 2 units of the last place, in operations that LLVM vectorises (Cephes' expf)."""
@@ -152,25 +138,35 @@ def gather(ids, table, cosine, out):
 
 
 @njit(parallel=True, **_OPTIONS)
-def gather_others(user, item, place, history, user_table, item_table, share, cosine, out):
+def gather_items(ids, items, cosine, out):
+    """:func:`gather` for rows that may have missed steps of ``items``, an :class:`~recbole_onebp.engine.adam.Adam`."""
+    for b in prange(len(ids)):
+        row = current_row(items, ids[b], out[b])
+        scale = _inverse_norm(row) if cosine else _F1
+        for k in range(len(row)):
+            out[b, k] = scale * row[k]
+
+
+@njit(parallel=True, **_OPTIONS)
+def gather_others(user, item, place, history, user_table, shares, cosine, out):
     """``out[b]``: a user without one of its items, see :meth:`recbole_onebp.model.OneBP.users_of`.
 
     Args:
         user, item: ``(B,)``.
         place: of each pair in the history, ``(B,)``; not read if all items of a user count the same.
-        history, share: as in :func:`move_all_users`.
-        item_table: the items at the last aggregation of all users.
+        history: the train items of all users.
+        shares: see :func:`weigh_items`, at the last aggregation of all users.
     """
     start, weight, total = history.start, history.weight, history.total
     for b in prange(len(user)):
-        row, own, others = user_table[user[b]], item_table[item[b]], out[b]
+        row, own, others = user_table[user[b]], shares[item[b]], out[b]
         n_others = np.float32(start[user[b] + 1] - start[user[b]] - 1)
         rest, whole, own_weight = n_others, n_others + _F1, _F1
         if len(weight):
             whole, own_weight = total[user[b]], weight[place[b]]
             rest = whole - own_weight
         part = _F1 / rest if n_others > 0 and rest > _LEAST_REST * whole else _F0
-        row_weight, own_weight = whole * part, share[item[b]] * own_weight * part
+        row_weight, own_weight = whole * part, own_weight * part
         for k in range(len(row)):
             others[k] = row_weight * row[k] - own_weight * own[k]
         if cosine:
@@ -180,7 +176,7 @@ def gather_others(user, item, place, history, user_table, item_table, share, cos
 
 
 @njit(parallel=True, **_OPTIONS)
-def gather_earlier(user, place, history, decay, item_table, item_weight, cosine, out):
+def gather_earlier(user, place, history, decay, shares, cosine, out):
     """``out[b]``: the weighted mean of the items before a pair, see :meth:`recbole_onebp.history.History.earlier`.
 
     Args:
@@ -188,9 +184,8 @@ def gather_earlier(user, place, history, decay, item_table, item_weight, cosine,
         place: of each pair in the history, ``(B,)``.
         history: the train items of all users, the earliest first.
         decay: weight of the item just before the pair, of the one before that, ...; ``(window,)``.
-        item_table: ``(n_items, d)``.
-        item_weight: weight of each item in the aggregation, ``(n_items,)``, or empty.
-        cosine: whether item rows, and the result, are scaled to unit length.
+        shares: see :func:`weigh_items`, at the last aggregation of all users.
+        cosine: whether the result is scaled to unit length.
     """
     start, items, strength = history.start, history.item, history.strength
     for b in prange(len(user)):
@@ -198,15 +193,11 @@ def gather_earlier(user, place, history, decay, item_table, item_weight, cosine,
         for k in range(len(mean)):
             mean[k] = 0
         for back in range(min(len(decay), place[b] - start[user[b]])):
-            item = items[place[b] - 1 - back]
-            row, weight = item_table[item], decay[back]
+            at = place[b] - 1 - back
+            row, weight = shares[items[at]], decay[back]
             if len(strength):
-                weight *= strength[place[b] - 1 - back]
+                weight *= strength[at]
             total += weight
-            if cosine:
-                weight *= _inverse_norm(row)
-            if len(item_weight):
-                weight *= item_weight[item]
             for k in range(len(mean)):
                 mean[k] += weight * row[k]
         scale = _inverse_norm(mean) if cosine else (_F1 / total if total > 0 else _F0)
@@ -215,13 +206,13 @@ def gather_earlier(user, place, history, decay, item_table, item_weight, cosine,
 
 
 @njit(parallel=True, **_OPTIONS)
-def pair_scores(item, negative, user_e, item_table, cosine, logits, pair_weight, ids, coefficient, loss, user_gradient):
+def pair_scores(item, negative, user_e, items, cosine, logits, pair_weight, ids, coefficient, loss, user_gradient):
     """Softmax loss of each pair against its own negatives.
 
     Args:
         item, negative: ``(B,)`` and ``(B, N)``.
         user_e: ``(B, d)``, of unit length if ``cosine``.
-        item_table: ``(n_items, d)``.
+        items: the item rows and the steps that they have missed, an :class:`~recbole_onebp.engine.adam.Adam`.
         cosine: whether item rows are scaled to unit length.
         logits: see :class:`Logits`.
         pair_weight: factor of each pair's loss, ``(B,)``, or empty.
@@ -236,6 +227,7 @@ def pair_scores(item, negative, user_e, item_table, cosine, logits, pair_weight,
     whole = np.float32(inverse_temperature / n_step)
     for task in prange((n_pairs + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK):
         start, end = task * _ROWS_PER_TASK, min(n_pairs, (task + 1) * _ROWS_PER_TASK)
+        memory = np.empty(size, _F)
         for b in range(start, end):
             ids[b, 0] = item[b]
             for n in range(n_negatives):
@@ -244,7 +236,7 @@ def pair_scores(item, negative, user_e, item_table, cosine, logits, pair_weight,
         for b in range(start, end):
             user = user_e[b]
             for n in range(1 + n_negatives):
-                row = item_table[ids[b, n]]
+                row = current_row(items, ids[b, n], memory)
                 scale_of_row = _inverse_norm(row) if cosine else _F1
                 coefficient[b, n] = simd.dot(user, row) * scale_of_row * inverse_temperature
         for b in range(start, end):
@@ -271,7 +263,7 @@ def pair_scores(item, negative, user_e, item_table, cosine, logits, pair_weight,
             for k in range(size):
                 gradient[k] = 0
             for n in range(1 + n_negatives):
-                row = item_table[ids[b, n]]
+                row = current_row(items, ids[b, n], memory)
                 weight = coefficient[b, n] * (_inverse_norm(row) if cosine else _F1)
                 for k in range(size):
                     gradient[k] += weight * row[k]
@@ -358,18 +350,6 @@ def link(ids, links, rows):
 
 
 @njit(inline="always", **_OPTIONS)
-def adam_step(gradient, value, exp_avg, exp_avg_sq, step_size, eps, beta1, beta2):
-    """One step of :class:`Adam` for a row, ``(d,)`` each."""
-    for k in range(len(value)):
-        g = gradient[k]
-        m = beta1 * exp_avg[k] + (_F1 - beta1) * g
-        v = beta2 * exp_avg_sq[k] + (_F1 - beta2) * g * g
-        exp_avg[k] = m
-        exp_avg_sq[k] = v
-        value[k] -= step_size * m / (np.float32(math.sqrt(v)) + eps)
-
-
-@njit(inline="always", **_OPTIONS)
 def _add_parts(shared, m, part, total):
     """Add ``(shared[0, m] + shared[2, m] + ...)``, then ``(shared[1, m] + shared[3, m] + ...)``."""
     for half in range(2):
@@ -425,13 +405,14 @@ def step_rows(rows, links, terms, cosine, adam):
         adam: the parameter and the step.
     """
     head, following = links
-    table, exp_avg, exp_avg_sq, step_size, eps, beta1, beta2, weight_decay = adam
+    table, exp_avg, exp_avg_sq, step_size, eps, beta1, beta2, weight_decay, stepped, now = adam[:10]
     size = table.shape[1]
     for task in prange((len(rows) + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK):
         gradient, total, part = np.empty(size, _F), np.empty(size, _F), np.empty(size, _F)
         for at in range(task * _ROWS_PER_TASK, min(len(rows), (task + 1) * _ROWS_PER_TASK)):
             row = rows[at]
             value = table[row]
+            catch_up(adam, row)
             for k in range(size):
                 gradient[k] = weight_decay * value[k]
             place = head[row]
@@ -441,6 +422,8 @@ def step_rows(rows, links, terms, cosine, adam):
                 for k in range(size):
                     gradient[k] += total[k]
             adam_step(gradient, value, exp_avg[row], exp_avg_sq[row], step_size, eps, beta1, beta2)
+            if len(stepped):
+                stepped[row] = now + 1
 
 
 @njit(parallel=True, **_OPTIONS)
@@ -459,7 +442,7 @@ def step_biases(touched, span, lazy, links, coefficient, shared, weight, gradien
         adam: the parameter, ``(n_rows, 1)``, and the step.
     """
     head, following = links
-    table, exp_avg, exp_avg_sq, step_size, eps, beta1, beta2, weight_decay = adam
+    table, exp_avg, exp_avg_sq, step_size, eps, beta1, beta2, weight_decay = adam[:8]
     start, end = span
     value, mean, square = table.reshape(table.size), exp_avg.reshape(table.size), exp_avg_sq.reshape(table.size)
     part = np.empty(1, _F)
@@ -535,25 +518,28 @@ def move_users(users, links, item, item_table, item_weight, cosine, user_table, 
 
 
 @njit(parallel=True, **_OPTIONS)
-def share_of_rows(item_table, item_weight, cosine, share):
-    """Factor of each item row in an aggregation, ``(n_items,)``: its weight, divided by its length if ``cosine``."""
+def weigh_items(item_table, item_weight, cosine, shares):
+    """What each item adds to its users: its row, of unit length if ``cosine``, times its weight; ``(n_items, d)``."""
     for i in prange(len(item_table)):
-        weight = _inverse_norm(item_table[i]) if cosine else _F1
-        share[i] = weight * item_weight[i] if len(item_weight) else weight
+        row = item_table[i]
+        weight = _inverse_norm(row) if cosine else _F1
+        if len(item_weight):
+            weight *= item_weight[i]
+        for k in range(len(row)):
+            shares[i, k] = weight * row[k]
 
 
 @njit(parallel=True, **_OPTIONS)
-def move_all_users(history, item_table, share, user_table, beta):
+def move_all_users(history, shares, user_table, beta):
     """Move every user with items towards the (weighted) mean of its items.
 
     Args:
         history: the train items of all users.
-        item_table: ``(n_items, d)``.
-        share: factor of each item row, see :func:`share_of_rows`.
+        shares: see :func:`weigh_items`.
         user_table: ``(n_users, d)``; changed in place.
         beta: weight of the user's old row.
     """
-    start, item, item_in_user, totals, _ = history
+    start, item, weight_in_user, totals, _ = history
     n_users, size = user_table.shape
     old_weight, new_weight = np.float32(beta), np.float32(1 - beta)
     for task in prange((n_users + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK):
@@ -565,9 +551,7 @@ def move_all_users(history, item_table, share, user_table, beta):
             for k in range(size):
                 total[k] = 0
             for place in range(start[user], start[user + 1]):
-                row, weight = item_table[item[place]], share[item[place]]
-                if len(item_in_user):
-                    weight *= item_in_user[place]
+                row, weight = shares[item[place]], weight_in_user[place] if len(weight_in_user) else _F1
                 for k in range(size):
                     total[k] += weight * row[k]
             whole = totals[user] if len(totals) else np.float32(start[user + 1] - start[user])

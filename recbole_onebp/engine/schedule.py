@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from recbole_onebp.config.schema import OneBPConfig
 from recbole_onebp.distributed.sharding import Shard
+from recbole_onebp.engine import adam
 from recbole_onebp.sampling import NegativeSampler, coins
 
 __all__ = ["Batch", "Progress", "Schedule", "even_first"]
@@ -58,7 +59,7 @@ class Schedule:
         seed: seed of the order and the negatives.
         shuffle: RecBole's key; if False, the pairs keep their order.
         shard: in several processes, this rank's shard; ``user`` then contains the rank's own numbers of users.
-        aggregates_once: whether the steps do not need the users, so that moving them after an epoch is enough.
+        pairs_need_items: whether the users of pairs are made of the items of the last aggregation.
 
     Attributes:
         n_parts: number of parts in a sum over all pairs of a step: the even parts are summed, then the odd parts, then
@@ -78,9 +79,8 @@ class Schedule:
         seed: int,
         shuffle: bool = True,
         shard: Shard | None = None,
-        aggregates_once: bool = False,
+        pairs_need_items: bool = False,
     ) -> None:
-        self._aggregates_once = aggregates_once
         self.user = np.ascontiguousarray(user, dtype=np.int32)
         self.item = np.ascontiguousarray(item, dtype=np.int32)
         self.config, self.seed, self.shuffle = config, seed, shuffle
@@ -96,6 +96,7 @@ class Schedule:
         self.sampler = NegativeSampler(
             self.user, self.item, n_users, n_items, seed, distribution, alpha, counts, per_user
         )
+        self._pairs_need_items = pairs_need_items
         self.shard, self.n_pairs = shard, len(self.user) if shard is None else shard.n_pairs
         self._rank, self._world = (0, 1) if shard is None else (shard.rank, shard.world_size)
         self._n_groups = _GROUPS if _GROUPS % self._world == 0 else self._world
@@ -107,11 +108,10 @@ class Schedule:
         return -(-self.n_pairs // self.config.positives_a_step)
 
     def aggregates_after(self, step: int) -> bool:
-        """Whether all users are moved after this step of an epoch; steps count from 0."""
+        """Whether users are made of the items as they are after this step of an epoch; steps count from 0."""
         if self.config.aggregation == "step":
             return False
-        every = self.config.aggregation == "interval" and not self._aggregates_once
-        interval = self.config.aggregation_interval if every else len(self)
+        interval = self.config.aggregation_interval if self.config.aggregation == "interval" else len(self)
         return (step + 1) % interval == 0 or step + 1 == len(self)
 
     def order(self, epoch: int) -> npt.NDArray[np.int32]:
@@ -146,15 +146,16 @@ class Schedule:
         size = self.config.positives_a_step
         return min(size, self.n_pairs - step * size)
 
+    def settles_after(self, step: int) -> bool:
+        """Whether all items make the steps that they have missed after this step."""
+        return self.aggregates_after(step) or (step + 1) % adam.MOST_MISSED == 0 or step + 1 == len(self)
+
     def can_stop_after(self, step: int) -> bool:
         """Whether the epoch can be resumed after this step, from the tables and the optimizer state alone.
 
-        With ``leave_one_out`` or features of items this holds right after an aggregation of all users: the items they
-        were made from are then the current items.
+        The items must have made all steps, and be those that the users of pairs are made of.
         """
-        if self.config.item_features != "none":
-            return self.aggregates_after(step)
-        return not self.config.leave_one_out or self._aggregates_once or self.aggregates_after(step)
+        return self.settles_after(step) and (self.aggregates_after(step) or not self._pairs_need_items)
 
     def batches(
         self, epoch: int, done: int = 0, ordered: tuple[Ids, npt.NDArray[np.int64]] | None = None

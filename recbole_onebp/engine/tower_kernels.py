@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange
 
-from recbole_onebp.engine.kernels import adam_step, sum_terms
+from recbole_onebp.engine.adam import adam_step
+from recbole_onebp.engine.kernels import sum_terms
 from recbole_onebp.util.compiled import njit
 
 __all__ = ["Features", "compose", "gradient_rows", "spread", "step_given"]
@@ -110,7 +111,7 @@ def step_given(rows, slot, gradient, adam):
         gradient: ``(m, d)``.
         adam: the parameter and the step.
     """
-    table, exp_avg, exp_avg_sq, step_size, eps, beta1, beta2, weight_decay = adam
+    table, exp_avg, exp_avg_sq, step_size, eps, beta1, beta2, weight_decay = adam[:8]
     size = table.shape[1]
     for task in prange((len(rows) + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK):
         total = np.empty(size, _F)

@@ -43,6 +43,12 @@ def often(monkeypatch):
     monkeypatch.setattr(CheckpointClock, "is_due", lambda _clock: True)
 
 
+@pytest.fixture(autouse=True)
+def rows_miss_one_step(monkeypatch):
+    """So that checkpoints are possible after every second step of these short epochs, not after every fiftieth."""
+    monkeypatch.setattr("recbole_onebp.engine.adam.MOST_MISSED", 2)
+
+
 class StoppedError(Exception):
     pass
 

@@ -1,0 +1,105 @@
+"""Adam's step for rows of a table, and how a row makes up for the steps that it has missed, compiled by numba.
+
+Adam moves every row at every step: after its last gradient a row goes on in the direction of its first moment.  To do
+so at once for all rows, each step would read and write the whole table and both moments.  But without a gradient the
+moments shrink by constant factors, so many such steps have a closed form.  If step s gave a row the moments m and v,
+and steps s + 1 to t have no gradient for it, then they move it by
+
+    - sum_j step_size_j beta1^(j-s) m / (beta2^((j-s)/2) sqrt(v) + eps)  =  - drift * m / (sqrt(v) + eps)
+
+with ``drift = sum_j step_size_j (beta1 / sqrt(beta2))^(j-s)``.  (eps is taken as the same multiple of the second
+moment's root at all steps.  It is 1e-8 and plays no role unless gradients are about as small.)  So a row may miss steps
+and is brought up to date when it is needed.  With weight decay every row has a gradient at every step, so none may miss
+one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import prange
+
+from recbole_onebp.util.compiled import njit
+
+__all__ = ["MOST_MISSED", "Adam", "adam_step", "catch_up", "current_row", "settle_rows"]
+
+MOST_MISSED = 50
+"""A row misses at most this many steps in a row."""
+
+_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
+_ROWS_PER_TASK = 32
+_F1 = np.float32(1)
+
+
+class Adam(NamedTuple):
+    """A parameter and one step of Adam: ``table -= step_size * exp_avg / (sqrt(exp_avg_sq) + eps)``."""
+
+    table: Any
+    """``(n_rows, d)``, like the two moments."""
+    exp_avg: Any
+    exp_avg_sq: Any
+    step_size: Any
+    eps: Any
+    beta1: Any
+    beta2: Any
+    weight_decay: Any
+    stepped: Any
+    """Number of the last step that each row has made, ``(n_rows,)``; empty if no row misses steps."""
+    now: Any
+    """Number of steps before this one."""
+    drift: Any
+    """By the number of missed steps, up to ``MOST_MISSED``; see above."""
+    left1: Any
+    """What missed steps leave of the first moment, likewise."""
+    left2: Any
+    """Of the second moment."""
+
+
+@njit(**_OPTIONS)
+def current_row(adam, row, memory):
+    """The row with the steps that it has missed, ``(d,)``; in ``memory`` if there are any."""
+    value = adam.table[row]
+    if len(adam.stepped) == 0 or adam.stepped[row] == adam.now:
+        return value
+    drift, m, v = adam.drift[adam.now - adam.stepped[row]], adam.exp_avg[row], adam.exp_avg_sq[row]
+    for k in range(len(value)):
+        memory[k] = value[k] - drift * m[k] / (np.float32(math.sqrt(v[k])) + adam.eps)
+    return memory
+
+
+# Not inlined: numba would take the loop of settle_rows for one without effect and leave it out.
+@njit(**_OPTIONS)
+def catch_up(adam, row):
+    """Let a row make the steps that it has missed."""
+    if len(adam.stepped) == 0 or adam.stepped[row] == adam.now:
+        return
+    count = adam.now - adam.stepped[row]
+    adam.stepped[row] = adam.now
+    drift, left1, left2 = adam.drift[count], adam.left1[count], adam.left2[count]
+    value, m, v = adam.table[row], adam.exp_avg[row], adam.exp_avg_sq[row]
+    for k in range(len(value)):
+        value[k] -= drift * m[k] / (np.float32(math.sqrt(v[k])) + adam.eps)
+        m[k] *= left1
+        v[k] *= left2
+
+
+@njit(parallel=True, **_OPTIONS)
+def settle_rows(rows, adam):
+    """:func:`catch_up` for each of the rows."""
+    for task in prange((len(rows) + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK):
+        for at in range(task * _ROWS_PER_TASK, min(len(rows), (task + 1) * _ROWS_PER_TASK)):
+            catch_up(adam, rows[at])
+
+
+@njit(inline="always", **_OPTIONS)
+def adam_step(gradient, value, exp_avg, exp_avg_sq, step_size, eps, beta1, beta2):
+    """One step of :class:`Adam` for a row, ``(d,)`` each."""
+    for k in range(len(value)):
+        g = gradient[k]
+        m = beta1 * exp_avg[k] + (_F1 - beta1) * g
+        v = beta2 * exp_avg_sq[k] + (_F1 - beta2) * g * g
+        exp_avg[k] = m
+        exp_avg_sq[k] = v
+        value[k] -= step_size * m / (np.float32(math.sqrt(v)) + eps)

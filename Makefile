@@ -3,7 +3,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-WORKERS ?= 2
+# One more than CI has cores: many tests wait for other processes.
+WORKERS ?= 3
 # What test-matrix tries: names of interpreters on PATH; the oldest versions of everything go with one of them.
 PYTHONS ?= python3.10 python3.12 python3.13
 LOWEST ?= python3.10
@@ -12,11 +13,12 @@ BIN := $(abspath $(VENV))/bin
 # The pins of the newest versions tried hold for Python 3.11 and later; make CONSTRAINTS= installs what pip finds.
 CONSTRAINTS ?= $(shell $(PYTHON) -c 'import sys; print("constraints/newest.txt" if sys.version_info >= (3, 11) else "")')
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-INSTALL := $(PIP) install $(addprefix --constraint ,$(CONSTRAINTS))
+# Of the thousands of modules, Python compiles those that are imported, when they are: pip would compile all.
+INSTALL := $(PIP) install --no-compile $(addprefix --constraint ,$(CONSTRAINTS))
 SOURCES := setup.cfg pyproject.toml README.md $(shell find recbole_onebp properties -type f -not -name "*.pyc")
 # pytest, unlike python -m pytest, does not put this folder on the path: the tests use the installed wheel.
 PYTEST := cd tests && $(BIN)/pytest
-PARALLEL := -n $(WORKERS) --dist loadscope
+PARALLEL := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .PHONY: demo test test-unit test-quick test-slow test-matrix lint types docs audit clean
 

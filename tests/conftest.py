@@ -53,8 +53,8 @@ FIRST = [
 ]
 """Files that workers take first.
 
-The first one compiles most of numba's loops, which takes half a minute; those beside it train nothing, so the others find
-the loops in the cache.  All of them are long: none should be the last.
+The first one compiles most of numba's loops, which takes half a minute; those beside it train nothing, so the others
+find the loops in the cache.  All of them are long: none should be the last.
 """
 
 
@@ -107,8 +107,8 @@ def _unit_tests_import_no_recbole(request: pytest.FixtureRequest) -> Iterator[No
 def _torch_in_a_hurry() -> None:
     """What an earlier test has done would make this one's training ten times slower.
 
-    numba's first parallel loop gives torch a thread per core, as said above.  RecBole's SINE, which comes with any other
-    sequential model, makes autograd keep a traceback of each operation.
+    numba's first parallel loop gives torch a thread per core, as said above.  RecBole's SINE, which comes with any
+    other sequential model, makes autograd keep a traceback of each operation.
     """
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)

@@ -3,7 +3,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-WORKERS ?= 2
+# One more than CI has cores: many tests wait for other processes.
+WORKERS ?= 3
 # What test-matrix tries: names of interpreters on PATH; the oldest versions of everything go with one of them.
 PYTHONS ?= python3.10 python3.12 python3.13
 LOWEST ?= python3.10
@@ -12,11 +13,11 @@ BIN := $(abspath $(VENV))/bin
 # The pins of the newest versions tried hold for Python 3.11 and later; make CONSTRAINTS= installs what pip finds.
 CONSTRAINTS ?= $(shell $(PYTHON) -c 'import sys; print("constraints/newest.txt" if sys.version_info >= (3, 11) else "")')
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-INSTALL := $(PIP) install $(addprefix --constraint ,$(CONSTRAINTS))
+INSTALL := $(PIP) install --no-compile $(addprefix --constraint ,$(CONSTRAINTS))
 SOURCES := setup.cfg pyproject.toml README.md $(shell find recbole_onebp properties -type f -not -name "*.pyc")
 # pytest, unlike python -m pytest, does not put this folder on the path: the tests use the installed wheel.
 PYTEST := cd tests && $(BIN)/pytest
-PARALLEL := -n $(WORKERS) --dist loadscope
+PARALLEL := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .PHONY: demo test test-unit test-quick test-slow test-matrix lint types docs audit clean
 
@@ -77,11 +78,13 @@ dist/wheel: $(SOURCES) | $(VENV)/bin/python
 	touch $@
 
 # One call of pip installs the wheel with an extra. pip does not replace a version by the same version, so the old
-# one is removed first. RecBole wants ray <= 2.6.3, which pip cannot resolve from Python 3.12 on: RecBole comes alone.
+# one is removed first. pip would compile the modules in one process, so it leaves that to compileall, which passes over
+# those of other Pythons. RecBole wants ray <= 2.6.3, which pip cannot resolve from Python 3.12 on: RecBole comes alone.
 define install
 	$(PIP) uninstall --yes recbole-onebp 2> /dev/null
 	$(INSTALL) "$$(echo dist/*.whl)$(1)"
 	$(BIN)/python -c 'import recbole' 2> /dev/null || $(INSTALL) --no-deps recbole==1.2.1
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 endef
 

@@ -39,6 +39,24 @@ UNIT = {
 PROCESS = {"distributed/test_distributed.py", "serving/test_page.py", "test_packaging.py"}
 """Files whose tests are all marked ``process``.  Single tests elsewhere carry the mark themselves."""
 
+FIRST = [
+    "engine/test_engine.py",
+    "serving/test_server.py",
+    "serving/test_service.py",
+    "serving/test_workers.py",
+    "serving/test_page.py",
+    "serving/test_protocol.py",
+    "distributed/test_distributed.py",
+    "experiments/test_tune.py",
+    "test_cases.py",
+    "test_packaging.py",
+]
+"""Files that workers take first.
+
+The first one compiles most of numba's loops, which takes half a minute; those beside it train nothing, so the others
+find the loops in the cache.  All of them are long: none should be the last.
+"""
+
 
 _DRAW_CURVES = RunFolder.draw_curves
 
@@ -61,6 +79,11 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker("process")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: rank.get(_name_of(item.path), len(FIRST)))
+
+
 def pytest_collection_finish() -> None:
     """Leave what has been imported out of garbage collections: torch and RecBole make one take a third of a second."""
     gc.collect()
@@ -78,6 +101,18 @@ def _unit_tests_import_no_recbole(request: pytest.FixtureRequest) -> Iterator[No
     yield
     if request.node.get_closest_marker("unit"):
         assert before or "recbole" not in sys.modules
+
+
+@pytest.fixture(autouse=True)
+def _torch_in_a_hurry() -> None:
+    """What an earlier test has done would make this one's training ten times slower.
+
+    numba's first parallel loop gives torch a thread per core, as said above.  RecBole's SINE, which comes with any
+    other sequential model, makes autograd keep a traceback of each operation.
+    """
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+        torch.autograd.set_detect_anomaly(False)
 
 
 @pytest.fixture(autouse=True)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from itertools import product
 
 import numba
@@ -172,13 +169,12 @@ def test_the_number_of_threads_does_not_matter(tiny, negatives, options):
 
 def test_an_epoch_leaves_torchs_number_of_threads():
     """In a process of its own, because numba starts its threads once."""
-    code = (
+    done = fresh.python(
+        "import os, numba; os.environ['NUMBA_NUM_THREADS'] = '2'; numba.config.reload_config()\n"
         "import torch; torch.set_num_threads(1); import recbole_onebp\n"
         "run = recbole_onebp.build('OneBP', 'ml-100k', config_dict={'train_batch_size': 40_000, 'output_dir': 'out'})\n"
         "run.trainer._train_epoch(run.train_data, 0); print('threads:', torch.get_num_threads())"
     )
-    environment = {**os.environ, "NUMBA_NUM_THREADS": "2"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert "threads: 1" in done.stdout, done.stderr
 
 

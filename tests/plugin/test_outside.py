@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -14,6 +12,7 @@ import torch
 import recbole_onebp
 from recbole_onebp.plugin.outside import OutsideModel
 from recbole_onebp.util.errors import UserError
+from support import fresh
 
 IN_ORDER = {
     "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
@@ -52,6 +51,11 @@ def pop(tmp_path_factory):
     return recbole_onebp.build("Pop", "ml-100k", config_dict=keys)
 
 
+@pytest.fixture(scope="module")
+def pops_test(pop):
+    return pop.fit().test
+
+
 def test_scores_of_another_library_stand_at_recboles_items(pop):
     dataset = pop.train_data._dataset
     model = Taken(pop.config, dataset)
@@ -86,14 +90,13 @@ class Recorder:
         ("ImplicitBPR", "bpr", "BayesianPersonalizedRanking", {"iterations": 100, "learning_rate": 0.01}),
     ],
 )
-def test_implicit_gets_the_settings(monkeypatch, name, module, kind, settings):
+def test_implicit_gets_the_settings(monkeypatch, pops_test, name, module, kind, settings):
     monkeypatch.setitem(sys.modules, "implicit", ModuleType("implicit"))
     monkeypatch.setitem(sys.modules, f"implicit.{module}", SimpleNamespace(**{kind: Recorder}))
     own = {"alpha": 7.0} if name == "ImplicitALS" else {}
     run = recbole_onebp.build(name, "ml-100k", config_dict={**IN_ORDER, "embedding_size": 8, **own})
     assert Recorder.made.items() >= {"factors": 8, "random_state": 1, **settings}.items()
-    wanted = recbole_onebp.build("Pop", "ml-100k", config_dict=IN_ORDER).fit().test
-    assert run.fit().test == pytest.approx(wanted, abs=0.003)  # but for ties
+    assert run.fit().test == pytest.approx(pops_test, abs=0.003)  # but for ties
 
 
 def test_lightfm_gets_ids_and_values(monkeypatch):
@@ -143,19 +146,21 @@ def test_a_model_of_ones_own_is_found_by_name(tmp_path):
         "        return np.tile(self._fitted, (len(users), 1))\n"
     )
     (tmp_path / "Mine.yaml").write_text("sign: 1\n")
-    command = [sys.executable, "-m", "recbole_onebp", "train", "--model=Mine", "--dataset=ml-100k"]
 
-    def run(*more, **environment):
-        given = {**os.environ, **environment}
-        return subprocess.run([*command, *more], cwd=tmp_path, env=given, capture_output=True, text=True, check=False)
+    def run(*more, models):
+        arguments = ["train", "--model=Mine", "--dataset=ml-100k", *more]
+        return fresh.python(
+            f"import os, sys; os.environ['RECBOLE_ONEBP_MODELS'] = {str(models)!r}\n"
+            f"from recbole_onebp.cli import main; sys.exit(main({arguments}))"
+        )
 
-    found = run(f"--output_dir={tmp_path / 'out'}", RECBOLE_ONEBP_MODELS=str(tmp_path))
+    found = run(f"--output_dir={tmp_path / 'out'}", models=tmp_path)
     assert found.returncode == 0, found.stderr
     assert (tmp_path / "out" / "result.json").exists()
-    wrong = run("--signs=2", RECBOLE_ONEBP_MODELS=str(tmp_path))
+    wrong = run("--signs=2", models=tmp_path)
     assert wrong.returncode == 2
     assert "signs: no such configuration key; did you mean sign?" in wrong.stderr
-    assert "there is none named 'Mine'" in run(RECBOLE_ONEBP_MODELS="").stderr
+    assert "there is none named 'Mine'" in run(models="").stderr
 
 
 @pytest.fixture(scope="module", params=["HistorySASRec", "HistoryGRU4Rec"])

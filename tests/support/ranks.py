@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numba
 import torch
 import torch.multiprocessing as mp
 
@@ -53,6 +54,8 @@ class InRanks:
 def _serve(connection: Connection) -> None:
     for name in ("recbole_onebp.trainer", "recbole_onebp.run.build", "recbole.quick_start", "torch._dynamo"):
         import_module(name)  # torch imports the last when an optimizer is made
+    os.environ["NUMBA_NUM_THREADS"] = "1"  # with numba's first loop, torch would use as many threads as there are cores
+    numba.config.reload_config()
 
     while True:
         try:

@@ -31,7 +31,7 @@ from recbole_onebp.distributed.ranks import current
 from recbole_onebp.recency import recency_weights
 from recbole_onebp.util.compiled import njit
 
-__all__ = ["ItemScores", "LocalTerm"]
+__all__ = ["ItemScores", "LocalScores", "LocalTerm"]
 
 _Ids = npt.NDArray[np.int32]
 _Places = npt.NDArray[np.int64]
@@ -50,11 +50,42 @@ class ItemScores(NamedTuple):
     item: npt.NDArray[np.int64]
     score: npt.NDArray[np.float32]
 
-    def add_to(self, scores: Tensor) -> None:
-        """Add to the scores of the B users for all items, ``(B, n_items)``, in place."""
+    def add_to(self, scores: Tensor, times: float = 1.0) -> None:
+        """Add so many times these to the scores of the B users for all items, ``(B, n_items)``, in place."""
+        if scores.device.type == "cpu":
+            _add(*self, np.float32(times), scores.numpy())
+            return
         row = np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
         rows, items, added = (torch.from_numpy(part).to(scores.device) for part in (row, self.item, self.score))
-        scores[rows, items] += added
+        scores[rows, items] += times * added
+
+
+@dataclass(frozen=True)
+class LocalScores:
+    """What the local term adds to the scores of B users.
+
+    Attributes:
+        csr: ``indptr``, ``indices`` and ``values`` of the term.
+        start: the items of user b are ``item[start[b] : start[b + 1]]``; ``(B + 1,)``.
+        item: ``(n,)``.
+        share: what the row of each is multiplied by, ``(n,)``.
+    """
+
+    csr: tuple[_Places, _Ids, npt.NDArray[np.float32]]
+    start: _Places
+    item: npt.NDArray[np.int64]
+    share: npt.NDArray[np.float32]
+
+    def found(self, tile: int | None = None) -> ItemScores:
+        """The sums; for all items that are not named they are 0.
+
+        Those of a user are in the order of ranges of ``tile`` items, 0 to ``tile - 1`` first; of any order if None.
+        """
+        n_items = len(self.csr[0]) - 1
+        bound = _most_scores(self.csr[0], self.start, self.item)
+        found = np.zeros_like(self.start), np.empty(bound, np.int64), np.empty(bound, np.float32)
+        end = _add_up(self.csr, self.start, self.item, self.share, tile or n_items, *found)
+        return ItemScores(found[0], found[1][:end], found[2][:end])
 
 
 @dataclass(frozen=True)
@@ -118,8 +149,8 @@ class LocalTerm:
         start: _Places,
         item: npt.NDArray[np.int64],
         strength: npt.NDArray[np.float32] = _NONE,
-    ) -> ItemScores:
-        """What the term adds to the scores of users; for all items that are not named it is 0.
+    ) -> LocalScores:
+        """What the term adds to the scores of users.
 
         Args:
             user: ids of B users.
@@ -127,11 +158,11 @@ class LocalTerm:
             item: ``(n,)``.
             strength: weights of the interactions, ``(n,)``; all the same if empty.
         """
-        bound = _most_scores(self.indptr, user, start, item)
-        found = np.zeros(len(user) + 1, np.int64), np.empty(bound, np.int64), np.empty(bound, np.float32)
-        by_age = self.by_age(int((start[user + 1] - start[user]).max(initial=0)))
-        end = _scores(self._csr, np.float32(self.weight), by_age, user, start, item, strength, *found)
-        return ItemScores(found[0], found[1][:end], found[2][:end])
+        ends = np.concatenate(([0], np.cumsum(start[user + 1] - start[user])))
+        own, share = np.empty(ends[-1], np.int64), np.empty(ends[-1], np.float32)
+        by_age = self.by_age(int(np.diff(ends).max(initial=0)))
+        _shares(np.float32(self.weight), by_age, user, start, item, strength, ends, own, share)
+        return LocalScores(self._csr, ends, own, share)
 
     def pairs(
         self,
@@ -187,54 +218,66 @@ def _explain_by_content(found: Neighbors, has_pairs: npt.NDArray[np.bool_], feat
 # These loops are not parallel: a block of users is divided between threads by the caller, and a process that was forked
 # may run them.
 @njit(**_OPTIONS)
-def _scores(csr, weight, by_age, user, start, item, strength, ends, target, added):
-    """Write the scores of each user after those of the one before; return where the last ones end."""
-    n_items, end = len(csr[0]) - 1, 0
-    score, seen = np.zeros(n_items, np.float32), np.zeros(n_items, np.bool_)
+def _shares(weight, by_age, user, start, item, strength, ends, own, share):
+    """Write the items of each user, and what the row of each is multiplied by."""
     for b in range(len(user)):
-        own = slice(start[user[b]], start[user[b] + 1])
-        end = _add_up(csr, weight, by_age, item[own], strength[own], score, seen, end, target, added)
-        ends[b + 1] = end
-    return end
+        first, n = start[user[b]], ends[b + 1] - ends[b]
+        factor = _factor(weight, by_age, n, strength[first : first + n])
+        for p in range(n):
+            r = factor * by_age[n - 1 - p]
+            if len(strength):
+                r *= strength[first + p]
+            own[ends[b] + p], share[ends[b] + p] = item[first + p], r
 
 
 @njit(**_OPTIONS)
-def _most_scores(indptr, user, start, item):
+def _most_scores(indptr, start, item):
     """At least as many as the items that the users have scores for."""
     n_items, most = len(indptr) - 1, 0
-    for u in user:
+    for b in range(len(start) - 1):
         n = 0
-        for i in item[start[u] : start[u + 1]]:
+        for i in item[start[b] : start[b + 1]]:
             n += indptr[i + 1] - indptr[i]
         most += min(n, n_items)
     return most
 
 
 @njit(**_OPTIONS)
-def _add_up(csr, weight, by_age, history, strength, score, seen, first, target, added):
-    """Write the scores that a history gives from the place ``first`` on; return the place after the last.
-
-    The scratch ``score`` and ``seen``, ``(n_items,)``, is zero before and after.
-    """
+def _add_up(csr, start, item, share, tile, ends, target, added):
+    """Write the scores of each user after those of the one before; return where the last ones end."""
     indptr, indices, values = csr
-    n, stop = len(history), first
-    factor = _factor(weight, by_age, n, strength)
-    for p in range(n):
-        i, r = history[p], factor * by_age[n - 1 - p]
-        if len(strength):
-            r *= strength[p]
-        for q in range(indptr[i], indptr[i + 1]):
-            j = indices[q]
-            if not seen[j]:
-                seen[j] = True
-                target[stop] = j
+    n_items, stop = len(indptr) - 1, 0
+    score, seen = np.zeros(n_items, np.float32), np.zeros(n_items, np.uint8)
+    # The items of a tile that have a score stand at the tile's own places, with one more for the next item.
+    n_tiles = -(-n_items // tile)
+    first = np.arange(n_tiles) * (tile + 1)
+    found, place = np.empty(n_tiles * (tile + 1), np.int32), first.copy()
+    for b in range(len(start) - 1):
+        for p in range(start[b], start[b + 1]):
+            r = share[p]
+            for q in range(indptr[item[p]], indptr[item[p] + 1]):
+                j = np.uint32(indices[q])
+                t = j // np.uint32(tile)
+                found[place[t]] = j  # written anyway: a branch would often be predicted wrongly
+                place[t] += 1 - np.int64(seen[j])
+                seen[j] = 1
+                score[j] += r * values[q]
+        for t in range(n_tiles):
+            for n in range(first[t], place[t]):
+                j = np.uint32(found[n])
+                target[stop], added[stop] = j, score[j]
+                score[j], seen[j] = 0, 0
                 stop += 1
-            score[j] += r * values[q]
-    for place in range(first, stop):
-        j = target[place]
-        added[place] = score[j]
-        score[j], seen[j] = 0, False
+            place[t] = first[t]
+        ends[b + 1] = stop
     return stop
+
+
+@njit(**_OPTIONS)
+def _add(start, item, score, times, scores):
+    for b in range(len(start) - 1):
+        for place in range(start[b], start[b + 1]):
+            scores[b, item[place]] += times * score[place]
 
 
 @njit(**_OPTIONS)

@@ -31,7 +31,7 @@ from recbole_onebp.distributed.ranks import current
 from recbole_onebp.distributed.sharding import Shard, item_count
 from recbole_onebp.functional import bilateral_softmax, info_nce, moving_aggregate_, popularity_weights
 from recbole_onebp.history import History
-from recbole_onebp.local import ItemScores, LocalTerm
+from recbole_onebp.local import LocalScores, LocalTerm
 from recbole_onebp.recency import trends
 from recbole_onebp.tower import Tower
 from recbole_onebp.util.errors import UserError
@@ -435,10 +435,10 @@ class OneBP(GeneralRecommender):
         user_e, item_e = self.ranking_vectors(interaction)
         scores = user_e @ item_e.T
         if (local := self.local_scores(interaction)) is not None:
-            local.add_to(scores)
+            local.found().add_to(scores)
         return scores.view(-1)
 
-    def local_scores(self, interaction: Interaction) -> ItemScores | None:
+    def local_scores(self, interaction: Interaction) -> LocalScores | None:
         """What the local term adds to the scores of the users; None without it."""
         if (local := self.local) is None:
             return None

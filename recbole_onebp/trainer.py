@@ -13,7 +13,7 @@ import torch
 from recbole.config import Config
 from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
-from recbole.utils import set_color
+from recbole.utils import calculate_valid_score, set_color
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,6 +21,7 @@ from recbole_onebp.config.schema import OneBPConfig
 from recbole_onebp.config.settings import RunSettings
 from recbole_onebp.distributed.ranks import current
 from recbole_onebp.engine import Engine, Schedule, make_engine, why_not_fast
+from recbole_onebp.evaluation.full_sort import evaluate_weights
 from recbole_onebp.functional import spread
 from recbole_onebp.model import OneBP
 from recbole_onebp.util.errors import UserError
@@ -200,27 +201,35 @@ class OneBPTrainer(Trainer):
         """Validate, and with ``local_weight: auto`` move the local term's weight to where the metric is best.
 
         The search starts at the weight of the last validation.  It goes up by one step as long as that is better, and
-        if it never was, down.  The weight is part of the model, so it is saved with the best one.
+        if it never was, down.  A weight and its neighbours are validated together.  The weight is part of the model, so
+        it is saved with the best one.
         """
-        validate, config = partial(super()._valid_epoch, valid_data, show_progress), self.model.config
-        score, result = validate()
+        config = self.model.config
         if config.local == "none" or config.local_weight != "auto":
-            return score, result
+            return super()._valid_epoch(valid_data, show_progress)
         weight, sign = self.model.local_weight, 1 if self.valid_metric_bigger else -1
-        start = place = int(np.abs(np.array(LOCAL_WEIGHTS) - float(weight)).argmin())
-        for step in (1, -1):
-            while place == start or (place > start) == (step > 0):
-                if not 0 <= place + step < len(LOCAL_WEIGHTS):
-                    break
-                weight.fill_(LOCAL_WEIGHTS[place + step])
-                new_score, new_result = validate()
-                if sign * new_score <= sign * score:
-                    break
-                score, result, place = new_score, new_result, place + step
+        found: dict[int, tuple[float, Any]] = {}
+
+        def score(place: int) -> float:
+            if not 0 <= place < len(LOCAL_WEIGHTS):
+                return -np.inf
+            if place not in found:
+                near = [n for n in (place, place - 1, place + 1) if 0 <= n < len(LOCAL_WEIGHTS) and n not in found]
+                weights = [LOCAL_WEIGHTS[n] for n in near]
+                results = evaluate_weights(self, valid_data, weights, show_progress=show_progress)
+                found.update(
+                    (n, (calculate_valid_score(r, self.valid_metric), r)) for n, r in zip(near, results, strict=True)
+                )
+            return sign * found[place][0]
+
+        place = int(np.abs(np.array(LOCAL_WEIGHTS) - float(weight)).argmin())
+        step = 1 if score(place) < score(place + 1) else -1  # the place is scored first, with both neighbours
+        while score(place + step) > score(place):
+            place += step
         weight.fill_(LOCAL_WEIGHTS[place])
         self.chosen = {"local_weight": LOCAL_WEIGHTS[place]}
         self.logger.info(f"local_weight: {LOCAL_WEIGHTS[place]:g}")
-        return score, result
+        return found[place]
 
     def _decay_learning_rate(self, epoch_idx: int) -> None:
         """Set the learning rate from the epoch's number alone, so that a resumed run uses the same one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numba
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ N_USERS, N_ITEMS = 200, 300
 ORDER = {"eval_args": {"order": "TO", "split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "user", "mode": "full"}}
 FORM = {"score": "cosine", "item_bias": True, "negatives": "shared", "n_shared_negatives": 16, "train_batch_size": 32,
         "aggregation": "interval", "aggregation_interval": 3, "beta": 0.0, "local": "ridge", "local_neighbors": 10,
-        "local_reg": 2.0}  # fmt: skip
+        "local_reg": 2.0, "embedding_size": 16}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +177,7 @@ def expected_scores(term, history):
 
 def test_scores_are_weighted_sums(term):
     items, start, item = histories()
-    found = term.scores(np.array([3, 0, 4, 2, 1]), start, item)
+    found = term.scores(np.array([3, 0, 4, 2, 1]), start, item).found()
     scores = torch.zeros(5, N_ITEMS)
     found.add_to(scores)
     for row, user in enumerate([3, 0, 4, 2, 1]):
@@ -188,7 +190,7 @@ def test_scores_of_pairs_are_the_same(term):
     user, target = (part.ravel() for part in np.meshgrid(np.arange(5), np.arange(N_ITEMS), indexing="ij"))
     found = term.pairs(user, target, start, item).reshape(5, N_ITEMS)
     scores = torch.zeros(5, N_ITEMS)
-    term.scores(np.arange(5), start, item).add_to(scores)
+    term.scores(np.arange(5), start, item).found().add_to(scores)
     np.testing.assert_allclose(found, scores, rtol=1e-4, atol=1e-6)
 
 
@@ -219,7 +221,7 @@ def test_the_model_adds_the_term_everywhere(trained, ordered):
         )
         scores = model.full_sort_predict(interaction).view(len(users), -1)
     extra = torch.zeros_like(scores)
-    model.local_scores(interaction).add_to(extra)
+    model.local_scores(interaction).found().add_to(extra)
     assert extra.abs().max() > 0.1
     torch.testing.assert_close(scores, towers + extra)
     grid = torch.cartesian_prod(users, torch.arange(1, model.n_items))
@@ -240,11 +242,13 @@ def test_the_fast_evaluation_is_exact(trained, monkeypatch, weight):
     exact = run.trainer.evaluate(run.test_data, load_best_model=False)
     ranked = []
     insert = bounded.Product.top_items
-    monkeypatch.setattr(bounded.Product, "top_items", lambda product, k: ranked.append(k) or insert(product, k))
-    for module in (bounded, full_sort):
-        monkeypatch.setattr(module, "MIN_ITEMS", 1)
+    monkeypatch.setattr(
+        bounded.Product, "top_items", lambda product, *args: ranked.append(product.table.pays) or insert(product, *args)
+    )
+    monkeypatch.setattr(bounded, "MIN_ITEMS", 1)
     monkeypatch.setattr(bounded, "_MOST_COMPUTED", 1.0)
     assert run.trainer.evaluate(run.test_data, load_best_model=False) == exact
+    assert all(ranked)
     assert ranked
 
 
@@ -262,6 +266,64 @@ def test_the_weight_is_chosen_on_validation(trained):
     place = LOCAL_WEIGHTS.index(weight)
     near = LOCAL_WEIGHTS[max(place - 1, 0) : place + 2]
     assert max(scores[other][metric] for other in near) == scores[weight][metric]
+
+
+@pytest.mark.parametrize("is_bounded", [True, False])
+@pytest.mark.parametrize("more", [[], ["ItemCoverage"], ["GAUC"]])
+def test_weights_validated_together_have_the_metrics_of_each(trained, monkeypatch, is_bounded, more):
+    if is_bounded:
+        monkeypatch.setattr(bounded, "MIN_ITEMS", 1)
+        monkeypatch.setattr(bounded, "multiplies_int8", lambda: True)
+        monkeypatch.setattr(bounded, "_MOST_COMPUTED", 1.0)
+    run = trained(True, metrics=["Recall", "NDCG", *more], metric_decimal_place=12, eval_memory_mb=7 * 41 * 4 / 2**20)
+    alone = []
+    for weight in LOCAL_WEIGHTS:
+        run.model.local_weight.fill_(weight)
+        alone.append(run.trainer.evaluate(run.valid_data, load_best_model=False))
+    assert full_sort.evaluate_weights(run.trainer, run.valid_data, LOCAL_WEIGHTS) == alone
+    assert len({tuple(result.values()) for result in alone}) > 2
+    assert run.trainer.evaluate(run.valid_data, load_best_model=False) in alone, "later evaluations are as before"
+
+
+@pytest.mark.parametrize("is_bounded", [True, False])
+def test_lists_of_several_weights_are_those_of_each(trained, monkeypatch, is_bounded):
+    if is_bounded:
+        monkeypatch.setattr(bounded, "MIN_ITEMS", 1)
+        monkeypatch.setattr(bounded, "multiplies_int8", lambda: True)
+    monkeypatch.setattr(bounded, "_TILE", 16)
+    model = trained(ordered=True).model.eval()
+    interaction = Interaction({model.USER_ID: torch.arange(1, model.n_users)})
+    hidden = torch.tensor([0, 0, 3]), torch.tensor([4, 5, 1])
+
+    def product() -> bounded.Product:
+        users, items = model.ranking_vectors(interaction)
+        local = None if model.local is None else lambda rows: model.local_scores(interaction[rows])
+        return bounded.Product(users, bounded.ItemTable(items), hidden, pool, local)
+
+    with torch.no_grad(), bounded.ranking_threads() as pool:
+        model.local_weight.fill_(1.0)
+        together = product().top_items(10, LOCAL_WEIGHTS)
+        for n, weight in enumerate(LOCAL_WEIGHTS):
+            model.local_weight.fill_(1.0)
+            times = product().scores(times=weight)
+            model.local_weight.fill_(weight)
+            assert torch.equal(product().scores(), times)
+            assert torch.equal(together[:, n], product().top_items(10)[:, 0])
+            assert torch.equal(together[:, n], torch.topk(times, 10)[1])
+
+
+def test_sums_in_tiles_are_the_sums(term):
+    _, start, item = histories()
+    scores = term.scores(np.arange(5), start, item)
+    expected = torch.zeros(5, N_ITEMS)
+    scores.found().add_to(expected)
+    for tile in (1, 7, N_ITEMS, 4 * N_ITEMS):
+        found = scores.found(tile)
+        again = torch.zeros(5, N_ITEMS)
+        found.add_to(again)
+        assert torch.equal(again, expected)
+        for begin, end in pairwise(found.start):
+            assert (np.diff(found.item[begin:end] // tile) >= 0).all()
 
 
 def test_a_given_weight_stays_and_zero_is_the_towers_alone(trained, tiny):

@@ -128,7 +128,7 @@ def test_in_the_scores_of_the_local_term(recency):
     items = [rng.integers(1, 60, n) for n in (0, 1, 12)]
     start, strength = np.cumsum([0, *map(len, items)]), rng.random(13).astype(np.float32) + 0.1
     found = torch.zeros(3, 60)
-    term.scores(np.arange(3), start, np.concatenate(items), strength).add_to(found)
+    term.scores(np.arange(3), start, np.concatenate(items), strength).found().add_to(found)
     pairs = term.pairs(np.repeat(np.arange(3), 60), np.tile(np.arange(60), 3), start, np.concatenate(items), strength)
     for user in range(3):
         age = np.arange(len(items[user]))[::-1]

@@ -12,7 +12,7 @@ other scores are computed in float32.  The result is exact.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
@@ -26,6 +26,7 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from recbole_onebp.evaluation.topk import top_items
+from recbole_onebp.local import ItemScores, LocalScores
 from recbole_onebp.util import simd
 from recbole_onebp.util.compiled import njit
 
@@ -39,9 +40,14 @@ MIN_ITEMS = 8192
 _TILE = 2048
 """Items per product: the bounds of a thread's users must stay in the second-level cache until they are read."""
 _STRIDE = 64
+_PART = 16
 """Number of bounds that are compared together, in vector registers."""
 _MOST_COMPUTED = 1 / 16
 """If more than this share of the scores must be computed in float32, the bounds save no time."""
+
+
+def _no_scores(n_users: int) -> ItemScores:
+    return ItemScores(np.zeros(n_users + 1, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
 
 
 @lru_cache(maxsize=1)
@@ -102,15 +108,14 @@ def _is_of_common_size(rows: Tensor) -> bool:
 
 
 class Product:
-    """Scores of a block of users for all items, kept as the two factors.
+    """Scores of a block of users for all items, kept as the two factors and the local term.
 
     Args:
         users: ``(B, d)``.
         table: the items.
         hidden: rows and items that must not be ranked, ``(h,)`` each.  Item 0, the padding, never is.
         pool: see :func:`ranking_threads`.
-        added: returns for rows ``(b,)`` what is added to the products of some items: those of the r-th row lie from
-            ``start[r]`` to ``start[r + 1]`` in ``item`` and ``score``.
+        local: returns for rows ``(b,)`` what the local term adds to the products; None without it.
     """
 
     def __init__(
@@ -119,52 +124,72 @@ class Product:
         table: ItemTable,
         hidden: tuple[Tensor, Tensor],
         pool: ThreadPoolExecutor,
-        added: Callable[[_Ids], Any] | None = None,
+        local: Callable[[_Ids], LocalScores] | None = None,
     ) -> None:
         self.users, self.table, self._pool = users.detach().contiguous(), table, pool
         self.shape = torch.Size((len(users), len(table.rows)))
-        self._hidden, self._added = hidden, added
+        self._hidden, self._local = hidden, local
 
-    def scores(self, rows: npt.NDArray[np.int64] | None = None) -> Tensor:
-        """The scores of all or some of the users, ``(b, n)``; minus infinity where hidden."""
-        picked = np.arange(len(self.users)) if rows is None else rows
-        scores = self.users[torch.from_numpy(picked)] @ torch.from_numpy(self.table.rows).T
-        if self._added is not None:
-            self._added(picked).add_to(scores)
+    def scores(self, rows: _Ids | None = None, times: float = 1.0) -> Tensor:
+        """The scores of all or some of the users, ``(b, n)``; minus infinity where hidden.
+
+        Args:
+            rows: the users, ``(b,)``.
+            times: what the local term is multiplied by.
+        """
+        return next(self._all_scores(np.arange(len(self.users)) if rows is None else rows, [times]))
+
+    def _all_scores(self, picked: _Ids, times: Sequence[float]) -> Iterator[Tensor]:
+        """:meth:`scores` with the local term so many times."""
+        towers = self.users[torch.from_numpy(picked)] @ torch.from_numpy(self.table.rows).T
         place = torch.full((len(self.users),), -1)
         place[torch.from_numpy(picked)] = torch.arange(len(picked))
         row, item = place[self._hidden[0]], self._hidden[1]
-        scores[:, 0] = -torch.inf
-        scores[row[row >= 0], item[row >= 0]] = -torch.inf
-        return scores
+        towers[:, 0] = -torch.inf
+        towers[row[row >= 0], item[row >= 0]] = -torch.inf
+        local = None if self._local is None else self._local(picked).found()
+        for factor in times:
+            scores = towers if len(times) == 1 else towers.clone()
+            if local is not None:
+                local.add_to(scores, factor)
+            yield scores
 
-    def top_items(self, k: int) -> Tensor:
-        """The k best items of each user, best first, ``(B, k)``."""
-        if not (self.table.pays and _is_of_common_size(self.users)):
-            return top_items(self.scores(), k)
+    def top_items(self, k: int, times: Sequence[float] = (1.0,)) -> Tensor:
+        """The k best items of each user, best first, with the local term so many times, ``(B, len(times), k)``.
+
+        If these are powers of two, the lists have the scores of a local term of so many times the weight, to the bit.
+        """
         n_users, n_items = self.shape
-        best, items = np.full((n_users, k + 1), -np.inf, np.float32), np.zeros((n_users, k + 1), np.int64)
+        if not (self.table.pays and _is_of_common_size(self.users)):
+            every = self._all_scores(np.arange(n_users), times)
+            return torch.stack([top_items(scores, k) for scores in every], dim=1)
+        shape = n_users, len(times), k + 1
+        best, items = np.full(shape, -np.inf, np.float32), np.zeros(shape, np.int64)
         done = np.zeros((n_users, n_items), np.bool_)
         done[:, 0] = True
         done[self._hidden[0].numpy(), self._hidden[1].numpy()] = True
         cuts = np.linspace(0, n_users, min(torch.get_num_threads(), n_users) + 1).astype(int)
-        shares = [slice(*cut) for cut in pairwise(cuts)]
-        computed = self._pool.map(lambda s: self._scan(s, done[s], best[s], items[s]), shares)
+        shares, factors = [slice(*cut) for cut in pairwise(cuts)], np.array(times, np.float32)
+        computed = self._pool.map(lambda s: self._scan(s, factors, done[s], best[s], items[s]), shares)
         if sum(computed) > n_users * n_items * _MOST_COMPUTED:
             self.table.pays = False
-        ranked = torch.from_numpy(items[:, :k])
+        ranked = torch.from_numpy(items[:, :, :k])
         # torch.topk decides ties, as in RecBole.  Users with fewer than k items left are tied at minus infinity.
-        tied = np.flatnonzero((best[:, 1:] == best[:, :-1]).any(axis=1))
-        if len(tied):
-            ranked[tied] = top_items(self.scores(tied), k)
+        is_tied = (best[:, :, 1:] == best[:, :, :-1]).any(axis=2)
+        for n, factor in enumerate(times):
+            if len(tied := np.flatnonzero(is_tied[:, n])):
+                ranked[tied, n] = top_items(self.scores(tied, factor), k)
         return ranked
 
-    def _scan(self, part: slice, done: npt.NDArray[np.bool_], best: _Floats, items: _Ids) -> int:
+    def _scan(self, part: slice, times: _Floats, done: npt.NDArray[np.bool_], best: _Floats, items: _Ids) -> int:
         """Fill in the best scores and items of some users; return how many scores were computed."""
         users, table = self.users[part], self.table
-        if self._added is not None:
-            # These come first: many of them are among the best, which saves computing others.
-            _insert_added(users.numpy(), table.rows, *self._added(np.arange(part.start, part.stop)), done, best, items)
+        local = (
+            _no_scores(len(users))
+            if self._local is None
+            else self._local(np.arange(part.start, part.stop)).found(_TILE)
+        )
+        unread = local.start[:-1].copy()
         rounded, scale, error = _rounded(users)
         length = torch.linalg.vector_norm(users, dim=1) + error  # at least the length of the rounded vector
         # A factor of |i| that covers the other two terms for all these users, and the rounding of float32 sums.
@@ -177,72 +202,93 @@ class Product:
             products = memory[: len(users) * len(column_scale)].view(len(users), -1)
             torch._int_mm(rounded, columns, out=products)
             bounds = products.numpy(), column_scale, slack[tile]
-            n_computed += _scan_tile(bounds, of_users, tile.start, table.rows, done, best, items)
+            n_computed += _scan_tile(bounds, of_users, local, unread, times, tile.start, table.rows, done, best, items)
         return n_computed
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _scan_tile(bounds: Any, of_users: Any, first: int, table: Any, done: Any, best: Any, items: Any) -> Any:
+def _scan_tile(
+    bounds: Any,
+    of_users: Any,
+    local: Any,
+    unread: Any,
+    times: Any,
+    first: int,
+    table: Any,
+    done: Any,
+    best: Any,
+    items: Any,
+) -> Any:
     """Insert the items of a tile into the sorted lists of the best, and return how many scores were computed.
 
     Args:
         bounds: products ``(B, tile)`` int32, scale and slack ``(tile,)`` of the items.
-        of_users: vectors ``(B, d)``, scale and scaled length ``(B,)`` of the users.  The score of row r and column i is
-            at most ``user_scale[r] * (products[r, i] * scale[i] + user_length[r] * slack[i])``.
+        of_users: vectors ``(B, d)``, scale and scaled length ``(B,)`` of the users.  The product of row r and column i
+            is at most ``user_scale[r] * (products[r, i] * scale[i] + user_length[r] * slack[i])``.
+        local: what is added to the products.
+        unread: where that of this tile begins, ``(B,)``; moved to the next tile.
+        times: of each list, what that is multiplied by, ``(W,)``.
         first: the item of the tile's first column.
         table: all item vectors.
         done: items of each user that must not be inserted, ``(B, n_items)``.
-        best: the best scores so far, descending, ``(B, k + 1)``.
+        best: the best scores so far, descending, ``(B, W, k + 1)``.
         items: their items.
     """
     products, scale, slack = bounds
     users, user_scale, user_length = of_users
-    n_computed, last = 0, best.shape[1] - 1
+    start, local_item, local_score = local
+    width, n_computed = products.shape[1], 0
+    bound, added = np.empty(width, np.float32), np.zeros(width, np.float32)
     for r in range(len(products)):
-        row, user, score, factor, length = products[r], users[r], best[r], user_scale[r], user_length[r]
-        for stride in range(0, len(row), _STRIDE):
-            here = slice(stride, stride + _STRIDE)
-            if _any_bound_above(row[here], scale[here], slack[here], factor, length, score[last]):
-                for i in range(stride, min(stride + _STRIDE, len(row))):
-                    if _bound(row[i], scale[i], slack[i], factor, length) > score[last]:
-                        n_computed += 1
-                        item = first + i
-                        new = simd.dot(user, table[item])
-                        if new > score[last] and not done[r, item]:
-                            _insert(score, items[r], new, item)
+        least = best[r, :, -1]
+        row, user, factor, length = products[r], users[r], user_scale[r], user_length[r]
+        for i in range(width):
+            bound[i] = factor * (np.float32(row[i]) * scale[i] + length * slack[i])
+        begin = end = unread[r]
+        while end < start[r + 1] and local_item[end] < first + width:
+            added[local_item[end] - first] = local_score[end]
+            end += 1
+        unread[r] = end
+        for stride in range(0, width, _STRIDE):
+            if _any_above(bound[stride : stride + _STRIDE], added[stride : stride + _STRIDE], times, least):
+                for part in range(stride, min(stride + _STRIDE, width), _PART):
+                    if _any_above(bound[part : part + _PART], added[part : part + _PART], times, least):
+                        for i in range(part, min(part + _PART, width)):
+                            if _is_above(bound[i], added[i], times, least):
+                                n_computed += 1
+                                if not done[r, first + i]:
+                                    product = simd.dot(user, table[first + i])
+                                    _insert_each(best[r], items[r], product, added[i], times, first + i)
+        for place in range(begin, end):
+            added[local_item[place] - first] = 0
     return n_computed
 
 
-@njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
-def _bound(product: Any, scale: Any, slack: Any, user_scale: Any, length: Any) -> Any:
-    """Upper bound of a score, see :func:`_scan_tile`."""
-    return user_scale * (np.float32(product) * scale + length * slack)
-
-
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _any_bound_above(product: Any, scale: Any, slack: Any, user_scale: Any, length: Any, threshold: Any) -> Any:
+def _any_above(bound: Any, added: Any, times: Any, least: Any) -> Any:
     # The accumulator is a byte because LLVM does not vectorise this loop well with booleans or wider integers.
     above = np.uint8(0)
-    for i in range(len(product)):
-        above |= np.uint8(_bound(product[i], scale[i], slack[i], user_scale, length) > threshold)
+    for n in range(len(times)):
+        factor, threshold = times[n], least[n]
+        for i in range(len(bound)):
+            above |= np.uint8(bound[i] + factor * added[i] > threshold)
     return above != 0
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _insert_added(users: Any, table: Any, start: Any, item: Any, added: Any, done: Any, best: Any, items: Any) -> None:
-    """Insert the items that have more than the product, and mark them as done.
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _is_above(bound: Any, added: Any, times: Any, least: Any) -> Any:
+    above = False
+    for n in range(len(times)):
+        above |= bound + times[n] * added > least[n]
+    return above
 
-    Those of row r are ``item[start[r] : start[r + 1]]``, and they have ``added`` more.  For the others see
-    :func:`_scan_tile`.
-    """
-    last = best.shape[1] - 1
-    for r in range(len(users)):
-        for place in range(start[r], start[r + 1]):
-            if not done[r, item[place]]:
-                done[r, item[place]] = True
-                new = simd.dot(users[r], table[item[place]]) + added[place]
-                if new > best[r, last]:
-                    _insert(best[r], items[r], new, item[place])
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _insert_each(best: Any, items: Any, product: Any, added: Any, times: Any, item: int) -> None:
+    for n in range(len(times)):
+        new = product + times[n] * added
+        if new > best[n, -1]:
+            _insert(best[n], items[n], new, item)
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]

@@ -8,7 +8,7 @@ need, and for some models the computation of scores (:mod:`recbole_onebp.evaluat
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,12 +24,12 @@ from torch import Tensor
 
 from recbole_onebp.distributed.ranks import current
 from recbole_onebp.distributed.sharding import Shard
-from recbole_onebp.evaluation.bounded import MIN_ITEMS, ItemTable, Product, multiplies_int8, ranking_threads
+from recbole_onebp.evaluation.bounded import ItemTable, Product, ranking_threads
 from recbole_onebp.evaluation.topk import top_items
 from recbole_onebp.util.compiled import njit
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["FastCollector", "bounded_ranking", "per_user_metrics"]
+__all__ = ["FastCollector", "bounded_ranking", "evaluate_weights", "per_user_metrics"]
 
 
 class _Parts(DataStruct):
@@ -49,17 +49,21 @@ class FastCollector(Collector):
 
     Attributes:
         shard: in several processes, the shard of the train part; the values of all ranks are then gathered.
+        times: what the local term is multiplied by, see :func:`evaluate_weights`; the values collected then have an
+            axis of these after that of the users.  None for the model's own weight.
+        needs_scores: whether a metric needs more than the best items.
     """
 
-    _OURS = ("rec.items", "rec.topk")
+    OURS = ("rec.items", "rec.topk")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.data_struct = _Parts()
-        self._needed = {name for name in self._OURS if self.register.need(name)}
+        self._needed = {name for name in self.OURS if self.register.need(name)}
         self.shard: Shard | None = None
-        self._needs_scores = any(self.register.need(name) for name in ("rec.meanrank", "rec.score", "data.label"))
-        for name in self._OURS:  # so that RecBole's collector does not compute them too
+        self.times: tuple[float, ...] | None = None
+        self.needs_scores = any(self.register.need(name) for name in ("rec.meanrank", "rec.score", "data.label"))
+        for name in self.OURS:  # so that RecBole's collector does not compute them too
             setattr(self.register, name, False)
 
     def eval_batch_collect(
@@ -68,7 +72,10 @@ class FastCollector(Collector):
         """Collect from a block of scores ``(B, n_items)``; the positives are pairs of a row and an item."""
         if self._needed:
             k, n_items = max(self.topk), scores_tensor.shape[1]
-            items = scores_tensor.top_items(k) if isinstance(scores_tensor, Product) else top_items(scores_tensor, k)
+            if isinstance(scores_tensor, Product):
+                items = scores_tensor.top_items(k, self.times or (1.0,))
+            else:
+                items = top_items(scores_tensor, k).unsqueeze(1)
             if "rec.items" in self._needed:
                 self.data_struct.update_tensor("rec.items", items)
             if "rec.topk" in self._needed:
@@ -77,7 +84,7 @@ class FastCollector(Collector):
             users = interaction[self.config["USER_ID_FIELD"]].cpu()
             self.data_struct.update_tensor("users", self.shard.whole_ids(users))
         if isinstance(scores_tensor, Product):
-            if not self._needs_scores:
+            if not self.needs_scores:
                 return
             scores_tensor = scores_tensor.scores()
         super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
@@ -102,33 +109,30 @@ class FastCollector(Collector):
 
     def get_data_struct(self) -> DataStruct:
         self.data_struct.join()
+        collected = self.data_struct._data_dict
         if self.shard is not None:
             widths = {"rec.items": max(self.topk), "rec.topk": max(self.topk) + 1}
             for name in self._needed:  # this rank may have no user with a relevant item
-                self.data_struct._data_dict.setdefault(name, torch.empty((0, widths[name]), dtype=torch.long))
-            self.data_struct._data_dict.setdefault("users", torch.empty(0, dtype=torch.long))
+                collected.setdefault(name, torch.empty((0, len(self.times or (1.0,)), widths[name]), dtype=torch.long))
+            collected.setdefault("users", torch.empty(0, dtype=torch.long))
             self._gather()
+        if self.times is None:
+            collected.update({name: collected[name].squeeze(1) for name in self._needed if name in collected})
         return super().get_data_struct()
 
 
 @contextmanager
-def bounded_ranking(trainer: Any) -> Iterator[None]:
+def bounded_ranking(trainer: Any, data: Any) -> Iterator[None]:
     """While active, the trainer's full-sort evaluation skips scores that cannot be among a user's best.
 
     This is for models with ``ranking_vectors(interaction)``, which returns vectors of the users ``(B, d)`` and of all
     items ``(n, d)`` whose products are the scores.  ``local_scores(interaction)``, where there is one, returns what is
-    added to some of them.  Other models, few items, GPUs and processors without 8-bit products
-    are evaluated as usual.
+    added to some of them.  Other models, GPUs, and parts of which not all items are ranked are evaluated as usual.
     """
-    model = trainer.model
-    if (
-        not hasattr(model, "ranking_vectors")
-        or model.n_items < MIN_ITEMS
-        or trainer.device.type != "cpu"
-        or not multiplies_int8()
-    ):
+    if not ranks_products(trainer, data):
         yield
         return
+    model = trainer.model
     with ranking_threads() as pool:
         tables: list[ItemTable] = []  # filled at the first block, after the trainer has loaded the best model
 
@@ -136,10 +140,10 @@ def bounded_ranking(trainer: Any) -> Iterator[None]:
             interaction, hidden, positive_u, positive_i = batch
             users, items = model.ranking_vectors(interaction)
             tables[:] = tables or [ItemTable(items)]
-            added = None
+            local = None
             if getattr(model, "local", None) is not None:
-                added = lambda rows: model.local_scores(interaction[rows])  # noqa: E731
-            return interaction, Product(users, tables[0], hidden, pool, added), positive_u, positive_i
+                local = lambda rows: model.local_scores(interaction[rows])  # noqa: E731
+            return interaction, Product(users, tables[0], hidden, pool, local), positive_u, positive_i
 
         trainer._full_sort_batch_eval = score_block  # instead of RecBole's method
         try:
@@ -148,15 +152,68 @@ def bounded_ranking(trainer: Any) -> Iterator[None]:
             del trainer._full_sort_batch_eval
 
 
+class _EachWeight:
+    """Evaluates what a :class:`FastCollector` has collected for several weights, with RecBole's evaluator."""
+
+    def __init__(self, evaluator: Evaluator, n_weights: int) -> None:
+        self._evaluator, self._n_weights = evaluator, n_weights
+        self.results: list[dict[str, float]] = []
+
+    def evaluate(self, collected: DataStruct) -> dict[str, float]:
+        """The metrics with the first weight."""
+        for n in range(self._n_weights):
+            of_one = DataStruct()
+            for name, value in collected._data_dict.items():
+                of_one.set(name, value[:, n] if name in FastCollector.OURS else value)
+            self.results.append(self._evaluator.evaluate(of_one))
+        return self.results[0]
+
+
+def evaluate_weights(trainer: Any, data: Any, weights: Sequence[float], **options: Any) -> list[dict[str, float]]:
+    """RecBole's metrics with each of several weights of the local term; the model's weight is one of them afterwards.
+
+    Where rankings are made of products, the users are passed once, and what does not depend on the weight is computed
+    once.
+
+    Args:
+        trainer: of a model with a ``local_weight``.
+        data: the part to evaluate.
+        weights: powers of two, or 0.
+        options: for the trainer's ``evaluate``.
+    """
+    collector, stock, weight = trainer.eval_collector, trainer.evaluator, trainer.model.local_weight
+
+    def evaluate(with_weight: float) -> dict[str, float]:
+        weight.fill_(with_weight)
+        found: dict[str, float] = trainer.evaluate(data, load_best_model=False, **options)
+        return found
+
+    if not isinstance(collector, FastCollector) or collector.needs_scores or not ranks_products(trainer, data):
+        return [evaluate(one) for one in weights]
+    each = trainer.evaluator = _EachWeight(stock, len(weights))
+    collector.times = tuple(weights)
+    try:
+        evaluate(1.0)
+    finally:
+        trainer.evaluator, collector.times = stock, None
+    return each.results
+
+
+def ranks_products(trainer: Any, data: Any) -> bool:
+    """Whether :func:`bounded_ranking` applies to an evaluation."""
+    has_vectors, ranks_all = hasattr(trainer.model, "ranking_vectors"), getattr(data, "candidates", None) is None
+    return has_vectors and ranks_all and trainer.device.type == "cpu"
+
+
 def _hits(items: Tensor, positives: Tensor, n_items: int) -> Tensor:
-    """Whether each of the items ``(B, k)`` is a positive of its row, and the number of positives, ``(B, k + 1)``.
+    """Whether each of the items ``(B, W, k)`` is a positive of its row, and the number of positives, ``(B, W, k + 1)``.
 
     Positives are given as ``row * n_items + item``.
     """
     keys = positives.cpu().numpy()
     if (np.diff(keys) <= 0).any():
         keys = np.unique(keys)
-    hits = np.zeros((len(items), items.shape[1] + 1), dtype=np.int64)
+    hits = np.zeros((*items.shape[:2], items.shape[2] + 1), dtype=np.int64)
     _mark_hits(items.cpu().numpy(), keys // n_items, keys % n_items, hits)
     return torch.from_numpy(hits)
 
@@ -164,10 +221,11 @@ def _hits(items: Tensor, positives: Tensor, n_items: int) -> Tensor:
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _mark_hits(items: Any, rows: Any, positives: Any, hits: Any) -> None:
     for row, positive in zip(rows, positives):  # noqa: B905 (numba's zip has no strict)
-        hits[row, -1] += 1
-        for place, item in enumerate(items[row]):
-            if item == positive:
-                hits[row, place] = 1
+        hits[row, :, -1] += 1
+        for n in range(items.shape[1]):
+            for place, item in enumerate(items[row, n]):
+                if item == positive:
+                    hits[row, n, place] = 1
 
 
 class _PerUserEvaluator(Evaluator):

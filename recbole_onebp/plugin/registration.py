@@ -144,7 +144,7 @@ def _choose_collector(wrapped: Callable[..., Any], _instance: Any, args: Any, kw
 def _choose_scoring(wrapped: Callable[..., Any], trainer: Any, args: Any, kwargs: Any) -> Any:
     """Compute only the scores that can enter a top-k list where the configuration asks for it."""
     part = kwargs.get("eval_data", args[0] if args else None)
-    if not _evaluates_fast(trainer.config, "valid", "test") or getattr(part, "candidates", None) is not None:
+    if not _evaluates_fast(trainer.config, "valid", "test"):
         return wrapped(*args, **kwargs)
-    with import_module("recbole_onebp.evaluation.full_sort").bounded_ranking(trainer):
+    with import_module("recbole_onebp.evaluation.full_sort").bounded_ranking(trainer, part):
         return wrapped(*args, **kwargs)

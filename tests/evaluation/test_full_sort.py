@@ -19,7 +19,6 @@ from recbole.utils.case_study import full_sort_scores, full_sort_topk
 import recbole_onebp
 from conftest import write_inter
 from recbole_onebp.evaluation import bounded
-from recbole_onebp.evaluation import full_sort as evaluation
 from recbole_onebp.evaluation.bounded import Product
 from recbole_onebp.evaluation.full_sort import FastCollector
 from recbole_onebp.evaluation.full_sort_loader import FastFullSortEvalDataLoader
@@ -135,12 +134,13 @@ def test_metrics_of_popularity_are_recboles_too(both):
     [{}, {"score": "cosine", "item_bias": True}, {"metrics": [*RANKING, "GAUC"]}, {"user_encoding": "fresh"}],
 )
 def test_metrics_with_bounded_scores_are_recboles(overrides, both, ml100k, monkeypatch):
-    for module in (evaluation, bounded):
-        monkeypatch.setattr(module, "MIN_ITEMS", 0)  # more than ml-100k has
-        monkeypatch.setattr(module, "multiplies_int8", lambda: True)
+    monkeypatch.setattr(bounded, "MIN_ITEMS", 0)  # more than ml-100k has
+    monkeypatch.setattr(bounded, "multiplies_int8", lambda: True)
     products = []
     top_items = Product.top_items
-    monkeypatch.setattr(Product, "top_items", lambda own, k: products.append(own.table.pays) or top_items(own, k))
+    monkeypatch.setattr(
+        Product, "top_items", lambda own, *args: products.append(own.table.pays) or top_items(own, *args)
+    )
     settings = {"metrics": RANKING, "metric_decimal_place": 12, "eval_memory_mb": 1} | overrides
     fast, stock = both("OneBP", ml100k, **settings)
     expected, products[:] = evaluate(stock), []
@@ -151,9 +151,8 @@ def test_metrics_with_bounded_scores_are_recboles(overrides, both, ml100k, monke
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_process_can_evaluate(both, ml100k, monkeypatch):
-    for module in (evaluation, bounded):
-        monkeypatch.setattr(module, "MIN_ITEMS", 0)
-        monkeypatch.setattr(module, "multiplies_int8", lambda: True)
+    monkeypatch.setattr(bounded, "MIN_ITEMS", 0)
+    monkeypatch.setattr(bounded, "multiplies_int8", lambda: True)
     run, _ = both("OneBP", ml100k, metrics=RANKING)
     expected = evaluate(run)
     context = multiprocessing.get_context("fork")

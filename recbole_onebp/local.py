@@ -53,7 +53,7 @@ class ItemScores(NamedTuple):
     def add_to(self, scores: Tensor, times: float = 1.0) -> None:
         """Add so many times these to the scores of the B users for all items, ``(B, n_items)``, in place."""
         if scores.device.type == "cpu":
-            _add(*self, np.float32(times), scores.numpy())
+            _add(*self, np.float32(times), scores.detach().numpy())
             return
         row = np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
         rows, items, added = (torch.from_numpy(part).to(scores.device) for part in (row, self.item, self.score))

@@ -257,9 +257,9 @@ def _add_up(csr, start, item, share, tile, ends, target, added):
             r = share[p]
             for q in range(indptr[item[p]], indptr[item[p] + 1]):
                 j = np.uint32(indices[q])
-                t = j // np.uint32(tile)
-                found[place[t]] = j  # written anyway: a branch would often be predicted wrongly
-                place[t] += 1 - np.int64(seen[j])
+                range_of_j = j // np.uint32(tile)
+                found[place[range_of_j]] = j  # written anyway: a branch would often be predicted wrongly
+                place[range_of_j] += 1 - np.int64(seen[j])
                 seen[j] = 1
                 score[j] += r * values[q]
         for t in range(n_tiles):

@@ -7,6 +7,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,18 @@ def _name_of(path: Path) -> str:
     return path.relative_to(TESTS).as_posix()
 
 
+@contextmanager
+def root_logger_restored() -> Iterator[None]:
+    """After the block the root logger is as before."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
 @pytest.fixture(autouse=True)
 def _unit_tests_import_no_recbole(request: pytest.FixtureRequest) -> Iterator[None]:
     """In a process that has not imported RecBole, a test marked ``unit`` does not import it either."""
@@ -120,13 +133,15 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Each test runs in its own folder; afterwards the root logger is as before."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    for handler in set(root.handlers) - set(handlers):
-        handler.close()
-    root.handlers[:] = handlers
-    root.setLevel(level)
+    with root_logger_restored():
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _module_leaves_the_root_logger() -> Iterator[None]:
+    """Also what fixtures of a module have run sets it."""
+    with root_logger_restored():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import signal
@@ -25,7 +24,7 @@ from recbole.evaluator import metrics as recbole_metrics
 from scipy import stats
 
 import recbole_onebp
-from conftest import write_inter
+from conftest import root_logger_restored, write_inter
 from recbole_onebp.cli import main
 from recbole_onebp.config.properties import property_file
 from recbole_onebp.evaluation.metrics import coverage, diversity, gini, hits, novelty
@@ -350,15 +349,9 @@ def in_this_process():
             task.function(task.folder, *task.arguments)
             done(task, outcome_of(task.folder))
 
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    with pytest.MonkeyPatch.context() as patch:
+    with root_logger_restored(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("recbole_onebp.experiments.compare.run_tasks", run_here)
         yield
-    for handler in set(root.handlers) - set(handlers):
-        handler.close()
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 @pytest.fixture(scope="module")

@@ -146,9 +146,11 @@ def _adam_on_rows(_run: Any, n_rows: int, size: int, repeats: int) -> dict[str, 
     links = Links(np.full(n_rows, -1, dtype=np.int32), np.zeros(1, dtype=np.int32))  # no row has a gradient
     source, none = np.zeros((1, size), dtype=np.float32), np.zeros((0, 0, size), dtype=np.float32)
     terms = GradientTerms(np.zeros(1, dtype=np.float32), source, 1, none)
-    settings = [np.float32(number) for number in (1e-3, 1e-8, 0.9, 0.999, 0)]
+    names = "step_size", "eps", "beta1", "beta2", "weight_decay"
+    settings = dict(zip(names, np.array((1e-3, 1e-8, 0.9, 0.999, 0), dtype=np.float32), strict=True))
     unused = np.empty(0, dtype=np.float32)  # no row misses a step
-    adam = Adam(table, first, second, *settings, np.empty(0, dtype=np.int32), 0, unused, unused, unused)
+    missed = {"stepped": np.empty(0, dtype=np.int32), "now": 0, "drift": unused, "left1": unused, "left2": unused}
+    adam = Adam(table, first, second, **settings, **missed)
     in_order = np.arange(1, n_rows, dtype=np.int32)
     orders = {"in order": in_order, "at random": np.random.default_rng(0).permutation(in_order)}
     seconds: dict[str, list[float]] = {}

@@ -26,7 +26,7 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from recbole_onebp.evaluation.topk import top_items
-from recbole_onebp.local import ItemScores, LocalScores
+from recbole_onebp.local import LocalScores
 from recbole_onebp.util import simd
 from recbole_onebp.util.compiled import njit
 
@@ -39,15 +39,10 @@ MIN_ITEMS = 8192
 """With fewer items the float32 product is faster."""
 _TILE = 2048
 """Items per product: the bounds of a thread's users must stay in the second-level cache until they are read."""
-_STRIDE = 64
-_PART = 16
-"""Number of bounds that are compared together, in vector registers."""
+_STRIDE, _PART = 64, 16
+"""Numbers of bounds that are compared together, in vector registers."""
 _MOST_COMPUTED = 1 / 16
 """If more than this share of the scores must be computed in float32, the bounds save no time."""
-
-
-def _no_scores(n_users: int) -> ItemScores:
-    return ItemScores(np.zeros(n_users + 1, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
 
 
 @lru_cache(maxsize=1)
@@ -184,12 +179,8 @@ class Product:
     def _scan(self, part: slice, times: _Floats, done: npt.NDArray[np.bool_], best: _Floats, items: _Ids) -> int:
         """Fill in the best scores and items of some users; return how many scores were computed."""
         users, table = self.users[part], self.table
-        local = (
-            _no_scores(len(users))
-            if self._local is None
-            else self._local(np.arange(part.start, part.stop)).found(_TILE)
-        )
-        unread = local.start[:-1].copy()
+        local = None if self._local is None else self._local(np.arange(part.start, part.stop)).found(_TILE)
+        unread = None if local is None else local.start[:-1].copy()
         rounded, scale, error = _rounded(users)
         length = torch.linalg.vector_norm(users, dim=1) + error  # at least the length of the rounded vector
         # A factor of |i| that covers the other two terms for all these users, and the rounding of float32 sums.
@@ -202,12 +193,53 @@ class Product:
             products = memory[: len(users) * len(column_scale)].view(len(users), -1)
             torch._int_mm(rounded, columns, out=products)
             bounds = products.numpy(), column_scale, slack[tile]
-            n_computed += _scan_tile(bounds, of_users, local, unread, times, tile.start, table.rows, done, best, items)
+            if local is None:  # all lists are the same
+                n_computed += _scan_tile(bounds, of_users, tile.start, table.rows, done, best[:, 0], items[:, 0])
+            else:
+                lists = done, best, items
+                n_computed += _scan_with_local(bounds, of_users, local, unread, times, tile.start, table.rows, *lists)
+        if local is None:
+            best[:, 1:], items[:, 1:] = best[:, :1], items[:, :1]
         return n_computed
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _scan_tile(
+def _scan_tile(bounds: Any, of_users: Any, first: int, table: Any, done: Any, best: Any, items: Any) -> Any:
+    """:func:`_scan_with_local` without the local term, and so with one list for each user, ``(B, k + 1)``."""
+    products, scale, slack = bounds
+    users, user_scale, user_length = of_users
+    n_computed, last = 0, best.shape[1] - 1
+    for r in range(len(products)):
+        row, user, score, factor, length = products[r], users[r], best[r], user_scale[r], user_length[r]
+        for stride in range(0, len(row), _STRIDE):
+            here = slice(stride, stride + _STRIDE)
+            if _any_bound_above(row[here], scale[here], slack[here], factor, length, score[last]):
+                for i in range(stride, min(stride + _STRIDE, len(row))):
+                    if _bound(row[i], scale[i], slack[i], factor, length) > score[last]:
+                        n_computed += 1
+                        new = simd.dot(user, table[first + i])
+                        if new > score[last] and not done[r, first + i]:
+                            _insert(score, items[r], new, first + i)
+    return n_computed
+
+
+@njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
+def _bound(product: Any, scale: Any, slack: Any, user_scale: Any, length: Any) -> Any:
+    """Upper bound of a product, see :func:`_scan_with_local`."""
+    return user_scale * (np.float32(product) * scale + length * slack)
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _any_bound_above(product: Any, scale: Any, slack: Any, user_scale: Any, length: Any, threshold: Any) -> Any:
+    # The accumulator is a byte because LLVM does not vectorise this loop well with booleans or wider integers.
+    above = np.uint8(0)
+    for i in range(len(product)):
+        above |= np.uint8(_bound(product[i], scale[i], slack[i], user_scale, length) > threshold)
+    return above != 0
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _scan_with_local(
     bounds: Any,
     of_users: Any,
     local: Any,
@@ -243,7 +275,7 @@ def _scan_tile(
         least = best[r, :, -1]
         row, user, factor, length = products[r], users[r], user_scale[r], user_length[r]
         for i in range(width):
-            bound[i] = factor * (np.float32(row[i]) * scale[i] + length * slack[i])
+            bound[i] = _bound(row[i], scale[i], slack[i], factor, length)
         begin = end = unread[r]
         while end < start[r + 1] and local_item[end] < first + width:
             added[local_item[end] - first] = local_score[end]
@@ -266,8 +298,7 @@ def _scan_tile(
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _any_above(bound: Any, added: Any, times: Any, least: Any) -> Any:
-    # The accumulator is a byte because LLVM does not vectorise this loop well with booleans or wider integers.
-    above = np.uint8(0)
+    above = np.uint8(0)  # as above
     for n in range(len(times)):
         factor, threshold = times[n], least[n]
         for i in range(len(bound)):

@@ -117,15 +117,10 @@ def _unit_tests_import_no_recbole(request: pytest.FixtureRequest) -> Iterator[No
 
 
 @pytest.fixture(autouse=True)
-def _torch_in_a_hurry() -> None:
-    """What an earlier test has done would make this one's training ten times slower.
-
-    numba's first parallel loop gives torch a thread per core, as said above.  RecBole's SINE, which comes with any
-    other sequential model, makes autograd keep a traceback of each operation.
-    """
+def _torch_in_one_thread() -> None:
+    """numba's first parallel loop gives torch a thread per core, as said above; later tests would be slow."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
-        torch.autograd.set_detect_anomaly(False)
 
 
 @pytest.fixture(autouse=True)

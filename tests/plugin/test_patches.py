@@ -306,6 +306,14 @@ def test_a_serving_machine_has_neither_torch_nor_recbole_and_hears_nothing():
     assert (silent.returncode, silent.stderr) == (0, "")
 
 
+def test_sequential_models_do_not_slow_down_autograd():
+    fresh.check(
+        "import recbole_onebp, torch; from recbole.utils import get_model; get_model('SASRec'); "
+        "import sys; assert 'recbole.model.sequential_recommender.sine' in sys.modules; "
+        "assert not torch.is_anomaly_enabled()"
+    )
+
+
 def test_distutils_version():
     """As on Python 3.12 without setuptools, whatever this one is."""
     hide = HIDE.format(hidden=("distutils", "setuptools", "_distutils_hack"))

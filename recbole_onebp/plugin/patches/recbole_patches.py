@@ -6,6 +6,7 @@ import types
 from collections.abc import Callable
 from contextvars import ContextVar
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import wrapt
 from recbole_onebp.plugin.patches.registry import ModuleView, patch, replace_everywhere
 
 __all__ = [
+    "anomaly_detection",
     "download_barrier",
     "knowledge_loader",
     "metric_counts",
@@ -21,6 +23,26 @@ __all__ = [
     "pop_counts",
     "traditional_eval_step",
 ]
+
+
+_SINE = "recbole.model.sequential_recommender.sine"
+
+
+def _sine_detects_anomalies() -> bool:
+    *folders, name = _SINE.split(".")[1:]
+    source = Path(import_module("recbole").__file__ or "").parent.joinpath(*folders, f"{name}.py")
+    return "set_detect_anomaly(True)" in source.read_text(encoding="utf-8")
+
+
+@patch("no issue yet: since 1.2.1", _sine_detects_anomalies)
+def anomaly_detection() -> None:
+    """Everything trains several times slower once a sequential model has been asked for: sine.py, which is imported
+    with any of them, makes autograd keep a traceback of every operation in the whole process."""
+
+    def as_before(_module: Any, wanted: bool = torch.is_anomaly_enabled()) -> None:
+        torch.autograd.set_detect_anomaly(wanted)
+
+    wrapt.register_post_import_hook(as_before, _SINE)
 
 
 def _counts_are_treated_as_tensors() -> bool:

@@ -96,7 +96,7 @@ def export(
         if not np.isfinite(arrays[name]).all():
             raise UserError(f"{run_dir}: {name} has values that are not finite in {dtype}; train again, or use float32")
         largest = LARGEST_WEIGHT if name == "item_weight" else LARGEST
-        if arrays[name].dtype.kind == "f" and np.abs(arrays[name]).max(initial=0) > largest:
+        if arrays[name].dtype.kind == "f" and float(np.abs(arrays[name]).max(initial=0)) > largest:
             raise UserError(f"{run_dir}: {name} has values beyond {largest:g}; train again with other settings")
 
     texts: dict[str, Any] = {"item_ids": item_ids, "user_ids": user_ids}

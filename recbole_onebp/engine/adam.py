@@ -23,10 +23,13 @@ from numba import prange
 
 from recbole_onebp.util.compiled import njit
 
-__all__ = ["MOST_MISSED", "Adam", "adam_step", "catch_up", "current_row", "settle_rows"]
+__all__ = ["MOST_MISSED", "ROWS_A_PLACE", "Adam", "adam_step", "catch_up", "current_row", "settle_rows"]
 
 MOST_MISSED = 50
 """A row misses at most this many steps in a row."""
+ROWS_A_PLACE = 16
+"""Rows may miss steps if the table has at least this many for each place of a step.  With fewer, one pass over all rows
+in order is faster than the touched ones at random."""
 
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 _ROWS_PER_TASK = 32

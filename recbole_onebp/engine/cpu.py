@@ -192,7 +192,9 @@ class FusedEngine:
         if config.aggregation != "step":
             shares = torch.empty_like(model.item_table) if model.shares is None else model.shares
             self._shares: Floats = shares.detach().numpy()
-        self._stepped = self._tensor((len(model.item_table),), torch.int32).numpy()
+        n_rows = len(model.item_table)
+        pays = len(self._places) * adam.ROWS_A_PLACE <= n_rows
+        self._stepped = self._tensor((n_rows,), torch.int32).numpy() if pays else _NO_IDS
         self._place, self._decay = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
         pairs = [torch.from_numpy(ids).long() for ids in (schedule.user, schedule.item)]
         weights = model.pair_weight(*pairs)

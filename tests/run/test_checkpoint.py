@@ -46,6 +46,7 @@ def often(monkeypatch):
 @pytest.fixture(autouse=True)
 def rows_miss_one_step(monkeypatch):
     """So that checkpoints are possible after every second step of these short epochs, not after every fiftieth."""
+    monkeypatch.setattr("recbole_onebp.engine.adam.ROWS_A_PLACE", 0)
     monkeypatch.setattr("recbole_onebp.engine.adam.MOST_MISSED", 2)
 
 

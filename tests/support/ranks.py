@@ -56,6 +56,7 @@ def _serve(connection: Connection) -> None:
         import_module(name)  # torch imports the last when an optimizer is made
     os.environ["NUMBA_NUM_THREADS"] = "1"  # with numba's first loop, torch would use as many threads as there are cores
     numba.config.reload_config()
+    vars(import_module("recbole_onebp.engine.adam"))["ROWS_A_PLACE"] = 0  # rows miss steps as those of large tables do
 
     while True:
         try:

@@ -23,7 +23,7 @@ from numba import prange
 
 from recbole_onebp.util.compiled import njit
 
-__all__ = ["MOST_MISSED", "ROWS_A_PLACE", "Adam", "adam_step", "catch_up", "current_row", "settle_rows"]
+__all__ = ["MOST_MISSED", "ROWS_A_PLACE", "Adam", "adam_step", "current_row", "make_missed_steps", "settle_rows"]
 
 MOST_MISSED = 50
 """A row misses at most this many steps in a row."""
@@ -60,40 +60,45 @@ class Adam(NamedTuple):
     """Of the second moment."""
 
 
-@njit(**_OPTIONS)
+@njit(inline="always", **_OPTIONS)
 def current_row(adam, row, memory):
     """The row with the steps that it has missed, ``(d,)``; in ``memory`` if there are any."""
     value = adam.table[row]
-    if len(adam.stepped) == 0 or adam.stepped[row] == adam.now:
-        return value
-    drift, m, v = adam.drift[adam.now - adam.stepped[row]], adam.exp_avg[row], adam.exp_avg_sq[row]
-    for k in range(len(value)):
-        memory[k] = value[k] - drift * m[k] / (np.float32(math.sqrt(v[k])) + adam.eps)
-    return memory
+    if len(adam.stepped) > 0 and adam.stepped[row] != adam.now:
+        drift = adam.drift[adam.now - adam.stepped[row]]
+        value = _moved(value, adam.exp_avg[row], adam.exp_avg_sq[row], drift, adam.eps, memory)
+    return value
 
 
-# Not inlined: numba would take the loop of settle_rows for one without effect and leave it out.
+# The next two are functions of rows, not of an Adam: a call with so many arrays costs more than the work on a row.
 @njit(**_OPTIONS)
-def catch_up(adam, row):
-    """Let a row make the steps that it has missed."""
-    if len(adam.stepped) == 0 or adam.stepped[row] == adam.now:
-        return
-    count = adam.now - adam.stepped[row]
-    adam.stepped[row] = adam.now
-    drift, left1, left2 = adam.drift[count], adam.left1[count], adam.left2[count]
-    value, m, v = adam.table[row], adam.exp_avg[row], adam.exp_avg_sq[row]
+def _moved(value, exp_avg, exp_avg_sq, drift, eps, out):
+    """Fill ``out`` with the row after missed steps, and return it."""
     for k in range(len(value)):
-        value[k] -= drift * m[k] / (np.float32(math.sqrt(v[k])) + adam.eps)
-        m[k] *= left1
-        v[k] *= left2
+        out[k] = value[k] - drift * exp_avg[k] / (np.float32(math.sqrt(exp_avg_sq[k])) + eps)
+    return out
+
+
+@njit(**_OPTIONS)
+def make_missed_steps(value, exp_avg, exp_avg_sq, drift, left1, left2, eps):
+    """Let a row and its moments make the steps that they have missed."""
+    _moved(value, exp_avg, exp_avg_sq, drift, eps, value)
+    for k in range(len(value)):
+        exp_avg[k] *= left1
+        exp_avg_sq[k] *= left2
 
 
 @njit(parallel=True, **_OPTIONS)
 def settle_rows(rows, adam):
-    """:func:`catch_up` for each of the rows."""
+    """Let each of the rows make the steps that it has missed."""
+    table, exp_avg, exp_avg_sq, _, eps, _, _, _, stepped, now, drift, left1, left2 = adam
     for task in prange((len(rows) + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK):
         for at in range(task * _ROWS_PER_TASK, min(len(rows), (task + 1) * _ROWS_PER_TASK)):
-            catch_up(adam, rows[at])
+            row = rows[at]
+            n = now - stepped[row]
+            if n > 0:
+                make_missed_steps(table[row], exp_avg[row], exp_avg_sq[row], drift[n], left1[n], left2[n], eps)
+                stepped[row] = now
 
 
 @njit(inline="always", **_OPTIONS)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange
 
-from recbole_onebp.engine.adam import adam_step, catch_up, current_row
+from recbole_onebp.engine.adam import Adam, adam_step, current_row, make_missed_steps
 from recbole_onebp.history import LEAST_REST
 from recbole_onebp.util import simd
 from recbole_onebp.util.compiled import njit
@@ -22,6 +22,7 @@ __all__ = [
     "LAST",
     "MEAN",
     "SEQUENTIAL",
+    "Adam",
     "GradientTerms",
     "History",
     "Links",
@@ -127,6 +128,11 @@ def _inverse_norm(row):
     return _F1 / max(np.float32(math.sqrt(simd.dot(row, row))), _TINY)
 
 
+@njit(inline="always", **_OPTIONS)
+def _score(user, row, cosine):
+    return simd.dot(user, row) * (_inverse_norm(row) if cosine else _F1)
+
+
 @njit(parallel=True, **_OPTIONS)
 def gather(ids, table, cosine, out):
     """``out[b] = table[ids[b]]``, scaled to unit length if ``cosine``."""
@@ -222,6 +228,7 @@ def pair_scores(item, negative, user_e, items, cosine, logits, pair_weight, ids,
         user_gradient: filled with the derivative by ``user_e``, ``(B, d)``, unless it is empty.
     """
     shift, inverse_temperature, n_step, negative_weight = logits
+    table, misses_steps = items.table, len(items.stepped) > 0
     n_pairs, n_negatives = negative.shape
     size = user_e.shape[1]
     whole = np.float32(inverse_temperature / n_step)
@@ -236,9 +243,12 @@ def pair_scores(item, negative, user_e, items, cosine, logits, pair_weight, ids,
         for b in range(start, end):
             user = user_e[b]
             for n in range(1 + n_negatives):
-                row = current_row(items, ids[b, n], memory)
-                scale_of_row = _inverse_norm(row) if cosine else _F1
-                coefficient[b, n] = simd.dot(user, row) * scale_of_row * inverse_temperature
+                # Two calls: one on a row that is chosen first would be slower where no row misses steps.
+                if misses_steps:
+                    score = _score(user, current_row(items, ids[b, n], memory), cosine)
+                else:
+                    score = _score(user, table[ids[b, n]], cosine)
+                coefficient[b, n] = score * inverse_temperature
         for b in range(start, end):
             logit, weight = coefficient[b], pair_weight[b] if len(pair_weight) else _F1
             scale = weight * whole
@@ -405,14 +415,18 @@ def step_rows(rows, links, terms, cosine, adam):
         adam: the parameter and the step.
     """
     head, following = links
-    table, exp_avg, exp_avg_sq, step_size, eps, beta1, beta2, weight_decay, stepped, now = adam[:10]
+    table, exp_avg, exp_avg_sq, step_size, eps, beta1, beta2, weight_decay, stepped, now, drift, left1, left2 = adam
     size = table.shape[1]
     for task in prange((len(rows) + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK):
         gradient, total, part = np.empty(size, _F), np.empty(size, _F), np.empty(size, _F)
         for at in range(task * _ROWS_PER_TASK, min(len(rows), (task + 1) * _ROWS_PER_TASK)):
             row = rows[at]
             value = table[row]
-            catch_up(adam, row)
+            if len(stepped) > 0:
+                n = now - stepped[row]
+                if n > 0:
+                    make_missed_steps(value, exp_avg[row], exp_avg_sq[row], drift[n], left1[n], left2[n], eps)
+                stepped[row] = now + 1
             for k in range(size):
                 gradient[k] = weight_decay * value[k]
             place = head[row]
@@ -422,8 +436,6 @@ def step_rows(rows, links, terms, cosine, adam):
                 for k in range(size):
                     gradient[k] += total[k]
             adam_step(gradient, value, exp_avg[row], exp_avg_sq[row], step_size, eps, beta1, beta2)
-            if len(stepped):
-                stepped[row] = now + 1
 
 
 @njit(parallel=True, **_OPTIONS)

@@ -103,11 +103,12 @@ class Trained:
         self.span = (int(self._all[0]), int(self._all[-1]) + 1) if len(self._all) else (0, 0)
         self.misses_steps = len(stepped) > 0 and not self.sparse and not self._group["weight_decay"]
         self._stepped = stepped if self.misses_steps else _NO_IDS
-        self._stepped[slice(*self.span) if self.misses_steps else ...] = int(self._state["step"])
+        if self.misses_steps:
+            stepped[slice(*self.span)] = int(self._state["step"])
         missed, (beta1, beta2) = np.arange(adam.MOST_MISSED + 1), self._group["betas"]
         self._left = np.float32(beta1**missed), np.float32(beta2**missed)
         self._drift, self._per_step = np.zeros(len(missed)), (beta1 / math.sqrt(beta2)) ** missed[1:]
-        self.rows_now = self._adam(step_size=0.0)
+        self.rows_now = self._now()
 
     def rows(self, touched: Ids) -> Ids:
         """The rows that a step changes: the touched ones, or all but the padding row if none may miss a step."""
@@ -119,8 +120,9 @@ class Trained:
         number, (beta1, beta2) = int(self._state["step"]), self._group["betas"]
         step_size = self._group["lr"] * math.sqrt(1 - beta2**number) / (1 - beta1**number)
         step = self.rows_now._replace(step_size=np.float32(step_size))
-        self._drift[1:] = self._drift[:-1] + step_size * self._per_step
-        self.rows_now = self._adam(step_size=0.0)
+        if self.misses_steps:
+            self._drift[1:] = self._drift[:-1] + step_size * self._per_step
+        self.rows_now = self._now()
         return step
 
     def settle(self) -> None:
@@ -128,14 +130,14 @@ class Trained:
         if self.misses_steps:
             adam.settle_rows(self._all, self.rows_now)
 
-    def _adam(self, step_size: float) -> adam.Adam:
-        """The next step, with this size, and the rows as they are before it."""
+    def _now(self) -> adam.Adam:
+        """The rows as they are before the next step, without its size."""
         now, (beta1, beta2) = int(self._state["step"]), self._group["betas"]
         root = 1.0 if self.sparse else math.sqrt(1 - beta2 ** (now + 1))
         return adam.Adam(
             self.table,
             *self._moments,
-            step_size=np.float32(step_size),
+            step_size=np.float32(0),
             eps=np.float32(self._group["eps"] * root),
             beta1=np.float32(beta1),
             beta2=np.float32(beta2),

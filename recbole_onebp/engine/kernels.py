@@ -18,6 +18,8 @@ from recbole_onebp.history import LEAST_REST
 from recbole_onebp.util import simd
 from recbole_onebp.util.compiled import njit
 
+# Adam is not used here.  It was once defined here, and numba reads cache files of that time before it sees that they
+# are out of date: without the name that would be an error.
 __all__ = [
     "LAST",
     "MEAN",

@@ -170,7 +170,7 @@ class _EachWeight:
 
 
 def evaluate_weights(trainer: Any, data: Any, weights: Sequence[float], **options: Any) -> list[dict[str, float]]:
-    """RecBole's metrics with each of several weights of the local term; the model's weight is one of them afterwards.
+    """RecBole's metrics with each of several weights of the local term.  It changes the model's weight.
 
     Where rankings are made of products, the users are passed once, and what does not depend on the weight is computed
     once.

@@ -84,9 +84,12 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
         ),
     ] = "shared"
     n_shared_negatives: Annotated[
-        PositiveInt,
-        Key("Negatives per step with `negatives: shared`, sampled regardless of the user's history"),
-    ] = 1024
+        Literal["auto"] | PositiveInt,
+        Key(
+            "Negatives per step with `negatives: shared`, sampled regardless of the user's history. `auto`: an eighth "
+            "of the items, but at least 256 and at most 1,024"
+        ),
+    ] = "auto"
     train_neg_sample_args: Annotated[
         NegativeSampling,
         Key(
@@ -302,6 +305,13 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
                     f"use backprop: one, or leave {key} as it is"
                 )
         return self
+
+    def shared_negatives(self, n_items: int) -> int:
+        """Number of negatives that the pairs of a step share; 0 if each pair has its own."""
+        if self.negatives == "per_pair":
+            return 0
+        given = self.n_shared_negatives
+        return min(max(n_items // 8, 256), 1024) if given == "auto" else given
 
     @classmethod
     def from_recbole(cls, config: Config) -> OneBPConfig:

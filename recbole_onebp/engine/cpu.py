@@ -167,7 +167,7 @@ class FusedEngine:
         self.config = config = model.config
         self._cosine, self._inverse_temperature = config.score == "cosine", np.float32(1 / config.temperature)
         n_pairs, size = max(min(config.positives_a_step, schedule.n_pairs), _LEAST_ROWS), config.embedding_size
-        self._n_shared = config.n_shared_negatives if config.negatives == "shared" else 0
+        self._n_shared = schedule.n_shared
         self._group = 1 if self._n_shared else 1 + config.repeats
         # The next five hold the pairs of a step of all processes; those of this process begin at _first.  The gradient
         # of an item row is made from them, see kernels.GradientTerms.

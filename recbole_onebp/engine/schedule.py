@@ -64,6 +64,7 @@ class Schedule:
     Attributes:
         n_parts: number of parts in a sum over all pairs of a step: the even parts are summed, then the odd parts, then
             both.
+        n_shared: number of negatives that the pairs of a step share; 0 if each pair has its own.
 
     Raises:
         UserError: if a user has interacted with all items, so that there is no negative.
@@ -101,7 +102,7 @@ class Schedule:
         self._rank, self._world = (0, 1) if shard is None else (shard.rank, shard.world_size)
         self._n_groups = _GROUPS if _GROUPS % self._world == 0 else self._world
         self._groups = [group for group in even_first(self._n_groups) if group % self._world == self._rank]
-        self.n_parts = max(2, self._world)
+        self.n_parts, self.n_shared = max(2, self._world), config.shared_negatives(n_items)
 
     def __len__(self) -> int:
         """Number of steps in an epoch; the last one may be smaller."""
@@ -188,7 +189,7 @@ class Schedule:
 
     def shared_negatives(self, step: int, epoch: int) -> Ids:
         """The negatives that all pairs of a step share, shape ``(M,)``."""
-        return self.sampler.draw_shared(self.config.n_shared_negatives, step, epoch)
+        return self.sampler.draw_shared(self.n_shared, step, epoch)
 
     def kept_ids(self, step: int, epoch: int) -> npt.NDArray[np.bool_]:
         """Whether each item has the row of its id in a step, ``(n_items,)``; see ``id_dropout``."""
@@ -200,6 +201,6 @@ class Schedule:
         return np.where(np.isfinite(log_q), log_q, np.float32(0))
 
     def _negatives(self, user: Ids, pair: Ids, step: int, epoch: int) -> Ids:
-        if self.config.negatives == "shared":
+        if self.n_shared:
             return self.shared_negatives(step, epoch)
         return self.sampler.draw(user, self.config.train_neg_sample_args.sample_num, pair, epoch)

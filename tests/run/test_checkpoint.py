@@ -11,6 +11,7 @@ import signal
 import threading
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -491,10 +492,27 @@ def test_only_damaged_checkpoints_are_an_error(tiny, tmp_path):
     tiny(epochs=1).fit()
     (checkpoint,) = (tmp_path / "run" / "checkpoint").iterdir()
     cut(checkpoint / "state.safetensors")
-    with pytest.raises(UserError, match="all checkpoints are damaged; remove the folder to start a new run"):
+    with pytest.raises(UserError, match=r"no checkpoint can be read, .*does not match its checksum; restore one"):
         tiny(epochs=2, resume="auto")
     with pytest.raises(UserError, match=r"state\.safetensors: damaged: it does not match its checksum"):
         tiny(epochs=2, resume=str(checkpoint))
+
+
+@pytest.mark.parametrize("obstacle", ["another version", "little memory"])
+def test_a_newest_checkpoint_that_is_intact_is_never_passed_over(tmp_path, monkeypatch, obstacle):
+    """An older one in its place would let the next save remove it."""
+    kept = store.Checkpoints(tmp_path / "checkpoint")
+    names = [f"epoch-{epoch:06d}-step-000000000" for epoch in range(2)]
+    kept.save(names[0], {"at": torch.zeros(9)}, None)
+    if obstacle == "another version":
+        monkeypatch.setattr(store, "_VERSION", 2)
+    kept.save(names[1], {"at": torch.zeros(999)}, None)
+    monkeypatch.undo()
+    if obstacle == "little memory":
+        monkeypatch.setattr(store.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    reason = {"another version": "has format version 2", "little memory": "more than the free memory, 1000 bytes"}
+    with pytest.raises(UserError, match=f"{names[1]}.*{reason[obstacle]}"):
+        kept.load()
 
 
 def test_two_checkpoints_are_kept_and_temporary_folders_removed(tmp_path):

@@ -289,7 +289,7 @@ def test_a10_a_header_longer_than_its_file(tmp_path, size):
 def test_a10_a_file_larger_than_the_memory(tmp_path, monkeypatch):
     store.write_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(1000)})
     monkeypatch.setattr(store.psutil, "virtual_memory", lambda: type("_", (), {"available": 1000}))
-    with pytest.raises(store.DamagedError, match="more than the free memory"):
+    with pytest.raises(UserError, match="more than the free memory"):
         store.read_tensors(tmp_path / "x.safetensors")
 
 

@@ -145,20 +145,22 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
     Raises:
-        DamagedError: if it cannot be read, is no plain file, or is larger than the free memory.
+        DamagedError: if it cannot be read, or is no plain file.
+        UserError: if it is larger than the free memory.
     """
     try:
         with open_plain(path) as opened:
             size, header = os.fstat(opened.fileno()).st_size, int.from_bytes(opened.read(8), "little")
-        if header > min(_MAX_HEADER, size - 8):
-            raise DamagedError(f"{path}: damaged: a header of {header} bytes in a file of {size}")
-        if size > (free := psutil.virtual_memory().available):
-            raise DamagedError(f"{path}: {size} bytes are more than the free memory, {free} bytes")
+    except (UserError, OSError) as error:
+        raise _damaged(path, error) from None
+    if header > min(_MAX_HEADER, size - 8):
+        raise DamagedError(f"{path}: damaged: a header of {header} bytes in a file of {size}")
+    if size > (free := psutil.virtual_memory().available):
+        raise UserError(f"{path}: {size} bytes are more than the free memory, {free} bytes")
+    try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         return load_file(path), metadata
-    except DamagedError:
-        raise
     except Exception as error:  # safetensors and torch raise many kinds for content of all kinds
         raise _damaged(path, error) from None
 
@@ -178,6 +180,7 @@ class Checkpoint:
 
         Raises:
             DamagedError: if a file is missing or damaged.
+            UserError: if it has another format version, or is larger than the free memory.
         """
         try:
             content = read_json(path / _STATE, _MAX_STATE)
@@ -187,7 +190,7 @@ class Checkpoint:
             raise DamagedError(f"{path / _STATE}: not a checkpoint")
         if content.get("version") != _VERSION:
             version = content.get("version")
-            raise DamagedError(f"{path}: has format version {version}; this recbole_onebp reads version {_VERSION}")
+            raise UserError(f"{path}: has format version {version}; this recbole_onebp reads version {_VERSION}")
         if content.get("checksum") != _checksum(content):
             raise DamagedError(f"{path / _STATE}: damaged: it does not match its checksum")
         try:
@@ -269,18 +272,19 @@ class Checkpoints:
         """The newest intact checkpoint; None if there are no checkpoints.  A damaged one is reported.
 
         Raises:
-            UserError: if all of them are damaged, or the folder is a link.
+            UserError: if all of them are damaged, the newest intact one cannot be used here, or the folder is a link.
         """
         names = sorted((path.name for path in self._folders() if _NAME.fullmatch(path.name)), reverse=True)
         for name in names:
             try:
-                checkpoint = Checkpoint.read(self.folder / name)
+                return Checkpoint.read(self.folder / name)
             except DamagedError as error:
+                if name == names[-1]:
+                    raise UserError(
+                        f"{self.folder}: no checkpoint can be read, the last because: {error}; restore "
+                        "one, or start a new run in another folder"
+                    ) from None
                 getLogger().warning("%s; trying the previous checkpoint", error)
-                continue
-            return checkpoint
-        if names:
-            raise UserError(f"{self.folder}: all checkpoints are damaged; remove the folder to start a new run")
         return None
 
     def _folders(self) -> list[Path]:

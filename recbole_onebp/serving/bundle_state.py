@@ -177,8 +177,9 @@ class BundleState:
         With ``aggregation: step`` an event does ``e_u <- beta e_u + (1 - beta) w_i e_i``, where the item's weight w_i
         is 1 without ``aggregation_alpha``.  Otherwise e_u is the mean of w_i e_i over the user's items, and the event
         adds one; with ``recency`` the later items count more, and the event is the latest.  A new user starts with its
-        first event, and all its items weigh 1, as in :meth:`recommend_history` with ``rule="alike"``.  Items do not
-        change.  How events are divided into calls makes no difference, to the last bit.
+        first event, and all its items weigh 1, as in :meth:`recommend_history` with ``rule="alike"``.  Items
+        without train interactions, such as those of ``add_items``, follow their users; all others stay as trained.
+        How events are divided into calls makes no difference, to the last bit.
 
         Args:
             events: (user, item) pairs in the order in which they happened.  Where the model was trained on weights of

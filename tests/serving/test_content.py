@@ -47,6 +47,10 @@ def test_an_item_from_features_is_like_the_cold_one_with_the_same(bundle):
     assert rec.history("u1")[-1] == "new"
 
 
+def test_the_card_of_a_model_with_features_says_so(bundle):
+    assert "- The model knows who interacted with what, and the features" in (bundle / "MODEL_CARD.md").read_text()
+
+
 def test_items_from_users_and_from_features_come_together(bundle):
     rec = Recommender.load(bundle)
     report = rec.add_items({"taken": ["u1", "u7"], "described": {"genres": "g1"}, "numbers": {"year": [1990.0]}})

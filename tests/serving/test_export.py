@@ -262,7 +262,8 @@ def test_manifest_and_card(fitted, tmp_path):
     card = (path / "MODEL_CARD.md").read_text()
     # Ranking with the bundle gives the test metrics of the run.
     assert f"| all | 30 | {result['test']['recall@10']:.4f} | {result['test']['ndcg@10']:.4f} |" in card
-    assert "## Limits" in card
+    assert "no content, context" in card
+    assert "Events change users, and items without train interactions" in card
     groups = [line for line in card.splitlines() if line.startswith(("| most", "| middle", "| least"))]
     shares = [[float(cell.strip(" %")) for cell in line.split("|")[3:5]] for line in groups]
     assert np.sum(shares, axis=0) == pytest.approx([100, 100], abs=0.2)

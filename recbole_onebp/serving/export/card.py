@@ -223,12 +223,12 @@ def model_card(manifest: Mapping[str, Any], groups: Groups | None) -> str:
         "",
         "## Limits",
         "",
-        "- The model knows only who interacted with what: no content, context, price or age limit. Use filters for",
-        "  items that must not be shown (`allow`, `deny`).",
+        *_knowledge(manifest),
+        "  Use filters for items that must not be shown (`allow`, `deny`).",
         "- It reproduces the biases of the data. The tables above show which groups are served worse.",
         "- The metrics are of past interactions with items that this model did not recommend. Behaviour may differ",
         "  when people see its lists.",
-        "- Events change users, not items. Retrain for new items, and for items whose audience has changed.",
+        *_changes(manifest),
         "- The bundle contains user ids and their train histories. Treat it as personal data.",
         "",
     ]
@@ -252,6 +252,26 @@ def _training(manifest: Mapping[str, Any]) -> str:
         by.append(f"the weight of the interaction ({given['transform']})")
     weights = f", each weighted by {', and by '.join(by)}" if by else ""
     return f"A user is {kind} of the embeddings of the user's items{weights}; only items were trained by gradient."
+
+
+def _knowledge(manifest: Mapping[str, Any]) -> list[str]:
+    """What the scores are made of."""
+    if manifest["config"].get("item_features", "none") == "none":
+        return ["- The model knows only who interacted with what: no content, context, price or age limit."]
+    return [
+        "- The model knows who interacted with what, and the features of items that it was trained with: no other",
+        "  content, no context, price or age limit.",
+    ]
+
+
+def _changes(manifest: Mapping[str, Any]) -> list[str]:
+    """What changes after training."""
+    if manifest["aggregation"] is None:
+        return ["- Nothing changes after training. Retrain for new users, items and interactions."]
+    return [
+        "- Events change users, and items without train interactions, added ones among them. All other items stay as",
+        "  they were trained: retrain for items whose audience has changed.",
+    ]
 
 
 def _local(manifest: Mapping[str, Any]) -> list[str]:

@@ -140,8 +140,7 @@ class LocalTerm:
 
     def by_age(self, longest: int) -> npt.NDArray[np.float32]:
         """Recency weights of the ages 0 to ``longest - 1``, not yet scaled to mean 1."""
-        age = np.arange(longest)
-        return (recency_weights(age, self.recency) if self.recency else np.ones(longest)).astype(np.float32)
+        return recency_weights(np.arange(longest), self.recency).astype(np.float32)
 
     def scores(
         self,

@@ -13,7 +13,7 @@ LATEST = 1000
 """Items of a user that count where recent ones count more.  Older ones would add little, and make updates slow."""
 
 _TREND_RECENCY = 0.25
-"""How fast an interaction ceases to be of late, where trends are concerned."""
+"""How fast an interaction ceases to count as recent, where trends are concerned."""
 _TREND_PRIOR = 10.0
 """Interactions without a trend that each item is given, so that few interactions say little."""
 _FIXED_POINT = 2.0**20
@@ -21,11 +21,11 @@ _FIXED_POINT = 2.0**20
 
 
 def recency_weights(age: npt.NDArray[np.int64], recency: float) -> npt.NDArray[np.float64]:
-    """Weights ``(age + 1) ** -recency``; 0 from the age of 1,000 on.
+    """Weights ``(age + 1) ** -recency``, 0 from the age of 1,000 on; with ``recency`` 0 all are 1.
 
     Args:
         age: number of later items in the user's history, ``(n,)``.
-        recency: 0 gives all items the same weight; the larger, the more the latest count.
+        recency: 0 or above; the larger, the more the latest count.
 
     Returns:
         The weights, ``(n,)``.
@@ -34,7 +34,7 @@ def recency_weights(age: npt.NDArray[np.int64], recency: float) -> npt.NDArray[n
         >>> recency_weights(np.array([3, 1, 0]), 1.0).tolist()
         [0.25, 0.5, 1.0]
     """
-    return np.where(age < LATEST, (age + 1.0) ** -recency, 0.0)
+    return np.where(age < LATEST, (age + 1.0) ** -recency, 0.0) if recency else np.ones(len(age))
 
 
 def trends(
@@ -43,9 +43,10 @@ def trends(
     n_items: int,
     summed: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]] = lambda part: part,
 ) -> npt.NDArray[np.float64]:
-    """The logarithm of how much more often each item was taken of late than ever.
+    """The logarithm of how much more often each item was taken recently than ever.
 
-    An interaction counts ``(age + 1) ** -0.25`` of late, scaled to mean 1, and 1 ever; both counts begin at 10.
+    An interaction counts as ``(age + 1) ** -0.25`` recent ones, scaled to mean 1, and as 1 ever; both counts begin at
+    10.
 
     Args:
         item: of each interaction, ``(n,)``.

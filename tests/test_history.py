@@ -72,6 +72,7 @@ def test_earlier_items_end_with_the_window():
 
 
 def test_items_that_are_very_old_do_not_count():
+    assert (recency_weights(np.arange(LATEST + 5), 0.0) == 1).all()
     weights = recency_weights(np.arange(LATEST + 5), 0.5)
     assert weights[LATEST - 1] == LATEST**-0.5
     assert not weights[LATEST:].any()

@@ -37,7 +37,7 @@ Rule = Literal["alike", "trained", "recent"]
   in order of time.
 
 Where users were trained with ``recency``, histories are taken to be in order: with ``alike`` and ``trained`` an item
-with a later ones counts ``(a + 1) ** -recency`` times as much as the latest, as in training.
+followed by n later items weighs ``(n + 1) ** -recency`` times as much as the latest, as in training.
 
 ``benchmarks/fold_in.py`` compares them.
 """
@@ -58,9 +58,9 @@ class Aggregation(NamedTuple):
     trained_weight: float | None = None
     """w of the bundle's users in :class:`RunningMeans`; the number of their train items if None."""
     recency: float = 0.0
-    """Above 0: an item with a later ones weighs ``(a + 1) ** -recency``, and the mean is made anew for each event."""
+    """Above 0: an item followed by n later items weighs ``(n + 1) ** -recency``, and each event recomputes the mean."""
     transform: Transform | None = None
-    """What is made of the weights of interactions, and the mean is made anew for each event; None if they have none."""
+    """What is made of the weights of interactions, and each event recomputes the mean; None if they have none."""
 
     @classmethod
     def of(cls, written: Mapping[str, Any] | None) -> Aggregation:
@@ -71,8 +71,8 @@ class Aggregation(NamedTuple):
         return cls(beta, np.inf if beta == 1 else 1 / (1 - beta))
 
     @property
-    def is_anew(self) -> bool:
-        """Whether the mean is made anew for each event."""
+    def recomputes_from_history(self) -> bool:
+        """Whether each event recomputes the mean from the whole history."""
         return bool(self.recency) or self.transform is not None
 
     def strengths(self, given: Float64Array | None) -> Float64Array | None:
@@ -199,7 +199,7 @@ def fold_in(
         given: the weights of the interactions of each user, if they have some.
     """
     n_users = len(histories)
-    if aggregation.is_anew:
+    if aggregation.recomputes_from_history:
         pairs = zip(histories, given or [None] * n_users, strict=True)
         rows = [aggregation.mean(history, embeddings, item_weight, weights) for history, weights in pairs]
         return np.stack(rows) if rows else np.zeros((0, embeddings.size), np.float32)
@@ -326,8 +326,8 @@ class Users:
         """
         who, inverse = np.unique(user, return_inverse=True)
         slot = inverse.reshape(-1)
-        if self._aggregation.is_anew:
-            self._compute_anew(who, slot, item, embeddings, item_weight, given)
+        if self._aggregation.recomputes_from_history:
+            self._recompute(who, slot, item, embeddings, item_weight, given)
             return
         before = [self._moved.get(row) for row in who.tolist()]
         fresh = np.array([moved is None for moved in before], bool)
@@ -352,7 +352,7 @@ class Users:
             self._moved[row] = Moved(mean.copy(), w, items)
             first = last
 
-    def _compute_anew(
+    def _recompute(
         self,
         who: BundleRows,
         slot: IntArray,
@@ -387,7 +387,7 @@ class Users:
             The weights of the train items, and those of the new items.
         """
         n_trained, n_new = len(self.trained_items(user)), len(self.new_items(user))
-        if self._aggregation.is_anew:
+        if self._aggregation.recomputes_from_history:
             weights = self._aggregation.weights(n_trained + n_new, self.given(user))
             weights /= weights.sum()
             return weights[:n_trained], weights[n_trained:]

@@ -46,7 +46,7 @@ def weights(history, recency):
     if not len(history):
         return np.empty(0)
     age = np.arange(len(history))[::-1]
-    made = recency_weights(age, recency) if recency else np.ones(len(history))
+    made = recency_weights(age, recency)
     return made / made.mean()
 
 

@@ -22,7 +22,7 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_onebp.config.schema import OneBPConfig
+from recbole_onebp.config.schema import AUTO_LOCAL_RECENCY, AUTO_RECENCY, AUTO_TREND_WEIGHT, OneBPConfig
 from recbole_onebp.cooccurrence import Interactions, latest
 from recbole_onebp.data.item_features import item_fields
 from recbole_onebp.data.order import has_times
@@ -39,14 +39,6 @@ from recbole_onebp.util.errors import UserError
 __all__ = ["OneBP"]
 
 
-_RECENCY = 1.0
-"""``recency: auto`` where the data are in order."""
-_TREND_WEIGHT = 4.0
-"""``trend_weight: auto`` where the data are in order."""
-_LOCAL_RECENCY = 0.5
-"""``local_recency: auto`` where the data are in order."""
-
-
 class OneBP(GeneralRecommender):
     """Items are trained by gradient; a user is a moving aggregation of the embeddings of its items.
 
@@ -61,7 +53,7 @@ class OneBP(GeneralRecommender):
         new_item_bias: with a tower, what is added to the biases of items without the row of an id.
         shared_negatives: with ``negatives: shared``, the negatives of the next step, ``(M,)``; set by the trainer.
         history: the train items of all users; None where nothing needs them.
-        recency: weight of an item by its age, 0 if all items of a user count the same.
+        recency: exponent of the weight of an item by its age, see :func:`~recbole_onebp.recency.recency_weights`.
         has_earlier_users: whether the users of pairs are made of the items before the pair.
         item_weight: weight of each item in the aggregation, ``(n_items, 1)``; None with ``aggregation_alpha: 0``.
         shard: in several processes, the users of this rank; else None.
@@ -200,6 +192,7 @@ class OneBP(GeneralRecommender):
         """Keep what aggregation needs of the train interactions, outside checkpoints: it is computed from the data."""
         config = self.config
         self._resolve_order(dataset)
+        self.register_module("history", None)
         uses = config.aggregation != "step", config.user_encoding == "fresh", config.negatives == "shared"
         if any(uses) or self.trend_weight or config.local == "ridge":
             inter, times = dataset.inter_feat, None
@@ -238,9 +231,9 @@ class OneBP(GeneralRecommender):
             UserError: if a key needs times and there are none.
         """
         config, in_order = self.config, getattr(dataset, "in_order", False)
-        self.recency = _resolved(config.recency, _RECENCY if in_order else 0.0)
-        self.trend_weight = _resolved(config.trend_weight, _TREND_WEIGHT if in_order and config.item_bias else 0.0)
-        self.local_recency = _resolved(config.local_recency, _LOCAL_RECENCY if in_order else 0.0)
+        self.recency = _resolved(config.recency, AUTO_RECENCY if in_order else 0.0)
+        self.trend_weight = _resolved(config.trend_weight, AUTO_TREND_WEIGHT if in_order and config.item_bias else 0.0)
+        self.local_recency = _resolved(config.local_recency, AUTO_LOCAL_RECENCY if in_order else 0.0)
         self.has_earlier_users = config.training_history == "earlier" or (
             config.training_history == "auto" and in_order
         )
@@ -337,7 +330,9 @@ class OneBP(GeneralRecommender):
             raise RuntimeError(
                 "the users of OneBP have no gradient and must be moved by OneBPTrainer, which is not in use. Use the "
                 "trainer that recbole.utils.get_trainer(config['MODEL_TYPE'], 'OneBP') returns. In your own training "
-                "loop, call users_will_be_moved() once and move_users(interaction) after every optimizer step."
+                "loop, call users_will_be_moved() once. With aggregation: step, call move_users(batch) after each "
+                "optimizer step; otherwise call move_all_users() at the start of each epoch, every "
+                "aggregation_interval steps and at its end."
             )
         user, item = self._positives(interaction)
         user_e = self._scaled(self.users_of(user, item))  # (B, d); a constant with backprop: one
@@ -380,7 +375,12 @@ class OneBP(GeneralRecommender):
 
         Args:
             interaction: the batch that was passed to :meth:`calculate_loss`.
+
+        Raises:
+            RuntimeError: unless ``aggregation`` is ``step``.
         """
+        if self.config.aggregation != "step":
+            raise RuntimeError(f"aggregation is {self.config.aggregation!r}: call move_all_users instead")
         self.move(*self._positives(interaction))
 
     @torch.no_grad()

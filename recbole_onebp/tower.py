@@ -78,7 +78,7 @@ class Tower(nn.Module):
 
     @property
     def of_values(self) -> list[nn.Parameter]:
-        """The parameters with a row for each value.  A step changes only the rows of values that occur in it."""
+        """The feature-value tables, which are large: SparseAdam updates only the rows that occur in a step."""
         return [table for table in (self.value_table, self.value_bias) if table is not None]
 
     def rows(self, item: Tensor) -> Tensor:

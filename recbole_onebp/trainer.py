@@ -76,7 +76,7 @@ class OneBPTrainer(Trainer):
         encoding_stats: statistics of the last epoch: ``user_norm`` and ``item_norm``, the mean lengths of the
             embeddings, and ``user_spread``, see :func:`~recbole_onebp.functional.spread`.
         chosen: those of ``CHOSEN`` that are ``auto``, as the last validation left them.
-        value_optimizer: steps the rows of the values of items, where the model has a tower.
+        value_optimizer: SparseAdam of the feature-value tables; None where the model has no tower.
         checkpointing: saves and resumes the run inside an epoch; does neither by default.
     """
 
@@ -114,7 +114,7 @@ class OneBPTrainer(Trainer):
             self.optimizer.register_step_post_hook(self._step_values)
         obstacle = why_not_fast(self.settings, model.config)
         if model.config.engine == "fast" and obstacle:
-            raise UserError(f"engine: fast does not go with {obstacle}; use engine: reference, or auto")
+            raise UserError(f"engine: fast cannot be combined with {obstacle}; use engine: reference, or auto")
         self._ranks = current()
         if self._ranks.is_distributed:
             _check_distributed(self.settings, model.config, obstacle)
@@ -126,7 +126,7 @@ class OneBPTrainer(Trainer):
                 self.optimizer.register_step_post_hook(self._move_users)
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
-        """See RecBole.  Rows of values, which are many, have an optimizer that steps those of a step only."""
+        """See RecBole.  The feature-value tables are large, so SparseAdam updates only the rows that a step uses."""
         tower = self.model.tower
         if tower is None:
             self.value_optimizer: torch.optim.Optimizer | None = None
@@ -191,9 +191,9 @@ class OneBPTrainer(Trainer):
 
     def fit(self, train_data: Any, valid_data: Any = None, *args: Any, **kwargs: Any) -> Any:
         """See RecBole.  The local term is fitted first, so that its time counts as training."""
-        local = self.model.local
+        local = self.model.local  # reading it fits the term
         if local is not None and self.model.config.local_weight == "auto" and not (self.eval_step > 0 and valid_data):
-            message = "local_weight: auto: nothing is validated, so it is %g; give the one that a validation has chosen"
+            message = "local_weight: auto: without validation %g is used; set the weight that an earlier run has chosen"
             self.logger.info(message, local.weight)
         return super().fit(train_data, valid_data, *args, **kwargs)
 
@@ -363,11 +363,12 @@ def _moments(optimizer: torch.optim.Optimizer, table: Tensor) -> list[tuple[str,
 
 def _check_distributed(settings: RunSettings, config: OneBPConfig, obstacle: str | None) -> None:
     """Refuse settings with which several processes would not give the same result as one."""
+    remedy = "change that setting"
     if config.engine == "reference" or obstacle:
         obstacle = obstacle or "engine: reference"
     elif config.learner == "sparse_adam" and settings.device.type == "cuda":
-        obstacle = "learner: sparse_adam on CUDA; use adam"
+        obstacle, remedy = "learner: sparse_adam on CUDA", "use adam"
     elif not (settings.fast_evaluator and settings.ranks_all_items):
-        obstacle = "fast_evaluator: False, or an eval_args.mode that is not full"
+        obstacle, remedy = "fast_evaluator: False, or an eval_args.mode other than full", "use True and full"
     if obstacle:
-        raise UserError(f"nproc: several processes do not go with {obstacle}")
+        raise UserError(f"nproc: several processes cannot be combined with {obstacle}; {remedy}, or use one process")

@@ -125,6 +125,12 @@ def test_a_custom_training_loop_can_move_users(tiny):
     assert run.model.calculate_loss(batch_of(run)).item() > 0
 
 
+def test_a_batch_moves_its_users_only_with_aggregation_by_step(tiny):
+    run = tiny(aggregation="interval", beta=0.0)
+    with pytest.raises(RuntimeError, match="aggregation is 'interval': call move_all_users"):
+        run.model.move_users(batch_of(run))
+
+
 @pytest.mark.parametrize(
     "negatives",
     [

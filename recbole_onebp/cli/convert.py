@@ -49,7 +49,7 @@ def add(commands: Any) -> None:
                          help="which row of a user and item to keep; default: first; keep: all of them, which "
                          "is refused if a split then puts one pair into two parts")  # fmt: skip
     convert.add_argument("--repeatable", action="store_true", help="keep all rows, whatever the split, and let users "
-                         "be recommended what they have had (RecBole's key repeatable)")  # fmt: skip
+                         "be recommended items that they already have (RecBole's key repeatable)")  # fmt: skip
     convert.add_argument("--k_core", type=int, default=0, help="minimum number of rows per user and per item")
     convert.add_argument("--split", default="none",
                          choices=("none", "ratio", "leave_one_out", "time_user", "time", "cold_items"),

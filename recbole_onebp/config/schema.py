@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from recbole.config import Config
 
 __all__ = [
+    "AUTO_LOCAL_RECENCY",
+    "AUTO_RECENCY",
+    "AUTO_TREND_WEIGHT",
     "NO_RESULT",
     "RUN_KEYS",
     "NegativeSampling",
@@ -46,6 +49,14 @@ __all__ = [
     "onebp_defaults",
     "validated",
 ]
+
+
+AUTO_RECENCY = 1.0
+"""``recency: auto`` where the data are in order."""
+AUTO_TREND_WEIGHT = 4.0
+"""``trend_weight: auto`` where the data are in order."""
+AUTO_LOCAL_RECENCY = 0.5
+"""``local_recency: auto`` where the data are in order."""
 
 
 class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
@@ -149,7 +160,8 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
         Literal["auto", "none"] | NonNegative,
         Key(
             "Weight of an item in its user: (number of later items + 1) ^ -recency. `none`: all count the same. "
-            "`auto`: 1.0 if the data are in order (validation and test follow train in time); otherwise `none`",
+            f"`auto`: {AUTO_RECENCY} if the data are in order (validation and test follow train in time); otherwise "
+            "`none`",
             unless=(When("aggregation", "step", "none"), When("backprop", "two", "none")),
         ),
     ] = "auto"
@@ -173,8 +185,8 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
     trend_weight: Annotated[
         Literal["auto", "none"] | NonNegative,
         Key(
-            "For prediction, this times log(how often an item was taken of late / ever) is added to its bias. "
-            "`auto`: 4.0 if the data are in order, otherwise `none`",
+            "For prediction, this times log(how often an item was taken recently / ever) is added to its bias. "
+            f"`auto`: {AUTO_TREND_WEIGHT} if the data are in order, otherwise `none`",
             unless=(
                 When("item_bias", False, "none"),
                 When("aggregation", "step", "none"),
@@ -222,7 +234,10 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
     ] = "auto"
     local_recency: Annotated[
         Literal["auto", "none"] | NonNegative,
-        Key("`recency` of the local term's user. `auto`: 0.5 if the data are in order, otherwise `none`"),
+        Key(
+            f"`recency` of the local term's user. `auto`: {AUTO_LOCAL_RECENCY} if the data are in order, otherwise "
+            "`none`"
+        ),
     ] = "auto"
     learning_rate_decay: Annotated[
         FiniteFloat, Field(gt=0, le=1), Key("The learning rate of epoch k, from 0, is `learning_rate` times this ^ k")
@@ -265,7 +280,7 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
         if self.aggregation != "step" and self.duplicates == "last":
             raise ValueError(
                 f"aggregation: {self.aggregation} with duplicates: last: it moves a user towards the mean of all its "
-                "items; use aggregation: step, or leave duplicates as it is"
+                "items; use aggregation: step, or remove duplicates from your configuration"
             )
         if self.leave_one_out and (self.aggregation == "step" or self.beta > 0):
             raise ValueError(
@@ -302,7 +317,7 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
             if self.backprop == "two" and getattr(self, key) != value:
                 raise ValueError(
                     f"backprop: two with {key}: {getattr(self, key)}: with two backpropagations users do not move; "
-                    f"use backprop: one, or leave {key} as it is"
+                    f"use backprop: one, or remove {key} from your configuration"
                 )
         return self
 

@@ -167,7 +167,9 @@ def _parts(
         keys["benchmark_filename"] = ["train", "valid", "test"]
         return {"train": pairs, "valid": held_out, "test": pairs[:0]}, keys
     if pairs["user_id"].value_counts().max() < 2:
-        raise UserError("data: every user has one row only, so none can be held out, and nothing learnt of users")
+        raise UserError(
+            "data: every user has only one row, so none can be held out for validation; add users with more rows"
+        )
     split = {
         "split": {"RS": [1 - float(share), float(share), 0.0]},
         "order": "TO" if has_times else "RO",

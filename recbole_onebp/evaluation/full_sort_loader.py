@@ -197,7 +197,7 @@ def _candidates(items: str, config: Config, part: Dataset, seen: Sequence[Datase
     if "gauc" in (metric.lower() for metric in config["metrics"]):
         obstacle = "the metric GAUC"
     if obstacle:
-        raise UserError(f"eval_items: {items} does not go with {obstacle}")
+        raise UserError(f"eval_items: {items} cannot be combined with {obstacle}; leave it out, or use eval_items: all")
     count, is_warm = item_count(part).numpy(), item_count(seen[0]).numpy() > 0
     chosen = (count > 0) & ~is_warm if items == "cold" else is_warm
     if count.any() and not count[chosen].any():

@@ -321,7 +321,7 @@ def test_c05_a_split_that_leaks_is_refused_with_the_number(split, capsys):
     plays()
     code, _, error = run("convert", "plays.csv", "--duplicates=keep", f"--split={split}", capsys=capsys)
     assert code == 2
-    assert "rows of test are of a user and item that an earlier part has too" in error
+    assert "rows of test repeat a user and item of an earlier part" in error
     assert "add --repeatable" in error
     assert not Path("dataset").exists()
     code, out, _ = run("convert", "plays.csv", "--repeatable", f"--split={split}", capsys=capsys)

@@ -266,8 +266,8 @@ def test_what_is_told(pairs, caplog):
 def test_too_few(pairs):
     for data, why in (
         (pairs[:0], "data: no rows"),
-        (pairs.drop_duplicates("user_id"), "data: every user has one row only"),
-        (pairs[:1], "data: every user has one row only"),
+        (pairs.drop_duplicates("user_id"), "data: every user has only one row"),
+        (pairs[:1], "data: every user has only one row"),
         (pd.DataFrame(), "data: which column is the user"),
     ):
         with pytest.raises(UserError, match=why):

@@ -85,7 +85,7 @@ def settings(data_path, folder, name):
     with_features, metrics = name.startswith("features"), METRICS
     if with_features:
         about_data |= {"benchmark_filename": ["train", "valid", "test"]}
-        metrics = [metric for metric in METRICS if metric != "GAUC"]  # it does not go with cold items
+        metrics = [metric for metric in METRICS if metric != "GAUC"]  # it cannot be combined with cold items
     return "films" if with_features else "tiny", {
         **about_data, "embedding_size": 8,
         "train_batch_size": 160, "epochs": 3, "metrics": metrics, "topk": [5, 10], "valid_metric": "NDCG@10",

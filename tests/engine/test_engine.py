@@ -253,7 +253,7 @@ def test_auto_chooses_the_fast_engine_where_possible(tiny):
         {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 2, "dynamic": True, "candidate_num": 2}},
     ):
         assert tiny(**options).trainer.engine == "reference"
-        with pytest.raises(UserError, match="engine: fast does not go with"):
+        with pytest.raises(UserError, match="engine: fast cannot be combined with"):
             tiny(engine="fast", **options)
 
 

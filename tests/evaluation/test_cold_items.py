@@ -95,8 +95,8 @@ def test_without_cold_items_there_is_one_kind(tmp_path):
     ("keys", "message"),
     [
         ({"eval_args": {"mode": "uni100"}}, "eval_items: cold needs eval_args.mode: full"),
-        ({"repeatable": True}, "eval_items: cold does not go with repeatable: True"),
-        ({"metrics": ["Recall", "GAUC"], "valid_metric": "Recall@5"}, "cold does not go with the metric GAUC"),
+        ({"repeatable": True}, "eval_items: cold cannot be combined with repeatable: True"),
+        ({"metrics": ["Recall", "GAUC"], "valid_metric": "Recall@5"}, "cold cannot be combined with the metric GAUC"),
         ({"benchmark_filename": ["train", "valid", "valid"]}, None),
         ({"benchmark_filename": ["train", "train", "train"]}, "eval_items: cold: there is no such item in the part"),
     ],

@@ -267,7 +267,7 @@ def _split(frame: pd.DataFrame, given: Mapping[str, Sequence[Path]], conversion:
 
 
 def _check_overlap(parts: Mapping[str, pd.DataFrame], conversion: Conversion, steps: dict[str, int]) -> None:
-    """Rows of validation and test that are in an earlier part too: a wish that has to be said."""
+    """Refuse pairs of a user and an item in more than one part, unless the user asked for that with ``repeatable``."""
     if len(parts) == 1 or (conversion.duplicates != "keep" and not conversion.repeatable):
         return
     codes = pd.concat(parts.values())[_PAIR]
@@ -284,6 +284,6 @@ def _check_overlap(parts: Mapping[str, pd.DataFrame], conversion: Conversion, st
     elif sum(found.values()):
         said = " and ".join(f"{number:,} rows of {part}" for part, number in found.items() if number)
         raise UserError(
-            f"--duplicates=keep: {said} are of a user and item that an earlier part has too, so the split leaks; leave "
-            "out --duplicates, or add --repeatable if users are to be recommended what they have had"
+            f"--duplicates=keep: {said} repeat a user and item of an earlier part, so the split leaks; leave out "
+            "--duplicates, or add --repeatable to recommend items that users already have"
         )

@@ -121,16 +121,7 @@ def read_run(run_dir: Path, data_path: Path | None = None) -> TrainedRun:
         # RecBole unpickles certain files of its checkpoint_dir, so it gets an empty one.
         with tempfile.TemporaryDirectory(prefix="recbole-onebp-") as empty:
             return _read(run_dir, kept, state, trained_on, empty)
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        MemoryError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as e:
+    except _UNFIT as e:
         raise UserError(f"{run_dir}: its settings do not fit its data: {type(e).__name__}: {e}") from e
 
 

@@ -22,7 +22,7 @@ import scipy.sparse as sp
 from numba import prange
 from threadpoolctl import threadpool_limits
 
-from recbole_onebp.util.compiled import njit
+from recbole_onebp.util.compiled import OPTIONS, njit
 
 __all__ = ["Interactions", "Neighbors", "latest", "ridge_on_neighbors"]
 
@@ -34,7 +34,6 @@ _COUNTED = 4096
 """The counts of pairs of this many items, the most popular ones, are kept in memory: 64 MB, with weights 128."""
 _LEAST = 1e-5
 """Smaller entries are dropped, as a share of the largest entry of their item."""
-_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
 class Interactions(NamedTuple):
@@ -145,12 +144,12 @@ def ridge_on_neighbors(data: Interactions, targets: Sequence[int] | _Ids, n_neig
     return Neighbors(target, item, weight)
 
 
-@njit(inline="always", **_OPTIONS)
+@njit(inline="always", **OPTIONS)
 def _weight(weights, place):
     return weights[place] if len(weights) else 1
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(parallel=True, **OPTIONS)
 def _count_popular(data, most, popular, counts, n_threads):
     """Fill in how many users the most popular items have in common, ``(m, m)``."""
     for thread in prange(n_threads):
@@ -164,7 +163,7 @@ def _count_popular(data, most, popular, counts, n_threads):
                         counts[row, column] += weight * _weight(data.weight, q)
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(parallel=True, **OPTIONS)
 def _fit(data, own, n_users, target, reg, popular, counts, item, weight, n_threads):
     """Fill in the neighbours of each target and their weights."""
     n_items = len(popular)
@@ -183,7 +182,7 @@ def _fit(data, own, n_users, target, reg, popular, counts, item, weight, n_threa
                 weight[row, : len(neighbors)] = _solve(gram, shared, reg)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _neighbors(data, own, j, k, count, seen):
     """The k items with the largest cosine to item j, ascending, and the count of the users that each shares with it.
 
@@ -222,7 +221,7 @@ def _neighbors(data, own, j, k, count, seen):
     return kept, shared
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _gram(data, own, items, popular, counts, column, head, links, link_weight):
     """The counts of the users that each pair of items has in common, the lower triangle, ``(K, K)``; and the scratch
     ``links`` and ``link_weight``.
@@ -290,7 +289,7 @@ def _gram(data, own, items, popular, counts, column, head, links, link_weight):
     return gram, links, link_weight
 
 
-@njit(inline="always", **_OPTIONS)
+@njit(inline="always", **OPTIONS)
 def _meet(gram, a, weight, link, links, link_weight):
     """Count item a, which has this weight in the user, with each item of the user's list."""
     while link >= 0:
@@ -299,7 +298,7 @@ def _meet(gram, a, weight, link, links, link_weight):
         link = links[link, 0]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _solve(gram, shared, reg):
     """``(gram + reg I)^-1 shared`` by Cholesky's decomposition, ``(K,)``."""
     k = len(shared)

@@ -21,7 +21,7 @@ from numba import prange
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from recbole_onebp.util.compiled import njit
+from recbole_onebp.util.compiled import OPTIONS, njit
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["DeviceSampler", "Distribution", "NegativeSampler", "coins", "csr"]
@@ -237,19 +237,18 @@ def _unit(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
 
 
 _USERS_PER_TASK = 32
-_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 _U11, _U27, _U30, _U31 = np.uint64(11), np.uint64(27), np.uint64(30), np.uint64(31)
 _UGOLDEN, _UMIX_1, _UMIX_2 = np.uint64(_GOLDEN), np.uint64(_MIX_1), np.uint64(_MIX_2)
 
 
-@njit(inline="always", **_OPTIONS)
+@njit(inline="always", **OPTIONS)
 def _mix_compiled(z):  # type: ignore[no-untyped-def]
     z = (z ^ (z >> _U30)) * _UMIX_1
     z = (z ^ (z >> _U27)) * _UMIX_2
     return z ^ (z >> _U31)
 
 
-@njit(inline="always", **_OPTIONS)
+@njit(inline="always", **OPTIONS)
 def _numbers_below(limit, start, number):  # type: ignore[no-untyped-def]
     scale = _TO_UNIT * np.float64(limit)
     for slot in range(len(number)):
@@ -257,7 +256,7 @@ def _numbers_below(limit, start, number):  # type: ignore[no-untyped-def]
         number[slot] = np.int64(np.float64(np.int64(z >> _U11)) * scale)
 
 
-@njit(inline="always", **_OPTIONS)
+@njit(inline="always", **OPTIONS)
 def _count_up_to(row, number, count):  # type: ignore[no-untyped-def]
     """How many entries of the sorted ``row`` are at most each number.
 
@@ -277,7 +276,7 @@ def _count_up_to(row, number, count):  # type: ignore[no-untyped-def]
             count[slot] += np.int64(row[count[slot]] <= number[slot])
 
 
-@njit(inline="always", **_OPTIONS)
+@njit(inline="always", **OPTIONS)
 def _touch(user, indptr, gap, free):  # type: ignore[no-untyped-def]
     """Prefetch each user's row, so that the loads from memory overlap.  The result is meaningless.
 
@@ -291,7 +290,7 @@ def _touch(user, indptr, gap, free):  # type: ignore[no-untyped-def]
     return touched & 1
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _draw_uniform(user, pair, key, indptr, gap, free, out):  # type: ignore[no-untyped-def]
     number, count = np.empty(out.shape[1], dtype=np.int64), np.empty(out.shape[1], dtype=np.int64)
     out[0, 0] = _touch(user, indptr, gap, free)
@@ -302,7 +301,7 @@ def _draw_uniform(user, pair, key, indptr, gap, free, out):  # type: ignore[no-u
             out[b, slot] = 1 + number[slot] + count[slot]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _draw_weighted(user, pair, key, indptr, gap, free, items, before, out):  # type: ignore[no-untyped-def]
     number, count = np.empty(out.shape[1], dtype=np.int64), np.empty(out.shape[1], dtype=np.int64)
     out[0, 0] = _touch(user, indptr, gap, free)
@@ -319,14 +318,14 @@ def _draw_weighted(user, pair, key, indptr, gap, free, items, before, out):  # t
             out[b, slot] = count[slot] - 1
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(parallel=True, **OPTIONS)
 def _draw_uniform_in_threads(user, pair, key, indptr, gap, free, out):  # type: ignore[no-untyped-def]
     for task in prange((len(user) + _USERS_PER_TASK - 1) // _USERS_PER_TASK):
         a, b = task * _USERS_PER_TASK, min(len(user), (task + 1) * _USERS_PER_TASK)
         _draw_uniform(user[a:b], pair[a:b], key, indptr, gap, free, out[a:b])
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(parallel=True, **OPTIONS)
 def _draw_weighted_in_threads(  # type: ignore[no-untyped-def]
     user, pair, key, indptr, gap, free, items, before, out
 ):

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange
 
-from recbole_onebp.util.compiled import njit
+from recbole_onebp.util.compiled import OPTIONS, ROWS_PER_TASK, njit
 
 __all__ = ["MOST_MISSED", "ROWS_A_PLACE", "Adam", "adam_step", "current_row", "make_missed_steps", "settle_rows"]
 
@@ -31,8 +31,6 @@ ROWS_A_PLACE = 16
 """Rows may miss steps if the table has at least this many for each place of a step.  With fewer, one pass over all rows
 in order is faster than the touched ones at random."""
 
-_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
-_ROWS_PER_TASK = 32
 _F1 = np.float32(1)
 
 
@@ -60,7 +58,7 @@ class Adam(NamedTuple):
     """Of the second moment."""
 
 
-@njit(inline="always", **_OPTIONS)
+@njit(inline="always", **OPTIONS)
 def current_row(adam, row, memory):
     """The row with the steps that it has missed, ``(d,)``; in ``memory`` if there are any."""
     value = adam.table[row]
@@ -71,7 +69,7 @@ def current_row(adam, row, memory):
 
 
 # The next two are functions of rows, not of an Adam: a call with so many arrays costs more than the work on a row.
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _moved(value, exp_avg, exp_avg_sq, drift, eps, out):
     """Fill ``out`` with the row after missed steps, and return it."""
     for k in range(len(value)):
@@ -79,7 +77,7 @@ def _moved(value, exp_avg, exp_avg_sq, drift, eps, out):
     return out
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def make_missed_steps(value, exp_avg, exp_avg_sq, drift, left1, left2, eps):
     """Let a row and its moments make the steps that they have missed."""
     _moved(value, exp_avg, exp_avg_sq, drift, eps, value)
@@ -88,12 +86,12 @@ def make_missed_steps(value, exp_avg, exp_avg_sq, drift, left1, left2, eps):
         exp_avg_sq[k] *= left2
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(parallel=True, **OPTIONS)
 def settle_rows(rows, adam):
     """Let each of the rows make the steps that it has missed."""
     table, exp_avg, exp_avg_sq, _, eps, _, _, _, stepped, now, drift, left1, left2 = adam
-    for task in prange((len(rows) + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK):
-        for at in range(task * _ROWS_PER_TASK, min(len(rows), (task + 1) * _ROWS_PER_TASK)):
+    for task in prange((len(rows) + ROWS_PER_TASK - 1) // ROWS_PER_TASK):
+        for at in range(task * ROWS_PER_TASK, min(len(rows), (task + 1) * ROWS_PER_TASK)):
             row = rows[at]
             n = now - stepped[row]
             if n > 0:
@@ -101,7 +99,7 @@ def settle_rows(rows, adam):
                 stepped[row] = now
 
 
-@njit(inline="always", **_OPTIONS)
+@njit(inline="always", **OPTIONS)
 def adam_step(gradient, value, exp_avg, exp_avg_sq, step_size, eps, beta1, beta2):
     """One step of :class:`Adam` for a row, ``(d,)`` each."""
     for k in range(len(value)):

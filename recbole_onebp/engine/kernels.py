@@ -16,7 +16,7 @@ from numba import prange
 from recbole_onebp.engine.adam import Adam, adam_step, current_row, make_missed_steps
 from recbole_onebp.history import LEAST_REST
 from recbole_onebp.util import simd
-from recbole_onebp.util.compiled import njit
+from recbole_onebp.util.compiled import OPTIONS, ROWS_PER_TASK, njit
 
 # Adam is not used here.  It was once defined here, and numba reads cache files of that time before it sees that they
 # are out of date: without the name that would be an error.
@@ -46,11 +46,7 @@ __all__ = [
 
 SEQUENTIAL, LAST, MEAN = 0, 1, 2
 
-# No fastmath.  numba compiles a loop several times and optimises each copy separately; a process that compiles runs
-# another copy than a process that loads the cache.  With fastmath, copies may reorder sums and fuse products, so their
-# results differ in the last bits.  Sums that should use vector registers call recbole_onebp.util.simd instead.
-_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
-_ROWS_PER_TASK, _BIASES_PER_RUN = 32, 1024
+_BIASES_PER_RUN = 1024
 _F = np.float32
 _F0, _F1 = np.float32(0), np.float32(1)
 _MASKED = np.float32(-np.inf)
@@ -109,7 +105,7 @@ class GradientTerms(NamedTuple):
     """``(parts, M, d)``; M may be 0.  Even parts are summed, then odd parts, then both."""
 
 
-@njit(inline="always", **_OPTIONS)
+@njit(inline="always", **OPTIONS)
 def _exp(x):
     """e^x for x <= 0, within 2 units of the last place, in operations that LLVM vectorises (Cephes' expf)."""
     x = np.float32(-87) if x < np.float32(-87) else x  # NaN stays NaN
@@ -125,17 +121,17 @@ def _exp(x):
     return p * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
-@njit(inline="always", **_OPTIONS)
+@njit(inline="always", **OPTIONS)
 def _inverse_norm(row):
     return _F1 / max(np.float32(math.sqrt(simd.dot(row, row))), _TINY)
 
 
-@njit(inline="always", **_OPTIONS)
+@njit(inline="always", **OPTIONS)
 def _score(user, row, cosine):
     return simd.dot(user, row) * (_inverse_norm(row) if cosine else _F1)
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(parallel=True, **OPTIONS)
 def gather(ids, table, cosine, out):
     """``out[b] = table[ids[b]]``, scaled to unit length if ``cosine``."""
     for b in prange(len(ids)):
@@ -145,7 +141,7 @@ def gather(ids, table, cosine, out):
             out[b, k] = scale * row[k]
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(parallel=True, **OPTIONS)
 def gather_items(ids, items, cosine, out):
     """:func:`gather` for rows that may have missed steps of ``items``, an :class:`~recbole_onebp.engine.adam.Adam`."""
     for b in prange(len(ids)):
@@ -155,7 +151,7 @@ def gather_items(ids, items, cosine, out):
             out[b, k] = scale * row[k]
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(parallel=True, **OPTIONS)
 def gather_others(user, item, place, history, user_table, shares, cosine, out):
     """``out[b]``: a user without one of its items, see :meth:`recbole_onebp.model.OneBP.users_of`.
 
@@ -183,7 +179,7 @@ def gather_others(user, item, place, history, user_table, shares, cosine, out):
                 others[k] *= inverse
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(parallel=True, **OPTIONS)
 def gather_earlier(user, place, history, decay, shares, cosine, out):
     """``out[b]``: the weighted mean of the items before a pair, see :meth:`recbole_onebp.history.History.earlier`.
 
@@ -213,7 +209,7 @@ def gather_earlier(user, place, history, decay, shares, cosine, out):
             mean[k] *= scale
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(parallel=True, **OPTIONS)
 def pair_scores(item, negative, user_e, items, cosine, logits, pair_weight, ids, coefficient, loss, user_gradient):
     """Softmax loss of each pair against its own negatives.
 
@@ -234,8 +230,8 @@ def pair_scores(item, negative, user_e, items, cosine, logits, pair_weight, ids,
     n_pairs, n_negatives = negative.shape
     size = user_e.shape[1]
     whole = np.float32(inverse_temperature / n_step)
-    for task in prange((n_pairs + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK):
-        start, end = task * _ROWS_PER_TASK, min(n_pairs, (task + 1) * _ROWS_PER_TASK)
+    for task in prange((n_pairs + ROWS_PER_TASK - 1) // ROWS_PER_TASK):
+        start, end = task * ROWS_PER_TASK, min(n_pairs, (task + 1) * ROWS_PER_TASK)
         memory = np.empty(size, _F)
         for b in range(start, end):
             ids[b, 0] = item[b]
@@ -281,7 +277,7 @@ def pair_scores(item, negative, user_e, items, cosine, logits, pair_weight, ids,
                     gradient[k] += weight * row[k]
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(parallel=True, **OPTIONS)
 def shared_scores(user, item, negative, history, links, scores, user_e, item_e, logits, pair_weight, loss, coefficient):
     """Softmax loss of each pair against the step's shared negatives, without those the user has interacted with.
 
@@ -337,7 +333,7 @@ def shared_scores(user, item, negative, history, links, scores, user_e, item_e, 
         coefficient[b] = scale * (positive / total - _F1) if negative_weight == 0 else -scale
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def link(ids, links, rows):
     """Link the places of each id, in batch order.
 
@@ -361,7 +357,7 @@ def link(ids, links, rows):
     return count
 
 
-@njit(inline="always", **_OPTIONS)
+@njit(inline="always", **OPTIONS)
 def _add_parts(shared, m, part, total):
     """Add ``(shared[0, m] + shared[2, m] + ...)``, then ``(shared[1, m] + shared[3, m] + ...)``."""
     for half in range(2):
@@ -374,7 +370,7 @@ def _add_parts(shared, m, part, total):
             total[k] += part[k]
 
 
-@njit(inline="always", **_OPTIONS)
+@njit(inline="always", **OPTIONS)
 def sum_terms(place, following, terms, value, cosine, part, total):
     """``total``: the gradient of a row from its places, the first of which is ``place``.
 
@@ -405,7 +401,7 @@ def sum_terms(place, following, terms, value, cosine, part, total):
             total[k] = inverse * (total[k] - along * value[k])
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(parallel=True, **OPTIONS)
 def step_rows(rows, links, terms, cosine, adam):
     """Compute the gradient of each row and apply Adam's step to it.
 
@@ -419,9 +415,9 @@ def step_rows(rows, links, terms, cosine, adam):
     head, following = links
     table, exp_avg, exp_avg_sq, step_size, eps, beta1, beta2, weight_decay, stepped, now, drift, left1, left2 = adam
     size = table.shape[1]
-    for task in prange((len(rows) + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK):
+    for task in prange((len(rows) + ROWS_PER_TASK - 1) // ROWS_PER_TASK):
         gradient, total, part = np.empty(size, _F), np.empty(size, _F), np.empty(size, _F)
-        for at in range(task * _ROWS_PER_TASK, min(len(rows), (task + 1) * _ROWS_PER_TASK)):
+        for at in range(task * ROWS_PER_TASK, min(len(rows), (task + 1) * ROWS_PER_TASK)):
             row = rows[at]
             value = table[row]
             if len(stepped) > 0:
@@ -440,7 +436,7 @@ def step_rows(rows, links, terms, cosine, adam):
             adam_step(gradient, value, exp_avg[row], exp_avg_sq[row], step_size, eps, beta1, beta2)
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(parallel=True, **OPTIONS)
 def step_biases(touched, span, lazy, links, coefficient, shared, weight, gradient, adam):
     """:func:`step_rows` for item biases: the gradient is ``weight`` times the sum of ``coefficient[p]`` and ``shared``.
 
@@ -483,7 +479,7 @@ def step_biases(touched, span, lazy, links, coefficient, shared, weight, gradien
         gradient[low:high] = 0
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(parallel=True, **OPTIONS)
 def move_users(users, links, item, item_table, item_weight, cosine, user_table, beta, rule):
     """The moving aggregation of a batch, see :func:`recbole_onebp.functional.moving_aggregate_`.
 
@@ -501,9 +497,9 @@ def move_users(users, links, item, item_table, item_weight, cosine, user_table, 
     head, following = links
     size = user_table.shape[1]
     old_weight, new_weight = np.float32(beta), np.float32(1 - beta)
-    for task in prange((len(users) + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK):
+    for task in prange((len(users) + ROWS_PER_TASK - 1) // ROWS_PER_TASK):
         total = np.empty(size, dtype=np.float32)
-        for at in range(task * _ROWS_PER_TASK, min(len(users), (task + 1) * _ROWS_PER_TASK)):
+        for at in range(task * ROWS_PER_TASK, min(len(users), (task + 1) * ROWS_PER_TASK)):
             moved = user_table[users[at]]
             place = head[users[at]]
             head[users[at]] = -1
@@ -531,7 +527,7 @@ def move_users(users, links, item, item_table, item_weight, cosine, user_table, 
                     moved[k] = old_weight * moved[k] + weight * total[k]
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(parallel=True, **OPTIONS)
 def weigh_items(item_table, item_weight, cosine, shares):
     """What each item adds to its users: its row, of unit length if ``cosine``, times its weight; ``(n_items, d)``."""
     for i in prange(len(item_table)):
@@ -543,7 +539,7 @@ def weigh_items(item_table, item_weight, cosine, shares):
             shares[i, k] = weight * row[k]
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(parallel=True, **OPTIONS)
 def move_all_users(history, shares, user_table, beta):
     """Move every user with items towards the (weighted) mean of its items.
 
@@ -556,9 +552,9 @@ def move_all_users(history, shares, user_table, beta):
     start, item, weight_in_user, totals, _ = history
     n_users, size = user_table.shape
     old_weight, new_weight = np.float32(beta), np.float32(1 - beta)
-    for task in prange((n_users + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK):
+    for task in prange((n_users + ROWS_PER_TASK - 1) // ROWS_PER_TASK):
         total = np.empty(size, dtype=np.float32)
-        for user in range(task * _ROWS_PER_TASK, min(n_users, (task + 1) * _ROWS_PER_TASK)):
+        for user in range(task * ROWS_PER_TASK, min(n_users, (task + 1) * ROWS_PER_TASK)):
             moved = user_table[user]
             if start[user] == start[user + 1]:
                 continue

@@ -9,12 +9,10 @@ from numba import prange
 
 from recbole_onebp.engine.adam import adam_step
 from recbole_onebp.engine.kernels import sum_terms
-from recbole_onebp.util.compiled import njit
+from recbole_onebp.util.compiled import OPTIONS, ROWS_PER_TASK, njit
 
 __all__ = ["Features", "compose", "gradient_rows", "spread", "step_given"]
 
-_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
-_ROWS_PER_TASK = 32
 _F = np.float32
 
 
@@ -28,7 +26,7 @@ class Features(NamedTuple):
     """Of each value in its item."""
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(parallel=True, **OPTIONS)
 def compose(rows, kept, features, id_table, value_table, out):
     """``out[i] = id_table[i] + sum of weight * value_table[value]`` for the items in ``rows``.
 
@@ -42,8 +40,8 @@ def compose(rows, kept, features, id_table, value_table, out):
     """
     start, values, weights = features
     size = id_table.shape[1]
-    for task in prange((len(rows) + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK):
-        for at in range(task * _ROWS_PER_TASK, min(len(rows), (task + 1) * _ROWS_PER_TASK)):
+    for task in prange((len(rows) + ROWS_PER_TASK - 1) // ROWS_PER_TASK):
+        for at in range(task * ROWS_PER_TASK, min(len(rows), (task + 1) * ROWS_PER_TASK)):
             item = rows[at]
             row, own = out[item], id_table[item]
             for k in range(size):
@@ -54,17 +52,17 @@ def compose(rows, kept, features, id_table, value_table, out):
                     row[k] += weight * value[k]
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(parallel=True, **OPTIONS)
 def gradient_rows(rows, links, terms, cosine, table, out):
     """``out[n]``: the gradient of row ``rows[n]`` of ``table``; as in :func:`kernels.step_rows`, without a step."""
     head, following = links
-    for task in prange((len(rows) + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK):
+    for task in prange((len(rows) + ROWS_PER_TASK - 1) // ROWS_PER_TASK):
         part = np.empty(table.shape[1], _F)
-        for at in range(task * _ROWS_PER_TASK, min(len(rows), (task + 1) * _ROWS_PER_TASK)):
+        for at in range(task * ROWS_PER_TASK, min(len(rows), (task + 1) * ROWS_PER_TASK)):
             sum_terms(head[rows[at]], following, terms, table[rows[at]], cosine, part, out[at])
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def spread(rows, gradient, features, part, slot, touched, out):
     """The gradients of the values of the items in ``rows``, from those of the items.
 
@@ -101,7 +99,7 @@ def spread(rows, gradient, features, part, slot, touched, out):
     return count
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(parallel=True, **OPTIONS)
 def step_given(rows, slot, gradient, adam):
     """Apply Adam's step to rows whose gradients are given.
 
@@ -113,9 +111,9 @@ def step_given(rows, slot, gradient, adam):
     """
     table, exp_avg, exp_avg_sq, step_size, eps, beta1, beta2, weight_decay = adam[:8]
     size = table.shape[1]
-    for task in prange((len(rows) + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK):
+    for task in prange((len(rows) + ROWS_PER_TASK - 1) // ROWS_PER_TASK):
         total = np.empty(size, _F)
-        for at in range(task * _ROWS_PER_TASK, min(len(rows), (task + 1) * _ROWS_PER_TASK)):
+        for at in range(task * ROWS_PER_TASK, min(len(rows), (task + 1) * ROWS_PER_TASK)):
             row = rows[at]
             value, place = table[row], slot[row]
             for k in range(size):

@@ -18,7 +18,13 @@ from typing import Any
 
 import numba
 
-__all__ = ["cache_folder", "njit", "tell_if_uncached"]
+__all__ = ["OPTIONS", "ROWS_PER_TASK", "cache_folder", "njit", "tell_if_uncached"]
+
+OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
+"""How loops are compiled.  No fastmath: copies of a loop might then reorder sums and fuse products, each in its own
+way, and results would differ in the last bits.  See :mod:`recbole_onebp.util.simd`, whose sums use vector registers."""
+ROWS_PER_TASK = 32
+"""Rows of a table that a thread of a parallel loop takes at a time."""
 
 
 @lru_cache(maxsize=1)

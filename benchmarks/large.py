@@ -106,8 +106,8 @@ def make_epoch(user: Ids, item: Ids, size: Mapping[str, int], seed: int, **overr
     without = {
         "item_bias": None,
         "item_weight": None,
-        "shares": None,
-        "has_earlier_users": False,
+        "weighted_items": None,
+        "users_from_earlier_items": False,
         "leaves_one_out": False,
     }
     model: Any = SimpleNamespace(

@@ -17,7 +17,7 @@ Autoencoders for Sparse Data" (WWW 2019) for the closed form over all items.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,14 +29,13 @@ from torch import Tensor
 from recbole_onebp.cooccurrence import Interactions, Neighbors, ridge_on_neighbors
 from recbole_onebp.distributed.ranks import current
 from recbole_onebp.recency import recency_weights
-from recbole_onebp.util.compiled import njit
+from recbole_onebp.util.compiled import OPTIONS, njit
 
 __all__ = ["ItemScores", "LocalScores", "LocalTerm"]
 
 _Ids = npt.NDArray[np.int32]
 _Places = npt.NDArray[np.int64]
 
-_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 _NONE = np.empty(0, np.float32)
 _COSINES_AT_ONCE = 1 << 24
 """Cosines of items without interactions that are in memory at a time, if none of them is zero."""
@@ -50,14 +49,14 @@ class ItemScores(NamedTuple):
     item: npt.NDArray[np.int64]
     score: npt.NDArray[np.float32]
 
-    def add_to(self, scores: Tensor, times: float = 1.0) -> None:
-        """Add so many times these to the scores of the B users for all items, ``(B, n_items)``, in place."""
+    def add_to(self, scores: Tensor, factor: float = 1.0) -> None:
+        """Add these, times a factor, to the scores of the B users for all items, ``(B, n_items)``, in place."""
         if scores.device.type == "cpu":
-            _add(*self, np.float32(times), scores.detach().numpy())
+            _add(*self, np.float32(factor), scores.detach().numpy())
             return
         row = np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
         rows, items, added = (torch.from_numpy(part).to(scores.device) for part in (row, self.item, self.score))
-        scores[rows, items] += times * added
+        scores[rows, items] += factor * added
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,7 @@ class LocalTerm:
         return self.indptr, self.indices, self.values
 
 
-@njit(inline="always", **_OPTIONS)
+@njit(inline="always", **OPTIONS)
 def _factor(weight, by_age, n, strength):
     """What the weights of a history of n items are multiplied by, for mean 1 and the weight of the term."""
     total = np.float64(0)
@@ -216,7 +215,7 @@ def _explain_by_content(found: Neighbors, has_pairs: npt.NDArray[np.bool_], feat
 
 # These loops are not parallel: a block of users is divided between threads by the caller, and a process that was forked
 # may run them.
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _shares(weight, by_age, user, start, item, strength, ends, own, share):
     """Write the items of each user, and what the row of each is multiplied by."""
     for b in range(len(user)):
@@ -229,7 +228,7 @@ def _shares(weight, by_age, user, start, item, strength, ends, own, share):
             own[ends[b] + p], share[ends[b] + p] = item[first + p], r
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _most_scores(indptr, start, item):
     """At least as many as the items that the users have scores for."""
     n_items, most = len(indptr) - 1, 0
@@ -241,7 +240,7 @@ def _most_scores(indptr, start, item):
     return most
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _add_up(csr, start, item, share, tile, ends, target, added):
     """Write the scores of each user after those of the one before; return where the last ones end."""
     indptr, indices, values = csr
@@ -272,21 +271,21 @@ def _add_up(csr, start, item, share, tile, ends, target, added):
     return stop
 
 
-@njit(**_OPTIONS)
-def _add(start, item, score, times, scores):
+@njit(**OPTIONS)
+def _add(start, item, score, factor, scores):
     for b in range(len(start) - 1):
         for place in range(start[b], start[b + 1]):
-            scores[b, item[place]] += times * score[place]
+            scores[b, item[place]] += factor * score[place]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _pair_scores(csr, weight, by_age, user, target, start, item, strength, score):
     for b in range(len(user)):
         own = slice(start[user[b]], start[user[b] + 1])
         score[b] = _pair_score(csr, weight, by_age, item[own], strength[own], target[b])
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _pair_score(csr, weight, by_age, history, strength, target):
     indptr, indices, values = csr
     n, total = len(history), np.float32(0)

@@ -54,11 +54,12 @@ class OneBP(GeneralRecommender):
         shared_negatives: with ``negatives: shared``, the negatives of the next step, ``(M,)``; set by the trainer.
         history: the train items of all users; None where nothing needs them.
         recency: exponent of the weight of an item by its age, see :func:`~recbole_onebp.recency.recency_weights`.
-        has_earlier_users: whether the users of pairs are made of the items before the pair.
+        users_from_earlier_items: whether the users of pairs are made of the items before the pair.
         item_weight: weight of each item in the aggregation, ``(n_items, 1)``; None with ``aggregation_alpha: 0``.
         shard: in several processes, the users of this rank; else None.
         leaves_one_out: whether the users of pairs are made of all other items.
-        shares: where users of pairs are made of items, their weighted rows at the last aggregation, ``(n_items, d)``.
+        weighted_items: where users of pairs are made of items, the items' weighted vectors at the last aggregation,
+            ``(n_items, d)``.
         local_weight: with ``local: ridge``, the weight of the local term, a scalar; chosen by the trainer.
 
     Row 0 of every table is RecBole's padding: it starts at zero and is never trained, sampled or recommended.
@@ -71,7 +72,7 @@ class OneBP(GeneralRecommender):
     recency: float
     local_recency: float
     trend_weight: float
-    has_earlier_users: bool
+    users_from_earlier_items: bool
     leaves_one_out: bool
     item_table: Tensor
     user_table: Tensor
@@ -81,7 +82,7 @@ class OneBP(GeneralRecommender):
     shared_negatives: Tensor
     history: History
     item_weight: Tensor | None
-    shares: Tensor | None
+    weighted_items: Tensor | None
     local_weight: Tensor
     log_q: Tensor | None = None
     """Log probability of each item in the shared draws, ``(n_items,)``, with ``logq_correction: True``."""
@@ -128,7 +129,7 @@ class OneBP(GeneralRecommender):
             self.register_buffer(name, table)
 
     def _start_users(self) -> None:
-        if self.config.aggregation == "interval" or self.shares is not None:
+        if self.config.aggregation == "interval" or self.weighted_items is not None:
             self._aggregate(beta=0.0)
 
     @torch.no_grad()
@@ -196,7 +197,7 @@ class OneBP(GeneralRecommender):
         uses = config.aggregation != "step", config.user_encoding == "fresh", config.negatives == "shared"
         if any(uses) or self.trend_weight or config.local == "ridge":
             inter, times = dataset.inter_feat, None
-            if self.recency or self.has_earlier_users or self.trend_weight or self.local_recency:
+            if self.recency or self.users_from_earlier_items or self.trend_weight or self.local_recency:
                 times = inter[dataset.time_field]
             user, item, strength = inter[self.USER_ID], inter[self.ITEM_ID], None
             if config.WEIGHT_FIELD is not None:
@@ -209,9 +210,9 @@ class OneBP(GeneralRecommender):
         if self.config.aggregation_alpha > 0:
             weight = popularity_weights(item_count(dataset), self.config.aggregation_alpha).unsqueeze(1)
         self.register_buffer("item_weight", weight, persistent=False)
-        needs_shares = self.leaves_one_out or self.has_earlier_users
-        shares = torch.zeros_like(self.item_table, requires_grad=False) if needs_shares else None
-        self.register_buffer("shares", shares, persistent=False)
+        uses_items = self.leaves_one_out or self.users_from_earlier_items
+        weighted = torch.zeros_like(self.item_table, requires_grad=False) if uses_items else None
+        self.register_buffer("weighted_items", weighted, persistent=False)
 
     def _trend(self) -> Tensor:
         start, item, _ = self.history.arrays
@@ -234,12 +235,12 @@ class OneBP(GeneralRecommender):
         self.recency = _resolved(config.recency, AUTO_RECENCY if in_order else 0.0)
         self.trend_weight = _resolved(config.trend_weight, AUTO_TREND_WEIGHT if in_order and config.item_bias else 0.0)
         self.local_recency = _resolved(config.local_recency, AUTO_LOCAL_RECENCY if in_order else 0.0)
-        self.has_earlier_users = config.training_history == "earlier" or (
+        self.users_from_earlier_items = config.training_history == "earlier" or (
             config.training_history == "auto" and in_order
         )
-        self.leaves_one_out = config.leave_one_out and not self.has_earlier_users
+        self.leaves_one_out = config.leave_one_out and not self.users_from_earlier_items
         needing = {
-            "training_history: earlier": self.has_earlier_users,
+            "training_history: earlier": self.users_from_earlier_items,
             f"recency: {self.recency:g}": self.recency,
             f"trend_weight: {self.trend_weight:g}": self.trend_weight,
             f"local_recency: {self.local_recency:g}": self.local_recency and config.local == "ridge",
@@ -290,11 +291,11 @@ class OneBP(GeneralRecommender):
         ``training_history: earlier`` that of the items before it, in both cases as of the last aggregation.  They are
         zero where there is no such item, so only the biases are updated for such pairs.
         """
-        if self.shares is None:
+        if self.weighted_items is None:
             return self._rows(self.user_table, user)
-        if self.has_earlier_users:
-            return self.history.earlier(user, item, self.shares)
-        return self.history.without(user, item, self.user_table[user], self.shares[item])
+        if self.users_from_earlier_items:
+            return self.history.earlier(user, item, self.weighted_items)
+        return self.history.without(user, item, self.user_table[user], self.weighted_items[item])
 
     # --------------------------------------------------------------------------------------------------------- loss
 
@@ -303,7 +304,7 @@ class OneBP(GeneralRecommender):
 
         It is that of the interaction, and by ``half_weight_at`` that of the number of items before it.
         """
-        half = self.config.half_weight_at if self.has_earlier_users else 0.0
+        half = self.config.half_weight_at if self.users_from_earlier_items else 0.0
         strength = self.history.strength_of(user, item) if self.config.WEIGHT_FIELD else None
         if not half:
             return strength
@@ -386,7 +387,7 @@ class OneBP(GeneralRecommender):
     @torch.no_grad()
     def move(self, user: Tensor, item: Tensor) -> None:
         """:meth:`move_users` for pairs of users and items, ``(B,)`` each."""
-        moving_aggregate_(self.user_table, user, self._shares(item), self.config.beta, self.config.duplicates)
+        moving_aggregate_(self.user_table, user, self._weighted_items(item), self.config.beta, self.config.duplicates)
 
     def move_all_users(self) -> None:
         """Move every user towards the mean of all its train items.
@@ -402,18 +403,18 @@ class OneBP(GeneralRecommender):
     def _aggregate(self, beta: float) -> None:
         if self.tower is not None:
             self.make_items()
-        shares = self._shares()
-        self.user_table.copy_(self._aggregated(shares, beta))
-        if self.shares is not None:
-            self.shares.copy_(shares)
+        weighted = self._weighted_items()
+        self.user_table.copy_(self._aggregated(weighted, beta))
+        if self.weighted_items is not None:
+            self.weighted_items.copy_(weighted)
 
-    def _aggregated(self, shares: Tensor, beta: float) -> Tensor:
+    def _aggregated(self, weighted: Tensor, beta: float) -> Tensor:
         """The users after a move, ``(n_users, d)``; users without items are unchanged."""
         start = self.history.start
-        moved = beta * self.user_table + (1 - beta) * self.history.mean(shares)
+        moved = beta * self.user_table + (1 - beta) * self.history.mean(weighted)
         return torch.where((start[1:] > start[:-1]).unsqueeze(1), moved, self.user_table)
 
-    def _shares(self, item: Tensor | EllipsisType = ...) -> Tensor:
+    def _weighted_items(self, item: Tensor | EllipsisType = ...) -> Tensor:
         """The weighted item embeddings that users aggregate, w_i e_i."""
         embeddings = self._scaled(self.item_table[item])
         return embeddings if self.item_weight is None else embeddings * self.item_weight[item]
@@ -498,7 +499,7 @@ class OneBP(GeneralRecommender):
         version = self.item_table._version
         if self.training or self._fresh_users is None or self._fresh_users[0] != version:
             with torch.no_grad():
-                self._fresh_users = version, self._aggregated(self._shares(), beta=0.0)
+                self._fresh_users = version, self._aggregated(self._weighted_items(), beta=0.0)
         return self._fresh_users[1]
 
     def _ranked_items(self) -> Tensor:

@@ -155,7 +155,7 @@ class OneBPTrainer(Trainer):
                 self.settings.seed,
                 self.settings.shuffle,
                 self.model.shard,
-                self.model.shares is not None or self.model.tower is not None,
+                self.model.weighted_items is not None or self.model.tower is not None,
             )
         return self._schedule
 
@@ -246,7 +246,7 @@ class OneBPTrainer(Trainer):
         config, self._steps = self.model.config, 0
         if config.negatives == "shared":
             self._share_negatives(self._schedule_of(train_data), epoch_idx)
-        if self.model.shares is not None:  # a checkpoint does not hold the item embeddings that its users were made of
+        if self.model.weighted_items is not None:  # a checkpoint does not hold the items that its users were made of
             self.model.move_all_users()
         loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
         if config.aggregation != "step" and not self._all_users_are_due():  # otherwise they have just moved

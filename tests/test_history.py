@@ -97,12 +97,12 @@ def test_trends_do_not_depend_on_how_interactions_are_divided():
 
 def test_data_in_order_set_the_defaults(timed):
     model = timed().model
-    assert (model.recency, model.has_earlier_users, model.trend_weight) == (1.0, True, 4.0)
+    assert (model.recency, model.users_from_earlier_items, model.trend_weight) == (1.0, True, 4.0)
 
 
 def test_a_random_split_sets_none(timed):
     model = timed(eval_args={"order": "RO", "split": {"RS": [0.8, 0.1, 0.1]}}).model
-    assert (model.recency, model.has_earlier_users, model.trend_weight) == (0, False, 0)
+    assert (model.recency, model.users_from_earlier_items, model.trend_weight) == (0, False, 0)
     assert model.trend is None
 
 

@@ -242,9 +242,12 @@ def test_the_fast_evaluation_is_exact(trained, monkeypatch, weight):
     exact = run.trainer.evaluate(run.test_data, load_best_model=False)
     ranked = []
     insert = bounded.Product.top_items
-    monkeypatch.setattr(
-        bounded.Product, "top_items", lambda product, *args: ranked.append(product.table.pays) or insert(product, *args)
-    )
+
+    def noting(product, *args):
+        ranked.append(product.table.uses_bounds)
+        return insert(product, *args)
+
+    monkeypatch.setattr(bounded.Product, "top_items", noting)
     monkeypatch.setattr(bounded, "MIN_ITEMS", 1)
     monkeypatch.setattr(bounded, "_MOST_COMPUTED", 1.0)
     assert run.trainer.evaluate(run.test_data, load_best_model=False) == exact
@@ -298,18 +301,18 @@ def test_lists_of_several_weights_are_those_of_each(trained, monkeypatch, is_bou
     def product() -> bounded.Product:
         users, items = model.ranking_vectors(interaction)
         local = None if model.local is None else lambda rows: model.local_scores(interaction[rows])
-        return bounded.Product(users, bounded.ItemTable(items), hidden, pool, local)
+        return bounded.Product(users, bounded.RoundedItems(items), hidden, pool, local)
 
     with torch.no_grad(), bounded.ranking_threads() as pool:
         model.local_weight.fill_(1.0)
         together = product().top_items(10, LOCAL_WEIGHTS)
         for n, weight in enumerate(LOCAL_WEIGHTS):
             model.local_weight.fill_(1.0)
-            times = product().scores(times=weight)
+            scores = product().scores(local_factor=weight)
             model.local_weight.fill_(weight)
-            assert torch.equal(product().scores(), times)
+            assert torch.equal(product().scores(), scores)
             assert torch.equal(together[:, n], product().top_items(10)[:, 0])
-            assert torch.equal(together[:, n], torch.topk(times, 10)[1])
+            assert torch.equal(together[:, n], torch.topk(scores, 10)[1])
 
 
 def test_sums_in_tiles_are_the_sums(term):

@@ -174,7 +174,7 @@ def test_leaving_one_out_is_the_mean_of_the_others(tiny, with_a_lone_item):
         items = model.history.item[model.history.start[user] : model.history.start[user + 1]]
         counts.append(len(items))
         for item in items:
-            others = model.shares[items[items != item]].mean(dim=0).nan_to_num()
+            others = model.weighted_items[items[items != item]].mean(dim=0).nan_to_num()
             (one,) = model.users_of(torch.tensor([user]), item.unsqueeze(0))
             torch.testing.assert_close(one, others, rtol=0, atol=1e-6)
     assert min(counts) == 1

@@ -31,11 +31,10 @@ from recbole_onebp.cli import (
     train,
     tune,
 )
-from recbole_onebp.cli.overrides import parse_overrides
 from recbole_onebp.plugin import import_hook
 from recbole_onebp.util.errors import LostRankError, UserError
 
-__all__ = ["main", "make_parser", "parse_overrides"]
+__all__ = ["main", "make_parser"]
 
 _NO_SPACE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 """A full disk.  Any write can fail this way, also in RecBole and TensorBoard."""

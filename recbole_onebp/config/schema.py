@@ -23,7 +23,6 @@ from recbole_onebp.config.fields import (
     NonNegative,
     Positive,
     PositiveInt,
-    Seed,
     When,
     key_of,
     validated,
@@ -41,13 +40,10 @@ __all__ = [
     "AUTO_TREND_WEIGHT",
     "NO_RESULT",
     "RUN_KEYS",
-    "NegativeSampling",
     "OneBPConfig",
-    "Seed",
     "default_of",
-    "following",
+    "dependent_defaults",
     "onebp_defaults",
-    "validated",
 ]
 
 
@@ -367,11 +363,11 @@ def onebp_defaults() -> dict[str, Any]:
     return defaults
 
 
-def following(given: Mapping[str, Any]) -> dict[str, Any]:
+def dependent_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults of OneBP that replace the usual ones because of the keys in ``given``.
 
     Example:
-        >>> following({"score": "dot"})
+        >>> dependent_defaults({"score": "dot"})
         {'temperature': 1.0}
     """
     return {name: when.default for name, key in _KEYS.items() for when in key.unless if when.applies(given)}

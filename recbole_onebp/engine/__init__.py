@@ -15,10 +15,10 @@ from torch import Tensor
 from recbole_onebp.config.schema import OneBPConfig
 from recbole_onebp.config.settings import RunSettings
 from recbole_onebp.distributed.ranks import current
-from recbole_onebp.engine.schedule import Batch, Progress, Schedule
+from recbole_onebp.engine.schedule import Progress, Schedule
 from recbole_onebp.model import OneBP
 
-__all__ = ["Batch", "Engine", "Schedule", "make_engine", "why_not_fast"]
+__all__ = ["Engine", "Schedule", "make_engine", "why_not_fast"]
 
 
 class Engine(Protocol):

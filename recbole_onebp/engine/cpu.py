@@ -192,18 +192,18 @@ class FusedEngine:
         weight = model.item_weight
         self._item_weight: Floats = np.empty(0, dtype=np.float32) if weight is None else weight.squeeze(1).numpy()
         if config.aggregation != "step":
-            shares = torch.empty_like(model.item_table) if model.shares is None else model.shares
+            shares = torch.empty_like(model.item_table) if model.weighted_items is None else model.weighted_items
             self._shares: Floats = shares.detach().numpy()
         n_rows = len(model.item_table)
-        pays = len(self._places) * adam.ROWS_A_PLACE <= n_rows
-        self._stepped = self._tensor((n_rows,), torch.int32).numpy() if pays else _NO_IDS
+        lazy_rows_are_faster = len(self._places) * adam.ROWS_A_PLACE <= n_rows
+        self._stepped = self._tensor((n_rows,), torch.int32).numpy() if lazy_rows_are_faster else _NO_IDS
         self._place, self._decay = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
         pairs = [torch.from_numpy(ids).long() for ids in (schedule.user, schedule.item)]
         weights = model.pair_weight(*pairs)
         self._pair_weight: Floats = np.empty(0, dtype=np.float32) if weights is None else weights.numpy()
-        if model.has_earlier_users or (model.leaves_one_out and model.history.weight is not None):
+        if model.users_from_earlier_items or (model.leaves_one_out and model.history.weight is not None):
             self._place = model.history.place(*pairs).numpy()
-        if model.has_earlier_users:
+        if model.users_from_earlier_items:
             self._decay = model.history.earlier_weight.numpy()
 
     def train_epoch(self, epoch: int, progress: Progress = iter, done: int = 0, loss: float = 0.0) -> float:
@@ -217,7 +217,7 @@ class FusedEngine:
         self._user_table: Floats = model.user_table.detach().numpy()
         if self.config.aggregation != "step" or self._n_shared:
             self._history = history_of(model)
-        if model.shares is not None:  # a checkpoint does not contain the items of the last aggregation
+        if model.weighted_items is not None:  # a checkpoint does not contain the items of the last aggregation
             self._aggregate(moves_users=True)
         self.loss, last = loss, len(self.schedule) - 1
         for number, batch in enumerate(progress(self._batches(epoch, done)), start=done):
@@ -226,7 +226,7 @@ class FusedEngine:
                 self._settle()
             if self.schedule.aggregates_after(number):
                 # Users of pairs that are made of earlier items do not need the others, which start anew at each move.
-                self._aggregate(number == last or not model.has_earlier_users or self.config.beta > 0)
+                self._aggregate(number == last or not model.users_from_earlier_items or self.config.beta > 0)
         return self.loss
 
     def _trained(self) -> dict[str, tuple[Tensor, torch.optim.Optimizer]]:

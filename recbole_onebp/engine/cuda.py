@@ -68,7 +68,7 @@ class DeviceEngine:
         self._sparse = isinstance(optimizer, torch.optim.SparseAdam)
         self.loss = torch.zeros((), dtype=torch.float64)
         # A CUDA graph can contain neither the step counter of SparseAdam, which is on the host, nor the all-reduce.
-        self._records = self._device.type == "cuda" and not self._sparse and not self._ranks.is_distributed
+        self._uses_cuda_graph = self._device.type == "cuda" and not self._sparse and not self._ranks.is_distributed
         if self._device.type == "cuda" and not self._sparse:
             for group in optimizer.param_groups:
                 group["fused"], group["foreach"] = True, False
@@ -81,7 +81,7 @@ class DeviceEngine:
         number = torch.from_numpy(self.schedule.numbers(own)).to(self._device, torch.long)
         users, items = self._user[order], self._item[order]
         self.loss = torch.tensor(loss, dtype=torch.float64, device=self._device)
-        if self.model.shares is not None:  # a checkpoint does not contain the items of the last aggregation
+        if self.model.weighted_items is not None:  # a checkpoint does not contain the items of the last aggregation
             self.model.move_all_users()
         negatives: Iterator[Tensor] = iter(())
         recorded: _Recorded | None = None
@@ -91,7 +91,7 @@ class DeviceEngine:
             here = slice(starts[step], starts[step + 1])
             parts = users[here], items[here], next(negatives)
             self._n_pairs = self.schedule.pairs_of_step(step)
-            if not self._records or step == done or self._n_pairs < self.config.positives_a_step:
+            if not self._uses_cuda_graph or step == done or self._n_pairs < self.config.positives_a_step:
                 self._step(*parts)
             else:
                 recorded = recorded or self._record(parts)

@@ -30,7 +30,7 @@ from recbole_onebp.local import LocalScores
 from recbole_onebp.util import simd
 from recbole_onebp.util.compiled import njit
 
-__all__ = ["ItemTable", "Product", "ranking_threads"]
+__all__ = ["Product", "RoundedItems", "ranking_threads"]
 
 _Floats = npt.NDArray[np.float32]
 _Ids = npt.NDArray[np.int64]
@@ -64,7 +64,7 @@ def ranking_threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-class ItemTable:
+class RoundedItems:
     """Item vectors and their 8-bit form.
 
     Args:
@@ -74,14 +74,16 @@ class ItemTable:
         rows: the vectors, ``(n, d)``.
         tiles: for each range of items: its slice, its 8-bit vectors ``(d, tile)`` and their scales ``(tile,)``.
         error, length: ``(n,)``: distance between an item's vector and its 8-bit form, and length of the vector.
-        pays: whether bounds are valid for these vectors and have saved most scores so far.
+        uses_bounds: whether bounds are valid for these vectors and have saved most scores so far.
     """
 
     def __init__(self, items: Tensor) -> None:
         items = items.detach().contiguous()
         self.rows: _Floats = items.numpy()
-        self.pays = len(items) >= MIN_ITEMS and items.shape[1] >= 16 and multiplies_int8() and _is_of_common_size(items)
-        if self.pays:
+        self.uses_bounds = (
+            len(items) >= MIN_ITEMS and items.shape[1] >= 16 and multiplies_int8() and _is_of_common_size(items)
+        )
+        if self.uses_bounds:
             rounded, scale, self.error = _rounded(items)
             self.length = torch.linalg.vector_norm(items, dim=1)
             parts = (slice(start, start + _TILE) for start in range(0, len(items), _TILE))
@@ -116,7 +118,7 @@ class Product:
     def __init__(
         self,
         users: Tensor,
-        table: ItemTable,
+        table: RoundedItems,
         hidden: tuple[Tensor, Tensor],
         pool: ThreadPoolExecutor,
         local: Callable[[_Ids], LocalScores] | None = None,
@@ -125,17 +127,17 @@ class Product:
         self.shape = torch.Size((len(users), len(table.rows)))
         self._hidden, self._local = hidden, local
 
-    def scores(self, rows: _Ids | None = None, times: float = 1.0) -> Tensor:
+    def scores(self, rows: _Ids | None = None, local_factor: float = 1.0) -> Tensor:
         """The scores of all or some of the users, ``(b, n)``; minus infinity where hidden.
 
         Args:
             rows: the users, ``(b,)``.
-            times: what the local term is multiplied by.
+            local_factor: what the local term is multiplied by.
         """
-        return next(self._all_scores(np.arange(len(self.users)) if rows is None else rows, [times]))
+        return next(self._all_scores(np.arange(len(self.users)) if rows is None else rows, [local_factor]))
 
-    def _all_scores(self, picked: _Ids, times: Sequence[float]) -> Iterator[Tensor]:
-        """:meth:`scores` with the local term so many times."""
+    def _all_scores(self, picked: _Ids, local_factors: Sequence[float]) -> Iterator[Tensor]:
+        """:meth:`scores` with the local term times each factor."""
         towers = self.users[torch.from_numpy(picked)] @ torch.from_numpy(self.table.rows).T
         place = torch.full((len(self.users),), -1)
         place[torch.from_numpy(picked)] = torch.arange(len(picked))
@@ -143,40 +145,40 @@ class Product:
         towers[:, 0] = -torch.inf
         towers[row[row >= 0], item[row >= 0]] = -torch.inf
         local = None if self._local is None else self._local(picked).found()
-        for factor in times:
-            scores = towers if len(times) == 1 else towers.clone()
+        for factor in local_factors:
+            scores = towers if len(local_factors) == 1 else towers.clone()
             if local is not None:
                 local.add_to(scores, factor)
             yield scores
 
-    def top_items(self, k: int, times: Sequence[float] = (1.0,)) -> Tensor:
-        """The k best items of each user, best first, with the local term so many times, ``(B, len(times), k)``.
+    def top_items(self, k: int, local_factors: Sequence[float] = (1.0,)) -> Tensor:
+        """The k best items of each user, best first, with the local term times each factor, ``(B, W, k)``.
 
-        If these are powers of two, the lists have the scores of a local term of so many times the weight, to the bit.
+        If these are powers of two, the lists have the scores of a local term of that many times the weight, to the bit.
         """
         n_users, n_items = self.shape
-        if not (self.table.pays and _is_of_common_size(self.users)):
-            every = self._all_scores(np.arange(n_users), times)
+        if not (self.table.uses_bounds and _is_of_common_size(self.users)):
+            every = self._all_scores(np.arange(n_users), local_factors)
             return torch.stack([top_items(scores, k) for scores in every], dim=1)
-        shape = n_users, len(times), k + 1
+        shape = n_users, len(local_factors), k + 1
         best, items = np.full(shape, -np.inf, np.float32), np.zeros(shape, np.int64)
         done = np.zeros((n_users, n_items), np.bool_)
         done[:, 0] = True
         done[self._hidden[0].numpy(), self._hidden[1].numpy()] = True
         cuts = np.linspace(0, n_users, min(torch.get_num_threads(), n_users) + 1).astype(int)
-        shares, factors = [slice(*cut) for cut in pairwise(cuts)], np.array(times, np.float32)
+        shares, factors = [slice(*cut) for cut in pairwise(cuts)], np.array(local_factors, np.float32)
         computed = self._pool.map(lambda s: self._scan(s, factors, done[s], best[s], items[s]), shares)
         if sum(computed) > n_users * n_items * _MOST_COMPUTED:
-            self.table.pays = False
+            self.table.uses_bounds = False
         ranked = torch.from_numpy(items[:, :, :k])
         # torch.topk decides ties, as in RecBole.  Users with fewer than k items left are tied at minus infinity.
         is_tied = (best[:, :, 1:] == best[:, :, :-1]).any(axis=2)
-        for n, factor in enumerate(times):
+        for n, factor in enumerate(local_factors):
             if len(tied := np.flatnonzero(is_tied[:, n])):
                 ranked[tied, n] = top_items(self.scores(tied, factor), k)
         return ranked
 
-    def _scan(self, part: slice, times: _Floats, done: npt.NDArray[np.bool_], best: _Floats, items: _Ids) -> int:
+    def _scan(self, part: slice, factors: _Floats, done: npt.NDArray[np.bool_], best: _Floats, items: _Ids) -> int:
         """Fill in the best scores and items of some users; return how many scores were computed."""
         users, table = self.users[part], self.table
         local = None if self._local is None else self._local(np.arange(part.start, part.stop)).found(_TILE)
@@ -197,7 +199,7 @@ class Product:
                 n_computed += _scan_tile(bounds, of_users, tile.start, table.rows, done, best[:, 0], items[:, 0])
             else:
                 lists = done, best, items
-                n_computed += _scan_with_local(bounds, of_users, local, unread, times, tile.start, table.rows, *lists)
+                n_computed += _scan_with_local(bounds, of_users, local, unread, factors, tile.start, table.rows, *lists)
         if local is None:
             best[:, 1:], items[:, 1:] = best[:, :1], items[:, :1]
         return n_computed
@@ -244,7 +246,7 @@ def _scan_with_local(
     of_users: Any,
     local: Any,
     unread: Any,
-    times: Any,
+    factors: Any,
     first: int,
     table: Any,
     done: Any,
@@ -259,7 +261,7 @@ def _scan_with_local(
             is at most ``user_scale[r] * (products[r, i] * scale[i] + user_length[r] * slack[i])``.
         local: what is added to the products.
         unread: where that of this tile begins, ``(B,)``; moved to the next tile.
-        times: of each list, what that is multiplied by, ``(W,)``.
+        factors: of each list, what that is multiplied by, ``(W,)``.
         first: the item of the tile's first column.
         table: all item vectors.
         done: items of each user that must not be inserted, ``(B, n_items)``.
@@ -282,42 +284,42 @@ def _scan_with_local(
             end += 1
         unread[r] = end
         for stride in range(0, width, _STRIDE):
-            if _any_above(bound[stride : stride + _STRIDE], added[stride : stride + _STRIDE], times, least):
+            if _any_above(bound[stride : stride + _STRIDE], added[stride : stride + _STRIDE], factors, least):
                 for part in range(stride, min(stride + _STRIDE, width), _PART):
-                    if _any_above(bound[part : part + _PART], added[part : part + _PART], times, least):
+                    if _any_above(bound[part : part + _PART], added[part : part + _PART], factors, least):
                         for i in range(part, min(part + _PART, width)):
-                            if _is_above(bound[i], added[i], times, least):
+                            if _is_above(bound[i], added[i], factors, least):
                                 n_computed += 1
                                 if not done[r, first + i]:
                                     product = simd.dot(user, table[first + i])
-                                    _insert_each(best[r], items[r], product, added[i], times, first + i)
+                                    _insert_each(best[r], items[r], product, added[i], factors, first + i)
         for place in range(begin, end):
             added[local_item[place] - first] = 0
     return n_computed
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _any_above(bound: Any, added: Any, times: Any, least: Any) -> Any:
+def _any_above(bound: Any, added: Any, factors: Any, least: Any) -> Any:
     above = np.uint8(0)  # as above
-    for n in range(len(times)):
-        factor, threshold = times[n], least[n]
+    for n in range(len(factors)):
+        factor, threshold = factors[n], least[n]
         for i in range(len(bound)):
             above |= np.uint8(bound[i] + factor * added[i] > threshold)
     return above != 0
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _is_above(bound: Any, added: Any, times: Any, least: Any) -> Any:
+def _is_above(bound: Any, added: Any, factors: Any, least: Any) -> Any:
     above = False
-    for n in range(len(times)):
-        above |= bound + times[n] * added > least[n]
+    for n in range(len(factors)):
+        above |= bound + factors[n] * added > least[n]
     return above
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _insert_each(best: Any, items: Any, product: Any, added: Any, times: Any, item: int) -> None:
-    for n in range(len(times)):
-        new = product + times[n] * added
+def _insert_each(best: Any, items: Any, product: Any, added: Any, factors: Any, item: int) -> None:
+    for n in range(len(factors)):
+        new = product + factors[n] * added
         if new > best[n, -1]:
             _insert(best[n], items[n], new, item)
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from recbole_onebp.distributed.ranks import current
 from recbole_onebp.distributed.sharding import Shard
-from recbole_onebp.evaluation.bounded import ItemTable, Product, ranking_threads
+from recbole_onebp.evaluation.bounded import Product, RoundedItems, ranking_threads
 from recbole_onebp.evaluation.topk import top_items
 from recbole_onebp.util.compiled import njit
 from recbole_onebp.util.errors import UserError
@@ -49,8 +49,8 @@ class FastCollector(Collector):
 
     Attributes:
         shard: in several processes, the shard of the train part; the values of all ranks are then gathered.
-        times: what the local term is multiplied by, see :func:`evaluate_weights`; the values collected then have an
-            axis of these after that of the users.  None for the model's own weight.
+        local_factors: what the local term is multiplied by, see :func:`evaluate_weights`; the values collected then
+            have an axis of these after that of the users.  None for the model's own weight.
         needs_scores: whether a metric needs more than the best items.
     """
 
@@ -61,7 +61,7 @@ class FastCollector(Collector):
         self.data_struct = _Parts()
         self._needed = {name for name in self.OURS if self.register.need(name)}
         self.shard: Shard | None = None
-        self.times: tuple[float, ...] | None = None
+        self.local_factors: tuple[float, ...] | None = None
         self.needs_scores = any(self.register.need(name) for name in ("rec.meanrank", "rec.score", "data.label"))
         for name in self.OURS:  # so that RecBole's collector does not compute them too
             setattr(self.register, name, False)
@@ -73,7 +73,7 @@ class FastCollector(Collector):
         if self._needed:
             k, n_items = max(self.topk), scores_tensor.shape[1]
             if isinstance(scores_tensor, Product):
-                items = scores_tensor.top_items(k, self.times or (1.0,))
+                items = scores_tensor.top_items(k, self.local_factors or (1.0,))
             else:
                 items = top_items(scores_tensor, k).unsqueeze(1)
             if "rec.items" in self._needed:
@@ -113,10 +113,12 @@ class FastCollector(Collector):
         if self.shard is not None:
             widths = {"rec.items": max(self.topk), "rec.topk": max(self.topk) + 1}
             for name in self._needed:  # this rank may have no user with a relevant item
-                collected.setdefault(name, torch.empty((0, len(self.times or (1.0,)), widths[name]), dtype=torch.long))
+                collected.setdefault(
+                    name, torch.empty((0, len(self.local_factors or (1.0,)), widths[name]), dtype=torch.long)
+                )
             collected.setdefault("users", torch.empty(0, dtype=torch.long))
             self._gather()
-        if self.times is None:
+        if self.local_factors is None:
             collected.update({name: collected[name].squeeze(1) for name in self._needed if name in collected})
         return super().get_data_struct()
 
@@ -134,12 +136,12 @@ def bounded_ranking(trainer: Any, data: Any) -> Iterator[None]:
         return
     model = trainer.model
     with ranking_threads() as pool:
-        tables: list[ItemTable] = []  # filled at the first block, after the trainer has loaded the best model
+        tables: list[RoundedItems] = []  # filled at the first block, after the trainer has loaded the best model
 
         def score_block(batch: Any) -> tuple[Interaction, Product, Tensor, Tensor]:
             interaction, hidden, positive_u, positive_i = batch
             users, items = model.ranking_vectors(interaction)
-            tables[:] = tables or [ItemTable(items)]
+            tables[:] = tables or [RoundedItems(items)]
             local = None
             if getattr(model, "local", None) is not None:
                 local = lambda rows: model.local_scores(interaction[rows])  # noqa: E731
@@ -191,11 +193,11 @@ def evaluate_weights(trainer: Any, data: Any, weights: Sequence[float], **option
     if not isinstance(collector, FastCollector) or collector.needs_scores or not ranks_products(trainer, data):
         return [evaluate(one) for one in weights]
     each = trainer.evaluator = _EachWeight(stock, len(weights))
-    collector.times = tuple(weights)
+    collector.local_factors = tuple(weights)
     try:
         evaluate(1.0)
     finally:
-        trainer.evaluator, collector.times = stock, None
+        trainer.evaluator, collector.local_factors = stock, None
     return each.results
 
 

@@ -67,7 +67,7 @@ def _add_defaults(wrapped: Callable[..., None], config: Any, args: Any, kwargs: 
         config._update_internal_config_dict(own_file)
     if model_class.__name__ == "OneBP":
         _check_stock_config(config)
-        defaults.update(import_module("recbole_onebp.config.schema").following(given))
+        defaults.update(import_module("recbole_onebp.config.schema").dependent_defaults(given))
         defaults.update(_preset(given.get("preset", defaults["preset"]), dataset, config.yaml_loader))
     dataset_file = property_file("dataset", dataset)
     if dataset_file is not None:

@@ -108,8 +108,8 @@ class Index:
         added, _ = scorer.items.embeddings.changed
         rows.append(np.repeat(np.arange(n_users), len(added)))
         items.append(np.tile(added, n_users))
-        if scorer.local is not None:
-            row, item = np.nonzero(scorer.local)
+        if scorer.local_scores is not None:
+            row, item = np.nonzero(scorer.local_scores)
             rows.append(row)
             items.append(item)
         row, item = np.concatenate(rows), np.concatenate(items)

@@ -21,7 +21,8 @@ from safetensors.numpy import load_file
 
 import recbole_onebp
 from conftest import write_inter
-from recbole_onebp.cli import main, make_parser, parse_overrides
+from recbole_onebp.cli import main, make_parser
+from recbole_onebp.cli.overrides import parse_overrides
 from recbole_onebp.run.build import build_from, load_config
 from recbole_onebp.util import logs
 from recbole_onebp.util.errors import UserError

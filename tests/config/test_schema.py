@@ -9,7 +9,7 @@ from recbole.config import Config
 from recbole_onebp.config import generate
 from recbole_onebp.config.fields import key_of
 from recbole_onebp.config.properties import properties_dir
-from recbole_onebp.config.schema import NO_RESULT, OneBPConfig, default_of, following, onebp_defaults
+from recbole_onebp.config.schema import NO_RESULT, OneBPConfig, default_of, dependent_defaults, onebp_defaults
 from recbole_onebp.config.settings import RunSettings
 from recbole_onebp.util.errors import UserError
 
@@ -46,7 +46,7 @@ def test_the_defaults_are_a_valid_configuration():
     defaults = {key: value for key, value in onebp_defaults().items() if key in OneBPConfig.model_fields}
     assert OneBPConfig(**defaults, learner="adam").positives_a_step == 256
     assert default_of("eval_memory_mb") == onebp_defaults()["eval_memory_mb"]
-    assert not following({"beta": 0.0, "score": "cosine"})
+    assert not dependent_defaults({"beta": 0.0, "score": "cosine"})
 
 
 def test_results_depend_on_all_keys_of_the_model():

@@ -341,7 +341,7 @@ def test_a_folder_of_an_earlier_version_is_trained_on_without_the_order(small, s
     }
     built = recbole_onebp.build("OneBP", "small", config_dict={**columns, **files, "output_dir": "out"})
     assert "made by an earlier version" in "".join(capsys.readouterr())
-    assert (built.model.recency, built.model.has_earlier_users) == (0, False)
+    assert (built.model.recency, built.model.users_from_earlier_items) == (0, False)
 
 
 def test_recboles_own_names(archive, server, capsys):

@@ -105,7 +105,7 @@ def test_the_latest_rows_are_held_out(frame):
     latest = frame.sort_values("timestamp").groupby("user_id").tail(2)
     held_out = {(str(user), item) for user in frame["user_id"].unique() for item in _missing(rec, frame, user)}
     assert held_out == set(zip(latest["user_id"].astype(str), latest["item_id"].astype(str), strict=True))
-    assert rec.run.model.has_earlier_users
+    assert rec.run.model.users_from_earlier_items
 
 
 def _missing(rec, frame, user):

@@ -139,7 +139,7 @@ def test_metrics_with_bounded_scores_are_recboles(overrides, both, ml100k, monke
     products = []
     top_items = Product.top_items
     monkeypatch.setattr(
-        Product, "top_items", lambda own, *args: products.append(own.table.pays) or top_items(own, *args)
+        Product, "top_items", lambda own, *args: products.append(own.table.uses_bounds) or top_items(own, *args)
     )
     settings = {"metrics": RANKING, "metric_decimal_place": 12, "eval_memory_mb": 1} | overrides
     fast, stock = both("OneBP", ml100k, **settings)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_onebp.evaluation import bounded
-from recbole_onebp.evaluation.bounded import ItemTable, Product, ranking_threads
+from recbole_onebp.evaluation.bounded import Product, RoundedItems, ranking_threads
 from recbole_onebp.evaluation.topk import top_items
 from recbole_onebp.util.errors import UserError
 
@@ -83,8 +83,8 @@ def test_bounded_scores_give_the_items_of_torch_topk(pool, seed, k, more):
     few = (torch.full((len(items) - k // 2,), 3), torch.arange(k // 2, len(items)))  # fewer than k left
     some = (torch.randint(9, (200,), generator=generator), torch.randint(len(items), (200,), generator=generator))
     hidden = tuple(torch.cat(columns) for columns in zip(few, some, strict=True))
-    product = Product(users, ItemTable(items), hidden, pool)
-    assert product.table.pays
+    product = Product(users, RoundedItems(items), hidden, pool)
+    assert product.table.uses_bounds
     expected = expected_scores(users, items, hidden)
     assert torch.equal(product.top_items(k)[:, 0], torch.topk(expected, k)[1])
     assert torch.equal(product.scores(), expected)
@@ -96,8 +96,8 @@ def test_bounds_hold_for_scores_of_any_size(scale, size, pool):
     users, items = torch.randn(50, size) * scale, torch.randn(2000, size)
     items[:50] = users / scale  # users as items: the Cauchy-Schwarz inequality is tight
     best = expected_scores(users.double(), items.double()).topk(10)[1]
-    product = Product(users, ItemTable(items), NOTHING, pool)
-    assert product.table.pays
+    product = Product(users, RoundedItems(items), NOTHING, pool)
+    assert product.table.uses_bounds
     assert torch.equal(product.top_items(10)[:, 0].sort()[0], best.sort()[0])
 
 
@@ -106,15 +106,15 @@ def test_bounds_are_not_used_if_products_underflow_or_overflow(users, items, poo
     monkeypatch.setattr(Product, "_scan", None)
     left, right = torch.rand(4, 16) * users, torch.rand(700, 16) * items
     left[:, 1:] = 0  # a sum of infinities of both signs would be NaN
-    product = Product(left.nan_to_num(nan=1.0, posinf=torch.inf), ItemTable(right), NOTHING, pool)
+    product = Product(left.nan_to_num(nan=1.0, posinf=torch.inf), RoundedItems(right), NOTHING, pool)
     assert torch.equal(product.top_items(5)[:, 0], torch.topk(product.scores(), 5)[1])
 
 
 def test_bounds_hold_for_zero_vectors(pool):
     users, items = torch.randn(4, 16), torch.randn(700, 16)
     users[1], items[:350] = 0, 0
-    product = Product(users, ItemTable(items), NOTHING, pool)
-    assert product.table.pays
+    product = Product(users, RoundedItems(items), NOTHING, pool)
+    assert product.table.uses_bounds
     assert torch.equal(product.top_items(5)[:, 0], torch.topk(expected_scores(users, items), 5)[1])
 
 
@@ -122,23 +122,23 @@ def test_several_tiles(pool, monkeypatch):
     monkeypatch.setattr(bounded, "_TILE", 100)
     users, items = torch.randn(5, 16), torch.randn(1234, 16)
     for k in (1, 7, 19):
-        product = Product(users, ItemTable(items), NOTHING, pool)
+        product = Product(users, RoundedItems(items), NOTHING, pool)
         assert torch.equal(product.top_items(k)[:, 0], torch.topk(expected_scores(users, items), k)[1])
 
 
 def test_bounds_are_not_used_again_if_they_save_little(pool):
     torch.manual_seed(0)
     users, items = torch.randn(4, 64), torch.randn(1, 64) + 1e-2 * torch.randn(3000, 64)  # all similar
-    product = Product(users, ItemTable(items), NOTHING, pool)
+    product = Product(users, RoundedItems(items), NOTHING, pool)
     assert torch.equal(product.top_items(5)[:, 0], torch.topk(expected_scores(users, items), 5)[1])
-    assert not product.table.pays
+    assert not product.table.uses_bounds
     assert torch.equal(product.top_items(5)[:, 0], torch.topk(expected_scores(users, items), 5)[1])
 
 
 def test_bounds_are_not_used_for_few_items_or_short_vectors(monkeypatch):
-    assert not ItemTable(torch.randn(300, 15)).pays
+    assert not RoundedItems(torch.randn(300, 15)).uses_bounds
     monkeypatch.setattr(bounded, "MIN_ITEMS", 301)
-    assert not ItemTable(torch.randn(300, 16)).pays
+    assert not RoundedItems(torch.randn(300, 16)).uses_bounds
 
 
 @pytest.mark.parametrize("where", ["users", "items"])
@@ -146,4 +146,4 @@ def test_nan_is_refused_with_bounded_scores_too(where, pool):
     users, items = torch.randn(4, 16), torch.randn(700, 16)
     {"users": users, "items": items}[where][2] = torch.nan
     with pytest.raises(UserError, match="not a number"):
-        Product(users, ItemTable(items), NOTHING, pool).top_items(3)
+        Product(users, RoundedItems(items), NOTHING, pool).top_items(3)

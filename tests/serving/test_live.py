@@ -153,7 +153,7 @@ def test_a11_the_watcher_outlives_any_bundle(live, bundle, tmp_path, monkeypatch
         assert len([one for one in caplog.records if "the old one is kept" in one.message]) == 1
         assert live.recommender is before
         with pytest.raises(UserError, match=f"cannot be loaded: {type(error).__name__}"):
-            live.replace()
+            live.reload()
     monkeypatch.undo()
     shutil.rmtree(bundle)
     made_bundle(bundle, n_items=90)

@@ -103,12 +103,12 @@ def test_another_bundle_keeps_what_it_can(live, bundle, caplog):
     live.remove_items(["i3", "i5"])
     live.add_items({"i5": {}})
     made_bundle(bundle, replace=True, n_items=90, features=True)  # with i70
-    live.replace()
+    live.reload()
     rec = live.recommender
     assert (rec.n_items, rec.knows_item("a"), rec.knows_item("i3"), rec.knows_item("i5")) == (91, True, False, True)
     made_bundle(bundle, replace=True)  # without features
     with caplog.at_level(logging.WARNING):
-        live.replace()
+        live.reload()
     assert live.recommender.n_items == 59
     assert {record.getMessage().split(":")[0] for record in caplog.records} == {
         f"item {item} is not added to this bundle" for item in ("a", "b", "i70")

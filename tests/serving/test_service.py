@@ -436,7 +436,7 @@ def test_a05_many_waiting_requests_are_refused(live, client_of, monkeypatch):
 def test_a07_reloads_are_bounded(live, client_of, monkeypatch):
     """One is loaded, one waits, others get 429; answers go on."""
     client = client_of(create_app(live))
-    monkeypatch.setattr(live, "replace", lambda: time.sleep(0.5))
+    monkeypatch.setattr(live, "reload", lambda: time.sleep(0.5))
     codes = []
     threads = [threading.Thread(target=lambda: codes.append(client.post("/reload", json={}).status_code))
                for _ in range(10)]  # fmt: skip

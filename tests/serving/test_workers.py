@@ -126,10 +126,10 @@ def test_a_bundle_that_one_serves_already(pair, bundle):
     """Between two reloads: events are recorded under either bundle, and both processes apply the same ones."""
     made_bundle(bundle, seed=1, replace=True)
     first, second = pair
-    second.replace()
+    second.reload()
     for live in (first, second, first):
         live.record([Event("u1", item) for item in ("i1", "i2", "i3", "i4", "i5")])
-    first.replace()
+    first.reload()
     assert lists(first) == lists(second)
     assert first.recommender.history("u1") == second.recommender.history("u1")
 
@@ -159,13 +159,13 @@ def test_a_reload_that_one_process_cannot_do_is_no_reload(pair, bundle):
     first, second = (SharedLive(board, n, bundle, live.store, 30) for n, live in enumerate(pair, 1))
     (bundle / "manifest.json").write_text("{}")
     with pytest.raises(Exception, match="manifest of a bundle"):
-        first.replace()
+        first.reload()
     assert board[0] == 0
     made_bundle(bundle, n_items=90, replace=True)
     stop = threading.Event()
     thread = threading.Thread(target=second.follow, args=(stop,))
     thread.start()
-    first.replace()
+    first.reload()
     assert first.recommender.n_items == second.recommender.n_items == 90
     stop.set()
     thread.join()

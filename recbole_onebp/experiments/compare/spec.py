@@ -17,8 +17,9 @@ from recbole.utils import EvaluatorType, ModelType
 
 from recbole_onebp import __version__
 from recbole_onebp.config import RunConfig
+from recbole_onebp.config.fields import Seed, validated
 from recbole_onebp.config.keys import comparison_keys
-from recbole_onebp.config.schema import NO_RESULT, Seed, validated
+from recbole_onebp.config.schema import NO_RESULT
 from recbole_onebp.experiments.compare.tuned import Tuning
 from recbole_onebp.experiments.entries import ModelEntry, check_distinct
 from recbole_onebp.run.build import read_config

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator,
 from recbole.utils import ModelType
 
 from recbole_onebp.config import RunConfig
+from recbole_onebp.config.fields import validated
 from recbole_onebp.config.keys import check_keys, comparison_keys, nearest
-from recbole_onebp.config.schema import validated
 from recbole_onebp.experiments.entries import ModelEntry, check_distinct
 from recbole_onebp.run.build import parse_config, read_config
 from recbole_onebp.util.errors import UserError

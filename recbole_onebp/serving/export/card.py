@@ -135,8 +135,8 @@ def evaluate_groups(
     n_positives = n_positives[users]
     user_e = Embeddings(user_encodings).rows(users)
     seen = [parts.excluded_item[parts.excluded_start[user] : parts.excluded_start[user + 1]] for user in users]
-    of_users = parts.histories(users), None, parts.strengths(users, transform)
-    scorer = Scorer(table, unit_rows(user_e) if cosine else user_e, local, *of_users)
+    histories, strengths = parts.histories(users), parts.strengths(users, transform)
+    scorer = Scorer(table, unit_rows(user_e) if cosine else user_e, local, histories, strengths=strengths)
     ranked = best_items(scorer, k, Excluded.of(seen), DEFAULT_MEMORY_MB, threads=1)
 
     row = np.repeat(np.arange(len(users)), np.diff(ranked.start))

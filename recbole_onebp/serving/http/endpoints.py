@@ -154,7 +154,7 @@ class Endpoints:
         One is loaded at a time, and one request may wait for its turn; others get 429.
         """
         requests.parse(requests.ReloadRequest, body or b"{}")
-        await self._threads.load(self._live.replace)
+        await self._threads.load(self._live.reload)
         return await self.health()
 
     # ----------------------------------------------------------------------------------------------------------- health

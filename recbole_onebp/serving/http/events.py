@@ -34,7 +34,7 @@ from recbole_onebp.serving.http.event_tables import (
 from recbole_onebp.serving.http.item_store import ItemChange
 from recbole_onebp.util.errors import UserError, writing
 
-__all__ = ["Event", "EventStore", "MergedError", "Run", "StoreError", "Stored", "event_id"]
+__all__ = ["Event", "EventBatch", "EventStore", "MergedError", "StoreError", "Stored", "event_id"]
 
 FILE = "events.sqlite3"
 ID_SECONDS = 7 * 24 * 3600.0
@@ -79,7 +79,7 @@ class Stored:
     """The number of the last event, see :meth:`EventStore.read`."""
 
 
-class Run(NamedTuple):
+class EventBatch(NamedTuple):
     """Stored events that were recorded under one bundle, one after the other."""
 
     bundle: str
@@ -88,7 +88,7 @@ class Run(NamedTuple):
     end: int
     """The number of the last event; of merged ones, that of the last event that was merged."""
     items: Sequence[ItemChange] = ()
-    """Items that were added or removed.  They come before all events that name them, in a run without events."""
+    """Items that were added or removed.  They come before all events that name them, in a batch without events."""
 
 
 def event_id(event: Event) -> bytes | None:
@@ -326,7 +326,7 @@ class EventStore:
         with self._watching, _explained(self.path):
             return int(self._watcher.execute("PRAGMA data_version").fetchone()[0])
 
-    def read(self, after: int = 0, items_after: int = 0) -> Iterator[Run]:
+    def read(self, after: int = 0, items_after: int = 0) -> Iterator[EventBatch]:
         """Events as they are now, each user's in order; whatever is written meanwhile does not change what is read.
 
         Args:
@@ -345,17 +345,17 @@ class EventStore:
                 raise MergedError
             changed = item_store.read_items(database, items_after)
             if changed:
-                yield Run("", [], after, changed)
+                yield EventBatch("", [], after, changed)
             merged = "SELECT number, bundle, user, items FROM histories WHERE number > ? ORDER BY number LIMIT ?"
             for rows in _chunks(database, merged, 0) if after == 0 else ():
                 for _, bundle, user, items in rows:
-                    yield Run(_key(keys, bundle), interactions(user, parse_history(items)), n_merged)
+                    yield EventBatch(_key(keys, bundle), interactions(user, parse_history(items)), n_merged)
             single = "SELECT number, bundle, user, item, weight FROM events WHERE number > ? ORDER BY number LIMIT ?"
             for rows in _chunks(database, single, after):
                 for number, run in groupby(rows, itemgetter(1)):
                     of_bundle = list(run)
                     events = [row[2:4] if row[4] is None else row[2:] for row in of_bundle]
-                    yield Run(_key(keys, number), events, of_bundle[-1][0])
+                    yield EventBatch(_key(keys, number), events, of_bundle[-1][0])
 
 
 def _end(database: sqlite3.Connection) -> int:

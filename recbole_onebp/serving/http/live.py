@@ -37,13 +37,14 @@ MAX_NEW_USERS = 200_000
 """Default for the users that events may add to those of the bundle; each takes about 1 KB of memory."""
 
 MAX_NEW_ITEMS = 10_000
-"""Default for the items that may be added to those of the bundle; every event of one moves all of them in memory."""
+"""Default for the items that may be added to those of the bundle; every event of one of them copies
+the embeddings of all in memory."""
 
 _COMPACTED = 100_000
-"""Events that wait before they are compacted."""
+"""Events that are stored one by one before they are merged into histories."""
 
 _RETRIED_SECONDS = 60.0
-"""After a compaction that failed."""
+"""How long to wait after a compaction that failed, before the next try."""
 
 
 class TooManyUsersError(Exception):
@@ -242,7 +243,7 @@ class Live:
         finally:
             self._compacting.release()
 
-    def replace(self) -> None:
+    def reload(self) -> None:
         """Load the bundle again and serve it.  The old one answers and records events until the new one is ready.
 
         Raises:
@@ -266,7 +267,7 @@ class Live:
             try:
                 if self._manifest_stamp() == self._stamp:
                     continue
-                self.replace()
+                self.reload()
             except Exception as error:  # logged once: the stamp of this manifest is known now
                 getLogger(__name__).error("the bundle cannot be loaded, the old one is kept: %s", error)
             else:
@@ -302,12 +303,12 @@ class Live:
         waiting: list[Interaction] = []
         changes: Sequence[ItemChange] = ()
         (end, last), count = after, 0
-        for run in self.store.read(*after):
-            if run.items:
-                changes, last = run.items, max(one.change for one in run.items)
+        for batch in self.store.read(*after):
+            if batch.items:
+                changes, last = batch.items, max(one.change for one in batch.items)
                 _describe(changes, recommender)
-            is_own, end = run.bundle == recommender.bundle.key, run.end
-            waiting += run.events if is_own else _fitting(run.events, recommender)
+            is_own, end = batch.bundle == recommender.bundle.key, batch.end
+            waiting += batch.events if is_own else _fitting(batch.events, recommender)
             if len(waiting) >= _REPLAYED:
                 count += recommender.update(waiting).applied
                 waiting = []

@@ -46,9 +46,10 @@ class Limits:
     memory_bytes: int = 64 << 20
     """Bodies that are being received or worked on, and answers that are being sent, of all requests together."""
     waiting: int = 64
-    """Questions that wait or are worked on; and as many requests with events."""
+    """Largest number of pending small read requests; limits of the same size apply to large read requests and to
+    requests that write events."""
     threads: int = field(default_factory=lambda: max(2, os.cpu_count() or 1))
-    """Questions that are worked on at a time; half as many large ones beside them."""
+    """Threads for small read requests; ``threads // 2`` more (at least 1) serve large ones."""
 
     def divided(self, n_workers: int) -> Limits:
         """The share of each of several processes of a service.  Each can take the largest request and answer."""

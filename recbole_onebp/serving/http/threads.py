@@ -32,8 +32,8 @@ class Threads:
         """Start no thread yet.
 
         Args:
-            threads: for questions; half as many for large ones.
-            waiting: requests that wait or are worked on at a time, for questions and again for events.
+            threads: for small read requests; ``threads // 2`` more (at least 1) serve large ones.
+            waiting: largest number of pending requests of each kind: small reads, large reads, events.
             seconds: from the complete request to the answer.
         """
         self._waiting, self._seconds = waiting, seconds

@@ -30,10 +30,10 @@ DOOR, BOARD = "door", "reloads"
 """Files in the folder that the processes share: the socket of the parent, and the numbers about reloads."""
 
 _FOLLOW_SECONDS = 0.2
-"""Between two looks at what the others have done."""
+"""Time between two checks for events and reloads of the other processes."""
 
 _RELOAD_SECONDS = 60.0
-"""How long the others may take to load a bundle, beside ten times what this process took."""
+"""How long the others may take to load a bundle, in addition to ten times what this process took."""
 
 
 def make_board(folder: Path, n_workers: int) -> npt.NDArray[np.int64]:
@@ -65,7 +65,7 @@ class SharedLive(Live):
         board[number] = monotonic_ns()
         super().__init__(*args, **options)
 
-    def replace(self) -> None:
+    def reload(self) -> None:
         """Load the bundle again, here and then in all other processes.
 
         Raises:
@@ -73,7 +73,7 @@ class SharedLive(Live):
             LateError: if another process takes too long.
         """
         asked, start = monotonic_ns(), monotonic()
-        super().replace()
+        super().reload()
         self._board[self._number] = asked
         end = monotonic() + 10 * (monotonic() - start) + _RELOAD_SECONDS
         while (self._board[1:] < asked).any():
@@ -84,7 +84,7 @@ class SharedLive(Live):
             sleep(_FOLLOW_SECONDS / 10)
 
     def follow(self, stop: threading.Event) -> None:
-        """Do what the others have done, also while nobody asks, until ``stop`` is set."""
+        """Apply the events of the other processes and load the bundle when they do, until ``stop`` is set."""
         told = ""
         while not stop.wait(_FOLLOW_SECONDS):
             try:
@@ -92,7 +92,7 @@ class SharedLive(Live):
                 if self._board[self._number] < self._board[0]:
                     began = monotonic_ns()
                     try:
-                        super().replace()
+                        super().reload()
                     finally:
                         self._board[self._number] = began  # it is tried once
                 told = ""

@@ -47,8 +47,8 @@ DATA: dict[str, dict[str, Any]] = {
     "onebp-ml-1m": {"epochs": 40},
     "amazon-book-part": {"epochs": 40, "refit": True},
 }
-"""What the models share beside ``properties/*/baselines.yaml``; the most epochs are what fits into hours of a CPU.
-``refit`` holds for the comparison: a search has no test part."""
+"""What the models share in addition to ``properties/*/baselines.yaml``; the most epochs are what fits into hours of a
+CPU.  ``refit`` holds for the comparison: a search has no test part."""
 UNTUNED = {"Pop"}  # has nothing to tune
 
 

@@ -4,8 +4,8 @@
 
 The data set has cold items (``fetch citeulike``, ``convert --split=cold_items --items FILE``). For each seed: OneBP
 with ids alone, with features, with the local term too, with id dropout, with features alone, with each field alone
-beside the ids, and ContentKNN; with ``--lightfm`` also the hybrid of LightFM (``pip install lightfm-next``), after 5,
-10 and 30 passes. Each of the others chooses its epoch on the whole validation part, and all are tested once.
+in addition to the ids, and ContentKNN; with ``--lightfm`` also the hybrid of LightFM (``pip install lightfm-next``),
+after 5, 10 and 30 passes. Each of the others chooses its epoch on the whole validation part, and all are tested once.
 ``--settings`` are those of all OneBP's; LightFM has their ``embedding_size``. Contestants that ``OUT`` holds are not
 repeated. Processor seconds are those of the whole run, from the files to the metrics.
 """

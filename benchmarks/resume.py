@@ -200,7 +200,7 @@ COUNTED: dict[str, Callable[[psutil.Process, Path], int]] = {
     "children": lambda process, _: len(process.children(recursive=True)),
     "temporary_files": lambda _, temporary: sum(1 for _ in temporary.rglob("*")),
 }
-"""What this process holds after a round, beside memory."""
+"""What this process holds after a round, apart from memory."""
 
 
 def in_process(folder: Path) -> None:

@@ -1,4 +1,4 @@
-r"""What weights of interactions are worth: OneBP with and without them, beside implicit's ALS and BPR.
+r"""What weights of interactions are worth: OneBP with and without them, compared with implicit's ALS and BPR.
 
     pip install implicit
     recbole-onebp convert user_artists.dat --name=lastfm --user=userID --item=artistID --rating=weight --sep='\t' \

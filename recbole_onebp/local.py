@@ -95,7 +95,7 @@ class LocalTerm:
         indptr: ``(n_items + 1,)``.
         indices: the other items, ascending in a row, ``(nnz,)``.
         values: ``(nnz,)``.
-        weight: of the term beside the towers.
+        weight: of the term, relative to the towers.
         recency: exponent of the recency weights, see :func:`recbole_onebp.recency.recency_weights`.
         n_neighbors, reg: what it was fitted with.
     """

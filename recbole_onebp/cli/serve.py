@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
         "--allowed_hosts",
         default="",
         metavar="NAME,NAME",
-        help="names in the Host header of requests, beside loopback names and --host; * allows all",
+        help="names in the Host header of requests, in addition to loopback names and --host; * allows all",
     )
     serve.add_argument(
         "--max_new_users", type=int, default=200_000, help="users that events may add to the bundle's; default: 200000"

@@ -65,7 +65,7 @@ class When(NamedTuple):
 
 @dataclass(frozen=True)
 class Key:
-    """What the schema says of a key beside its type, bounds and default."""
+    """What the schema says of a key apart from its type, bounds and default."""
 
     meaning: str = ""
     scope: Scope = "OneBP"

@@ -66,7 +66,7 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
         Literal["none", "all"] | list[str],
         Key(
             "Fields of the data set's `.item` file, and ready embeddings beside it, that an item's embedding is made "
-            "of, beside the row of its id. Items without train pairs then have embeddings too"
+            "of, in addition to the row of its id. Items without train pairs then have embeddings too"
         ),
     ] = "none"
     id_dropout: Annotated[
@@ -224,7 +224,7 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
     local_weight: Annotated[
         Literal["auto"] | NonNegative,
         Key(
-            "Weight of the local term beside the towers. `auto`: chosen in each validation, 0 included; 1 where "
+            "Weight of the local term relative to the towers. `auto`: chosen in each validation, 0 included; 1 where "
             "nothing is validated"
         ),
     ] = "auto"

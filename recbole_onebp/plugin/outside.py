@@ -1,4 +1,4 @@
-"""Models of other libraries as models of RecBole, so that they stand in a comparison beside all others."""
+"""Models of other libraries as models of RecBole, so that a comparison can have them too."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class ImplicitModel(OutsideModel):
     kind: ClassVar[str]
     """The name of the class."""
     own_keys: ClassVar[tuple[str, ...]]
-    """Settings that have the same name in the library, beside those of all models."""
+    """Settings that have the same name in the library, in addition to those of all models."""
 
     def fit(self, pairs: sp.csr_matrix, config: Config, dataset: Any) -> Any:
         """A fitted model of the library."""

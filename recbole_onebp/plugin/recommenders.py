@@ -1,4 +1,4 @@
-"""What models of ours beside OneBP have in common, as RecBole's trainer and evaluation call them."""
+"""What our models other than OneBP have in common, as RecBole's trainer and evaluation call them."""
 
 from __future__ import annotations
 

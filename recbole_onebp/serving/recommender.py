@@ -36,7 +36,7 @@ _SCORED_USERS = 256
 
 
 class _Chosen(NamedTuple):
-    """What a question for lists says beside its users."""
+    """What a question for lists says apart from its users."""
 
     k: int
     pool: BundleRows | None

@@ -38,7 +38,7 @@ class Call:
     """A function of a module that the child can import."""
     arguments: tuple[Any, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables that the child gets beside ours."""
+    """Variables that the child gets in addition to ours."""
     output: Path | None = None
     """File for everything that the child prints; None: where our own output goes."""
 

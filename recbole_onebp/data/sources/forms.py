@@ -17,7 +17,7 @@ from recbole_onebp.util.errors import UserError
 __all__ = ["FAULT", "MORE", "TableFormat", "Text", "choose", "usual_columns"]
 
 MORE, FAULT = "more fields", "fault"
-"""Columns of a raw table beside those of :class:`TableFormat`: a field too many, and what is wrong with the row."""
+"""More columns of a raw table than those of :class:`TableFormat`: a field too many, and what is wrong with the row."""
 _USUAL = {
     "user_id": {"user", "userid", "uid"},
     "item_id": {"item", "itemid", "iid", "movie", "movieid", "product", "productid"},

@@ -23,7 +23,7 @@ _FROM_COMPARISON = {*_SPLIT, *evaluation_arguments, "model", "data_path", "seed"
 
 
 def _names_file(key: str) -> bool:
-    """Whether a key, beside those that a comparison sets itself, names a file or folder that RecBole would open."""
+    """Whether a key, apart from those that a comparison sets itself, names a file or folder that RecBole would open."""
     return key not in _FROM_COMPARISON and (
         key.endswith(("_path", "_dir", "_file", "_files")) or key in ("warm_up", "xgb_model", "lgb_model", "resume")
     )

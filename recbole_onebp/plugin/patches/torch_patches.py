@@ -59,7 +59,7 @@ class _Unread:
 _READ = {("collections", "OrderedDict"), ("torch", "Size"), ("torch.serialization", "_get_layout")} | {
     ("torch._utils", name) for name in ("_rebuild_tensor_v2", "_rebuild_tensor", "_rebuild_parameter")
 }
-"""Classes and functions that tensors are pickled with, beside torch's storages and dtypes."""
+"""Classes and functions that tensors are pickled with, in addition to torch's storages and dtypes."""
 
 
 class _TensorsOnly(pickle.Unpickler):

@@ -20,7 +20,7 @@ _AT_A_TIME = 16
 """Entries of a list that are encoded at a time."""
 
 _ROW_BYTES = 32
-"""Names and numbers beside a text."""
+"""Room for the names and numbers in a row, apart from its text."""
 
 
 def encode(answer: Mapping[str, Any]) -> bytes:

@@ -34,7 +34,7 @@ def serve_by_workers(service: Service, n_workers: int, listener: socket.socket, 
 
     Args:
         service: its arguments, with absolute paths.  This process has opened the store of events.
-        n_workers: processes beside this one, which accepts connections.
+        n_workers: processes in addition to this one, which accepts connections.
         listener: the socket for clients.
         ready: see :class:`Reception`.
 

@@ -39,7 +39,7 @@ class Service:
     index: str | None = None
     """``faiss`` for approximate search; None for exact search."""
     allowed_hosts: tuple[str, ...] = ()
-    """Names under which the service may be addressed, beside loopback names and ``host``; ``*`` allows all."""
+    """Names under which the service may be addressed, in addition to loopback names and ``host``; ``*`` allows all."""
     max_new_users: int = 200_000
     """Users that events may add to those of the bundle.  Each takes about 1 KB of memory, in each process."""
     workers: int | None = None

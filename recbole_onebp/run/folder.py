@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from recbole_onebp.util import safe_yaml
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.files import TemporaryFolder, claim_folder, write_atomically
 
@@ -26,6 +27,17 @@ _REPLACED = (
     "tensorboard",
 )  # fmt: skip
 _OPENED = ("run.log", ".lock")
+
+
+def _is_earlier_run(folder: Path) -> bool:
+    """Whether a folder without a marker holds the configuration of a run, as earlier versions left it."""
+    try:
+        config = safe_yaml.read_plain(folder / "config.yaml")
+    except UserError:
+        return False
+    return (
+        isinstance(config, dict) and {"model", "dataset", "MODEL_TYPE", "checkpoint_dir", "output_dir"} <= config.keys()
+    )
 
 
 def checkpoints_of(path: Path) -> Path:
@@ -52,7 +64,7 @@ class RunFolder:
         """
         self.path: Path = Path(path)
         with self._writing():
-            claim_folder(self.path, "run", _REPLACED, _OPENED)
+            claim_folder(self.path, "run", _REPLACED, _is_earlier_run, _OPENED)
             # A singleton per folder: a second run in the same process, as in a notebook, may use the folder too.
             self._lock = FileLock(self.path.resolve() / ".lock", timeout=0, thread_local=False, is_singleton=True)
             with tempfile.TemporaryFile(dir=self.path):

@@ -45,6 +45,7 @@ def claim_folder(
     path: Path,
     kind: str,
     names: Iterable[str],
+    earlier: Callable[[Path], bool] = lambda _folder: False,
     opened: Iterable[str] = (),
 ) -> None:
     """Make a folder, or take one that exists if nothing of somebody else is lost there.  Leaves the marker in it.
@@ -53,6 +54,7 @@ def claim_folder(
         path: the folder.
         kind: what it will be: ``run``, ``comparison``, ``data set``, ...
         names: the files and folders in it that will be replaced or removed.
+        earlier: whether a folder without a marker was made by an earlier version, which left none.
         opened: files in it that are opened for writing, but never replaced.
 
     Raises:
@@ -63,7 +65,7 @@ def claim_folder(
         >>> claim_folder(Path("out"), "run", ["result.json", "checkpoint"])
     """
     path.mkdir(parents=True, exist_ok=True)
-    check_folder(path, kind, names, opened)
+    check_folder(path, kind, names, earlier, opened)
     mark_folder(path, kind)
 
 
@@ -71,6 +73,7 @@ def check_folder(
     path: Path,
     kind: str,
     names: Iterable[str],
+    earlier: Callable[[Path], bool] = lambda _folder: False,
     opened: Iterable[str] = (),
 ) -> None:
     """The checks of :func:`claim_folder`, for a folder that exists; changes nothing."""
@@ -83,7 +86,7 @@ def check_folder(
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise UserError(f"{path / name}: is a link or a device; expected a plain file or folder: remove it")
     in_the_way = next((name for name in names if name in found), None)
-    if in_the_way is not None and not is_claimed(path, kind):
+    if in_the_way is not None and not is_claimed(path, kind) and not earlier(path):
         raise UserError(
             f"{path}: holds {in_the_way}, which would be replaced, and this program has not made the folder as a "
             f"{kind}; choose another folder, or move {in_the_way} away"

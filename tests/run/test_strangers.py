@@ -20,6 +20,7 @@ from recbole_onebp.plugin.patches import numpy_patches, torch_patches
 from recbole_onebp.run.checkpoint import store
 from recbole_onebp.run.folder import RunFolder
 from recbole_onebp.util.errors import UserError
+from recbole_onebp.util.files import MARKER
 
 
 class Trap:
@@ -132,6 +133,13 @@ def test_a15_train_leaves_what_is_not_its_own(tiny_path, tmp_path, capsys, name)
     assert main(["train", "--model=OneBP", "--dataset=tiny", f"--data_path={tiny_path}", f"--output_dir={out}"]) == 2
     assert f"holds {name}, which would be replaced" in capsys.readouterr().err
     assert {path: path.is_file() and path.read_text() for path in out.rglob("*")} == before
+
+
+def test_a15_a_run_of_an_earlier_version_is_taken_on(tiny, tmp_path):
+    tiny(epochs=1).fit()
+    (tmp_path / "run" / MARKER).unlink()
+    assert tiny(epochs=2, resume="auto").fit().epochs_run == 2
+    assert (tmp_path / "run" / MARKER).is_file()
 
 
 @pytest.mark.parametrize(

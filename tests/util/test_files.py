@@ -34,6 +34,7 @@ def test_a15_somebody_elses_files_are_in_the_way(tmp_path):
     with pytest.raises(UserError, match=r"holds checkpoint, which would be replaced.*move checkpoint away"):
         claim_folder(tmp_path, "run", ["result.json", "checkpoint"])
     assert not (tmp_path / MARKER).exists()
+    claim_folder(tmp_path, "run", ["result.json", "checkpoint"], lambda _folder: True)
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"kinds": "run"}', '{"kinds": [["run"]]}', "[" * 5000])

@@ -38,7 +38,7 @@ def compare(config_files: Sequence[str], overrides: Mapping[str, Any] | None = N
     spec = ComparisonSpec.read(config_files, overrides or {})
     runs, folder = spec.runs(), Path(spec.output_dir)
     with writing(folder):
-        claim_folder(folder, "comparison", _REPLACED, (".lock", "runs"))
+        claim_folder(folder, "comparison", _REPLACED, _is_earlier, (".lock", "runs"))
         lock = FileLock(folder / ".lock")
     try:
         with lock.acquire(timeout=0):
@@ -50,6 +50,11 @@ def compare(config_files: Sequence[str], overrides: Mapping[str, Any] | None = N
 _REPLACED = (
     "report.json", "report.md", "report.html", "table.tex", "per_user.parquet", "per_user.csv", "figures", "data"
 )  # fmt: skip
+
+
+def _is_earlier(folder: Path) -> bool:
+    """Whether a folder without a marker is a comparison of an earlier version."""
+    return "protocol" in (outcome_of(folder / "data") or {})
 
 
 def _compare(spec: ComparisonSpec, runs: Sequence[RunSpec], folder: Path) -> Path:

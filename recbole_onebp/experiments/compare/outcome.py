@@ -84,8 +84,12 @@ def run_tasks(
 def _claim(folder: Path) -> None:
     if folder.is_symlink():
         raise UserError(f"{folder}: is a link; expected a folder of this comparison")
+
+    def is_earlier(folder: Path) -> bool:
+        return outcome_of(folder) is not None
+
     with writing(folder):
-        claim_folder(folder, "part of a comparison", _REPLACED, ("output.txt", ".worker.lock"))
+        claim_folder(folder, "part of a comparison", _REPLACED, is_earlier, ("output.txt", ".worker.lock"))
 
 
 def _unrecorded(folder: Path, ending: Ending) -> dict[str, Any]:

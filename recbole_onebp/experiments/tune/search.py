@@ -13,6 +13,7 @@ from recbole_onebp.experiments.tune.search_spec import Budget, Search, SearchSpe
 from recbole_onebp.util.errors import UserError, writing
 from recbole_onebp.util.files import claim_folder
 from recbole_onebp.util.processes import Call, Ending, supervise, thread_limits
+from recbole_onebp.util.untrusted import read_json
 
 __all__ = ["tune"]
 
@@ -41,7 +42,7 @@ def tune(path: Path, overrides: Mapping[str, Any], output_dir: Path | None = Non
     folder = output_dir or Path("runs") / f"tune-{path.stem}"
     with writing(folder):
         labels = [search.label for search in spec.searches]
-        claim_folder(folder, "search", ("tuning.json", "history.png", *labels), (".lock", "trials.db"))
+        claim_folder(folder, "search", ("tuning.json", "history.png", *labels), _is_earlier, (".lock", "trials.db"))
     try:
         with FileLock(folder / ".lock", timeout=0):
             studies = [trials.open_study(folder, search, spec.budget) for search in spec.searches]
@@ -55,6 +56,15 @@ def tune(path: Path, overrides: Mapping[str, Any], output_dir: Path | None = Non
         raise UserError(f"{folder}: another search is running there; choose another --output_dir") from None
     print(summary.table(outcome), f"wrote {folder}", sep="\n", flush=True)
     summary.refuse_failures(outcome)
+
+
+def _is_earlier(folder: Path) -> bool:
+    """Whether a folder without a marker is a search of an earlier version."""
+    try:
+        summary = read_json(folder / "tuning.json", finite=False)
+    except UserError:
+        return False
+    return isinstance(summary, dict) and {"models", "budget", "valid_metric"} <= summary.keys()
 
 
 def _run_all(spec: SearchSpec, studies: list[Any], folder: Path, jobs: int) -> None:

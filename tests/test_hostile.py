@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import feather, parquet
 
-from recbole_onebp.cli import main, parse_overrides
+from recbole_onebp.cli import main
+from recbole_onebp.cli.overrides import parse_overrides
 from recbole_onebp.config import RunConfig
 from recbole_onebp.data.cache import State
 from recbole_onebp.data.interactions import InteractionFiles

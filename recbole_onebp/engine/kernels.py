@@ -13,18 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange
 
-from recbole_onebp.engine.adam import Adam, adam_step, current_row, make_missed_steps
+from recbole_onebp.engine.adam import adam_step, current_row, make_missed_steps
 from recbole_onebp.history import LEAST_REST
 from recbole_onebp.util import simd
 from recbole_onebp.util.compiled import OPTIONS, ROWS_PER_TASK, njit
 
-# Adam is not used here.  It was once defined here, and numba reads cache files of that time before it sees that they
-# are out of date: without the name that would be an error.
 __all__ = [
     "LAST",
     "MEAN",
     "SEQUENTIAL",
-    "Adam",
     "GradientTerms",
     "History",
     "Links",

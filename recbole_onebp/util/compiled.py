@@ -18,6 +18,8 @@ from typing import Any
 
 import numba
 
+from recbole_onebp import __version__
+
 __all__ = ["OPTIONS", "ROWS_PER_TASK", "cache_folder", "njit", "tell_if_uncached"]
 
 OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
@@ -31,8 +33,9 @@ ROWS_PER_TASK = 32
 def cache_folder() -> tuple[Path | None, str]:
     """The folder of the cache, or None; and why there is none, or why it is this one.
 
-    It is ``NUMBA_CACHE_DIR`` if that is set; otherwise ``recbole_onebp/numba`` below ``XDG_CACHE_HOME`` or
-    ``~/.cache``, if it belongs to this user and nobody else can write it.
+    It is ``NUMBA_CACHE_DIR`` if that is set; otherwise ``recbole_onebp/numba-VERSION`` below ``XDG_CACHE_HOME`` or
+    ``~/.cache``, if it belongs to this user and nobody else can write it. Each version of this package has its own:
+    numba reads the types in a cache file before it sees that the file is out of date, and fails where one is gone.
     """
     try:
         if numba.config.CACHE_DIR:
@@ -40,7 +43,7 @@ def cache_folder() -> tuple[Path | None, str]:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         if not home.is_absolute() or not (home.is_dir() or home.parent.is_dir()):
             return None, f"there is no folder {home.parent}"
-        folder = _writable(home / "recbole_onebp" / "numba")
+        folder = _writable(home / "recbole_onebp" / f"numba-{__version__}")
     except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
         where = getattr(error, "filename", None)
         return None, f"{where}: {error.strerror}" if isinstance(error, OSError) and where else str(error)

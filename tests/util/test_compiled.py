@@ -8,6 +8,7 @@ from pathlib import Path
 import numba
 import pytest
 
+import recbole_onebp
 from recbole_onebp.util import compiled
 
 
@@ -21,7 +22,7 @@ def folder(monkeypatch, tmp_path):
 
 def test_a20_the_cache_is_the_users_alone(folder, tmp_path):
     found, _ = folder()
-    assert found == tmp_path / "cache" / "recbole_onebp" / "numba"
+    assert found == tmp_path / "cache" / "recbole_onebp" / f"numba-{recbole_onebp.__version__}"
     assert found.stat().st_mode & 0o777 == 0o700
 
 

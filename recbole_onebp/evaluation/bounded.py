@@ -26,7 +26,7 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from recbole_onebp.evaluation.topk import top_items
-from recbole_onebp.local import LocalScores
+from recbole_onebp.local import ItemScores, LocalScores
 from recbole_onebp.util import simd
 from recbole_onebp.util.compiled import njit
 
@@ -39,8 +39,8 @@ MIN_ITEMS = 8192
 """With fewer items the float32 product is faster."""
 _TILE = 2048
 """Items per product: the bounds of a thread's users must stay in the second-level cache until they are read."""
-_STRIDE, _PART = 64, 16
-"""Numbers of bounds that are compared together, in vector registers."""
+_STRIDE = 64
+"""Number of bounds that are compared together, in vector registers."""
 _MOST_COMPUTED = 1 / 16
 """If more than this share of the scores must be computed in float32, the bounds save no time."""
 
@@ -102,6 +102,10 @@ def _is_of_common_size(rows: Tensor) -> bool:
     """Whether products of these vectors neither overflow nor underflow, and contain no NaN."""
     largest = rows.abs().amax(dim=1)
     return bool(((largest == 0) | ((largest > 1e-12) & (largest < 1e12))).all())
+
+
+def _no_scores(n_users: int) -> ItemScores:
+    return ItemScores(np.zeros(n_users + 1, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
 
 
 class Product:
@@ -181,8 +185,10 @@ class Product:
     def _scan(self, part: slice, factors: _Floats, done: npt.NDArray[np.bool_], best: _Floats, items: _Ids) -> int:
         """Fill in the best scores and items of some users; return how many scores were computed."""
         users, table = self.users[part], self.table
-        local = None if self._local is None else self._local(np.arange(part.start, part.stop)).found(_TILE)
-        unread = None if local is None else local.start[:-1].copy()
+        local = _no_scores(len(users))
+        if self._local is not None:
+            local = self._local(np.arange(part.start, part.stop)).found(_TILE)
+        unread = local.start[:-1].copy()
         rounded, scale, error = _rounded(users)
         length = torch.linalg.vector_norm(users, dim=1) + error  # at least the length of the rounded vector
         # A factor of |i| that covers the other two terms for all these users, and the rounding of float32 sums.
@@ -195,39 +201,14 @@ class Product:
             products = memory[: len(users) * len(column_scale)].view(len(users), -1)
             torch._int_mm(rounded, columns, out=products)
             bounds = products.numpy(), column_scale, slack[tile]
-            if local is None:  # all lists are the same
-                n_computed += _scan_tile(bounds, of_users, tile.start, table.rows, done, best[:, 0], items[:, 0])
-            else:
-                lists = done, best, items
-                n_computed += _scan_with_local(bounds, of_users, local, unread, factors, tile.start, table.rows, *lists)
-        if local is None:
-            best[:, 1:], items[:, 1:] = best[:, :1], items[:, :1]
+            lists = done, best, items
+            n_computed += _scan_tile(bounds, of_users, local, unread, factors, tile.start, table.rows, *lists)
         return n_computed
-
-
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _scan_tile(bounds: Any, of_users: Any, first: int, table: Any, done: Any, best: Any, items: Any) -> Any:
-    """:func:`_scan_with_local` without the local term, and so with one list for each user, ``(B, k + 1)``."""
-    products, scale, slack = bounds
-    users, user_scale, user_length = of_users
-    n_computed, last = 0, best.shape[1] - 1
-    for r in range(len(products)):
-        row, user, score, factor, length = products[r], users[r], best[r], user_scale[r], user_length[r]
-        for stride in range(0, len(row), _STRIDE):
-            here = slice(stride, stride + _STRIDE)
-            if _any_bound_above(row[here], scale[here], slack[here], factor, length, score[last]):
-                for i in range(stride, min(stride + _STRIDE, len(row))):
-                    if _bound(row[i], scale[i], slack[i], factor, length) > score[last]:
-                        n_computed += 1
-                        new = simd.dot(user, table[first + i])
-                        if new > score[last] and not done[r, first + i]:
-                            _insert(score, items[r], new, first + i)
-    return n_computed
 
 
 @njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
 def _bound(product: Any, scale: Any, slack: Any, user_scale: Any, length: Any) -> Any:
-    """Upper bound of a product, see :func:`_scan_with_local`."""
+    """Upper bound of a product, see :func:`_scan_tile`."""
     return user_scale * (np.float32(product) * scale + length * slack)
 
 
@@ -241,7 +222,7 @@ def _any_bound_above(product: Any, scale: Any, slack: Any, user_scale: Any, leng
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _scan_with_local(
+def _scan_tile(
     bounds: Any,
     of_users: Any,
     local: Any,
@@ -272,40 +253,43 @@ def _scan_with_local(
     users, user_scale, user_length = of_users
     start, local_item, local_score = local
     width, n_computed = products.shape[1], 0
-    bound, added = np.empty(width, np.float32), np.zeros(width, np.float32)
+    has_local = np.zeros(width, np.bool_)
     for r in range(len(products)):
-        least = best[r, :, -1]
-        row, user, factor, length = products[r], users[r], user_scale[r], user_length[r]
-        for i in range(width):
-            bound[i] = _bound(row[i], scale[i], slack[i], factor, length)
-        begin = end = unread[r]
-        while end < start[r + 1] and local_item[end] < first + width:
-            added[local_item[end] - first] = local_score[end]
-            end += 1
-        unread[r] = end
+        row, user, factor, length, least = products[r], users[r], user_scale[r], user_length[r], best[r, :, -1]
+        # Few items have a local score, so they are looked at one by one.  They raise what the others must exceed.
+        begin = place = unread[r]
+        while place < start[r + 1] and local_item[place] < first + width:
+            item, added = local_item[place], local_score[place]
+            i = item - first
+            has_local[i] = True
+            if _is_above(_bound(row[i], scale[i], slack[i], factor, length), added, factors, least):
+                n_computed += 1
+                if not done[r, item]:
+                    _insert_each(best[r], items[r], simd.dot(user, table[item]), added, factors, item)
+            place += 1
+        unread[r] = place
+        threshold = _least(least)
         for stride in range(0, width, _STRIDE):
-            if _any_above(bound[stride : stride + _STRIDE], added[stride : stride + _STRIDE], factors, least):
-                for part in range(stride, min(stride + _STRIDE, width), _PART):
-                    if _any_above(bound[part : part + _PART], added[part : part + _PART], factors, least):
-                        for i in range(part, min(part + _PART, width)):
-                            if _is_above(bound[i], added[i], factors, least):
-                                n_computed += 1
-                                if not done[r, first + i]:
-                                    product = simd.dot(user, table[first + i])
-                                    _insert_each(best[r], items[r], product, added[i], factors, first + i)
-        for place in range(begin, end):
-            added[local_item[place] - first] = 0
+            here = slice(stride, stride + _STRIDE)
+            if _any_bound_above(row[here], scale[here], slack[here], factor, length, threshold):
+                for i in range(stride, min(stride + _STRIDE, width)):
+                    if _bound(row[i], scale[i], slack[i], factor, length) > threshold:
+                        n_computed += 1
+                        if not has_local[i] and not done[r, first + i]:
+                            product = simd.dot(user, table[first + i])
+                            _insert_each(best[r], items[r], product, np.float32(0), factors, first + i)
+                            threshold = _least(least)
+        for place in range(begin, unread[r]):
+            has_local[local_item[place] - first] = False
     return n_computed
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _any_above(bound: Any, added: Any, factors: Any, least: Any) -> Any:
-    above = np.uint8(0)  # as above
-    for n in range(len(factors)):
-        factor, threshold = factors[n], least[n]
-        for i in range(len(bound)):
-            above |= np.uint8(bound[i] + factor * added[i] > threshold)
-    return above != 0
+def _least(values: Any) -> Any:
+    least = values[0]  # numba's min() would take as long as the rest of the loop
+    for n in range(1, len(values)):
+        least = min(least, values[n])
+    return least
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]

@@ -93,8 +93,8 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
     n_shared_negatives: Annotated[
         Literal["auto"] | PositiveInt,
         Key(
-            "Negatives per step with `negatives: shared`, sampled regardless of the user's history. `auto`: an eighth "
-            "of the items, but at least 256 and at most 1,024"
+            "Negatives per step with `negatives: shared`, sampled regardless of the user's history. `auto`: 1,024, or "
+            "256 if there are fewer than 2,048 items"
         ),
     ] = "auto"
     train_neg_sample_args: Annotated[
@@ -321,8 +321,9 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
         """Number of negatives that the pairs of a step share; 0 if each pair has its own."""
         if self.negatives == "per_pair":
             return 0
-        given = self.n_shared_negatives
-        return min(max(n_items // 8, 256), 1024) if given == "auto" else given
+        if self.n_shared_negatives == "auto":
+            return 256 if n_items < 2048 else 1024
+        return self.n_shared_negatives
 
     @classmethod
     def from_recbole(cls, config: Config) -> OneBPConfig:

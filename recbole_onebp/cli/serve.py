@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,5 +56,9 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         arguments.index, tuple(filter(None, arguments.allowed_hosts.split(","))), arguments.max_new_users,
         arguments.workers, max_new_items=arguments.max_new_items,
     )  # fmt: skip
-    serve(service)
+    try:
+        serve(service)
+    except KeyboardInterrupt:
+        print("stopped; all events that were answered are kept", file=sys.stderr)
+        return 130
     return 0

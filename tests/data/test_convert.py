@@ -154,6 +154,8 @@ def test_several_files_one_after_the_other():
         ("x.csv", b"user,what\na,x\n", ["--item=user"], "one column cannot have two meanings"),
         ("x.csv", b"a,x\n", ["--no_header"], "which column is the user? name it by --user, by their numbers"),
         ("x.txt", b"user item\na x\n", [], "which character separates its columns? give it by --sep"),
+        ("x.xlsx", b"PK", [], "is a spreadsheet: save it as CSV"),
+        ("x.csv", b"user;item\na;x\n", ["--user=user"], "for another separator use --sep"),
         ("x.csv", b"user,item\n\xff,x\n", [], "not text in utf-8; give its own by --encoding"),
         ("x.csv", b"user,item\na,x\n", ["--encoding=utf-99"], "--encoding utf-99: Python does not know it"),
         ("x.csv", b"", [], "x.csv: empty"),

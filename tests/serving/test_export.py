@@ -404,7 +404,9 @@ def test_a01_settings_that_are_refused(one_run, tmp_path, settings, words):
 
 def test_a01_the_place_of_the_data_is_shown_and_may_be_given(one_run, tiny_path, tmp_path, capsys):
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "bundle")]) == 0
-    assert f"data: {tiny_path}/tiny\n" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"data: {tiny_path}/tiny\n" in told
+    assert "held out for validation and test, which lists may contain" in told
     moved = shutil.copytree(tiny_path, tmp_path / "moved")
     with_settings(tmp_path / "run", data_path="/no/such")
     arguments = ["export", str(tmp_path / "run"), str(tmp_path / "second"), f"--data_path={moved}"]

@@ -63,6 +63,8 @@ def usual_columns(names: Sequence[str]) -> dict[str, str]:
 def choose(where: str, names: Sequence[str], form: TableFormat) -> dict[str, str]:
     """Our name -> the column."""
     listed = f"its columns are {', '.join(names)}"
+    if len(names) == 1 and not {";", "|", "\t", ","}.isdisjoint(names[0]):
+        listed += f"; for another separator {'pass a DataFrame' if form.in_python else 'use --sep'}"
     chosen = {key: column for key, column in form.columns.items() if column}
     if unknown := [column for column in chosen.values() if column not in names]:
         raise UserError(f"{where}: no column {unknown[0]}; {listed}")

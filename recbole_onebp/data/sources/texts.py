@@ -17,6 +17,7 @@ from recbole_onebp.util.errors import UserError
 __all__ = ["SEPARATORS", "read_json_lines", "read_text"]
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".data": "\t", ".dat": "::"}
+_SHEETS = {".xlsx", ".xls", ".ods"}
 _CHUNK = 1 << 16
 _HEAD = 1 << 12
 """Objects of JSON that are looked at together; the first ones name the columns."""
@@ -27,8 +28,11 @@ _ONE_CHARACTER = "\x1f"
 def read_text(content: bytes, where: str, suffix: str, form: TableFormat) -> tuple[pd.DataFrame, list[str]]:
     """The chosen columns by our names, by the number of the line, and remarks on how they were read."""
     separator = form.separator or SEPARATORS.get(suffix)
+    if suffix in _SHEETS:
+        raise UserError(f"{where}: is a spreadsheet: save it as CSV")
     if separator is None:
-        raise UserError(f"{where}: which character separates its columns? give it by --sep")
+        remedy = "pass a DataFrame" if form.in_python else "give it by --sep"
+        raise UserError(f"{where}: which character separates its columns? {remedy}")
     text = _decoded(content, where, form.encoding)
     if '"' in text:
         return _read_quoted(text, where, separator, form)

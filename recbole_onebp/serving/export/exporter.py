@@ -84,6 +84,11 @@ def export(
     items, item_ids = _by_id(dataset.field2id_token[dataset.iid_field], np.arange(1, dataset.item_num))
     users, user_ids = _by_id(dataset.field2id_token[dataset.uid_field], np.unique(user))
     others = _pairs(run.valid), _pairs(run.test)
+    if held_out := sum(len(part[0]) for part in others):
+        tell(
+            f"histories: {len(user):,} train interactions, without {held_out:,} held out for validation and test, "
+            "which lists may contain: train the final model on all rows, or send these as events"
+        )
     fitted = model.local
     local = local_table(fitted, items)
     in_order = model.recency or (local is not None and local.recency)

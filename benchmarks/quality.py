@@ -22,6 +22,9 @@ import measure
 from recbole_onebp import OneBPTrainer, Run, build
 from recbole_onebp.trainer import CHOSEN
 
+SETTINGS: dict[str, Any] = {"stopping_step": 5}
+"""Added to OneBP's defaults, properties/model/OneBP.yaml, which are what is measured."""
+
 
 def predicted(trained: Run, overrides: dict[str, Any]) -> dict[str, float]:
     """Validation metrics after training, with users that are made anew with other settings than in training."""
@@ -96,12 +99,12 @@ def main() -> None:
     )  # fmt: skip
     measure.begin(args, [args.dataset])
     part = "valid" if args.no_test else "test"
-    settings = {**args.settings, "threads": args.threads, "epochs at most": args.epochs}
+    settings = {**SETTINGS, **args.settings, "threads": args.threads, "epochs at most": args.epochs}
     settings |= {"chosen by": "the first seed"} if args.choose_once else {}
     about = {**measure.here("numba"), "dataset": args.dataset, "settings": settings}
     results = measure.earlier(args.json, about, "runs", ("dataset", "settings")) or []
     for seed in sorted(set(args.seeds) - {result["seed"] for result in results}):
-        common = {**args.settings, "dataset": args.dataset, "seed": seed, "data_path": str(args.data_path)}
+        common = {**SETTINGS, **args.settings, "dataset": args.dataset, "seed": seed, "data_path": str(args.data_path)}
         chosen = {}
         if args.choose_once and results and not args.no_test:
             chosen = {key: results[0][key] for key in ("epochs", *CHOSEN) if key in results[0]}

@@ -22,7 +22,7 @@ from typing import Any
 
 import measure
 import torch
-from quality import predicted, shown
+from quality import SETTINGS, predicted, shown
 
 from recbole_onebp import Run, build
 from recbole_onebp.util import safe_yaml
@@ -32,7 +32,7 @@ Overrides = dict[str, Any]
 PLAN = safe_yaml.read(Path(__file__).with_name("study.yaml"), "study.yaml")
 SCHEDULES: dict[str, Overrides] = PLAN["schedules"]
 FACTORS: dict[str, list[Overrides]] = {**PLAN["factors"], **PLAN["ordered"]}
-TOWERS = {"stopping_step": 5, "local": "none"}
+TOWERS = {**SETTINGS, "local": "none"}
 PREDICT = "in prediction"
 """Among the overrides of a variation: those that hold after training only."""
 

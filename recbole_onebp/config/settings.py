@@ -61,14 +61,7 @@ class RecBoleSettings(TrainingKeys, frozen=True, arbitrary_types_allowed=True):
     learning_rate: Annotated[Positive, Key("RecBole's. The learning rate", scope="any model", onebp=0.005)]
     train_neg_sample_args: Annotated[dict[str, Any] | None, _ANY]
     eval_step: Annotated[Count, _EVALUATION]
-    stopping_step: Annotated[
-        Count,
-        Key(
-            "RecBole's. Training stops after more validations in a row without improvement than this",
-            scope="evaluation",
-            onebp=5,
-        ),
-    ]
+    stopping_step: Annotated[Count, _EVALUATION]
     eval_batch_size: Annotated[
         PositiveInt,
         Key(

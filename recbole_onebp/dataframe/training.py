@@ -166,12 +166,12 @@ def _parts(
         held_out = _held_out(each_once(read_rows(valid, columns, "valid", time=has_times), "valid"), pairs)
         keys["benchmark_filename"] = ["train", "valid", "test"]
         return {"train": pairs, "valid": held_out, "test": pairs[:0]}, keys
-    if pairs["user_id"].nunique() < 2:
-        raise UserError("data: all rows are of one user; what users have in common is learnt from two or more")
     if pairs["user_id"].value_counts().max() < 2:
         raise UserError(
             "data: every user has only one row, so none can be held out for validation; add users with more rows"
         )
+    if pairs["user_id"].nunique() < 2:
+        raise UserError("data: all rows are of one user; what users have in common is learnt from two or more")
     split = {
         "split": {"RS": [1 - float(share), float(share), 0.0]},
         "order": "TO" if has_times else "RO",

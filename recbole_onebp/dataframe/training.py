@@ -170,8 +170,6 @@ def _parts(
         raise UserError(
             "data: every user has only one row, so none can be held out for validation; add users with more rows"
         )
-    if pairs["user_id"].nunique() < 2:
-        raise UserError("data: all rows are of one user; what users have in common is learnt from two or more")
     split = {
         "split": {"RS": [1 - float(share), float(share), 0.0]},
         "order": "TO" if has_times else "RO",

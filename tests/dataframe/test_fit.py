@@ -296,12 +296,6 @@ def test_bad_settings(frame, settings, said):
         fit(frame, **{**FAST, **settings})
 
 
-def test_one_user_is_not_enough(frame):
-    first = frame[frame.iloc[:, 0] == frame.iloc[0, 0]]
-    with pytest.raises(UserError, match="data: all rows are of one user"):
-        fit(first, **FAST)
-
-
 def test_topk_follows_the_data_and_the_metric_follows_topk(frame):
     assert "mrr@6" in fit(frame[frame["item_id"] < 6], **FAST).result.valid
     assert "mrr@20" in fit(frame, topk=20, **FAST).result.valid

@@ -373,7 +373,8 @@ def test_a18_what_a_killed_export_leaves_is_removed_by_the_next(tmp_path):
 def test_a18_a_killed_replacement_leaves_a_bundle(tmp_path, monkeypatch, swaps, moment):
     """The process ends at the n-th of the calls that rename or remove."""
     bundle = made_bundle(tmp_path / "bundle")
-    if os.fork() == 0:
+    child = os.fork()
+    if child == 0:
         left = moment
 
         def ending(call):
@@ -392,7 +393,7 @@ def test_a18_a_killed_replacement_leaves_a_bundle(tmp_path, monkeypatch, swaps, 
             made_bundle(bundle, replace=True, n_items=70)
         finally:
             os._exit(0)
-    os.wait()
+    os.waitpid(child, 0)  # not wait(): the process of the tests may have other children
     later = time.time() + 60
     monkeypatch.setattr(time, "time", lambda: later)
     assert Recommender.load(bundle).n_items in (60, 70)

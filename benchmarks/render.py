@@ -316,7 +316,7 @@ def _qualities(results: Path, pattern: str, parts: Mapping[str, str]) -> str:
         lists = [", ".join(str(run[key]) for run in result["runs"]) for key in ("seed", "epochs")]
         means = (" / ".join(_accuracy(result["mean"][each])) if each in result["mean"] else "" for each in parts)
         rows.append((result["dataset"], chosen or "-", *lists, *means))
-    head = ("data set", "in addition to the defaults", "seeds", "epochs", *parts.values())
+    head = ("data set", "changed defaults", "seeds", "epochs", *parts.values())
     return table(head, rows) if rows else "Not run: `python benchmarks/quality.py`."
 
 

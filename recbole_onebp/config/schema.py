@@ -318,11 +318,15 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
         return self
 
     def shared_negatives(self, n_items: int) -> int:
-        """Number of negatives that the pairs of a step share; 0 if each pair has its own."""
+        """Number of negatives that the pairs of a step share; 0 if each pair has its own.
+
+        Args:
+            n_items: number of items, the padding row included.
+        """
         if self.negatives == "per_pair":
             return 0
         if self.n_shared_negatives == "auto":
-            return 256 if n_items < 2048 else 1024
+            return 256 if n_items - 1 < 2048 else 1024
         return self.n_shared_negatives
 
     @classmethod

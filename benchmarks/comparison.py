@@ -45,7 +45,7 @@ DATA: dict[str, dict[str, Any]] = {
     },
     "onebp-ml-100k": {"epochs": 100},
     "onebp-ml-1m": {"epochs": 40},
-    "amazon-book-part": {"epochs": 40, "refit": True},
+    **{name: {"epochs": 40, "refit": True} for name in ("amazon-book-part", "gowalla", "yelp2018")},
 }
 """What the models share in addition to ``properties/*/baselines.yaml``; the most epochs are what fits into hours of a
 CPU.  ``refit`` holds for the comparison: a search has no test part."""

@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from recbole_onebp.plugin import import_hook
+from recbole_onebp.util.processes import share_cores
 
 if TYPE_CHECKING:
     from recbole_onebp.dataframe import OneBPRecommender, fit
@@ -59,4 +60,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name != "Recommender":
         import_hook.require_recbole()
+        share_cores()
     return getattr(import_module(_HOME[name]), name)

@@ -33,6 +33,7 @@ from recbole_onebp.cli import (
 )
 from recbole_onebp.plugin import import_hook
 from recbole_onebp.util.errors import LostRankError, UserError
+from recbole_onebp.util.processes import share_cores
 
 __all__ = ["main", "make_parser"]
 
@@ -78,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    share_cores()
     try:
         arguments, rest = make_parser().parse_known_args(argv)
         arguments.given = sys.argv[1:] if argv is None else list(argv)

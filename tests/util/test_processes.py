@@ -14,7 +14,7 @@ import pytest
 
 from recbole_onebp.distributed.launch import launch
 from recbole_onebp.util.errors import LostRankError, UserError
-from recbole_onebp.util.processes import Call, supervise, thread_limits
+from recbole_onebp.util.processes import Call, share_cores, supervise, thread_limits
 from support import tasks
 
 
@@ -94,3 +94,17 @@ def test_launch(tmp_path, monkeypatch):
     assert launch(tasks.rank, ["refuse"], **where) == 2
     with pytest.raises(LostRankError, match=r"rank 2 of 3 was ended by SIGKILL, .*; the last checkpoint is intact"):
         launch(tasks.rank, ["die"], **where)
+
+
+def test_threads_soon_give_up_their_cores_unless_the_user_says_how_they_wait(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    share_cores()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    share_cores()
+    assert int(os.environ["GOMP_SPINCOUNT"]) < 300_000  # libgomp's default
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    share_cores()
+    assert "GOMP_SPINCOUNT" not in os.environ

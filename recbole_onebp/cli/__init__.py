@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 import select
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from recbole_onebp.cli import (
     train,
     tune,
 )
+from recbole_onebp.config.suggest import nearest
 from recbole_onebp.plugin import import_hook
 from recbole_onebp.util.errors import LostRankError, UserError
 from recbole_onebp.util.processes import share_cores
@@ -43,7 +45,9 @@ _NO_SPACE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
+        choice = re.search(r"invalid choice: '(.+)' \(choose from (.+)\)", message)
+        hint = nearest(choice[1], re.findall(r"[\w-]+", choice[2])) if choice else ""
+        raise UserError(f"{message}{hint or f'; see {self.prog} --help'}")
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import count
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,8 @@ class RunFolder:
         Args:
             config: all keys; see :func:`plain` for values such as a device.
         """
+        if (self.path / "result.json").exists():
+            getLogger().warning("output_dir: %s holds a finished run, which this one replaces", self.path)
         with self._writing():
             for file in (self.model, self.recbole_checkpoint):
                 file.unlink(missing_ok=True)

@@ -114,6 +114,22 @@ def test_a_config_file_may_name_model_and_data_set(train, tmp_path):
     assert train(files, model=None, dataset=None)[0] == 0
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["beta"] == 0.25
     assert "model: none given; pass --model=NAME" in refusal(train(model=None))
+    assert "modle: no such configuration key; did you mean model?" in refusal(train("--modle=OneBP", model=None))
+
+
+def test_a_finished_run_is_not_replaced_in_silence(train):
+    told = "holds a finished run, which this one replaces"
+    for runs_before in range(2):
+        assert train()[0] == 0
+        assert (told in train.out) == (runs_before > 0)
+
+
+def test_a_misspelt_command_and_a_folder_that_is_none(tmp_path, capsys):
+    for told, *command in (
+        ("did you mean train?", "trian"),
+        ("there is no such folder", "export", str(tmp_path / "none"), str(tmp_path / "bundle")),
+    ):
+        assert told in refusal((main(command), capsys.readouterr().err))
 
 
 def test_without_validation_the_last_epoch_is_tested(train, tmp_path):

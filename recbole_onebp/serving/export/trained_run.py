@@ -205,6 +205,8 @@ def read_settings(run_dir: Path) -> dict[str, Any]:
         UserError: if it is missing, is no mapping, or stands for more than a megabyte of text.
     """
     path = run_dir / "config.yaml"
+    if not run_dir.is_dir():
+        raise UserError(f"{run_dir}: there is no such folder; give the output_dir of a run of recbole-onebp train")
     settings = safe_yaml.read_plain(path)
     if not isinstance(settings, dict):
         raise UserError(f"{path}: expected lines of 'key: value'")

@@ -1,13 +1,14 @@
 """OneBP, TwoBP and RecBole's baselines on one data set: tuned on validation, then compared on test.
 
-    python benchmarks/comparison.py DATASET [--data_path dataset] [--without LABEL ...]
+    python benchmarks/comparison.py DATASET [--data_path dataset] [--without LABEL ...] [--untuned LABEL ...]
 
 ``ml-100k`` is in RecBole's package, and ``fetch`` gets the others.  ``ml-latest-small`` is made of GroupLens' file:
 ``recbole-onebp convert ratings.csv --user=userId --item=movieId --time=timestamp --split=time_user
 --ratios 0.8 0.1 0.1 --name=ml-latest-small``.
 
 Every model of ``properties/tune/baselines.yaml`` gets the same number of trials; its best settings are trained with
-every seed of ``properties/compare/baselines.yaml``. Finished runs are not repeated.
+every seed of ``properties/compare/baselines.yaml``. Those that are ``--untuned`` keep their defaults, where a search
+would take too long. Finished runs are not repeated.
 """
 
 from __future__ import annotations
@@ -45,11 +46,13 @@ DATA: dict[str, dict[str, Any]] = {
     },
     "onebp-ml-100k": {"epochs": 100},
     "onebp-ml-1m": {"epochs": 40},
-    **{name: {"epochs": 40, "refit": True} for name in ("amazon-book-part", "gowalla", "yelp2018")},
+    "amazon-book-part": {"epochs": 40, "refit": True},
+    "gowalla": {"epochs": 40},
+    "yelp2018": {"epochs": 40},
 }
 """What the models share in addition to ``properties/*/baselines.yaml``; the most epochs are what fits into hours of a
 CPU.  ``refit`` holds for the comparison: a search has no test part."""
-UNTUNED = {"Pop"}  # has nothing to tune
+NOTHING_TO_TUNE = ["Pop"]
 
 
 def entries_of(kind: str, labels: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -64,15 +67,15 @@ def plan_of(kind: str) -> Path:
     return ROOT / "properties" / kind / "baselines.yaml"
 
 
-def search_and_compare(shared: Mapping[str, Any], labels: Sequence[str]) -> tuple[Path, Path]:
+def search_and_compare(shared: Mapping[str, Any], labels: Sequence[str], untuned: Sequence[str]) -> tuple[Path, Path]:
     """Tune the models with these labels, then compare them; the folders of the report and of the search."""
     tuned = Path("runs") / f"tune-{shared['dataset']}"
-    if entries := entries_of("tune", labels):
+    if entries := entries_of("tune", [label for label in labels if label not in untuned]):
         of_search = {key: value for key, value in shared.items() if key != "refit"}
         tune(plan_of("tune"), {**of_search, "models": entries}, tuned)
     entries = entries_of("compare", labels)
     for number, entry in enumerate(entries):
-        if entry["label"] not in UNTUNED:
+        if entry["label"] not in untuned:
             entries[number] = {"model": entry["model"], "label": entry["label"], "tuned": str(tuned)}
     output_dir = f"runs/compare-{shared['dataset']}"
     return compare([str(plan_of("compare"))], {**shared, "models": entries, "output_dir": output_dir}), tuned
@@ -94,15 +97,18 @@ def write_results(folder: Path, tuned: Path, command: str, left_out: Sequence[st
 
 
 def main() -> None:
-    args = measure.arguments(__doc__, "dataset", dataset=tuple(DATA), data_path=measure.DATA, without=list[str]())
+    names = {"without": list[str](), "untuned": list[str]()}
+    args = measure.arguments(__doc__, "dataset", dataset=tuple(DATA), data_path=measure.DATA, **names)
     logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
     known = [entry["label"] for entry in entries_of("compare")]
-    if unknown := {*args.without} - {*known}:
-        raise UserError(f"--without {' '.join(sorted(unknown))}: the labels are {', '.join(known)}")
+    for option in names:
+        if unknown := {*getattr(args, option)} - {*known}:
+            raise UserError(f"--{option} {' '.join(sorted(unknown))}: the labels are {', '.join(known)}")
     shared = {"dataset": args.dataset, "data_path": str(args.data_path), **DATA[args.dataset]}
-    folder, tuned = search_and_compare(shared, [label for label in known if label not in args.without])
-    without = f" --without {' '.join(args.without)}" if args.without else ""
-    command = f"python benchmarks/comparison.py {args.dataset}{without}"
+    labels = [label for label in known if label not in args.without]
+    folder, tuned = search_and_compare(shared, labels, [*NOTHING_TO_TUNE, *args.untuned])
+    options = "".join(f" --{option} {' '.join(given)}" for option in names if (given := getattr(args, option)))
+    command = f"python benchmarks/comparison.py {args.dataset}{options}"
     print(f"wrote {write_results(folder, tuned, command, args.without)}; now python benchmarks/render.py")
 
 

@@ -124,18 +124,77 @@ The epoch took {_number(run["epoch_seconds"][0])} s. {law["in their groups"]:.0%
 of one of the user's two groups."""
 
 
+_NO_COMPARISON = "Not run: `python benchmarks/comparison.py ml-100k`."
+_OURS = {
+    "OneBP": "*OneBP*",
+    "OneBP-towers": "*OneBP, towers alone*",
+    "OneBP-paper": "*OneBP, the paper's form*",
+    "TwoBP-paper": "*TwoBP, the paper's form*",
+}
+"""Names in the README of the models that are ours; other forms of OneBP are not shown there."""
+
+
+def _comparisons(results: Path) -> dict[str, Any]:
+    """The reports of benchmarks/comparison.py by their folders, those with the most models first."""
+    found = {file.parent.name: _read(file) for file in sorted(results.glob("*-comparison/results.json"))}
+    return dict(sorted(found.items(), key=lambda named: -len(named[1]["models"])))
+
+
+def models(results: Path) -> str:
+    """A row a model, its accuracy and training time on each data set that OneBP was compared on; the best is bold."""
+    reports = [report for report in _comparisons(results).values() if report["reference"] == "OneBP"]
+    if not reports:
+        return _NO_COMPARISON
+    labels = dict.fromkeys(model["label"] for report in reports for model in report["models"])
+    columns = []
+    for report in reports:
+        values = {m["label"]: m["test"][report["primary_metric"]]["mean"] for m in report["models"] if m["test"]}
+        cells = {label: [f"{value:.4f}", _compared(report, label)[1]] for label, value in values.items()}
+        best = max(values, key=lambda label: values[label])
+        cells[best][0] = f"**{cells[best][0]}**"
+        columns.append(cells)
+    head = [name for report in reports for name in (report["dataset"], "s")]
+    others = ("TwoBP", "OneBP")
+    kept = [label for label in labels if label in _OURS or not label.startswith(others)]
+    rows = (
+        [_OURS.get(label, label), *(cell for column in columns for cell in column.get(label, ("", "")))]
+        for label in kept
+    )
+    return table(["", *head], rows)
+
+
+def published(results: Path) -> str:
+    """Our test results on published splits, and the best published recall and NDCG, a line a data set."""
+    lines, known = [], safe_yaml.read(PUBLISHED, PUBLISHED.name)
+    for dataset in ("gowalla", "yelp2018"):
+        files = {what: results / f"quality-{dataset}{suffix}.json" for what, suffix in _WITH_ORDER.items()}
+        ours = [
+            f"{what} {' / '.join(_accuracy(_read(file)['mean']['test']))}"
+            for what, file in files.items()
+            if file.exists()
+        ]
+        best = (max(row[dataset][place] for row in known if dataset in row) for place in range(2))
+        lines.append(
+            f"- {dataset}: {', '.join([*ours, 'best published '])}{' / '.join(f'{value:.4f}' for value in best)}"
+        )
+    head = "On splits as published, with 64 dimensions, Recall@20 / NDCG@20 ([all of them](docs/related.md)):"
+    return "\n".join([head, "", *lines])
+
+
+_WITH_ORDER = {"OneBP": "", "with the order unused": "-no-times"}
+
+
 def comparison(results: Path) -> str:
     """A row a model, its accuracy and training time on each data set, and the chart with the most models."""
-    found = {file.parent.name: _read(file) for file in sorted(results.glob("*-comparison/results.json"))}
-    if not found:
-        return "Not run: `python benchmarks/comparison.py ml-100k`."
-    reports = dict(sorted(found.items(), key=lambda named: -len(named[1]["models"])))
+    reports = _comparisons(results)
+    if not reports:
+        return _NO_COMPARISON
     shown, report = next(iter(reports.items()))
-    metric, models = report["primary_metric"].upper(), [m for r in reports.values() for m in r["models"]]
+    metric, entries = report["primary_metric"].upper(), [m for r in reports.values() for m in r["models"]]
     names = [name for r in reports.values() for name in (f"{r['dataset']}, {metric}", "train s")]
-    labels = dict.fromkeys(model["label"] for model in models)
+    labels = dict.fromkeys(model["label"] for model in entries)
     rows = ([label, *(cell for r in reports.values() for cell in _compared(r, label))] for label in labels)
-    trials = " or ".join(map(str, sorted({model["tuning_trials"] for model in models} - {0})))
+    trials = " or ".join(map(str, sorted({model["tuning_trials"] for model in entries} - {0})))
     pages = (f"[{r['dataset']}](../benchmarks/results/{folder}/report.md)" for folder, r in reports.items())
     without = {r["dataset"]: ", ".join(r["left_out"]) for r in reports.values() if r["left_out"]}
     others = (f"{r['reference']} on {r['dataset']}" for r in reports.values() if r["reference"] != report["reference"])
@@ -402,7 +461,7 @@ BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
         "features": _pages("features/*.json", "features.py", _features),
         "stream": _pages("stream-*.json", "stream.py --dataset ml-100k", _stream),
     },
-    "README.md": {"quality": quality_short},
+    "README.md": {"models": lambda results: f"{models(results)}\n\n{published(results)}"},
     "docs/related.md": {"related": related},
     "docs/results.md": {"quality": quality_short, "comparison": comparison, "speed": speed_short},
     "docs/performance.md": {

@@ -89,6 +89,14 @@ def test_the_comparison_is_a_table_of_all_data_sets(tmp_path):
     assert "2 seeds. 10 trials a model on validation" in lines[7]
     assert lines[8] == "Not run on b: BPR, Pop."
     assert lines[-1] == "![NDCG@20 and training time on a](../benchmarks/results/a-comparison/cost.png)"
+    assert render.models(tmp_path).splitlines() == [
+        "| | a | s | b | s |",
+        "|---|---|---|---|---|",
+        "| *OneBP* | 0.3000 | 2.5 | **0.3000** | 2.5 |",
+        "| EASE | **0.4000** | 2.5 |  |  |",
+        "| BPR | 0.2000 | 2.5 |  |  |",
+        "| Pop | 0.1000 | 2.5 |  |  |",
+    ]
 
 
 def test_the_plans_of_the_comparison_agree():
@@ -104,7 +112,7 @@ def test_the_plans_of_the_comparison_agree():
         assert entry.items() <= searched.pop(entry["label"], {**entry, "space": {}}).items()
     assert not searched
     assert {plan.label for plan in SearchSpec.read(comparison.plan_of("tune"), {}).searches}.isdisjoint(
-        comparison.UNTUNED
+        comparison.NOTHING_TO_TUNE
     )
 
 

@@ -87,9 +87,10 @@ def write_results(folder: Path, tuned: Path, command: str, left_out: Sequence[st
     out = ROOT / "benchmarks" / "results" / f"{report['dataset']}-comparison"
     title, text = (folder / "report.md").read_text(encoding="utf-8").split("\n\n", 1)
     text = re.sub(r"!\[[^\]]*\]\(figures/(?!cost\.png).*?\)\n*", "", text).replace("figures/cost.png", "cost.png")
-    head = [title, f"`{command}`", *([f"Left out: {', '.join(left_out)}."] if left_out else [])]
+    cpu = measure.machine()["cpu"]
+    head = [title, f"`{command}`", f"Machine: {cpu}.", *([f"Left out: {', '.join(left_out)}."] if left_out else [])]
     measure.write_text(out / "report.md", "\n\n".join([*head, text.rstrip()]) + "\n")
-    kept = {"command": command, "left_out": list(left_out), **report}
+    kept = {"command": command, "machine": cpu, "left_out": list(left_out), **report}
     measure.write_text(out / "results.json", json.dumps(kept, indent=1) + "\n")
     for source in (tuned / "tuning.json", folder / "figures" / "cost.png"):
         write_atomically(out / source.name, partial(shutil.copyfile, source))

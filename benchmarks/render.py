@@ -200,6 +200,8 @@ def comparison(results: Path) -> str:
     others = (f"{r['reference']} on {r['dataset']}" for r in reports.values() if r["reference"] != report["reference"])
     references = ", ".join([report["reference"], *others])
     left_out = "".join(f"Not run on {dataset}: {labels}.\n" for dataset, labels in without.items())
+    machines = "; ".join(f"{r['dataset']} on {r['machine']}" for r in reports.values() if "machine" in r)
+    left_out += f"Machines: {machines}.\n" if machines else ""
     return f"""{table(["", *names], rows)}
 
 Test, mean ± standard deviation over {len(report["seeds"])} seeds. {trials} trials a model on validation, \

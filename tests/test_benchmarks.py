@@ -127,7 +127,8 @@ def test_small_results_are_kept(tmp_path, monkeypatch):
     out = comparison.write_results(tmp_path, tmp_path, "command", ["BPR"])
     assert out == tmp_path / "benchmarks" / "results" / "a-comparison"
     assert {path.name for path in out.iterdir()} == {"report.md", "results.json", "tuning.json", "cost.png"}
-    assert (out / "report.md").read_text() == "# a\n\n`command`\n\nLeft out: BPR.\n\ntext\n\n![two](cost.png)\n"
+    head = f"# a\n\n`command`\n\nMachine: {comparison.measure.machine()['cpu']}.\n\nLeft out: BPR."
+    assert (out / "report.md").read_text() == f"{head}\n\ntext\n\n![two](cost.png)\n"
     kept = json.loads((out / "results.json").read_text())
     assert (kept["command"], kept["left_out"], kept["dataset"]) == ("command", ["BPR"], "a")
 

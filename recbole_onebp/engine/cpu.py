@@ -7,7 +7,7 @@ optimizer state is torch's own, so the format of RecBole's checkpoints does not 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numba
@@ -95,6 +95,7 @@ class Trained:
         stepped: Ids = _NO_IDS,
     ) -> None:
         self._state, self._group = state_of(parameter, optimizer), optimizer.param_groups[0]
+        self._number = int(self._state["step"])
         self.sparse = isinstance(optimizer, torch.optim.SparseAdam)
         self.table: Floats = parameter.detach().numpy()
         self._moments: tuple[Floats, Floats] = (self._state["exp_avg"].numpy(), self._state["exp_avg_sq"].numpy())
@@ -104,7 +105,7 @@ class Trained:
         self.misses_steps = len(stepped) > 0 and not self.sparse and not self._group["weight_decay"]
         self._stepped = stepped if self.misses_steps else _NO_IDS
         if self.misses_steps:
-            stepped[slice(*self.span)] = int(self._state["step"])
+            stepped[slice(*self.span)] = self._number
         missed, (beta1, beta2) = np.arange(adam.MOST_MISSED + 1), self._group["betas"]
         self._left = np.float32(beta1**missed), np.float32(beta2**missed)
         self._drift, self._per_step = np.zeros(len(missed)), (beta1 / math.sqrt(beta2)) ** missed[1:]
@@ -116,12 +117,11 @@ class Trained:
 
     def next_step(self) -> adam.Adam:
         """Count a step of Adam and return it."""
-        self._state["step"] += 1
-        number, (beta1, beta2) = int(self._state["step"]), self._group["betas"]
-        step_size = self._group["lr"] * math.sqrt(1 - beta2**number) / (1 - beta1**number)
-        step = self.rows_now._replace(step_size=np.float32(step_size))
+        step = self.rows_now
+        self._number += 1
+        self._state["step"] = self._number if self.sparse else self._state["step"].fill_(self._number)
         if self.misses_steps:
-            self._drift[1:] = self._drift[:-1] + step_size * self._per_step
+            self._drift[1:] = self._drift[:-1] + float(step.step_size) * self._per_step
         self.rows_now = self._now()
         return step
 
@@ -131,20 +131,20 @@ class Trained:
             adam.settle_rows(self._all, self.rows_now)
 
     def _now(self) -> adam.Adam:
-        """The rows as they are before the next step, without its size."""
-        now, (beta1, beta2) = int(self._state["step"]), self._group["betas"]
-        root = 1.0 if self.sparse else math.sqrt(1 - beta2 ** (now + 1))
+        """The rows as they are before the next step, and that step."""
+        beta1, beta2 = self._group["betas"]
+        root = math.sqrt(1 - beta2 ** (self._number + 1))
         return adam.Adam(
             self.table,
             *self._moments,
-            step_size=np.float32(0),
-            eps=np.float32(self._group["eps"] * root),
+            step_size=np.float32(self._group["lr"] * root / (1 - beta1 ** (self._number + 1))),
+            eps=np.float32(self._group["eps"] * (1.0 if self.sparse else root)),
             beta1=np.float32(beta1),
             beta2=np.float32(beta2),
             weight_decay=np.float32(self._group.get("weight_decay", 0)),
             stepped=self._stepped,
-            now=now,
-            drift=np.float32(self._drift),
+            now=self._number,
+            drift=self._drift.astype(np.float32),
             left1=self._left[0],
             left2=self._left[1],
         )
@@ -177,13 +177,14 @@ class FusedEngine:
         self._places = self._tensor((n_pairs * self._group + self._n_shared,), torch.int32).numpy()
         self._negative_gradient = self._tensor((schedule.n_parts, self._n_shared, size))
         self._negative_bias_gradient = self._tensor((schedule.n_parts, self._n_shared, 1))
+        self._bias_sums = self._negative_bias_gradient.numpy()[:, :, 0]
         if self._n_shared:
             self._negative_linker = _Linker(len(model.item_table), self._n_shared)
-            self._scores, self._negative_e = torch.empty(n_pairs, self._n_shared), torch.empty(self._n_shared, size)
-            self._of_group = torch.zeros(self._n_shared, size), torch.zeros(self._n_shared)
+            self._scores = torch.empty(n_pairs, self._n_shared)
+            self._of_groups = torch.empty(schedule.groups_a_part, self._n_shared, size).unbind()
         self._bias_gradient = np.zeros(len(model.item_table), dtype=np.float32)
         self._user_gradient = torch.empty(n_pairs * (config.backprop == "two"), size)
-        self._item_e = torch.empty(n_pairs, size)
+        self._item_e = torch.empty(self._n_shared + n_pairs, size)  # of the shared negatives, then of the items
         self._loss = np.empty(n_pairs, dtype=np.float32)
         self._item_linker = _Linker(len(model.item_table), len(self._places))
         self._user_linker = _Linker(len(model.user_table), n_pairs)
@@ -318,9 +319,9 @@ class FusedEngine:
     def _score_shared(self, batch: Batch, user_e: Tensor) -> None:
         """Fill places, coefficients and loss, and this process's parts of the gradients of shared negatives."""
         n_pairs, own = len(batch.user), slice(self._first, self._first + len(batch.user))
-        item_e, negative_e = self._item_e[:n_pairs], self._negative_e
-        kernels.gather_items(batch.item, self._rows_in_loss(), self._cosine, item_e.numpy())
-        kernels.gather_items(batch.negative, self._rows_in_loss(), self._cosine, negative_e.numpy())
+        ids = np.concatenate((batch.negative, batch.item))
+        kernels.gather_items(ids, self._rows_in_loss(), self._cosine, self._item_e.numpy())
+        negative_e, item_e = self._item_e[: self._n_shared], self._item_e[self._n_shared :]
         rows = max(n_pairs, _LEAST_ROWS)  # rows past the last pair have arbitrary content, which nobody reads
         sources = self._source[self._first : self._first + rows]
         scores = torch.mm(sources, negative_e.T, out=self._scores[:rows])[:n_pairs]
@@ -334,29 +335,31 @@ class FusedEngine:
         self._negative_linker.unlink(batch.negative)
         if self._users is not None:
             coefficient = torch.from_numpy(self._coefficient[self._first : self._first + rows])
-            positive = coefficient.unsqueeze(1) * self._item_e[:rows]
+            positive = coefficient.unsqueeze(1) * item_e[:rows]
             torch.addmm(positive, self._scores[:rows], negative_e, out=self._user_gradient[:rows])
-        for part, groups in self.schedule.own_parts(batch).items():
-            self._sum_shared(scores, user_e, part, groups)
+        self._sum_shared(scores, user_e, batch)
 
-    def _sum_shared(self, scores: Tensor, user_e: Tensor, part: int, groups: Sequence[slice]) -> None:
-        """Fill a part of the gradients of shared negatives: the sum over its groups of users.
+    def _sum_shared(self, scores: Tensor, user_e: Tensor, batch: Batch) -> None:
+        """Fill this process's parts of the gradients of shared negatives: sums over its groups of users.
 
         Args:
             scores: derivatives of the loss by the scores, ``(B, M)``.
             user_e: ``(B, d)``.
-            part: number of the part.
-            groups: the pairs of each group in the part.
+            batch: the step.
         """
-        sums = self._negative_gradient[part], self._negative_bias_gradient[part, :, 0]
-        for number, pairs in enumerate(groups):
+        if self._bias_in_loss is not None:
+            kernels.sum_columns(scores.numpy(), batch.bounds, self.schedule.part_of_group, self._bias_sums)
+        for part, groups in self.schedule.own_parts(batch).items():
             # Not directly into the part: the order in which BLAS sums may depend on the address of the result.
-            gradient, bias_gradient = self._of_group
-            torch.mm(scores[pairs].T, user_e[pairs], out=gradient)
-            if self._bias_in_loss is not None:
-                torch.sum(scores[pairs], dim=0, out=bias_gradient)
-            for total, addend in zip(sums, self._of_group, strict=True):
-                total.copy_(addend) if number == 0 else total.add_(addend)
+            first, *others = (
+                torch.mm(scores[pairs].T, user_e[pairs], out=memory)
+                for pairs, memory in zip(groups, self._of_groups, strict=False)
+            )
+            total = self._negative_gradient[part]
+            if others:
+                torch.add(first, others[0], out=total)
+            else:
+                total.copy_(first)
 
     def _logits(self, batch: Batch) -> kernels.Logits:
         shift = np.empty(0, dtype=np.float32) if self._bias_in_loss is None else self._bias_in_loss

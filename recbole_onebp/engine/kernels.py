@@ -37,6 +37,7 @@ __all__ = [
     "shared_scores",
     "step_biases",
     "step_rows",
+    "sum_columns",
     "sum_terms",
     "weigh_items",
 ]
@@ -44,6 +45,7 @@ __all__ = [
 SEQUENTIAL, LAST, MEAN = 0, 1, 2
 
 _BIASES_PER_RUN = 1024
+_COLUMNS_PER_TASK = 128
 _F = np.float32
 _F0, _F1 = np.float32(0), np.float32(1)
 _MASKED = np.float32(-np.inf)
@@ -328,6 +330,32 @@ def shared_scores(user, item, negative, history, links, scores, user_e, item_e, 
         for n in range(n_negatives):
             row[n] *= share
         coefficient[b] = scale * (positive / total - _F1) if negative_weight == 0 else -scale
+
+
+@njit(parallel=True, **OPTIONS)
+def sum_columns(scores, bounds, part_of_group, sums):
+    """Sum scores over the pairs of a step: first over each group of users, then over the groups of a part.
+
+    Args:
+        scores: ``(B, M)``.
+        bounds: where the pairs of each group begin, and the end of the last, ``(groups + 1,)``.
+        part_of_group: ``(groups,)``.
+        sums: the rows of these parts are filled, ``(parts, M)``.
+    """
+    n_columns = scores.shape[1]
+    for task in prange((n_columns + _COLUMNS_PER_TASK - 1) // _COLUMNS_PER_TASK):
+        low, high = task * _COLUMNS_PER_TASK, min(n_columns, (task + 1) * _COLUMNS_PER_TASK)
+        of_group = np.empty(high - low, _F)
+        for group in range(len(part_of_group)):
+            sums[part_of_group[group], low:high] = 0
+        for group in range(len(part_of_group)):
+            of_group[:] = 0
+            for b in range(bounds[group], bounds[group + 1]):
+                for k in range(high - low):
+                    of_group[k] += scores[b, low + k]
+            total = sums[part_of_group[group], low:high]
+            for k in range(high - low):
+                total[k] += of_group[k]
 
 
 @njit(**OPTIONS)

@@ -65,6 +65,9 @@ class Schedule:
         n_parts: number of parts in a sum over all pairs of a step: the even parts are summed, then the odd parts, then
             both.
         n_shared: number of negatives that the pairs of a step share; 0 if each pair has its own.
+        part_of_group: the part of a sum that each of this process's groups of users belongs to, in the order of
+            ``Batch.bounds``.
+        groups_a_part: the most groups of this process in a part.
 
     Raises:
         UserError: if a user has interacted with all items, so that there is no negative.
@@ -103,6 +106,12 @@ class Schedule:
         self._n_groups = _GROUPS if _GROUPS % self._world == 0 else self._world
         self._groups = [group for group in even_first(self._n_groups) if group % self._world == self._rank]
         self.n_parts, self.n_shared = max(2, self._world), config.shared_negatives(n_items)
+        self.part_of_group = np.array(self._groups) % self.n_parts
+        self.groups_a_part = int(np.bincount(self.part_of_group).max())
+        number = (np.arange(max(n_users, 1)) - 1) * self._world + self._rank  # of each user among those of all ranks
+        place = np.zeros(self._n_groups, dtype=np.uint8)
+        place[self._groups] = np.arange(len(self._groups))
+        self._group_of_user = place[number % self._n_groups]
 
     def __len__(self) -> int:
         """Number of steps in an epoch; the last one may be smaller."""
@@ -169,11 +178,9 @@ class Schedule:
             ordered: result of :meth:`own_order`, if already computed.
         """
         order, starts = ordered or self.own_order(epoch)
-        place = np.empty(self._n_groups, dtype=np.uint8)
-        place[self._groups] = np.arange(len(self._groups))
         for step in range(done, len(self)):
             pair = order[starts[step] : starts[step + 1]]
-            group = place[((self.user[pair] - 1) * self._world + self._rank) % self._n_groups]
+            group = self._group_of_user[self.user[pair]]
             pair = pair[np.argsort(group, kind="stable")]
             bounds = np.cumsum([0, *np.bincount(group, minlength=len(self._groups))])
             user = self.user[pair]
@@ -183,8 +190,8 @@ class Schedule:
     def own_parts(self, batch: Batch) -> dict[int, list[slice]]:
         """The parts of a sum over all pairs of a step that this process computes, with the pairs of each group."""
         parts: dict[int, list[slice]] = {}
-        for group, bounds in zip(self._groups, pairwise(batch.bounds), strict=True):
-            parts.setdefault(group % self.n_parts, []).append(slice(*bounds))
+        for part, bounds in zip(self.part_of_group.tolist(), pairwise(batch.bounds.tolist()), strict=True):
+            parts.setdefault(part, []).append(slice(*bounds))
         return parts
 
     def shared_negatives(self, step: int, epoch: int) -> Ids:

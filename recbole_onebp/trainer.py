@@ -348,7 +348,7 @@ class OneBPTrainer(Trainer):
             self.tensorboard.add_scalar(f"Encoding/{name}", value, epoch_idx)
         shown = ", ".join(f"{name}: {value:.4f}" for name, value in self.encoding_stats.items())
         self.logger.info(f"epoch {epoch_idx} embeddings [{shown}]")
-        if self.encoding_stats["user_spread"] < _COLLAPSED:
+        if self.encoding_stats["user_spread"] < _COLLAPSED and self.model.n_users > 2:  # padding and one user
             self.logger.warning(
                 f"epoch {epoch_idx}: the user embeddings have collapsed: they all point the same way (user_spread "
                 f"{self.encoding_stats['user_spread']:.1e}); a lower learning_rate or a beta closer to 1 may help"

@@ -111,7 +111,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("interrupted; the last checkpoint, if any, is intact: use --resume to continue the run", file=sys.stderr)
+        print(
+            "interrupted; the last checkpoint, if any, is intact: repeat the command with --resume=RUN_DIR to continue",
+            file=sys.stderr,
+        )
         return 130
     return 2
 

@@ -68,7 +68,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run the command; any argument in ``rest`` is an error."""
-    refuse_unknown(rest)
+    refuse_unknown(rest, arguments)
     from recbole_onebp.data.sources.convert import Conversion, convert
     from recbole_onebp.data.sources.tables import TableFormat
     from recbole_onebp.data.sources.unpack import dataset_name

@@ -35,9 +35,9 @@ def add(commands: Any) -> None:
     doctor.set_defaults(run=run)
 
 
-def run(_arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run the command; any argument in ``rest`` is an error."""
-    refuse_unknown(rest)
+    refuse_unknown(rest, arguments)
     return 0 if report() else 2
 
 

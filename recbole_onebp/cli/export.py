@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run the command; any argument in ``rest`` is an error."""
-    refuse_unknown(rest)
+    refuse_unknown(rest, arguments)
     import_hook.require_recbole()
     from recbole_onebp.serving.export.exporter import export
 

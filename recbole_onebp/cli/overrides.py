@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 import warnings
@@ -51,7 +52,7 @@ def _literal(text: str) -> Any:
     return value if value is None or isinstance(value, (str, int, float, list, tuple, dict)) else text
 
 
-def refuse_unknown(arguments: Sequence[str]) -> None:
-    """Raise :class:`UserError` if a command that takes no configuration keys has arguments left over."""
-    if arguments:
-        raise UserError(f"unrecognized arguments: {' '.join(arguments)}")
+def refuse_unknown(rest: Sequence[str], arguments: argparse.Namespace) -> None:
+    """Raise :class:`UserError` if a command that takes no configuration keys has arguments left over in ``rest``."""
+    if rest:
+        raise UserError(f"unrecognized arguments: {' '.join(rest)}; see recbole-onebp {arguments.command} --help")

@@ -49,7 +49,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run the command; any argument in ``rest`` is an error."""
-    refuse_unknown(rest)
+    refuse_unknown(rest, arguments)
     from recbole_onebp.serving import batch
     from recbole_onebp.serving.user_state import DEFAULT_RULE
 

@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run the command; any argument in ``rest`` is an error."""
-    refuse_unknown(rest)
+    refuse_unknown(rest, arguments)
     from recbole_onebp.serving.http.event_repair import repair
 
     n_kept, damaged = repair(arguments.events)

@@ -93,4 +93,5 @@ def _train(files: Sequence[str], overrides: dict[str, Any]) -> None:
     logger.info(run.dataset)
     logger.info(run.model)
     run.fit()
-    logger.info("wrote %s", folder.path)
+    lists = f"; for lists: recbole-onebp export {folder.path} BUNDLE_DIR" if config["model"] == "OneBP" else ""
+    logger.info("wrote %s%s", folder.path, lists)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from recbole.config import Config
 
+from recbole_onebp.config.suggest import nearest
 from recbole_onebp.data.interactions import COLUMNAR, InteractionFiles, Table
 from recbole_onebp.data.text_table import TextTable
 from recbole_onebp.util.errors import UserError
@@ -29,16 +30,17 @@ def check_files(config: Config) -> None:
     if not folder.is_dir():
         if Path(name).is_file():
             raise UserError(f"data set {name}: is a file; recbole-onebp convert {name} makes a data set of it")
-        raise UserError(
-            f"data set {name}: no folder {folder}; set data_path to the folder that holds {name}/, or use ml-100k, "
-            "which comes with RecBole"
-        )
+        beside = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+        remedy = f"set data_path to the folder that holds {name}/, or use ml-100k, which comes with RecBole"
+        raise UserError(f"data set {name}: no folder {folder}{nearest(name, beside) or f'; {remedy}'}")
     parts, ids = config["benchmark_filename"], [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]]
     files = InteractionFiles(config)
     for number, table in enumerate(files.tables):
         if not table.path.exists():
             packed = [path for suffix in (".gz", ".zst") if (path := Path(f"{table.path}{suffix}")).exists()]
             hint = f"; unpack {packed[0]}, or give it to recbole-onebp convert" if packed else ""
+            if (of_convert := folder / f"{name}.yaml").exists() and not parts:
+                hint = f"; it is in parts: add --config_files={of_convert}"
             raise UserError(f"data set {name}: no file {table.path}{hint}")
         # Of three parts. A third one of another name that is empty is rather the validation part, in the wrong place.
         may_be_empty = len(files.tables) == 3 and (number == 1 or (number == 2 and parts[2] == "test"))

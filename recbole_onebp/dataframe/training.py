@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
+from inspect import signature
 from logging import getLogger
 from numbers import Real
 from pathlib import Path
@@ -117,7 +118,8 @@ def fit_from(
         if key in _OWN:
             raise UserError(f"{key}: fit sets it; to use RecBole's data sets or other models, see recbole_onebp.build")
         if key not in known:
-            raise UserError(f"{key}: fit and OneBP have no such argument or key{nearest(key, known)}")
+            names = {*known, *signature(fit).parameters} - {"settings"}
+            raise UserError(f"{key}: fit and OneBP have no such argument or key{nearest(key, names)}")
     parts, keys = _parts(data, columns, valid, settings)
     holder = TemporaryFolder()
     output_dir = settings.get("output_dir")

@@ -35,7 +35,7 @@ from recbole_onebp.run.record import Record, recorded
 from recbole_onebp.run.run import Run
 from recbole_onebp.run.turns import Turn, one_at_a_time
 from recbole_onebp.util import logs
-from recbole_onebp.util.compiled import tell_if_uncached
+from recbole_onebp.util.compiled import tell_of_compilation
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["build", "build_from", "load_config", "load_data", "parse_config", "present", "read_config"]
@@ -211,7 +211,7 @@ def build_from(config: RunConfig, folder: RunFolder) -> Run:
 
 
 def _build(config: RunConfig, folder: RunFolder) -> Run:
-    tell_if_uncached()
+    tell_of_compilation()
     rank_0_folder = _folder_of_rank_0(folder)
     checkpoint = find_checkpoint(config["resume"], rank_0_folder)
     start = perf_counter()

@@ -40,9 +40,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     file = path / "manifest.json"
     if not os.path.isfile(file):  # also for a name that is too long, or a folder that may not be read
+        shown = str(path)[:500]
+        if not os.path.isdir(path):
+            raise UserError(
+                f"{shown}: not a bundle: no such folder; create one with recbole-onebp export RUN_DIR {shown}"
+            )
+        if os.path.isfile(path / "config.yaml"):
+            raise UserError(f"{shown}: not a bundle but a run; create one with recbole-onebp export {shown} BUNDLE_DIR")
         raise UserError(
-            f"{str(path)[:500]}: not a bundle: there is no manifest.json; create one with recbole-onebp export RUN_DIR "
-            f"{str(path)[:500]}"
+            f"{shown}: not a bundle: there is no manifest.json; create one with recbole-onebp export RUN_DIR BUNDLE_DIR"
         )
     manifest = read_json(file, _MAX_BYTES)
     if not is_manifest(manifest):

@@ -20,7 +20,7 @@ import numba
 
 from recbole_onebp import __version__
 
-__all__ = ["OPTIONS", "ROWS_PER_TASK", "cache_folder", "njit", "tell_if_uncached"]
+__all__ = ["OPTIONS", "ROWS_PER_TASK", "cache_folder", "njit", "tell_of_compilation"]
 
 OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 """How loops are compiled.  No fastmath: copies of a loop might then reorder sums and fuse products, each in its own
@@ -99,9 +99,13 @@ def njit(**options: Any) -> Any:
 
 
 @lru_cache(maxsize=1)
-def tell_if_uncached() -> None:
-    """Log once if compiled loops are not kept."""
+def tell_of_compilation() -> None:
+    """Log once that the first run compiles the loops, or that every run does because they are not kept."""
     folder, reason = cache_folder()
+    if folder is not None and not any(folder.iterdir()):
+        getLogger().warning(
+            "the first run compiles its loops, which takes up to a minute; later ones find them compiled"
+        )
     if folder is None:
         getLogger().warning(
             "numba compiles without a cache, which takes some seconds in each run: %s; to keep what is compiled, set "

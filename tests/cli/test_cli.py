@@ -124,6 +124,14 @@ def test_a_finished_run_is_not_replaced_in_silence(train):
         assert (told in train.out) == (runs_before > 0)
 
 
+def test_a_misspelt_data_set_and_one_in_parts(train, tiny_path):
+    assert "did you mean tiny?" in refusal(train(dataset="tiyn"))
+    folder = Path(tiny_path) / "parts"
+    folder.mkdir()
+    (folder / "parts.yaml").touch()
+    assert f"it is in parts: add --config_files={folder / 'parts.yaml'}" in refusal(train(dataset="parts"))
+
+
 def test_a_misspelt_command_and_a_folder_that_is_none(tmp_path, capsys):
     for told, *command in (
         ("did you mean train?", "trian"),

@@ -159,13 +159,13 @@ def test_several_files_one_after_the_other():
         ("x.csv", b"user,item\n\xff,x\n", [], "not text in utf-8; give its own by --encoding"),
         ("x.csv", b"user,item\na,x\n", ["--encoding=utf-99"], "--encoding utf-99: Python does not know it"),
         ("x.csv", b"", [], "x.csv: empty"),
-        ("x.csv", b"user,item\n", [], "x: no rows are left for all (0 rows read"),
+        ("x.csv", b"user,item\n", [], "x: no rows are left: 0 rows read"),
         ("x.csv", b"user,item\na,\n", [], "1 bad rows left out: no item_id"),
         ("x.csv", b'user,item\na,"x\n', [], "1 bad rows left out: the quotes of item_id make no sense"),
         ("x.csv", b"user,item\na,x\n", ["--min_rating=1"], "--min_rating: there is no column of ratings"),
         ("x.csv", b"user,item\na,x\n", ["--split=time"], "--split=time: there is no column of times"),
         ("x.csv", b"user,item\na,x\n", ["--split=leave_one_out"], "x: no rows are left for valid"),
-        ("x.csv", b"user,item\na,x\n", ["--k_core=2"], "x: no rows are left for all"),
+        ("x.csv", b"user,item\na,x\n", ["--k_core=2"], "x: no rows are left: "),
         *(
             ("x.csv", b"user,item,time\na,x,1\n", ["--k_core=2", f"--split={split}"], "x: no rows are left for train")
             for split in ("ratio", "leave_one_out", "time_user", "time")

@@ -282,6 +282,7 @@ def test_epochs_are_told_to_the_caller(frame):
         ({"model": "BPR"}, "model: fit sets it"),
         ({"dataset": "mine"}, "dataset: fit sets it"),
         ({"epoch": 3}, "epoch: fit and OneBP have no such argument or key; did you mean epochs"),
+        ({"tiem": "when"}, "tiem: fit and OneBP have no such argument or key; did you mean time"),
         ({"weight": "plays"}, "data: no column plays"),
         ({"WEIGHT_FIELD": "rating"}, "WEIGHT_FIELD: fit sets it"),
         ({"embedding_size": "8"}, "embedding_size: '8' is not allowed"),

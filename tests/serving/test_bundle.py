@@ -37,6 +37,11 @@ def test_not_a_bundle(tmp_path):
         UserError, match=r"not a bundle: there is no manifest\.json; create one with recbole-onebp export"
     ):
         Recommender.load(tmp_path)
+    with pytest.raises(UserError, match="no such folder; create one with recbole-onebp export"):
+        Recommender.load(tmp_path / "none")
+    (tmp_path / "config.yaml").write_text("{}")
+    with pytest.raises(UserError, match=f"not a bundle but a run; create one with recbole-onebp export {tmp_path} "):
+        Recommender.load(tmp_path)
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match="not the manifest of a bundle"):
         Recommender.load(tmp_path)

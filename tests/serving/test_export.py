@@ -406,7 +406,7 @@ def test_a01_the_place_of_the_data_is_shown_and_may_be_given(one_run, tiny_path,
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "bundle")]) == 0
     told = capsys.readouterr().out
     assert f"data: {tiny_path}/tiny\n" in told
-    assert "held out for validation and test, which lists may contain" in told
+    assert "held out for validation and test, which the histories of" in told
     moved = shutil.copytree(tiny_path, tmp_path / "moved")
     with_settings(tmp_path / "run", data_path="/no/such")
     arguments = ["export", str(tmp_path / "run"), str(tmp_path / "second"), f"--data_path={moved}"]

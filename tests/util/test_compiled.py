@@ -61,9 +61,19 @@ def test_c06_without_a_folder_there_is_no_cache(folder, monkeypatch, home, caplo
     monkeypatch.setattr(compiled, "cache_folder", folder)
     add = compiled.njit(cache=True)(lambda a, b: a + b)
     assert add(1, 2) == 3
-    compiled.tell_if_uncached.__wrapped__()
+    compiled.tell_of_compilation.__wrapped__()
     assert "numba compiles without a cache" in caplog.text
     assert "NUMBA_CACHE_DIR" in caplog.text
+
+
+def test_the_first_run_says_that_it_compiles(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(compiled, "cache_folder", lambda: (tmp_path, "of this user"))
+    compiled.tell_of_compilation.__wrapped__()
+    assert "the first run compiles its loops" in caplog.text
+    caplog.clear()
+    (tmp_path / "loop.nbi").touch()
+    compiled.tell_of_compilation.__wrapped__()
+    assert not caplog.text
 
 
 def test_a20_all_loops_are_compiled_here():

@@ -123,9 +123,9 @@ def convert(
     parts = _split(frame, given, conversion)
     for part, rows in parts.items():
         if rows.empty and not (part == "valid" and "all" not in given):
-            raise UserError(
-                f"{name}: no rows are left for {part} ({', '.join(f'{n:,} {s}' for s, n in steps.items())})"
-            )
+            where = "" if part == "all" else f" for {part}"
+            told = ", ".join(f"{count:,} {step}" for step, count in steps.items() if count or step == "rows read")
+            raise UserError(f"{name}: no rows are left{where}: {told}")
         if part in ("valid", "test"):
             seen = [rows[key].isin(parts["train"][key]) for key in _PAIR]
             _note(steps, f"rows of {part} whose user or item is not in train", int((~(seen[0] & seen[1])).sum()))

@@ -225,7 +225,8 @@ def model_card(manifest: Mapping[str, Any], groups: Groups | None) -> str:
         "",
         *_knowledge(manifest),
         "  Use filters for items that must not be shown (`allow`, `deny`).",
-        "- It reproduces the biases of the data. The tables above show which groups are served worse.",
+        "- It reproduces the biases of the data."
+        + (" The tables above show which groups are served worse." if groups else ""),
         "- The metrics are of past interactions with items that this model did not recommend. Behaviour may differ",
         "  when people see its lists.",
         *_changes(manifest),

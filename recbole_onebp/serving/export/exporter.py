@@ -86,8 +86,8 @@ def export(
     others = _pairs(run.valid), _pairs(run.test)
     if held_out := sum(len(part[0]) for part in others):
         tell(
-            f"histories: {len(user):,} train interactions, without {held_out:,} held out for validation and test, "
-            "which lists may contain: train the final model on all rows, or send these as events"
+            f"lists may contain {held_out:,} interactions held out for validation and test, which the histories of "
+            f"{len(user):,} train interactions lack; for use, train on all rows (docs/serving.md, The final model)"
         )
     fitted = model.local
     local = local_table(fitted, items)

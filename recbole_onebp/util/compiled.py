@@ -102,7 +102,7 @@ def njit(**options: Any) -> Any:
 def tell_of_compilation() -> None:
     """Log once that the first run compiles the loops, or that every run does because they are not kept."""
     folder, reason = cache_folder()
-    if folder is not None and not any(folder.iterdir()):
+    if folder is not None and next(folder.rglob("*.nbi"), None) is None:
         getLogger().warning(
             "the first run compiles its loops, which takes up to a minute; later ones find them compiled"
         )

@@ -28,6 +28,7 @@ import numpy as np
 
 import recbole_onebp
 from recbole_onebp.experiments.charts import scale_by_seconds
+from recbole_onebp.experiments.compare.figures import looks_of
 from recbole_onebp.util import safe_yaml
 from recbole_onebp.util.errors import UserError
 
@@ -127,14 +128,26 @@ def front(models: Mapping[str, Any], within: float, clock: str, metric: str) -> 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """Every evaluation against time, a panel a metric."""
+    names = {name: "ImplicitALS" if name.startswith("ALS") else name for name in result["models"]}
+    looks = looks_of([*names.values()], "OneBP")
+    dashes = dict(zip((name for name in names if name.startswith("ALS")), (":", "--", "-"), strict=False))
     with measure.picture(path, 10, 4.8) as figure:
         panels = figure.subplots(1, len(METRICS))
         for axes, metric in zip(panels, METRICS, strict=True):
             for name, row in result["models"].items():
-                style = {"linewidth": 2.4, "color": "black", "zorder": 3} if name == "OneBP" else {"linewidth": 1.2}
+                style = {"linewidth": 2.4, "zorder": 3} if name == "OneBP" else {"linewidth": 1.2}
                 label = name if row["points"] else f"{name}: no epoch in {result['budget']:g} s"
                 seconds, values = ([point[key] for point in row["points"]] for key in ("seconds", metric))
-                axes.plot(seconds, values, marker="o", markersize=3, label=label, **style)
+                axes.plot(
+                    seconds,
+                    values,
+                    marker="o",
+                    markersize=3,
+                    label=label,
+                    color=looks[names[name]]["color"],
+                    linestyle=dashes.get(name, "-"),
+                    **style,
+                )
             axes.set(xlabel="time since the start of the process", ylabel=f"{metric}, validation")
             scale_by_seconds(axes)
             axes.grid(alpha=0.3)
@@ -143,8 +156,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 
 
 def _earlier(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    keys = [key for key in about if key != "machine"]
-    return {**about, **{key: measure.earlier(path, about, key, keys) or {} for key in ("als_search", "models")}}
+    return {**about, **{key: measure.earlier(path, about, key, about) or {} for key in ("als_search", "models")}}
 
 
 def _searched(result: dict[str, Any], data_path: Path, name: str, setting: dict[str, Any]) -> dict[str, Any]:

@@ -441,9 +441,11 @@ def test_the_front_of_a_race_is_what_was_reached_by_a_budget(tmp_path):
     race.draw({**about, "models": models}, tmp_path / "race.png")
     assert (tmp_path / "race.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "race.json").write_text(json.dumps({**about, "als_search": {}, "models": models}))
-    assert race._earlier(tmp_path / "race.json", {**about, "machine": {}})["models"] == models
-    with pytest.raises(UserError, match="its rows have another budget"):
-        race._earlier(tmp_path / "race.json", {**about, "budget": 60})
+    busy = {**about, "machine": {"cpu": "A CPU", "load_before": 3}}
+    assert race._earlier(tmp_path / "race.json", busy)["models"] == models
+    for key, other in {"budget": 60, "machine": {"cpu": "another"}}.items():
+        with pytest.raises(UserError, match=f"its rows have another {key}"):
+            race._earlier(tmp_path / "race.json", {**about, key: other})
 
 
 def test_a_contestant_races_in_its_own_process(tmp_path, tiny_path, in_camps, monkeypatch):

@@ -93,7 +93,8 @@ def write_results(folder: Path, tuned: Path, command: str, left_out: Sequence[st
     kept = {"command": command, "machine": cpu, "left_out": list(left_out), **report}
     measure.write_text(out / "results.json", json.dumps(kept, indent=1) + "\n")
     for source in (tuned / "tuning.json", folder / "figures" / "cost.png"):
-        write_atomically(out / source.name, partial(shutil.copyfile, source))
+        if source.exists():  # nothing may have been tuned
+            write_atomically(out / source.name, partial(shutil.copyfile, source))
     return out
 
 

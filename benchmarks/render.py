@@ -141,7 +141,10 @@ def _comparisons(results: Path) -> dict[str, Any]:
 
 
 def models(results: Path) -> str:
-    """A row a model, its accuracy and training time on each data set that OneBP was compared on; the best is bold."""
+    """A row a model, its accuracy and training time on each data set that OneBP was compared on; the best is bold.
+
+    A star marks ours where they keep their defaults and the others are tuned.
+    """
     reports = [report for report in _comparisons(results).values() if report["reference"] == "OneBP"]
     if not reports:
         return _NO_COMPARISON
@@ -152,6 +155,8 @@ def models(results: Path) -> str:
         cells = {label: [f"{value:.4f}", _compared(report, label)[1]] for label, value in values.items()}
         best = max(values, key=lambda label: values[label])
         cells[best][0] = f"**{cells[best][0]}**"
+        for label in (m["label"] for m in report["models"] if not m["tuning_trials"] and m["label"] in _OURS):
+            cells[label][0] += " *"
         columns.append(cells)
     head = [name for report in reports for name in (report["dataset"], "s")]
     others = ("TwoBP", "OneBP")

@@ -426,7 +426,7 @@ def test_a05_many_waiting_requests_are_refused(live, client_of, monkeypatch):
     time.sleep(0.5)
     start = time.perf_counter()
     assert client.get("/health").status_code == 200
-    assert time.perf_counter() - start < 0.1
+    assert time.perf_counter() - start < 1  # those before it wait for 5
     go_on.set()
     for thread in threads:
         thread.join()

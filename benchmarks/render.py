@@ -131,7 +131,7 @@ _OURS = {
     "OneBP-paper": "*OneBP, the paper's form*",
     "TwoBP-paper": "*TwoBP, the paper's form*",
 }
-"""Names in the README of the models that are ours; other forms of OneBP are not shown there."""
+"""Names in the README of the models that are ours."""
 
 
 def _comparisons(results: Path) -> dict[str, Any]:
@@ -159,11 +159,10 @@ def models(results: Path) -> str:
             cells[label][0] += " *"
         columns.append(cells)
     head = [name for report in reports for name in (report["dataset"], "s")]
-    others = ("TwoBP", "OneBP")
-    kept = [label for label in labels if label in _OURS or not label.startswith(others)]
     rows = (
         [_OURS.get(label, label), *(cell for column in columns for cell in column.get(label, ("", "")))]
-        for label in kept
+        for label in labels
+        if label != "TwoBP-towers"  # neither a default nor the paper's
     )
     return table(["", *head], rows)
 
@@ -172,24 +171,16 @@ def published(results: Path) -> str:
     """Our test results on published splits, and the best published recall and NDCG, a line a data set."""
     lines, known = [], safe_yaml.read(PUBLISHED, PUBLISHED.name)
     for dataset in ("gowalla", "yelp2018"):
-        files = {what: results / f"quality-{dataset}{suffix}.json" for what, suffix in _WITH_ORDER.items()}
-        ours = [
-            f"{what} {' / '.join(_accuracy(_read(file)['mean']['test']))}"
-            for what, file in files.items()
-            if file.exists()
-        ]
+        found = {"OneBP": _means(results, dataset), "with the order unused": _means(results, dataset, "-no-times")}
+        shown = [f"{what} {' / '.join(_accuracy(means['test']))}" for what, means in found.items() if means]
         best = (max(row[dataset][place] for row in known if dataset in row) for place in range(2))
-        lines.append(
-            f"- {dataset}: {', '.join([*ours, 'best published '])}{' / '.join(f'{value:.4f}' for value in best)}"
-        )
+        shown.append(f"best published {' / '.join(f'{value:.4f}' for value in best)}")
+        lines.append(f"- {dataset}: {', '.join(shown)}")
     head = (
         "On splits as published, with 64 dimensions and trained on validation too, as is usual, Recall@20 / NDCG@20 "
         "([all of them](docs/related.md)):"
     )
     return "\n".join([head, "", *lines])
-
-
-_WITH_ORDER = {"OneBP": "", "with the order unused": "-no-times"}
 
 
 def comparison(results: Path) -> str:
@@ -334,6 +325,12 @@ def _accuracy(metrics: Result) -> list[str]:
     return [f"{metrics[name]:.4f}" for name in ("recall@20", "ndcg@20")]
 
 
+def _means(results: Path, dataset: str, suffix: str = "") -> Result:
+    """The metrics of a data set's ``quality.py``, means over seeds, by part; nothing if it was not run."""
+    file = results / f"quality-{dataset}{suffix}.json"
+    return _read(file)["mean"] if file.exists() else {}
+
+
 def quality_short(results: Path) -> str:
     """Recall@20 / NDCG@20 on the test part, with and without the local term and the order of time."""
     columns = {
@@ -344,8 +341,7 @@ def quality_short(results: Path) -> str:
     }
 
     def cell(dataset: str, suffix: str, part: str) -> str:
-        file = results / f"quality-{dataset}{suffix}.json"
-        means = _read(file)["mean"] if file.exists() else {}
+        means = _means(results, dataset, suffix)
         return " / ".join(_accuracy(means[part])) if part in means else ""
 
     rows = [[name, *(cell(name, *column) for column in columns.values())] for name in DATASETS]
@@ -358,8 +354,7 @@ def related(results: Path) -> str:
     for dataset in ("gowalla", "yelp2018"):
         rows = [(row["model"], *row[dataset], row["source"]) for row in published if dataset in row]
         for suffix, order in (("", ""), ("-no-times", ", order unused")):
-            file = results / f"quality-{dataset}{suffix}.json"
-            mean = _read(file)["mean"] if file.exists() else {}
+            mean = _means(results, dataset, suffix)
             for part, what in (("test", "towers and local term"), ("towers", "towers alone")):
                 if part in mean:
                     name = f"**OneBP, {what}{order}**"

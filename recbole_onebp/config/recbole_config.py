@@ -19,7 +19,6 @@ from recbole_onebp.config.keys import check_keys, check_model_name
 from recbole_onebp.config.kinds import check_data_keys, check_eval_items, check_metrics, check_negatives, prepare
 from recbole_onebp.config.parts import check_parts
 from recbole_onebp.config.settings import RunSettings
-from recbole_onebp.config.suggest import nearest
 from recbole_onebp.util import safe_yaml
 from recbole_onebp.util.errors import UserError
 
@@ -99,8 +98,7 @@ class RunConfig(Config):
                 raise UserError(f"{key}: {value!r} holds a null character")
         for key in ("model", "dataset"):
             if not isinstance(given.get(key), str):
-                if near := [name for name in given if nearest(str(name), [key])]:
-                    raise UserError(f"{near[0]}: no such configuration key; did you mean {key}?")
+                check_keys(given, "OneBP")  # it may be there, but misspelt
                 raise UserError(f"{key}: none given; pass --{key}=NAME, or name it in a config file")
             if not given[key].isprintable() or len(given[key].encode()) > _LONGEST_NAME:
                 raise UserError(f"{key}: {given[key][:50]!r} ... cannot be part of a file name")

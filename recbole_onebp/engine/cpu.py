@@ -131,7 +131,7 @@ class Trained:
             adam.settle_rows(self._all, self.rows_now)
 
     def _now(self) -> adam.Adam:
-        """The rows as they are before the next step, and that step."""
+        """The rows as they are before the next step, and that step; the learning rate is the same for an epoch."""
         beta1, beta2 = self._group["betas"]
         root = math.sqrt(1 - beta2 ** (self._number + 1))
         return adam.Adam(
@@ -181,7 +181,7 @@ class FusedEngine:
         if self._n_shared:
             self._negative_linker = _Linker(len(model.item_table), self._n_shared)
             self._scores = torch.empty(n_pairs, self._n_shared)
-            self._of_groups = torch.empty(schedule.groups_a_part, self._n_shared, size).unbind()
+            self._of_groups = torch.empty(schedule.groups_a_part, self._n_shared, size)
         self._bias_gradient = np.zeros(len(model.item_table), dtype=np.float32)
         self._user_gradient = torch.empty(n_pairs * (config.backprop == "two"), size)
         self._item_e = torch.empty(self._n_shared + n_pairs, size)  # of the shared negatives, then of the items
@@ -351,15 +351,9 @@ class FusedEngine:
             kernels.sum_columns(scores.numpy(), batch.bounds, self.schedule.part_of_group, self._bias_sums)
         for part, groups in self.schedule.own_parts(batch).items():
             # Not directly into the part: the order in which BLAS sums may depend on the address of the result.
-            first, *others = (
-                torch.mm(scores[pairs].T, user_e[pairs], out=memory)
-                for pairs, memory in zip(groups, self._of_groups, strict=False)
-            )
-            total = self._negative_gradient[part]
-            if others:
-                torch.add(first, others[0], out=total)
-            else:
-                total.copy_(first)
+            for number, pairs in enumerate(groups):
+                torch.mm(scores[pairs].T, user_e[pairs], out=self._of_groups[number])
+            torch.sum(self._of_groups[: len(groups)], dim=0, out=self._negative_gradient[part])
 
     def _logits(self, batch: Batch) -> kernels.Logits:
         shift = np.empty(0, dtype=np.float32) if self._bias_in_loss is None else self._bias_in_loss

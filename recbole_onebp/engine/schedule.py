@@ -108,7 +108,7 @@ class Schedule:
         self.n_parts, self.n_shared = max(2, self._world), config.shared_negatives(n_items)
         self.part_of_group = np.array(self._groups) % self.n_parts
         self.groups_a_part = int(np.bincount(self.part_of_group).max())
-        number = (np.arange(max(n_users, 1)) - 1) * self._world + self._rank  # of each user among those of all ranks
+        number = (np.arange(n_users) - 1) * self._world + self._rank  # of each user among those of all ranks
         place = np.zeros(self._n_groups, dtype=np.uint8)
         place[self._groups] = np.arange(len(self._groups))
         self._group_of_user = place[number % self._n_groups]

@@ -102,11 +102,10 @@ def njit(**options: Any) -> Any:
 def tell_of_compilation() -> None:
     """Log once that the first run compiles the loops, or that every run does because they are not kept."""
     folder, reason = cache_folder()
-    if folder is not None and next(folder.rglob("*.nbi"), None) is None:
-        getLogger().warning(
-            "the first run compiles its loops, which takes up to a minute; later ones find them compiled"
-        )
-    if folder is None:
+    if folder is not None:
+        if next(folder.rglob("*.nbi"), None) is None:
+            getLogger().warning("the first run compiles its loops, which takes half a minute; later ones find them")
+    else:
         getLogger().warning(
             "numba compiles without a cache, which takes some seconds in each run: %s; to keep what is compiled, set "
             "NUMBA_CACHE_DIR to a folder that only you can write",

@@ -115,6 +115,7 @@ def test_a_config_file_may_name_model_and_data_set(train, tmp_path):
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["beta"] == 0.25
     assert "model: none given; pass --model=NAME" in refusal(train(model=None))
     assert "modle: no such configuration key; did you mean model?" in refusal(train("--modle=OneBP", model=None))
+    assert "dataset: none given" in refusal(train("--save_dataset=False", dataset=None))
 
 
 def test_a_finished_run_is_not_replaced_in_silence(train):

@@ -45,6 +45,8 @@ def test_a_row_of_the_table_tells_bounds_and_dependent_defaults():
 def test_the_defaults_are_a_valid_configuration():
     defaults = {key: value for key, value in onebp_defaults().items() if key in OneBPConfig.model_fields}
     assert OneBPConfig(**defaults, learner="adam").positives_a_step == 256
+    assert default_of("eval_memory_mb") == onebp_defaults()["eval_memory_mb"]
+    assert not dependent_defaults({"beta": 0.0, "score": "cosine"})
 
 
 @pytest.mark.parametrize(("n_items", "given", "drawn"), [(2048, "auto", 256), (2049, "auto", 1024), (9, 7, 7)])
@@ -54,8 +56,6 @@ def test_shared_negatives_follow_the_number_of_items(n_items, given, drawn):
     config = OneBPConfig(**{**defaults, "n_shared_negatives": given}, learner="adam")
     assert config.shared_negatives(n_items) == drawn
     assert config.model_copy(update={"negatives": "per_pair"}).shared_negatives(n_items) == 0
-    assert default_of("eval_memory_mb") == onebp_defaults()["eval_memory_mb"]
-    assert not dependent_defaults({"beta": 0.0, "score": "cosine"})
 
 
 def test_results_depend_on_all_keys_of_the_model():

@@ -424,9 +424,12 @@ def test_a05_many_waiting_requests_are_refused(live, client_of, monkeypatch):
     for thread in threads:
         thread.start()
     time.sleep(0.5)
-    start = time.perf_counter()
-    assert client.get("/health").status_code == 200
-    assert time.perf_counter() - start < 1  # those before it wait for 5
+    seconds = []
+    for _ in range(5):  # the best of them: other processes may need the cores
+        start = time.perf_counter()
+        assert client.get("/health").status_code == 200
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.1
     go_on.set()
     for thread in threads:
         thread.join()

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from recbole_onebp.config.schema import OneBPConfig
 from recbole_onebp.config.settings import RunSettings
 from recbole_onebp.distributed.ranks import current
-from recbole_onebp.engine import Engine, Schedule, make_engine, why_not_fast
+from recbole_onebp.engine import Engine, Schedule, ema, make_engine, why_not_fast
 from recbole_onebp.evaluation.full_sort import evaluate_weights
 from recbole_onebp.functional import spread
 from recbole_onebp.model import OneBP
@@ -102,7 +102,7 @@ class OneBPTrainer(Trainer):
         self.encoding_stats: dict[str, float] = {}
         self.chosen: dict[str, float] = {}
         self._batch: Interaction | None = None
-        self._steps = 0  # of the reference engine in this epoch
+        self._epoch = self._steps = self._steps_an_epoch = 0  # of the reference engine; the steps of this epoch
         self._schedule: Schedule | None = None
         self._scheduled: Any = None  # the data set that the schedule was made for
         self._engine: Engine | None = None
@@ -112,6 +112,7 @@ class OneBPTrainer(Trainer):
             if self.settings.enable_amp or self.settings.clip_grad_norm:
                 raise UserError("item_features: not with enable_amp or clip_grad_norm; leave these out")
             self.optimizer.register_step_post_hook(self._step_values)
+        self.optimizer.register_step_post_hook(self._after_step)
         obstacle = why_not_fast(self.settings, model.config)
         if model.config.engine == "fast" and obstacle:
             raise UserError(f"engine: fast cannot be combined with {obstacle}; use engine: reference, or auto")
@@ -122,8 +123,6 @@ class OneBPTrainer(Trainer):
         self.engine = "reference" if model.config.engine == "reference" or obstacle else "fast"
         if model.config.backprop == "one":
             model.users_will_be_moved()
-            if model.config.aggregation != "epoch":
-                self.optimizer.register_step_post_hook(self._move_users)
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """See RecBole.  The feature-value tables are large, so SparseAdam updates only the rows that a step uses."""
@@ -167,17 +166,29 @@ class OneBPTrainer(Trainer):
                 self.model.tower.kept = kept
         return self.model.calculate_loss(interaction)
 
-    def _move_users(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+    def _after_step(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         # An optimizer that unscales gradients itself (fused Adam) is stepped even when they overflowed, and skips the
         # update inside: this hook runs although no item has changed.
         overflowed = getattr(optimizer, "found_inf", None)
         if self._batch is not None and not (overflowed is not None and bool(overflowed)):
+            self._move_users(self._batch)
+            kept = ema.share_after(self.model.config.ema_decay, self._epoch, self._steps, self._steps_an_epoch)
+            if kept is not None:
+                ema.average(self._optimizers(), kept)
             self._steps += 1
-            if self.model.config.aggregation == "step":
-                self.model.move_users(self._batch)
-            elif self._all_users_are_due():
-                self.model.move_all_users()
         self._batch = None
+
+    def _move_users(self, batch: Interaction) -> None:
+        """Move the users that are due after this step, but not all at the end of an epoch: they move there anyway."""
+        config, done = self.model.config, self._steps + 1
+        is_due = config.aggregation == "interval" and done % config.aggregation_interval == 0
+        if config.backprop == "one" and config.aggregation == "step":
+            self.model.move_users(batch)
+        elif is_due and done < self._steps_an_epoch:
+            self.model.move_all_users()
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        return [self.optimizer, *([] if self.value_optimizer is None else [self.value_optimizer])]
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
         self._decay_learning_rate(epoch_idx)
@@ -236,27 +247,24 @@ class OneBPTrainer(Trainer):
         if self.model.config.learning_rate_decay == 1:
             return
         learning_rate = self.learning_rate * self.model.config.learning_rate_decay**epoch_idx
-        for optimizer in filter(None, (self.optimizer, self.value_optimizer)):
+        for optimizer in self._optimizers():
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
         self.tensorboard.add_scalar("Learning_rate", learning_rate, epoch_idx)
         self.logger.info(f"epoch {epoch_idx} learning rate: {learning_rate:.3g}")
 
     def _reference_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool) -> Any:
-        config, self._steps = self.model.config, 0
+        config, self._epoch, self._steps, self._steps_an_epoch = self.model.config, epoch_idx, 0, len(train_data)
+        ema.change_places(self._optimizers())
         if config.negatives == "shared":
             self._share_negatives(self._schedule_of(train_data), epoch_idx)
         if self.model.weighted_items is not None:  # a checkpoint does not hold the items that its users were made of
             self.model.move_all_users()
         loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
-        if config.aggregation != "step" and not self._all_users_are_due():  # otherwise they have just moved
+        ema.change_places(self._optimizers())
+        if config.aggregation != "step":
             self.model.move_all_users()
         return loss
-
-    def _all_users_are_due(self) -> bool:
-        """Whether the reference engine moves all users after this step."""
-        config = self.model.config
-        return config.aggregation == "interval" and self._steps % config.aggregation_interval == 0
 
     def _share_negatives(self, schedule: Schedule, epoch_idx: int) -> None:
         """Give the reference engine's steps the same negatives as the fast engine's."""

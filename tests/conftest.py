@@ -230,6 +230,7 @@ PLAIN: dict[str, Any] = {
     "aggregation_alpha": 0.0,
     "leave_one_out": False,
     "learning_rate_decay": 1.0,
+    "ema_decay": 0.0,
 }
 """The method as published; the defaults that depend on these keys follow them."""
 

@@ -1,4 +1,4 @@
-"""Aggregation of all users, weights, leave-one-out and learning rate decay, against an implementation in numpy."""
+"""All users moved, weights, leave-one-out, learning rate decay and averages, against an implementation in numpy."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ RECIPE = {
     "leave_one_out": True,
     "learning_rate": 0.01,
     "learning_rate_decay": 0.5,
+    "ema_decay": 0.3,
 }
 
 
@@ -43,6 +44,7 @@ class Restated:
         self.users = run.model.user_table.numpy().copy()
         self.shares = self.weight * self.scored(self.items)
         self.t, self.moments = 0, {}
+        self.averages, self.n_averaged = [self.items.copy(), self.bias.copy()], 0
 
     def scored(self, rows):
         return rows / np.linalg.norm(rows, axis=-1, keepdims=True).clip(1e-12) if self.cosine else rows
@@ -99,11 +101,27 @@ class Restated:
         first, second = first / (1 - 0.9**self.t), second / (1 - 0.999**self.t)
         setattr(self, name, getattr(self, name) - learning_rate * first / (np.sqrt(second) + 1e-8))
 
+    def average(self):
+        kept = min(self.config.ema_decay, self.n_averaged / (9 + self.n_averaged))
+        for average, table in zip(self.averages, (self.items, self.bias), strict=True):
+            average[:] = kept * average + (1 - kept) * table
+        self.n_averaged += 1
+
+    def change_places(self):
+        (self.items, self.bias), self.averages = self.averages, [self.items, self.bias]
+
     def epoch(self, batches, number):
         learning_rate = self.learning_rate * self.config.learning_rate_decay**number
         losses, last = [], len(batches)
+        if number > 0:
+            self.change_places()
+            if self.config.leave_one_out:  # others are made of the trained items, not of their averages
+                self.shares = self.weight * self.scored(self.items)
         for done, batch in enumerate(batches, start=1):
             losses.append(self.step(batch, learning_rate))
+            if done == last:  # an epoch has fewer than 50 steps
+                self.average()
+                self.change_places()
             interval = self.config.aggregation == "interval" and done % self.config.aggregation_interval == 0
             if interval or (self.config.aggregation != "step" and done == last):
                 self.aggregate()

@@ -46,7 +46,7 @@ def test_a_step_that_amp_skips_moves_nobody(tiny, fused, overflow):
     run = tiny()
     model, trainer = run.model, run.trainer
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=fused)
-    optimizer.register_step_post_hook(trainer._move_users)
+    optimizer.register_step_post_hook(trainer._after_step)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     users, items = model.user_table.clone(), model.item_table.detach().clone()
     loss = trainer._loss_of_batch(next(iter(run.train_data)))

@@ -238,6 +238,14 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
     learning_rate_decay: Annotated[
         FiniteFloat, Field(gt=0, le=1), Key("The learning rate of epoch k, from 0, is `learning_rate` times this ^ k")
     ] = 0.9
+    ema_decay: Annotated[
+        FiniteFloat,
+        Field(ge=0, lt=1),
+        Key(
+            "Predict with exponential moving averages of the trained tables: the share of the old average that is kept "
+            "every 50 steps. 0: with the tables as the last step left them"
+        ),
+    ] = 0.9
     engine: Annotated[
         Literal["auto", "reference", "fast"],
         Key("`fast`: the fused engine. `reference`: RecBole's loop with autograd. `auto`: fast where possible"),

@@ -23,7 +23,16 @@ from numba import prange
 
 from recbole_onebp.util.compiled import OPTIONS, ROWS_PER_TASK, njit
 
-__all__ = ["MOST_MISSED", "ROWS_A_PLACE", "Adam", "adam_step", "current_row", "make_missed_steps", "settle_rows"]
+__all__ = [
+    "MOST_MISSED",
+    "ROWS_A_PLACE",
+    "Adam",
+    "adam_step",
+    "average_numbers",
+    "current_row",
+    "make_missed_steps",
+    "settle_rows",
+]
 
 MOST_MISSED = 50
 """A row misses at most this many steps in a row."""
@@ -32,6 +41,7 @@ ROWS_A_PLACE = 16
 in order is faster than the touched ones at random."""
 
 _F1 = np.float32(1)
+_NUMBERS_PER_TASK = 4096
 
 
 class Adam(NamedTuple):
@@ -97,6 +107,14 @@ def settle_rows(rows, adam):
             if n > 0:
                 make_missed_steps(table[row], exp_avg[row], exp_avg_sq[row], drift[n], left1[n], left2[n], eps)
                 stepped[row] = now
+
+
+@njit(parallel=True, **OPTIONS)
+def average_numbers(numbers, average, kept):
+    """Move an average towards the numbers, ``(n,)`` each; ``kept`` is the share of the old average."""
+    for task in prange((len(numbers) + _NUMBERS_PER_TASK - 1) // _NUMBERS_PER_TASK):
+        for n in range(task * _NUMBERS_PER_TASK, min(len(numbers), (task + 1) * _NUMBERS_PER_TASK)):
+            average[n] = numbers[n] + kept * (average[n] - numbers[n])
 
 
 @njit(inline="always", **OPTIONS)

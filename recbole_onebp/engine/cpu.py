@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from recbole_onebp.engine import adam, kernels
+from recbole_onebp.engine import adam, ema, kernels
 from recbole_onebp.engine.schedule import Batch, Ids, Progress, Schedule
 from recbole_onebp.model import OneBP
 
@@ -46,13 +46,18 @@ class _Linker:
         self.links.head[ids] = -1
 
 
-def state_of(parameter: Tensor, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state of torch's Adam or SparseAdam for a parameter; created here if torch has not created it yet."""
+def state_of(parameter: Tensor, optimizer: torch.optim.Optimizer, averaged: bool) -> dict[str, Any]:
+    """The state of torch's Adam or SparseAdam for a parameter; created here if torch has not created it yet.
+
+    With ``averaged`` it has the parameter's average too, see :mod:`recbole_onebp.engine.ema`.
+    """
     state: dict[str, Any] = optimizer.state[parameter]
     if not state:
         state["step"] = 0 if isinstance(optimizer, torch.optim.SparseAdam) else torch.tensor(0.0)
         state["exp_avg"] = torch.zeros_like(parameter)
         state["exp_avg_sq"] = torch.zeros_like(parameter)
+    if averaged and ema.KEY not in state:
+        state[ema.KEY] = parameter.detach().clone()
     return state
 
 
@@ -81,6 +86,7 @@ class Trained:
     Args:
         parameter: ``(n_rows, d)``.
         optimizer: torch's Adam or SparseAdam over the parameter.
+        averaged: whether the parameter has an average, see :mod:`recbole_onebp.engine.ema`.
         part, parts: this process steps part ``part`` of ``parts`` equal parts of the rows.
         stepped: memory for the number of the last step of each row, ``(n_rows,)``, that all processes of a host share.
             Rows may then miss steps if the optimizer is Adam without weight decay; the reader has to mind it.
@@ -90,11 +96,12 @@ class Trained:
         self,
         parameter: Tensor,
         optimizer: torch.optim.Optimizer,
+        averaged: bool,
         part: int = 0,
         parts: int = 1,
         stepped: Ids = _NO_IDS,
     ) -> None:
-        self._state, self._group = state_of(parameter, optimizer), optimizer.param_groups[0]
+        self._state, self._group = state_of(parameter, optimizer, averaged), optimizer.param_groups[0]
         self._number = int(self._state["step"])
         self.sparse = isinstance(optimizer, torch.optim.SparseAdam)
         self.table: Floats = parameter.detach().numpy()
@@ -102,6 +109,8 @@ class Trained:
         self._part, self._parts = part, parts
         self._all = np.array_split(np.arange(1, len(self.table), dtype=np.int32), parts)[part]
         self.span = (int(self._all[0]), int(self._all[-1]) + 1) if len(self._all) else (0, 0)
+        own = slice(len(self.table) * part // parts, len(self.table) * (part + 1) // parts)
+        self._averaged = (self.table[own], self._state[ema.KEY].numpy()[own]) if averaged else None
         self.misses_steps = len(stepped) > 0 and not self.sparse and not self._group["weight_decay"]
         self._stepped = stepped if self.misses_steps else _NO_IDS
         if self.misses_steps:
@@ -129,6 +138,18 @@ class Trained:
         """Let this process's rows make the steps that they have missed."""
         if self.misses_steps:
             adam.settle_rows(self._all, self.rows_now)
+
+    def average(self, kept: float) -> None:
+        """Move the average of this process's rows towards them; ``kept`` is the share of the old average."""
+        if self._averaged:
+            table, average = self._averaged
+            adam.average_numbers(table.reshape(-1), average.reshape(-1), np.float32(kept))
+
+    def change_places(self) -> None:
+        """Let this process's rows change places with their average."""
+        if self._averaged:
+            table, average = self._averaged
+            table[:], average[:] = average.copy(), table.copy()
 
     def _now(self) -> adam.Adam:
         """The rows as they are before the next step, and that step; the learning rate is the same for an epoch."""
@@ -165,6 +186,7 @@ class FusedEngine:
     def __init__(self, model: OneBP, optimizer: torch.optim.Optimizer, schedule: Schedule) -> None:
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.config = config = model.config
+        self._averaged = config.ema_decay > 0
         self._cosine, self._inverse_temperature = config.score == "cosine", np.float32(1 / config.temperature)
         n_pairs, size = max(min(config.positives_a_step, schedule.n_pairs), _LEAST_ROWS), config.embedding_size
         self._n_shared = schedule.n_shared
@@ -214,7 +236,9 @@ class FusedEngine:
         model, two = self.model, self.config.backprop == "two"
         self._take_items()
         self._item_table: Floats = model.item_table.detach().numpy()
-        self._users = Trained(model.user_table, self.optimizer) if two else None
+        self._users = Trained(model.user_table, self.optimizer, self._averaged) if two else None
+        if done == 0:
+            self._change_places()
         self._user_table: Floats = model.user_table.detach().numpy()
         if self.config.aggregation != "step" or self._n_shared:
             self._history = history_of(model)
@@ -225,6 +249,11 @@ class FusedEngine:
             self.loss += self._step(batch)
             if self.schedule.settles_after(number):
                 self._settle()
+            if (kept := self.schedule.ema_share(epoch, number)) is not None:
+                for trained in self._all_trained():
+                    trained.average(kept)
+            if number == last:
+                self._change_places()
             if self.schedule.aggregates_after(number):
                 # Users of pairs that are made of earlier items do not need the others, which start anew at each move.
                 self._aggregate(number == last or not model.users_from_earlier_items or self.config.beta > 0)
@@ -238,10 +267,19 @@ class FusedEngine:
     def _take_items(self) -> None:
         """Take the rows and biases of the items, and their optimizer's state."""
         trained = self._trained()
-        self._items = Trained(*trained["table"], *self._part, self._stepped)
-        self._bias = Trained(*trained["bias"], *self._part) if "bias" in trained else None
+        self._items = Trained(*trained["table"], self._averaged, *self._part, self._stepped)
+        self._bias = Trained(*trained["bias"], self._averaged, *self._part) if "bias" in trained else None
         self._wait()  # until all ranks have said which step their rows are at
         self._bias_in_loss: Floats | None = None if self._bias is None else self._bias.table[:, 0]
+
+    def _all_trained(self) -> list[Trained]:
+        return [trained for trained in (self._items, self._bias, self._users) if trained is not None]
+
+    def _change_places(self) -> None:
+        """Let the tables change places with their averages; nothing in the first epoch, when both are the same."""
+        for trained in self._all_trained():
+            trained.change_places()
+        self._wait()  # until all ranks have done so
 
     def _settle(self) -> None:
         """Let all items make the steps that they have missed."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from recbole_onebp.distributed.host import Host
 from recbole_onebp.distributed.ranks import Ranks
+from recbole_onebp.engine import ema
 from recbole_onebp.engine.cpu import Floats, FusedEngine, state_of
 from recbole_onebp.engine.schedule import Batch, Ids, Progress, Schedule, even_first
 from recbole_onebp.model import OneBP
@@ -114,8 +115,8 @@ class ShardedEngine(FusedEngine):
         """Put the items and their optimizer state into shared memory, in each epoch, as loading may replace them."""
         for name, (parameter, optimizer) in self._trained().items():
             parameter.data = self._in_host(name, parameter.data)
-            state = state_of(parameter, optimizer)
-            for moment in ("exp_avg", "exp_avg_sq"):
+            state = state_of(parameter, optimizer, self._averaged)
+            for moment in ("exp_avg", "exp_avg_sq", *([ema.KEY] if self._averaged else [])):
                 state[moment] = self._in_host(f"{name} {moment}", state[moment])
 
     def _in_host(self, name: str, tensor: Tensor) -> Tensor:

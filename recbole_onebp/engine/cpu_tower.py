@@ -65,9 +65,12 @@ class TowerEngine(FusedEngine):
         return found
 
     def _take_items(self) -> None:
-        taken = [Trained(*trained, *self._part) for trained in self._trained().values()]
+        taken = [Trained(*trained, self._averaged, *self._part) for trained in self._trained().values()]
         self._parts = [*zip(taken[::2], taken[1::2], strict=True)]
         self._bias_in_loss = self._made[1][:, 0] if len(self._parts) == 2 else None
+
+    def _all_trained(self) -> list[Trained]:
+        return [trained for part in self._parts for trained in part]
 
     def _settle(self) -> None:
         """Nothing: the rows of ids make every step."""

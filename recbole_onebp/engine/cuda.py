@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from recbole_onebp.distributed.ranks import Ranks
+from recbole_onebp.engine import ema
 from recbole_onebp.engine.schedule import Progress, Schedule
 from recbole_onebp.model import OneBP
 from recbole_onebp.sampling import DeviceSampler
@@ -81,6 +82,8 @@ class DeviceEngine:
         number = torch.from_numpy(self.schedule.numbers(own)).to(self._device, torch.long)
         users, items = self._user[order], self._item[order]
         self.loss = torch.tensor(loss, dtype=torch.float64, device=self._device)
+        if done == 0:
+            ema.change_places([self.optimizer])
         if self.model.weighted_items is not None:  # a checkpoint does not contain the items of the last aggregation
             self.model.move_all_users()
         negatives: Iterator[Tensor] = iter(())
@@ -96,6 +99,10 @@ class DeviceEngine:
             else:
                 recorded = recorded or self._record(parts)
                 recorded(parts)
+            if (kept := self.schedule.ema_share(epoch, step)) is not None:
+                ema.average([self.optimizer], kept)
+            if step == len(self.schedule) - 1:
+                ema.change_places([self.optimizer])
             if self.schedule.aggregates_after(step):
                 self.model.move_all_users()
         return float(self._ranks.all_reduce(self.loss))

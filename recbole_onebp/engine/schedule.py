@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from recbole_onebp.config.schema import OneBPConfig
 from recbole_onebp.distributed.sharding import Shard
-from recbole_onebp.engine import adam
+from recbole_onebp.engine import adam, ema
 from recbole_onebp.sampling import NegativeSampler, coins
 
 __all__ = ["Batch", "Progress", "Schedule", "even_first"]
@@ -159,6 +159,10 @@ class Schedule:
     def settles_after(self, step: int) -> bool:
         """Whether all items make the steps that they have missed after this step."""
         return self.aggregates_after(step) or (step + 1) % adam.MOST_MISSED == 0 or step + 1 == len(self)
+
+    def ema_share(self, epoch: int, step: int) -> float | None:
+        """What :func:`~recbole_onebp.engine.ema.share_after` says of this step of an epoch."""
+        return ema.share_after(self.config.ema_decay, epoch, step, len(self))
 
     def can_stop_after(self, step: int) -> bool:
         """Whether the epoch can be resumed after this step, from the tables and the optimizer state alone.

@@ -40,7 +40,7 @@ def step_by_kernels(trained, gradient):
 def stepped(gradients, weight_decay=0.0):
     parameter = start()
     optimizer = torch.optim.Adam([parameter], lr=0.01, weight_decay=weight_decay)
-    trained = Trained(parameter, optimizer, stepped=np.zeros(ROWS, np.int32))
+    trained = Trained(parameter, optimizer, False, stepped=np.zeros(ROWS, np.int32))
     for number, gradient in enumerate(gradients):
         step_by_kernels(trained, gradient)
         if (number + 1) % adam.MOST_MISSED == 0:

@@ -37,6 +37,9 @@ def assert_same(reference, fast, tolerance=1e-5):
     assert theirs.keys() == ours.keys()
     for number, state in theirs.items():
         assert float(ours[number]["step"]) == float(state["step"])
+        assert ours[number].keys() == state.keys()
+        if "ema" in state:
+            torch.testing.assert_close(ours[number]["ema"], state["ema"], rtol=0, atol=tolerance)
         for moment in ("exp_avg", "exp_avg_sq"):
             dense = state[moment].to_dense() if state[moment].is_sparse else state[moment]
             torch.testing.assert_close(ours[number][moment], dense, rtol=1e-3, atol=1e-6)
@@ -108,6 +111,22 @@ def test_aggregation_weights_leaving_out_and_decay_agree(tiny, engine, options, 
 def test_data_in_order_agree(timed, engine, options, score, negatives):
     size = 32 if negatives == "shared" else 160
     compare(timed, engine, score=score, negatives=negatives, train_batch_size=size, beta=0.0, **options)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"aggregation": "interval", "aggregation_interval": 7, "beta": 0.0, "leave_one_out": True},
+        {"aggregation": "interval", "aggregation_interval": 5},
+        {},
+        {"backprop": "two", "learner": "sparse_adam"},
+    ],
+)
+def test_averages_agree(tiny, monkeypatch, engine, options):
+    monkeypatch.setattr("recbole_onebp.engine.adam.MOST_MISSED", 4)
+    run = compare(tiny, engine, negatives="shared", train_batch_size=32, item_bias=True, ema_decay=0.9, **options)
+    assert len(run.trainer._schedule) == 10, "so three averages an epoch"
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -13,6 +13,9 @@ class SameDraws:
         self._dataset = run.train_data._dataset
         self._schedule, self._epoch = run.trainer._schedule_of(run.train_data), epoch
 
+    def __len__(self):
+        return len(self._schedule)
+
     def __iter__(self):
         for user, item, negative, *_ in self._schedule.batches(self._epoch):
             shared = negative.ndim == 1

@@ -15,6 +15,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, ValidationError
 from torch import Tensor
 
+from recbole_onebp.engine import ema
+
 __all__ = [
     "EpochRecord",
     "Values",
@@ -153,7 +155,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, values: Mapping[str, Any])
 _NEW_SETTINGS = {"foreach", "maximize", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
 """Settings that older versions of torch do not save; torch fills them in."""
 _NOT_NEGATIVE = {"step", "sum", "square_avg", "exp_avg_sq", "max_exp_avg_sq"}
-_ADAM = {"step", "exp_avg", "exp_avg_sq"}, {"max_exp_avg_sq"}
+_ADAM = {"step", "exp_avg", "exp_avg_sq"}, {"max_exp_avg_sq", ema.KEY}
 _STATES: dict[str, tuple[set[str], set[str]]] = {
     "Adam": _ADAM,
     "AdamW": _ADAM,

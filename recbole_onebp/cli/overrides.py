@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from recbole_onebp.config.suggest import nearest
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["parse_overrides", "refuse_unknown"]
@@ -55,4 +56,6 @@ def _literal(text: str) -> Any:
 def refuse_unknown(rest: Sequence[str], arguments: argparse.Namespace) -> None:
     """Raise :class:`UserError` if a command that takes no configuration keys has arguments left over in ``rest``."""
     if rest:
-        raise UserError(f"unrecognized arguments: {' '.join(rest)}; see recbole-onebp {arguments.command} --help")
+        hint = nearest(rest[0].partition("=")[0], re.findall(r"--\w+", arguments.usage()))
+        more = hint or f"; see recbole-onebp {arguments.command} --help"
+        raise UserError(f"unrecognized arguments: {' '.join(rest)}{more}")

@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
         allow_abbrev=False,
     )
     recommend.add_argument("bundle", type=Path, metavar="BUNDLE_DIR")
-    whom = recommend.add_mutually_exclusive_group(required=True)
+    whom = recommend.add_mutually_exclusive_group()  # one is required, see run
     whom.add_argument("--users", metavar="IDS", help="user ids, separated by commas; or a file, as in --users_file, "
                       "for ids with commas")  # fmt: skip
     whom.add_argument("--users_file", type=Path, metavar="FILE", help="file with one id per line")
@@ -50,6 +50,8 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run the command; any argument in ``rest`` is an error."""
     refuse_unknown(rest, arguments)
+    if not arguments.all_users and {arguments.users, arguments.users_file, arguments.history} == {None}:
+        raise UserError("for whom? Give --users=IDS, --users_file=FILE, --all_users or --history=IDS")
     from recbole_onebp.serving import batch
     from recbole_onebp.serving.user_state import DEFAULT_RULE
 

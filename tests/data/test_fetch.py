@@ -204,7 +204,7 @@ def test_a_mirror_without_pins_holds_the_published_files(small, server):
         (["--url=http://localhost", "--pins=pins"], f"train.txt: {1:040}\nsmall/train.txt: {1:064}", "train.txt and s"),
         (["--url=http://localhost", "--from=."], None, "--from and --url: give only one of them"),
         (["--from=absent"], None, "--from absent: no such folder"),
-        (["--frm=x"], None, "unrecognized arguments: --frm=x; see recbole-onebp fetch --help"),
+        (["--frm=x"], None, "unrecognized arguments: --frm=x; did you mean --from?"),
     ],
 )  # fmt: skip
 def test_fetch_flags_that_make_no_sense(small, capsys, arguments, pins, said):

@@ -69,6 +69,11 @@ def history_of(model: OneBP) -> kernels.History:
     return kernels.History(history.start.numpy(), history.item.numpy(), *of_items)
 
 
+def _multiply(left: Floats, right: Floats, out: Floats) -> None:
+    """``out = left @ right`` by torch, whose BLAS has the threads of the loops."""
+    torch.mm(torch.from_numpy(left), torch.from_numpy(right), out=torch.from_numpy(out))
+
+
 def _take_torchs_threads() -> None:
     """Let numba use as many threads as torch.
 
@@ -105,19 +110,31 @@ class Trained:
         self._number = int(self._state["step"])
         self.sparse = isinstance(optimizer, torch.optim.SparseAdam)
         self.table: Floats = parameter.detach().numpy()
-        self._moments: tuple[Floats, Floats] = (self._state["exp_avg"].numpy(), self._state["exp_avg_sq"].numpy())
         self._part, self._parts = part, parts
         self._all = np.array_split(np.arange(1, len(self.table), dtype=np.int32), parts)[part]
         self.span = (int(self._all[0]), int(self._all[-1]) + 1) if len(self._all) else (0, 0)
         own = slice(len(self.table) * part // parts, len(self.table) * (part + 1) // parts)
         self._averaged = (self.table[own], self._state[ema.KEY].numpy()[own]) if averaged else None
         self.misses_steps = len(stepped) > 0 and not self.sparse and not self._group["weight_decay"]
-        self._stepped = stepped if self.misses_steps else _NO_IDS
         if self.misses_steps:
             stepped[slice(*self.span)] = self._number
         missed, (beta1, beta2) = np.arange(adam.MOST_MISSED + 1), self._group["betas"]
-        self._left = np.float32(beta1**missed), np.float32(beta2**missed)
         self._drift, self._per_step = np.zeros(len(missed)), (beta1 / math.sqrt(beta2)) ** missed[1:]
+        self.rows_now = adam.Adam(
+            self.table,
+            self._state["exp_avg"].numpy(),
+            self._state["exp_avg_sq"].numpy(),
+            step_size=np.float32(0),
+            eps=np.float32(0),
+            beta1=np.float32(beta1),
+            beta2=np.float32(beta2),
+            weight_decay=np.float32(self._group.get("weight_decay", 0)),
+            stepped=stepped if self.misses_steps else _NO_IDS,
+            now=self._number,
+            drift=np.float32(self._drift),
+            left1=np.float32(beta1**missed),
+            left2=np.float32(beta2**missed),
+        )
         self.rows_now = self._now()
 
     def rows(self, touched: Ids) -> Ids:
@@ -152,22 +169,14 @@ class Trained:
             table[:], average[:] = average.copy(), table.copy()
 
     def _now(self) -> adam.Adam:
-        """The rows as they are before the next step, and that step; the learning rate is the same for an epoch."""
+        """The rows as they are now, and the next step; the learning rate is the same for an epoch."""
         beta1, beta2 = self._group["betas"]
         root = math.sqrt(1 - beta2 ** (self._number + 1))
-        return adam.Adam(
-            self.table,
-            *self._moments,
+        return self.rows_now._replace(
             step_size=np.float32(self._group["lr"] * root / (1 - beta1 ** (self._number + 1))),
             eps=np.float32(self._group["eps"] * (1.0 if self.sparse else root)),
-            beta1=np.float32(beta1),
-            beta2=np.float32(beta2),
-            weight_decay=np.float32(self._group.get("weight_decay", 0)),
-            stepped=self._stepped,
             now=self._number,
             drift=self._drift.astype(np.float32),
-            left1=self._left[0],
-            left2=self._left[1],
         )
 
 
@@ -194,19 +203,19 @@ class FusedEngine:
         # The next five hold the pairs of a step of all processes; those of this process begin at _first.  The gradient
         # of an item row is made from them, see kernels.GradientTerms.
         self._first = 0
-        self._source = self._tensor((n_pairs + _LEAST_ROWS, size))
+        self._source: Floats = self._tensor((n_pairs + _LEAST_ROWS, size)).numpy()
         self._coefficient = self._tensor((n_pairs * self._group + _LEAST_ROWS,)).numpy()
         self._places = self._tensor((n_pairs * self._group + self._n_shared,), torch.int32).numpy()
-        self._negative_gradient = self._tensor((schedule.n_parts, self._n_shared, size))
-        self._negative_bias_gradient = self._tensor((schedule.n_parts, self._n_shared, 1))
-        self._bias_sums = self._negative_bias_gradient.numpy()[:, :, 0]
+        self._negative_gradient: Floats = self._tensor((schedule.n_parts, self._n_shared, size)).numpy()
+        self._negative_bias_gradient: Floats = self._tensor((schedule.n_parts, self._n_shared, 1)).numpy()
         if self._n_shared:
             self._negative_linker = _Linker(len(model.item_table), self._n_shared)
-            self._scores = torch.empty(n_pairs, self._n_shared)
-            self._of_groups = torch.empty(schedule.groups_a_part, self._n_shared, size)
+            self._scores = np.empty((n_pairs, self._n_shared), dtype=np.float32)
+            self._of_groups = np.empty((schedule.groups_a_part, self._n_shared, size), dtype=np.float32)
         self._bias_gradient = np.zeros(len(model.item_table), dtype=np.float32)
-        self._user_gradient = torch.empty(n_pairs * (config.backprop == "two"), size)
-        self._item_e = torch.empty(self._n_shared + n_pairs, size)  # of the shared negatives, then of the items
+        self._user_gradient = np.empty((n_pairs * (config.backprop == "two"), size), dtype=np.float32)
+        # Rows of the shared negatives, then of the items.
+        self._item_e = np.empty((self._n_shared + n_pairs, size), dtype=np.float32)
         self._loss = np.empty(n_pairs, dtype=np.float32)
         self._item_linker = _Linker(len(model.item_table), len(self._places))
         self._user_linker = _Linker(len(model.user_table), n_pairs)
@@ -303,12 +312,12 @@ class FusedEngine:
     def _step(self, batch: Batch) -> float:
         n_pairs = len(batch.user)
         source = self._source[self._first : self._first + n_pairs]
-        self._gather_users(batch, source.numpy())
+        self._gather_users(batch, source)
         (self._score_shared if self._n_shared else self._score_pairs)(batch, source)
         self._train_items(batch)
         if self._users is not None:
             ones = np.ones(n_pairs, dtype=np.float32)
-            terms = kernels.GradientTerms(ones, self._user_gradient.numpy(), 1, _NONE)
+            terms = kernels.GradientTerms(ones, self._user_gradient, 1, _NONE)
             touched = self._user_linker.link(batch.user)
             kernels.step_rows(
                 self._users.rows(touched), self._user_linker.links, terms, self._cosine, self._users.next_step()
@@ -326,10 +335,10 @@ class FusedEngine:
             lazy = self._bias.sparse
             kernels.step_biases(
                 self._bias.rows(touched) if lazy else touched, self._bias.span, lazy, linker.links,
-                coefficient, self._negative_bias_gradient.numpy(), np.float32(self.config.temperature),
+                coefficient, self._negative_bias_gradient, np.float32(self.config.temperature),
                 self._bias_gradient, self._bias.next_step(),
             )  # fmt: skip
-        terms = kernels.GradientTerms(coefficient, self._source.numpy(), self._group, self._negative_gradient.numpy())
+        terms = kernels.GradientTerms(coefficient, self._source, self._group, self._negative_gradient)
         kernels.step_rows(self._items.rows(touched), linker.links, terms, self._cosine, self._items.next_step())
         return touched
 
@@ -344,40 +353,39 @@ class FusedEngine:
                 batch.user, batch.item, place, self._history, self._user_table, self._shares, self._cosine, out
             )
 
-    def _score_pairs(self, batch: Batch, user_e: Tensor) -> None:
+    def _score_pairs(self, batch: Batch, user_e: Floats) -> None:
         """Fill places, coefficients and loss."""
         n_pairs, group = len(batch.user), self._group
         own = slice(self._first * group, (self._first + n_pairs) * group)
         kernels.pair_scores(
-            batch.item, batch.negative, user_e.numpy(), self._rows_in_loss(), self._cosine, self._logits(batch),
+            batch.item, batch.negative, user_e, self._rows_in_loss(), self._cosine, self._logits(batch),
             self._weight_of(batch), self._places[own].reshape(n_pairs, group),
-            self._coefficient[own].reshape(n_pairs, group), self._loss, self._user_gradient.numpy(),
+            self._coefficient[own].reshape(n_pairs, group), self._loss, self._user_gradient,
         )  # fmt: skip
 
-    def _score_shared(self, batch: Batch, user_e: Tensor) -> None:
+    def _score_shared(self, batch: Batch, user_e: Floats) -> None:
         """Fill places, coefficients and loss, and this process's parts of the gradients of shared negatives."""
         n_pairs, own = len(batch.user), slice(self._first, self._first + len(batch.user))
         ids = np.concatenate((batch.negative, batch.item))
-        kernels.gather_items(ids, self._rows_in_loss(), self._cosine, self._item_e.numpy())
+        kernels.gather_items(ids, self._rows_in_loss(), self._cosine, self._item_e)
         negative_e, item_e = self._item_e[: self._n_shared], self._item_e[self._n_shared :]
         rows = max(n_pairs, _LEAST_ROWS)  # rows past the last pair have arbitrary content, which nobody reads
-        sources = self._source[self._first : self._first + rows]
-        scores = torch.mm(sources, negative_e.T, out=self._scores[:rows])[:n_pairs]
+        _multiply(self._source[self._first : self._first + rows], negative_e.T, self._scores[:rows])
+        scores = self._scores[:n_pairs]
         self._places[own], self._places[batch.n_pairs : batch.n_pairs + self._n_shared] = batch.item, batch.negative
         self._negative_linker.link(batch.negative)
         kernels.shared_scores(
-            batch.user, batch.item, batch.negative, self._history, self._negative_linker.links, scores.numpy(),
-            user_e.numpy(), item_e.numpy(), self._logits(batch), self._weight_of(batch), self._loss,
+            batch.user, batch.item, batch.negative, self._history, self._negative_linker.links, scores,
+            user_e, item_e, self._logits(batch), self._weight_of(batch), self._loss,
             self._coefficient[own],
         )  # fmt: skip
         self._negative_linker.unlink(batch.negative)
         if self._users is not None:
-            coefficient = torch.from_numpy(self._coefficient[self._first : self._first + rows])
-            positive = coefficient.unsqueeze(1) * item_e[:rows]
-            torch.addmm(positive, self._scores[:rows], negative_e, out=self._user_gradient[:rows])
+            _multiply(self._scores[:rows], negative_e, self._user_gradient[:rows])
+            self._user_gradient[:n_pairs] += self._coefficient[own, None] * item_e[:n_pairs]
         self._sum_shared(scores, user_e, batch)
 
-    def _sum_shared(self, scores: Tensor, user_e: Tensor, batch: Batch) -> None:
+    def _sum_shared(self, scores: Floats, user_e: Floats, batch: Batch) -> None:
         """Fill this process's parts of the gradients of shared negatives: sums over its groups of users.
 
         Args:
@@ -386,12 +394,13 @@ class FusedEngine:
             batch: the step.
         """
         if self._bias_in_loss is not None:
-            kernels.sum_columns(scores.numpy(), batch.bounds, self.schedule.part_of_group, self._bias_sums)
+            sums = self._negative_bias_gradient[:, :, 0]
+            kernels.sum_columns(scores, batch.bounds, self.schedule.part_of_group, sums)
         for part, groups in self.schedule.own_parts(batch).items():
             # Not directly into the part: the order in which BLAS sums may depend on the address of the result.
             for number, pairs in enumerate(groups):
-                torch.mm(scores[pairs].T, user_e[pairs], out=self._of_groups[number])
-            torch.sum(self._of_groups[: len(groups)], dim=0, out=self._negative_gradient[part])
+                _multiply(scores[pairs].T, user_e[pairs], self._of_groups[number])
+            np.sum(self._of_groups[: len(groups)], axis=0, out=self._negative_gradient[part])
 
     def _logits(self, batch: Batch) -> kernels.Logits:
         shift = np.empty(0, dtype=np.float32) if self._bias_in_loss is None else self._bias_in_loss

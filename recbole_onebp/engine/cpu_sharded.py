@@ -151,11 +151,11 @@ class ShardedEngine(FusedEngine):
         first, n = self._firsts[rank, self._step_number], self._counts[rank, self._step_number]
         places = slice(first * self._group, (first + n) * self._group)
         return _Share(
-            self._source[first : first + n].numpy(),
+            self._source[first : first + n],
             self._coefficient[places].reshape(n, self._group),
             self._places[places].reshape(n, self._group),
-            self._negative_gradient[rank].numpy(),
-            self._negative_bias_gradient[rank].numpy(),
+            self._negative_gradient[rank],
+            self._negative_bias_gradient[rank],
         )
 
     def _exchange(self) -> None:

@@ -106,8 +106,8 @@ class TowerEngine(FusedEngine):
         """Fill this process's part of the gradients of the rows and biases of the items in ``touched``."""
         coefficient, links = self._coefficient[: batch.n_pairs], self._item_linker.links
         terms = [
-            kernels.GradientTerms(coefficient, self._source.numpy(), 1, self._negative_gradient.numpy()),
-            kernels.GradientTerms(coefficient, self._ones, 1, self._negative_bias_gradient.numpy()),
+            kernels.GradientTerms(coefficient, self._source, 1, self._negative_gradient),
+            kernels.GradientTerms(coefficient, self._ones, 1, self._negative_bias_gradient),
         ]
         for number in range(len(self._parts)):
             gradient = self._gradients[number][own]

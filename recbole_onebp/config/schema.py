@@ -123,11 +123,8 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
     aggregation_interval: Annotated[PositiveInt, Key("Optimizer steps, with `aggregation: interval`")] = 50
     aggregation_alpha: Annotated[
         NonNegative,
-        Key(
-            "Items are aggregated with weight (count in train / mean count) ^ -alpha: above 0, rare items count more",
-            unless=(When("backprop", "two", 0.0),),
-        ),
-    ] = 0.25
+        Key("Items are aggregated with weight (count in train / mean count) ^ -alpha: above 0, rare items count more"),
+    ] = 0.0
     beta: Annotated[
         FiniteFloat,
         Field(ge=0, le=1),

@@ -105,7 +105,7 @@ def test_combinations_that_make_no_sense_are_refused_with_both_values(given, bot
         ({"negatives": "per_pair"}, {"positives_a_step": 1024}),
         ({"aggregation": "step"}, {"beta": 0.99, "leave_one_out": False}),
         ({"beta": 0.5}, {"aggregation": "interval", "leave_one_out": False}),
-        ({"backprop": "two"}, {"aggregation": "step", "aggregation_alpha": 0.0, "leave_one_out": False}),
+        ({"backprop": "two"}, {"aggregation": "step", "leave_one_out": False}),
         ({"preset": "paper"}, {"score": "dot", "negatives": "per_pair", "aggregation": "step", "item_bias": False}),
     ],
 )

@@ -132,7 +132,7 @@ def test_the_parts_decide_whether_data_are_in_order(timed):
 
 
 def test_users_for_prediction_are_the_weighted_means(timed):
-    run = timed(epochs=1, recency=1.5)
+    run = timed(epochs=1, recency=1.5, aggregation_alpha=0.25)
     run.fit()
     model, train = run.model, run.train_data._dataset.inter_feat
     items = torch.nn.functional.normalize(model.item_table.detach(), dim=1) * model.item_weight

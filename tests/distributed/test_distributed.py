@@ -35,7 +35,7 @@ from support.ranks import InRanks
 METRICS = ["Recall", "NDCG", "MRR", "GAUC", "ItemCoverage", "GiniIndex", "ShannonEntropy", "AveragePopularity",
            "TailPercentage"]  # fmt: skip
 RECIPE = {"aggregation": "interval", "aggregation_interval": 3, "beta": 0.0, "leave_one_out": True, "item_bias": True,
-          "aggregation_alpha": 0.5, "score": "cosine", "learning_rate_decay": 0.9}  # fmt: skip
+          "aggregation_alpha": 0.5, "score": "cosine", "learning_rate_decay": 0.9, "ema_decay": 0.9}  # fmt: skip
 POPULAR = {"distribution": "popularity", "sample_num": 3, "alpha": 0.5}
 SHARED_RECIPE = {"negatives": "shared", "n_shared_negatives": 16, "train_batch_size": 32, **RECIPE}
 ORDER = {"order": "TO", "split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "user", "mode": "full"}
@@ -43,7 +43,7 @@ FEATURES = {**SHARED_RECIPE, "aggregation_alpha": 0.0, "item_features": "all", "
 OPTIONS = {
     "plain": {"learning_rate": 0.05},
     "recipe": RECIPE,
-    "two": {"backprop": "two", "weight_decay": 0.01},
+    "two": {"backprop": "two", "weight_decay": 0.01, "ema_decay": 0.5},
     "sparse": {"learner": "sparse_adam", "item_bias": True, "duplicates": "mean", "train_neg_sample_args": POPULAR},
     "epoch": {"aggregation": "epoch", "beta": 0.5, "duplicates": "mean", "user_encoding": "fresh"},
     "one pair": {"train_batch_size": 1, "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1},
@@ -62,7 +62,8 @@ OPTIONS = {
                         "local": "ridge", "local_neighbors": 8},
     "device": {"item_bias": True, "score": "cosine", "learning_rate": 0.01},
     "shared, many": {"negatives": "shared", "n_shared_negatives": 600, "backprop": "two", "item_bias": True},
-    "device shared": {"negatives": "shared", "n_shared_negatives": 16, "train_batch_size": 32, "backprop": "two"},
+    "device shared": {"negatives": "shared", "n_shared_negatives": 16, "train_batch_size": 32, "backprop": "two",
+                      "ema_decay": 0.9},
 }  # fmt: skip
 INTERRUPTED = {f"{name}, interrupted": name for name in ("plain", "two", "shared recipe", "features")}
 OPTIONS.update({interrupted: {**OPTIONS[name], "epochs": 2} for interrupted, name in INTERRUPTED.items()})

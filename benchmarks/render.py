@@ -177,8 +177,8 @@ def published(results: Path) -> str:
         shown.append(f"best published {' / '.join(f'{value:.4f}' for value in best)}")
         lines.append(f"- {dataset}: {', '.join(shown)}")
     head = (
-        "On splits as published, with 64 dimensions and trained on validation too, as is usual, Recall@20 / NDCG@20 "
-        "([all of them](docs/related.md)):"
+        "On splits as published, with 64 dimensions, settings chosen on validation, and trained on it too, as is "
+        "usual, Recall@20 / NDCG@20 ([all of them](docs/related.md)):"
     )
     return "\n".join([head, "", *lines])
 

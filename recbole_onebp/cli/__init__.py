@@ -72,7 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
     for command in everything:
         command.add(commands)
     for of_one in commands.choices.values():
-        of_one.set_defaults(usage=of_one.format_usage)
+        of_one.set_defaults(usage=of_one.format_usage)  # refuse_unknown finds the nearest flag there
     return parser
 
 

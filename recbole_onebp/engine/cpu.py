@@ -114,7 +114,7 @@ class Trained:
         self._all = np.array_split(np.arange(1, len(self.table), dtype=np.int32), parts)[part]
         self.span = (int(self._all[0]), int(self._all[-1]) + 1) if len(self._all) else (0, 0)
         own = slice(len(self.table) * part // parts, len(self.table) * (part + 1) // parts)
-        self._averaged = (self.table[own], self._state[ema.KEY].numpy()[own]) if averaged else None
+        self._table_and_average = (self.table[own], self._state[ema.KEY].numpy()[own]) if averaged else None
         self.misses_steps = len(stepped) > 0 and not self.sparse and not self._group["weight_decay"]
         if self.misses_steps:
             stepped[slice(*self.span)] = self._number
@@ -158,14 +158,14 @@ class Trained:
 
     def average(self, kept: float) -> None:
         """Move the average of this process's rows towards them; ``kept`` is the share of the old average."""
-        if self._averaged:
-            table, average = self._averaged
+        if self._table_and_average:
+            table, average = self._table_and_average
             adam.average_numbers(table.reshape(-1), average.reshape(-1), np.float32(kept))
 
     def change_places(self) -> None:
         """Let this process's rows change places with their average."""
-        if self._averaged:
-            table, average = self._averaged
+        if self._table_and_average:
+            table, average = self._table_and_average
             table[:], average[:] = average.copy(), table.copy()
 
     def _now(self) -> adam.Adam:

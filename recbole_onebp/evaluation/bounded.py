@@ -148,22 +148,24 @@ class Product:
         row, item = place[self._hidden[0]], self._hidden[1]
         towers[:, 0] = -torch.inf
         towers[row[row >= 0], item[row >= 0]] = -torch.inf
-        local = [] if self._local is None else [*self._pool.map(self._found, self._shares(picked))]
+        parts = self._parts(len(picked))
+        local = [] if self._local is None else [*self._pool.map(self._found, (picked[part] for part in parts))]
         for factor in local_factors:
             scores = towers if len(local_factors) == 1 else towers.clone()
-            for found, of_some in zip(local, self._shares(scores), strict=False):
-                found.add_to(of_some, factor)
+            for found, part in zip(local, parts, strict=False):
+                found.add_to(scores[part], factor)
             yield scores
 
     def _found(self, rows: _Ids) -> ItemScores:
-        """What the local term adds to the products of users, ``(b,)``."""
+        """What the local term adds to the products of some users, by their rows ``(b,)``."""
         assert self._local is not None
         return self._local(rows).found()
 
-    def _shares(self, rows: Any) -> list[Any]:
-        """Rows in as many parts as there are threads."""
-        cuts = np.linspace(0, len(rows), min(torch.get_num_threads(), len(rows)) + 1).astype(int)
-        return [rows[slice(*cut)] for cut in pairwise(cuts)]
+    @staticmethod
+    def _parts(n_users: int) -> list[slice]:
+        """The users in as many parts as there are threads."""
+        cuts = np.linspace(0, n_users, min(torch.get_num_threads(), n_users) + 1).astype(int)
+        return [slice(*cut) for cut in pairwise(cuts)]
 
     def top_items(self, k: int, local_factors: Sequence[float] = (1.0,)) -> Tensor:
         """The k best items of each user, best first, with the local term times each factor, ``(B, W, k)``.
@@ -179,9 +181,8 @@ class Product:
         done = np.zeros((n_users, n_items), np.bool_)
         done[:, 0] = True
         done[self._hidden[0].numpy(), self._hidden[1].numpy()] = True
-        shares, factors = self._shares(range(n_users)), np.array(local_factors, np.float32)
-        slices = [slice(share.start, share.stop) for share in shares]
-        computed = self._pool.map(lambda s: self._scan(s, factors, done[s], best[s], items[s]), slices)
+        factors = np.array(local_factors, np.float32)
+        computed = self._pool.map(lambda s: self._scan(s, factors, done[s], best[s], items[s]), self._parts(n_users))
         if sum(computed) > n_users * n_items * _MOST_COMPUTED:
             self.table.uses_bounds = False
         ranked = torch.from_numpy(items[:, :, :k])

@@ -1,11 +1,12 @@
-"""How good OneBP is, with its defaults or with settings chosen on validation, and how long it takes.
+"""How good OneBP is, with settings chosen on validation, and how long it takes.
 
     python benchmarks/quality.py --dataset gowalla [--settings '{embedding_size: 256}'] [--seeds 1 2 3] [--json OUT]
 
 For each seed: train until validation stops rising, at most for ``--epochs``, train again on train + validation for the
 best number of epochs, with what else validation has chosen, and test once; with a local term, the towers of the same
 model alone are tested too. With ``--choose_once``, the first seed chooses for all. ``--no_test`` stops after the
-first training. Seeds that ``OUT`` holds are not repeated.
+first training. Seeds that ``OUT`` holds are not repeated. The settings are those of ``preset: tuned``, which validation has
+chosen, and ``--settings`` on top; ``--settings '{preset: default}'`` measures the defaults.
 """
 
 from __future__ import annotations
@@ -20,10 +21,19 @@ from typing import Any
 import measure
 
 from recbole_onebp import OneBPTrainer, Run, build
+from recbole_onebp.config.properties import properties_dir
 from recbole_onebp.trainer import CHOSEN
+from recbole_onebp.util import safe_yaml
 
 SETTINGS: dict[str, Any] = {"stopping_step": 5}
-"""Added to OneBP's defaults, properties/model/OneBP.yaml, which are what is measured."""
+"""Added to what is measured."""
+
+
+def tuned(dataset: str) -> dict[str, Any]:
+    """What ``preset: tuned`` changes of the defaults, spelt out, so that results say it."""
+    path = properties_dir() / "preset" / "tuned.yaml"
+    changed: dict[str, Any] = safe_yaml.read(path, path.name)["datasets"].get(dataset, {})
+    return changed
 
 
 def predicted(trained: Run, overrides: dict[str, Any]) -> dict[str, float]:
@@ -99,12 +109,13 @@ def main() -> None:
     )  # fmt: skip
     measure.begin(args, [args.dataset])
     part = "valid" if args.no_test else "test"
-    settings = {**SETTINGS, **args.settings, "threads": args.threads, "epochs at most": args.epochs}
+    given = {**SETTINGS, **({} if "preset" in args.settings else tuned(args.dataset)), **args.settings}
+    settings = {**given, "threads": args.threads, "epochs at most": args.epochs}
     settings |= {"chosen by": "the first seed"} if args.choose_once else {}
     about = {**measure.here("numba"), "dataset": args.dataset, "settings": settings}
     results = measure.earlier(args.json, about, "runs", ("dataset", "settings")) or []
     for seed in sorted(set(args.seeds) - {result["seed"] for result in results}):
-        common = {**SETTINGS, **args.settings, "dataset": args.dataset, "seed": seed, "data_path": str(args.data_path)}
+        common = {**given, "dataset": args.dataset, "seed": seed, "data_path": str(args.data_path)}
         chosen = {}
         if args.choose_once and results and not args.no_test:
             chosen = {key: results[0][key] for key in ("epochs", *CHOSEN) if key in results[0]}

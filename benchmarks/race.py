@@ -32,7 +32,7 @@ from recbole_onebp.experiments.compare.figures import looks_of
 from recbole_onebp.util import safe_yaml
 from recbole_onebp.util.errors import UserError
 
-BUDGETS = (10, 30, 60, 120, 300)
+BUDGETS = (10, 20, 30, 60, 120, 180, 300)
 METRICS = ("recall@20", "ndcg@20")
 CLOCKS = ("seconds", "train_seconds")
 ALS_ITERATIONS, ALS_SEARCH_ITERATIONS = 40, 15

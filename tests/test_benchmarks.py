@@ -428,13 +428,15 @@ def test_the_front_of_a_race_is_what_was_reached_by_a_budget(tmp_path):
     }
     assert race.front(models, 300, "seconds", "recall@20") == {
         "10": {"quick": 0.2},
+        "20": {"quick": 0.2},
         "30": {"slow": 0.3, "quick": 0.2},
         "60": {"slow": 0.3, "quick": 0.2},
         "120": {"slow": 0.3, "quick": 0.2},
+        "180": {"slow": 0.9, "quick": 0.2},
         "300": {"slow": 0.9, "quick": 0.2},
     }
     by_training = race.front(models, 120, "train_seconds", "ndcg@20")
-    assert list(by_training) == ["10", "30", "60", "120"]
+    assert list(by_training) == ["10", "20", "30", "60", "120"]
     assert next(iter(by_training["10"].items())) == ("slow", 0.4)
     assert by_training["120"]["slow"] == 0.9
     about = {"dataset": "a", "budget": 300, "threads": 2, "machine": {"cpu": "A CPU"}}

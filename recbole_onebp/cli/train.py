@@ -88,8 +88,8 @@ def _train(files: Sequence[str], overrides: dict[str, Any]) -> None:
     config, folder = load_config(files, overrides)
     logs.start(folder.log, config.log_level)
     logger = logging.getLogger()
-    logger.info(config)
     run = build_from(config, folder)
+    logger.info(config)  # a hundred lines: an error in the data comes before them, not below
     logger.info(run.dataset)
     logger.info(run.model)
     run.fit()

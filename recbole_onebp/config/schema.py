@@ -59,7 +59,11 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
     """The settings of OneBP."""
 
     preset: Annotated[
-        str, Key("`default`, or a file of `properties/preset`: `paper` has the published settings, per data set")
+        str,
+        Key(
+            "`default`, or a file of `properties/preset`, per data set: `paper` has the published settings, `tuned` the "
+            "defaults with what validation prefers on data sets that `fetch` knows"
+        ),
     ] = "default"
     embedding_size: Annotated[PositiveInt, Key("Dimension d of user and item embeddings")] = 64
     item_features: Annotated[

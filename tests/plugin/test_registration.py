@@ -58,7 +58,10 @@ def test_presets_lie_between_the_defaults_and_what_is_given(tmp_path):
     assert (gowalla["embedding_size"], gowalla["beta"]) == (1024, 0.999)
     elsewhere = Config(model="OneBP", dataset="my-data", config_dict={**paper, "beta": 0.5})
     assert (elsewhere["beta"], elsewhere["temperature"]) == (0.5, 1.0)
-    with pytest.raises(UserError, match="known presets: default, paper"):
+    tuned = Config(model="OneBP", dataset="gowalla", config_dict={"preset": "tuned", "aggregation_alpha": 0.5})
+    assert (tuned["negative_weight"], tuned["aggregation_alpha"], tuned["temperature"]) == (1.25, 0.5, 0.1)
+    assert Config(model="OneBP", dataset="my-data", config_dict={"preset": "tuned"})["negative_weight"] == 0
+    with pytest.raises(UserError, match="known presets: default, paper, tuned"):
         Config(model="OneBP", dataset="ml-100k", config_dict={"preset": "papper"})
 
 

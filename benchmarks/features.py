@@ -5,10 +5,10 @@
 The data set has cold items (``fetch citeulike``, ``convert --split=cold_items --items FILE``). For each seed: OneBP
 with ids alone, with features, with the local term too, with id dropout, with features alone, with each field alone
 in addition to the ids, and ContentKNN; with ``--lightfm`` also the hybrid of LightFM (``pip install lightfm-next``),
-after 5 to 100 passes, and OneBP after two epochs. Each of the others chooses its epoch on the whole validation part, and
-all are tested once. ``--settings`` are those of all OneBP's; LightFM has their ``embedding_size``. Contestants that
-``OUT`` holds are not repeated. Processor seconds are those of the whole run, from the files to the metrics, and training
-seconds those of all epochs, without validation.
+after 5 to 100 passes, and OneBP after two epochs. Each of the others chooses its epoch on the whole validation part,
+and all are tested once. ``--settings`` are those of all OneBP's; LightFM has their ``embedding_size``. Contestants that
+``OUT`` holds are not repeated. Processor seconds are those of the whole run, from the files to the metrics; training
+seconds are those of all epochs, without validation.
 """
 
 from __future__ import annotations

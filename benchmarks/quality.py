@@ -5,8 +5,8 @@
 For each seed: train until validation stops rising, at most for ``--epochs``, train again on train + validation for the
 best number of epochs, with what else validation has chosen, and test once; with a local term, the towers of the same
 model alone are tested too. With ``--choose_once``, the first seed chooses for all. ``--no_test`` stops after the
-first training. Seeds that ``OUT`` holds are not repeated. The settings are those of ``preset: tuned``, which validation has
-chosen, and ``--settings`` on top; ``--settings '{preset: default}'`` measures the defaults.
+first training. Seeds that ``OUT`` holds are not repeated. The settings are those of ``preset: tuned``, which validation
+has chosen, and ``--settings`` on top; ``--settings '{preset: default}'`` measures the defaults.
 """
 
 from __future__ import annotations

@@ -393,7 +393,8 @@ def _features(result: Result, _file: Path) -> str:
             " / ".join(f"{statistics.mean(run['test'][items][metric] for run in runs):.4f}" for metric in cutoffs)
             for items in ("cold", "warm", "all")
         )
-        took = (f"{statistics.mean(run[kind] for run in runs):.0f}" for kind in ("training_seconds", "processor_seconds"))
+        clocks = ("training_seconds", "processor_seconds")
+        took = (f"{statistics.mean(run[clock] for run in runs):.0f}" for clock in clocks)
         return [name, ", ".join(str(run["epochs"]) for run in runs), *accuracy, *took]
 
     settings = ", ".join(f"{key}: {value}" for key, value in result["settings"].items())

@@ -61,8 +61,8 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
     preset: Annotated[
         str,
         Key(
-            "`default`, or a file of `properties/preset`, per data set: `paper` has the published settings, `tuned` the "
-            "defaults with what validation prefers on data sets that `fetch` knows"
+            "`default`, or a file of `properties/preset`, per data set: `paper` has the published settings, `tuned` "
+            "the defaults with what validation prefers on data sets that `fetch` knows"
         ),
     ] = "default"
     embedding_size: Annotated[PositiveInt, Key("Dimension d of user and item embeddings")] = 64

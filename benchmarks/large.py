@@ -4,8 +4,9 @@
     python benchmarks/large.py growth [--only interactions ...] [--repeats 3] [--json OUT]
 
 The first makes Parquet files, prepares them, trains one epoch and compares the lists with the best possible ones, which
-are known: interactions are drawn from a planted law. Each stage has a process of its own. ``growth`` varies one
-quantity at a time around ``BASE``, on pairs drawn in memory. It times the order of an epoch and ``STEPS`` steps.
+are known: interactions are drawn from a planted law. Then it fits the local term. Each stage has a process of its own.
+``growth`` varies one quantity at a time around ``BASE``, on pairs drawn in memory. It times the order of an epoch and
+``STEPS`` steps.
 """
 
 from __future__ import annotations
@@ -371,6 +372,23 @@ def train(folder: Path, **settings: Any) -> dict[str, Any]:
     return {"result": asdict(run.fit()), "truth": against_truth(run, folder / "truth.npz")}
 
 
+def local_term(folder: Path, **settings: Any) -> dict[str, Any]:
+    """The fit of the local term alone, for users of all items, and how far it finds the planted groups."""
+    from recbole_onebp import build
+
+    run = build("OneBP", NAME, config_dict={**settings, "aggregation": "interval", "local": "ridge"})
+    before, start = memory_mb("VmRSS"), perf_counter()
+    term = run.model.local
+    seconds = perf_counter() - start
+    group = _in_internal_ids(run.dataset, folder / "truth.npz").group
+    positive = term.values > 0
+    owner, other = np.repeat(np.arange(len(group)), np.diff(term.indptr))[positive], term.indices[positive]
+    together = np.average(group[owner] == group[other], weights=term.values[positive])
+    claim(together > 2 / len(np.unique(group)), f"{together:.2%} of the weights are inside of a group")
+    found = {"fit_seconds": seconds, "before_mb": before, "entries": len(term.values), "in_their_groups": together}
+    return {"local": {name: float(value) for name, value in found.items()}}
+
+
 def against_truth(run: Any, truth: Path) -> dict[str, float]:
     """Recall of the lists of the planted law and of popularity on the tested users' items.
 
@@ -425,7 +443,9 @@ def _stage(stage: str, folder: str, arguments: dict[str, Any]) -> dict[str, Any]
     imports = memory_mb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     start = perf_counter()
-    stages: dict[str, Callable[..., dict[str, Any]]] = {"make": make, "prepare": prepare, "train": train}
+    stages: dict[str, Callable[..., dict[str, Any]]] = {
+        "make": make, "prepare": prepare, "train": train, "local": local_term,
+    }  # fmt: skip
     found = stages[stage](Path(folder), **arguments)
     seconds, faults = perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_majflt
     memory = {"imports_mb": imports, "peak_mb": memory_mb("VmHWM")}
@@ -437,11 +457,12 @@ def measure_whole(args: argparse.Namespace) -> None:
     sizes = {"n": args.interactions, "n_users": args.users, "n_items": args.items, "n_tested": args.tested}
     settings = settings_of(args.interactions, args.dimension, args.seed)
     plan = {"make": "make", "first start": "prepare", "second start": "prepare", "train and test": "train"}
+    plan["local term"] = "local"
     stages = {}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        run = {**settings, "data_path": folder, "output_dir": f"{folder}/run"}
+        run = {**settings, "data_path": folder}
         for name, stage in plan.items():
-            given = {**sizes, "seed": args.seed} if stage == "make" else run
+            given = {**sizes, "seed": args.seed} if stage == "make" else {**run, "output_dir": f"{folder}/run-{stage}"}
             found = stages[name] = measure.in_a_process(__file__, "stage", stage, folder, given)
             found["bytes_an_interaction"] = (found["peak_mb"] - found["imports_mb"]) * 2**20 / args.interactions
             numbers = {key: value for key, value in found.items() if key not in ("result", "truth")}

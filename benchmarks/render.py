@@ -112,6 +112,13 @@ def _large(result: Result, _file: Path) -> str:
         ("OneBP, one epoch", "", run["test"]),
     )
     lists = [[what, *(_number(values[f"{prefix}{name}"]) for name in names)] for what, prefix, values in shown]
+    fitted = ""
+    if "local term" in stages:
+        term = stages["local term"]["local"]
+        more = stages["local term"]["peak_mb"] - term["before_mb"]
+        fitted = f"""
+The fit of the local term took {_number(term["fit_seconds"])} s and {_number(more)} MiB more than before; \
+{term["in_their_groups"]:.0%} of its weights join items of one group."""
     return f"""{_where(result)}
 {sizes["interactions"]:,} interactions, {sizes["users"]:,} users, {sizes["items"]:,} items, d = {sizes["dimension"]}; \
 {result["available_mb_before"]:,} MiB free before.
@@ -121,7 +128,7 @@ def _large(result: Result, _file: Path) -> str:
 {table((f"test users: {sizes['tested']:,}", *names), lists)}
 
 The epoch took {_number(run["epoch_seconds"][0])} s. {law["in their groups"]:.0%} of the first 20 items are \
-of one of the user's two groups."""
+of one of the user's two groups.{fitted}"""
 
 
 _NO_COMPARISON = "Not run: `python benchmarks/comparison.py ml-100k`."

@@ -525,7 +525,7 @@ def test_large_from_end_to_end(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
     result = json.loads(out.read_text())
     stages = result["stages"]
-    assert [*stages] == ["make", "first start", "second start", "train and test"]
+    assert [*stages] == ["make", "first start", "second start", "train and test", "local term"]
     assert stages["first start"]["n_train"] == stages["train and test"]["result"]["n_train"]
     # Three of the stages run in this process, whose memory is also that of earlier tests.
     assert stages["make"]["peak_mb"] >= stages["make"]["imports_mb"] > 0
@@ -533,6 +533,7 @@ def test_large_from_end_to_end(tmp_path, monkeypatch):
     truth, test = stages["train and test"]["truth"], stages["train and test"]["result"]["test"]
     assert 1 > truth["law recall@20"] > truth["popularity recall@20"] > 0
     assert truth["law recall@20"] > test["recall@20"] > 0
+    assert stages["local term"]["local"]["in_their_groups"] > 0.5
     text = render.rendered(
         "<!-- large: by benchmarks/render.py --><!-- end of large -->", {"large": render.large}, tmp_path
     )

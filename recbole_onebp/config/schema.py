@@ -97,8 +97,8 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
     n_shared_negatives: Annotated[
         Literal["auto"] | PositiveInt,
         Key(
-            "Negatives per step with `negatives: shared`, sampled regardless of the user's history. `auto`: 1,024, or "
-            "256 if there are fewer than 2,048 items"
+            "Negatives per step with `negatives: shared`, sampled regardless of the user's history. `auto`: 1,024; "
+            "with fewer than 2,048 items as many as pairs in a step, 256 to 1,024"
         ),
     ] = "auto"
     train_neg_sample_args: Annotated[
@@ -335,7 +335,7 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
         if self.negatives == "per_pair":
             return 0
         if self.n_shared_negatives == "auto":
-            return 256 if n_items - 1 < 2048 else 1024
+            return min(max(self.positives_a_step, 256), 1024) if n_items - 1 < 2048 else 1024
         return self.n_shared_negatives
 
     @classmethod

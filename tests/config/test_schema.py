@@ -49,11 +49,21 @@ def test_the_defaults_are_a_valid_configuration():
     assert not dependent_defaults({"beta": 0.0, "score": "cosine"})
 
 
-@pytest.mark.parametrize(("n_items", "given", "drawn"), [(2048, "auto", 256), (2049, "auto", 1024), (9, 7, 7)])
-def test_shared_negatives_follow_the_number_of_items(n_items, given, drawn):
+@pytest.mark.parametrize(
+    ("n_items", "pairs", "given", "drawn"),
+    [
+        (2048, 256, "auto", 256),
+        (2048, 64, "auto", 256),
+        (2048, 700, "auto", 700),
+        (2048, 5000, "auto", 1024),
+        (2049, 256, "auto", 1024),
+        (9, 256, 7, 7),
+    ],
+)
+def test_shared_negatives_follow_the_number_of_items_and_pairs(n_items, pairs, given, drawn):
     """``n_items`` counts the padding row too."""
     defaults = {key: value for key, value in onebp_defaults().items() if key in OneBPConfig.model_fields}
-    config = OneBPConfig(**{**defaults, "n_shared_negatives": given}, learner="adam")
+    config = OneBPConfig(**{**defaults, "n_shared_negatives": given, "train_batch_size": pairs}, learner="adam")
     assert config.shared_negatives(n_items) == drawn
     assert config.model_copy(update={"negatives": "per_pair"}).shared_negatives(n_items) == 0
 

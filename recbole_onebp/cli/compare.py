@@ -32,8 +32,13 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run the command; ``rest`` are the arguments ``--key=value``."""
     import_hook.require_recbole()
+
+    from recbole_onebp.config.files import file_names
+
     given = {key: value for key in ("output_dir", "jobs") if (value := getattr(arguments, key)) is not None}
-    return compare_files(arguments.config_files, {**parse_overrides(rest), **given})
+    overrides = {**parse_overrides(rest), **given}
+    more = file_names(overrides.pop("config_files", None))  # as `train` takes them
+    return compare_files([*arguments.config_files, *more], overrides)
 
 
 def compare_files(files: Sequence[str], overrides: dict[str, Any]) -> int:

@@ -37,6 +37,7 @@ from recbole_onebp.experiments.compare.split import PARTS, Split
 from recbole_onebp.experiments.compare.statistics import holm, paired
 from recbole_onebp.util.errors import UserError
 from support import tasks
+from support.films import write_films
 
 SHARED = {
     "dataset": "tiny",
@@ -492,6 +493,36 @@ def test_what_is_finished_is_not_run_again(compared, tiny_path, caplog):
     assert {path: path.stat().st_mtime_ns for path in outcomes} == outcomes
     report = json.loads((compared / "out" / "report.json").read_text())
     assert (report["reference"], {row["label"] for row in report["differences"]}) == ("Pop", {"OneBP", "TwoBP"})
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_cold_and_warm_items_have_a_table(tmp_path):
+    films = {key: value for key, value in write_films(tmp_path).items() if key != "output_dir"}
+    films["load_col"]["item"] = ["item_id", "genres", "year"]
+    plan, data = tmp_path / "plan.yaml", tmp_path / "data.yaml"
+    models = [{"model": "ContentKNN"}, {"model": "Pop", "fast_evaluator": True}, {"model": "BPR", "epochs": 1}]
+    plan.write_text(yaml.safe_dump({"models": models, "dataset": "films", "seeds": [1]}))
+    data.write_text(yaml.safe_dump(films))
+    with in_this_process():
+        assert main(["compare", str(plan), f"--config_files={data}", f"--output_dir={tmp_path / 'out'}"]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    of_content = report["by_items"]["ContentKNN"]
+    (folder,) = (tmp_path / "out" / "runs").glob("ContentKNN-*")
+    result = json.loads((folder / "result.json").read_text())
+    assert of_content["cold items"]["mean"] == result["test_among"]["cold"]["ndcg@5"] > 0
+    assert of_content["0 train pairs"]["mean"] == result["test_by_train_pairs"]["0"]["ndcg@5"]
+    assert report["by_items"]["Pop"]["cold items"]["mean"] < of_content["cold items"]["mean"]
+    assert report["by_items"]["BPR"] == {}
+    text, page = ((tmp_path / "out" / name).read_text() for name in ("report.md", "report.html"))
+    assert re.search(r"## All, warm and cold items\n\n\| NDCG@5 +\| all items +\| warm items +\| cold items", text)
+    assert re.search(r"\| BPR +\| – +\|", text)
+    assert "<h2>All, warm and cold items</h2>" in page
+
+
+def test_without_cold_items_there_is_no_such_table(compared, report):
+    assert set(report["by_items"]) == {"OneBP", "TwoBP", "Pop"}
+    assert not any(report["by_items"].values())
+    assert "cold items" not in (compared / "out" / "report.md").read_text()
 
 
 @pytest.mark.usefixtures("forked", "no_figures")

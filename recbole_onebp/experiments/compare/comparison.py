@@ -192,6 +192,7 @@ class Comparison:
             "differences": self.differences,
             "by_user_activity": {model.label: self.by_activity(model) for model in self.finished},
             "by_item_popularity": {model.label: self.by_popularity(model) for model in self.finished},
+            "by_items": {model.label: model.by_items(self.primary) for model in self.finished},
             "notes": self.notes,
             "versions": self.finished[0].runs[0].result["versions"],
         }

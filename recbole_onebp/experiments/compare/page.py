@@ -16,6 +16,7 @@ from recbole_onebp.experiments.compare.tables import (
     caveats,
     findings,
     headline,
+    items_table,
 )
 
 __all__ = ["html_page"]
@@ -28,12 +29,16 @@ def html_page(comparison: Comparison, charts: Sequence[Chart]) -> str:
     spec = comparison.spec
     others = ", ".join(label for label in spec.labels if label != spec.reference_label)
     versions = comparison.finished[0].runs[0].result["versions"]
+    by_items = items_table(comparison)
     return Template(_PAGE).substitute(
         accent=ACCENT,
         title=escape(f"{spec.dataset}: {spec.reference_label} against {others}"),
         headline=escape(headline(comparison).partition(": ")[2]),
         reference=escape(spec.reference_label),
         main=_html_table(accuracy_table(comparison), spec.reference_label),
+        by_items=""
+        if by_items is None
+        else f'<h2>All, warm and cold items</h2><div class="wide">{_html_table(by_items, spec.reference_label)}</div>',
         beyond=_html_table(beyond_table(comparison), spec.reference_label),
         findings=_html_items(findings(comparison) or ["No differences were tested."]),
         notes=_html_items(caveats(comparison)),
@@ -93,6 +98,7 @@ footer { border-top: 1px solid #eceff3; padding-top: 12px; margin-top: 28px; fon
 <p class="lead">$headline. Reference: <b class="reference">$reference</b></p>
 <div class="wide main">$main</div>
 <div class="charts">$charts</div>
+$by_items
 <h2>Beyond accuracy</h2><div class="wide">$beyond</div>
 <h2>Differences in words</h2><ul>$findings</ul>
 <h2>Caveats</h2><ul class="notes">$notes</ul>

@@ -21,6 +21,7 @@ from recbole_onebp.experiments.compare.tables import (
     caveats,
     findings,
     headline,
+    items_table,
 )
 from recbole_onebp.util.files import write_atomically, write_json
 
@@ -58,10 +59,12 @@ def _write_users(comparison: Comparison, folder: Path) -> str:
 
 
 def _markdown(comparison: Comparison, charts: Sequence[Chart]) -> str:
+    by_items = items_table(comparison)
     parts = [
         f"# {comparison.spec.dataset}: {', '.join(comparison.spec.labels)}",
         f"{headline(comparison)}. Reference: {comparison.spec.reference_label}.",
         _tabulated(accuracy_table(comparison), "pipe"),
+        *([] if by_items is None else ["## All, warm and cold items", _tabulated(by_items, "pipe")]),
         "## Beyond accuracy",
         _tabulated(beyond_table(comparison), "pipe"),
         "## Differences",

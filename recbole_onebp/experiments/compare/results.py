@@ -143,6 +143,20 @@ class Model:
         each = [{**run.per_user.mean().to_dict(), **run.overall} for run in self.runs]
         return {name: mean_std([values[name] for values in each]) for name in (each[0] if each else ())}
 
+    def by_items(self, metric: str) -> dict[str, dict[str, float | None]]:
+        """Mean and deviation over seeds of a metric among cold, warm and all items, and of items by their train pairs.
+
+        Empty where the test part has few pairs of cold items; see ``test_among`` of
+        :class:`~recbole_onebp.run.result.Result`.
+        """
+        each = []
+        for run in self.runs:
+            among = {f"{items} items": values for items, values in run.result["test_among"].items()}
+            pairs = {f"{number} train pairs": values for number, values in run.result["test_by_train_pairs"].items()}
+            each.append({name: values[metric] for name, values in {**among, **pairs}.items() if metric in values})
+        shared = [name for name in (each[0] if each else ()) if all(name in values for values in each)]
+        return {name: mean_std([values[name] for values in each]) for name in shared}
+
     def over_seeds(self, value: Callable[[FinishedRun], float]) -> dict[str, float | None] | None:
         return mean_std([value(run) for run in self.runs]) if self.runs else None
 

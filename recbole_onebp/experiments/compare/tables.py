@@ -9,7 +9,7 @@ from recbole_onebp.experiments.compare.comparison import Comparison
 from recbole_onebp.experiments.compare.results import Model, metric_title
 from recbole_onebp.experiments.compare.statistics import ALPHA
 
-__all__ = ["Table", "accuracy_table", "beyond_table", "caveats", "findings", "headline"]
+__all__ = ["Table", "accuracy_table", "beyond_table", "caveats", "findings", "headline", "items_table"]
 
 _METHOD = (
     "All models have the same train, validation and test interactions. The epoch is chosen on validation, and the test "
@@ -60,6 +60,14 @@ def beyond_table(comparison: Comparison) -> Table:
     """Metrics beyond accuracy of the models that have a result."""
     rows = [[model.label, *_accuracy(comparison, model, comparison.beyond)] for model in comparison.finished]
     return Table(["model", *map(metric_title, comparison.beyond)], rows)
+
+
+def items_table(comparison: Comparison) -> Table | None:
+    """The primary metric among cold, warm and all items, and by train pairs; None without cold items in the test."""
+    found = {model.label: model.by_items(comparison.primary) for model in comparison.finished}
+    names = list(dict.fromkeys(name for values in found.values() for name in values))
+    rows = [[label, *(_value(values.get(name), ".4f") for name in names)] for label, values in found.items()]
+    return Table([metric_title(comparison.primary), *names], rows) if names else None
 
 
 def _value(value: dict[str, float | None] | None, form: str) -> str:

@@ -378,7 +378,8 @@ def local_term(folder: Path, **settings: Any) -> dict[str, Any]:
 
     run = build("OneBP", NAME, config_dict={**settings, "aggregation": "interval", "local": "ridge"})
     before, start = memory_mb("VmRSS"), perf_counter()
-    term = run.model.local
+    model: Any = run.model
+    term = model.local
     seconds = perf_counter() - start
     group = _in_internal_ids(run.dataset, folder / "truth.npz").group
     positive = term.values > 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 __all__ = ["ACCENT", "DASHES", "Chart", "Series", "draw_html", "draw_panels", "draw_png", "scale_by_seconds"]
 
@@ -95,7 +96,8 @@ def draw_html(chart: Chart) -> str:
             size = 9 if emphasis else 7
         else:
             common["mode"], size = "markers" if chart.is_horizontal else "markers+text", 11
-            common |= {"text": [series.label] * len(series.x), "textposition": "middle right", "cliponaxis": False}
+            side = ["middle left" if is_right else "middle right" for is_right in _are_far_right(chart, series)]
+            common |= {"text": [series.label] * len(series.x), "textposition": side, "cliponaxis": False}
         figure.add_scatter(**common, marker={"color": series.color, "size": size})
     ticks = {"type": "log", "tickvals": [*_TICKS], "ticktext": [*_TICKS.values()]}
     grid = {"gridcolor": "#eceff3", "zeroline": False, "linecolor": "#cbd5e1", "automargin": True}
@@ -116,6 +118,18 @@ def draw_html(chart: Chart) -> str:
         figure.add_vline(x=0, line={"color": ACCENT, "width": 1.5, "dash": "dot"})
     config = {"displayModeBar": False, "responsive": True}
     return str(figure.to_html(full_html=False, include_plotlyjs=False, config=config, div_id=f"chart-{chart.name}"))
+
+
+def _are_far_right(chart: Chart, series: Series) -> list[bool]:
+    """Which points of a series lie in the right quarter, where a name to their right would leave the picture."""
+
+    def scaled(values: Sequence[float]) -> npt.NDArray[np.float64]:
+        wide = np.asarray(values, np.float64)
+        return np.log(np.maximum(wide, 1e-3)) if chart.in_seconds else wide
+
+    everything = scaled([x for other in chart.series for x in other.x])
+    least, most = everything.min(initial=np.inf), everything.max(initial=-np.inf)
+    return (scaled(series.x) > least + 0.75 * (most - least)).tolist()
 
 
 def draw_png(chart: Chart, path: Path) -> None:

@@ -7,8 +7,7 @@ with ids alone, with features, with the local term too, with id dropout, with fe
 in addition to the ids, and ContentKNN; with ``--lightfm`` also the hybrid of LightFM (``pip install lightfm-next``),
 after 5 to 100 passes, and OneBP after two epochs. Each of the others chooses its epoch on the whole validation part,
 and all are tested once. ``--settings`` are those of all OneBP's; LightFM has their ``embedding_size``. Contestants that
-``OUT`` holds are not repeated. Processor seconds are those of the whole run, from the files to the metrics; training
-seconds are those of all epochs, without validation, or of making the model where it has no epochs.
+``OUT`` holds are not repeated. Processor seconds are those of the whole run, from the files to the metrics.
 """
 
 from __future__ import annotations
@@ -57,14 +56,12 @@ def train_and_test(model: str, args: Any, seed: int, own: dict[str, Any]) -> dic
         settings = {"epochs": args.epochs, "stopping_step": 5, **given, **own}
         files = [str(path)] if (path := args.data_path / args.dataset / f"{args.dataset}.yaml").is_file() else None
         start = process_time()
-        run = build(model, args.dataset, files, {**common, **settings})
-        result = run.fit()
+        result = build(model, args.dataset, files, {**common, **settings}).fit()
     return {
         "seed": seed,
         "epochs": result.best_epoch + 1,
         "valid": result.valid,
         "test": result.test_among,
-        "training_seconds": sum(result.epoch_seconds) if model == "OneBP" else run.model_seconds,
         "processor_seconds": process_time() - start,
         "device": result.device,
     }

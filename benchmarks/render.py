@@ -400,13 +400,12 @@ def _features(result: Result, _file: Path) -> str:
             " / ".join(f"{statistics.mean(run['test'][items][metric] for run in runs):.4f}" for metric in cutoffs)
             for items in ("cold", "warm", "all")
         )
-        clocks = ("training_seconds", "processor_seconds")
-        took = (f"{statistics.mean(run[clock] for run in runs):.0f}" for clock in clocks)
-        return [name, ", ".join(str(run["epochs"]) for run in runs), *accuracy, *took]
+        took = f"{statistics.mean(run['processor_seconds'] for run in runs):.0f}"
+        return [name, ", ".join(str(run["epochs"]) for run in runs), *accuracy, took]
 
     settings = ", ".join(f"{key}: {value}" for key, value in result["settings"].items())
     seeds = ", ".join(str(run["seed"]) for run in next(iter(result["contestants"].values())))
-    head = (result["dataset"], "epochs", "cold items", "warm items", "all items", "training s", "processor s")
+    head = (result["dataset"], "epochs", "cold items", "warm items", "all items", "processor s")
     rows = (cells(name, runs) for name, runs in result["contestants"].items())
     return f"{table(head, rows)}\n\nSeed {seeds}; {settings}. {_packages(result)}."
 

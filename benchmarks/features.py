@@ -12,8 +12,10 @@ and all are tested once. ``--settings`` are those of all OneBP's; LightFM has th
 
 from __future__ import annotations
 
+import statistics
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -67,6 +69,20 @@ def train_and_test(model: str, args: Any, seed: int, own: dict[str, Any]) -> dic
     }
 
 
+def losses(contestants: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Among which items the model with all features has a lower NDCG than ids alone, in words."""
+    ids, both = (contestants.get(name, []) for name in ("ids alone", "features and ids"))
+    found = []
+    for items in ("cold", "warm", "all") if ids and both else ():
+        without, with_all = (
+            statistics.mean(value for run in runs for name, value in run["test"][items].items() if "ndcg" in name)
+            for runs in (ids, both)
+        )
+        if with_all < without:
+            found.append(f"{items} items, {100 * (with_all / without - 1):.1f} % NDCG")
+    return found
+
+
 def fields_of(args: Any) -> list[str]:
     """The fields of the data set's items."""
     path = args.data_path / args.dataset / f"{args.dataset}.item"
@@ -94,6 +110,8 @@ def main() -> None:
             print(f"{name}, seed {seed}: {runs[-1]['epochs']} epochs; {among}", flush=True)
             if args.json:
                 measure.write_json(args.json, {**about, "contestants": results})
+    for loss in losses(results):
+        print(f"features lose to ids alone: {loss}")
 
 
 if __name__ == "__main__":

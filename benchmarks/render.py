@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import measure
+from features import losses
 from measure import DATASETS, table
 from scaling_model import tables
 from stream import contestants
@@ -407,7 +408,9 @@ def _features(result: Result, _file: Path) -> str:
     seeds = ", ".join(str(run["seed"]) for run in next(iter(result["contestants"].values())))
     head = (result["dataset"], "epochs", "cold items", "warm items", "all items", "processor s")
     rows = (cells(name, runs) for name, runs in result["contestants"].items())
-    return f"{table(head, rows)}\n\nSeed {seeds}; {settings}. {_packages(result)}."
+    lost = losses(result["contestants"])
+    said = f"Features lose to ids alone: {'; '.join(lost)}." if lost else "Features lose nowhere to ids alone."
+    return f"{table(head, rows)}\n\n{said}\n\nSeed {seeds}; {settings}. {_packages(result)}."
 
 
 def _stream(result: Result, file: Path) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import psutil
 import yaml
 
 import recbole_onebp
@@ -205,7 +206,7 @@ def versions(*more: str) -> dict[str, str]:
 
 
 def use_threads(threads: int) -> None:
-    """Keep this process and its children on so many cores and threads.
+    """Keep this process and its children on so many cores and threads: the least busy cores, beside other work.
 
     Libraries read the number of threads when they are imported, so the program is started anew with the number in its
     environment, unless it is there already. Call this first in ``main``.
@@ -214,6 +215,9 @@ def use_threads(threads: int) -> None:
     if not 0 < threads <= len(free):
         raise UserError(f"--threads {threads}: {len(free)} cores are free to use")
     wanted = dict.fromkeys(THREAD_VARIABLES, str(threads))
+    if threads < len(free):
+        busy = dict(enumerate(psutil.cpu_percent(0.5, percpu=True)))
+        free.sort(key=lambda core: busy.get(core, 0.0))
     os.sched_setaffinity(0, free[:threads])
     if not wanted.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **wanted})

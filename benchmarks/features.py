@@ -12,16 +12,15 @@ and all are tested once. ``--settings`` are those of all OneBP's; LightFM has th
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import process_time
 from typing import Any
 
 import measure
 from quality import shown
+from render import losses
 
 from recbole_onebp import build
 from recbole_onebp.util.errors import UserError
@@ -34,8 +33,7 @@ CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
 LIGHTFM: dict[str, tuple[str, dict[str, Any]]] = {
     f"LightFM, {passes} passes": ("LightFM", {"item_features": "all", "n_iterations": passes})
     for passes in (5, 10, 30, 100)
-}
-LIGHTFM["features and ids, 2 epochs"] = ("OneBP", {"item_features": "all", "epochs": 2})
+} | {"features and ids, 2 epochs": ("OneBP", {"item_features": "all", "epochs": 2})}
 LAST: dict[str, tuple[str, dict[str, Any]]] = {
     "features, ids and local term": ("OneBP", {"item_features": "all", "local": "ridge"}),
     "a tenth of the ids left out": ("OneBP", {"item_features": "all", "id_dropout": 0.1}),
@@ -67,20 +65,6 @@ def train_and_test(model: str, args: Any, seed: int, own: dict[str, Any]) -> dic
         "processor_seconds": process_time() - start,
         "device": result.device,
     }
-
-
-def losses(contestants: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """Among which items the model with all features has a lower NDCG than ids alone, in words."""
-    ids, both = (contestants.get(name, []) for name in ("ids alone", "features and ids"))
-    found = []
-    for items in ("cold", "warm", "all") if ids and both else ():
-        without, with_all = (
-            statistics.mean(value for run in runs for name, value in run["test"][items].items() if "ndcg" in name)
-            for runs in (ids, both)
-        )
-        if with_all < without:
-            found.append(f"{items} items, {100 * (with_all / without - 1):.1f} % NDCG")
-    return found
 
 
 def fields_of(args: Any) -> list[str]:

@@ -85,19 +85,17 @@ def make_epoch(user: Ids, item: Ids, size: Mapping[str, int], seed: int, **overr
     """
     import torch
 
-    from recbole_onebp.config.properties import properties_dir
+    from recbole_onebp.config.properties import read_preset
     from recbole_onebp.config.schema import OneBPConfig, onebp_defaults
     from recbole_onebp.engine import Schedule
     from recbole_onebp.engine.cpu import FusedEngine
-    from recbole_onebp.util import safe_yaml
 
-    paper = safe_yaml.read(properties_dir() / "preset" / "paper.yaml", "paper.yaml")["all"]
     own = {
         "embedding_size": size["dimension"], "weight_decay": 0.0, "duplicates": "sequential",
         "train_neg_sample_args": {"distribution": "uniform", "sample_num": size["negatives"]},
         "train_batch_size": POSITIVES * size["negatives"],  # RecBole counts negatives
     }  # fmt: skip
-    values = {**onebp_defaults(), **paper, **own, **overrides}
+    values = {**onebp_defaults(), **read_preset("paper", "made"), **own, **overrides}
     settings = OneBPConfig(**{key: values[key] for key in OneBPConfig.model_fields})
     counts = size["users"] + 1, size["items"] + 1  # with the padding row, as in RecBole
     generator = torch.Generator().manual_seed(seed)

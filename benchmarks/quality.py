@@ -21,19 +21,11 @@ from typing import Any
 import measure
 
 from recbole_onebp import OneBPTrainer, Run, build
-from recbole_onebp.config.properties import properties_dir
+from recbole_onebp.config.properties import read_preset
 from recbole_onebp.trainer import CHOSEN
-from recbole_onebp.util import safe_yaml
 
 SETTINGS: dict[str, Any] = {"stopping_step": 5}
 """Added to what is measured."""
-
-
-def tuned(dataset: str) -> dict[str, Any]:
-    """What ``preset: tuned`` changes of the defaults, spelt out, so that results say it."""
-    path = properties_dir() / "preset" / "tuned.yaml"
-    changed: dict[str, Any] = safe_yaml.read(path, path.name)["datasets"].get(dataset, {})
-    return changed
 
 
 def predicted(trained: Run, overrides: dict[str, Any]) -> dict[str, float]:
@@ -109,7 +101,9 @@ def main() -> None:
     )  # fmt: skip
     measure.begin(args, [args.dataset])
     part = "valid" if args.no_test else "test"
-    given = {**SETTINGS, **({} if "preset" in args.settings else tuned(args.dataset)), **args.settings}
+    # What the preset changes is spelt out, so that results say it.
+    preset = {} if "preset" in args.settings else read_preset("tuned", args.dataset)
+    given = {**SETTINGS, **preset, **args.settings}
     settings = {**given, "threads": args.threads, "epochs at most": args.epochs}
     settings |= {"chosen by": "the first seed"} if args.choose_once else {}
     about = {**measure.here("numba"), "dataset": args.dataset, "settings": settings}

@@ -12,13 +12,12 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import measure
-from features import losses
 from measure import DATASETS, table
 from scaling_model import tables
 from stream import contestants
@@ -390,6 +389,20 @@ def _qualities(results: Path, pattern: str, parts: Mapping[str, str]) -> str:
         rows.append((result["dataset"], chosen or "-", *lists, *means))
     head = ("data set", "changed defaults", "seeds", "epochs", *parts.values())
     return table(head, rows) if rows else "Not run: `python benchmarks/quality.py`."
+
+
+def losses(contestants: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Among which items the model with all features has a lower NDCG than ids alone, in words."""
+    ids, both = (contestants.get(name, []) for name in ("ids alone", "features and ids"))
+    found = []
+    for items in ("cold", "warm", "all") if ids and both else ():
+        without, with_all = (
+            statistics.mean(value for run in runs for name, value in run["test"][items].items() if "ndcg" in name)
+            for runs in (ids, both)
+        )
+        if with_all < without:
+            found.append(f"{items} items, {100 * (with_all / without - 1):.1f} % NDCG")
+    return found
 
 
 def _features(result: Result, _file: Path) -> str:

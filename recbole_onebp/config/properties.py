@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
+
+from recbole_onebp.util import safe_yaml
+from recbole_onebp.util.errors import UserError
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -33,3 +37,19 @@ def property_file(kind: str, name: str) -> Path | None:
     """``properties/<kind>/<name>.yaml``, or that of a model of the user's, if there is one."""
     folders = model_folders() if kind == "model" else [properties_dir() / kind]
     return next((path for folder in folders if (path := folder / f"{name}.yaml").is_file()), None)
+
+
+def read_preset(name: str, dataset: str) -> dict[str, Any]:
+    """The keys of ``properties/preset/<name>.yaml``: those of ``all``, overridden by those of the data set.
+
+    Raises:
+        UserError: if there is no such preset.
+    """
+    if name == "default":
+        return {}
+    path = property_file("preset", name) if isinstance(name, str) else None
+    if path is None:
+        known = ["default", *sorted(file.stem for file in (properties_dir() / "preset").glob("*.yaml"))]
+        raise UserError(f"preset: there is none named {name!r}; known presets: {', '.join(known)}")
+    preset = safe_yaml.read(path, path.name)
+    return {**preset["all"], **preset["datasets"].get(dataset, {})}

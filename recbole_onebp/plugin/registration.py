@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import wrapt
-import yaml
 
-from recbole_onebp.config.properties import own_models, properties_dir, property_file
-from recbole_onebp.util.errors import UserError
+from recbole_onebp.config.properties import own_models, property_file, read_preset
 
 __all__ = ["register"]
 
@@ -68,7 +66,7 @@ def _add_defaults(wrapped: Callable[..., None], config: Any, args: Any, kwargs: 
     if model_class.__name__ == "OneBP":
         _check_stock_config(config)
         defaults.update(import_module("recbole_onebp.config.schema").dependent_defaults(given))
-        defaults.update(_preset(given.get("preset", defaults["preset"]), dataset, config.yaml_loader))
+        defaults.update(read_preset(given.get("preset", defaults["preset"]), dataset))
     dataset_file = property_file("dataset", dataset)
     if dataset_file is not None:
         config._update_internal_config_dict(dataset_file)
@@ -96,18 +94,6 @@ def _choose_sampler(wrapped: Callable[..., Any], _instance: Any, args: Any, kwar
         return import_module("recbole_onebp.data.loaders").sampler_class(fast, of_train) if fast or of_train else None
 
     return (ours(*args, **kwargs) or wrapped)(*args, **kwargs)
-
-
-def _preset(name: str, dataset: str, loader: Any) -> dict[str, Any]:
-    """The keys of ``properties/preset/<name>.yaml``: those of ``all``, overridden by those of the data set."""
-    if name == "default":
-        return {}
-    path = property_file("preset", name) if isinstance(name, str) else None
-    if path is None:
-        known = ["default", *sorted(file.stem for file in (properties_dir() / "preset").glob("*.yaml"))]
-        raise UserError(f"preset: there is none named {name!r}; known presets: {', '.join(known)}")
-    preset = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-    return {**preset["all"], **preset["datasets"].get(dataset, {})}
 
 
 def _evaluates_fast(config: Any, *phases: str) -> bool:

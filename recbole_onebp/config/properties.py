@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from recbole_onebp.util import safe_yaml
 from recbole_onebp.util.errors import UserError
 
 _PACKAGE = Path(__file__).parents[1]
@@ -45,6 +44,8 @@ def read_preset(name: str, dataset: str) -> dict[str, Any]:
     Raises:
         UserError: if there is no such preset.
     """
+    from recbole_onebp.util import safe_yaml  # here, because files are found without PyYAML too
+
     if name == "default":
         return {}
     path = property_file("preset", name) if isinstance(name, str) else None

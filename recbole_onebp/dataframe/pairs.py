@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from logging import getLogger
 from typing import Any
@@ -58,7 +57,7 @@ def read_rows(data: Any, columns: Columns, name: str, *, time: bool = True, weig
     for remark in table.remarks:
         getLogger().warning("%s: %s", name, remark)
     if table.bad:
-        raise UserError(_first_bad(table.bad, given, name))
+        raise UserError(_first_bad(table.bad, name))
     frame = table.frame
     if not given.get("rating"):  # the archives of GroupLens have ratings
         frame = frame.drop(columns="rating", errors="ignore")
@@ -81,13 +80,13 @@ def each_once(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     return pairs.reset_index(drop=True)
 
 
-def _first_bad(bad: BadRows, given: Mapping[str, str], name: str) -> str:
-    first, reason = bad[0], bad[0].reason
-    for key, column in given.items():
-        reason = reason.replace(key, column or key)
+def _first_bad(bad: BadRows, name: str) -> str:
+    first = bad[0]
     counted = " (counted from 0)" if first.where.startswith(f"{name}, row") else ""  # lines and rows of files: from 1
     others = f"; {len(bad):,} rows are bad" if len(bad) > 1 else ""
-    return f"{first.where}{counted}: {reason}: values {first.text or 'none'}{others}; correct or leave out such rows"
+    return (
+        f"{first.where}{counted}: {first.reason}: values {first.text or 'none'}{others}; correct or leave out such rows"
+    )
 
 
 def _tell_blanks(frame: pd.DataFrame, name: str) -> None:

@@ -28,6 +28,7 @@ from recbole_onebp.run.result import Result
 from recbole_onebp.run.run import Run
 from recbole_onebp.serving.bundle import Bundle
 from recbole_onebp.serving.export.exporter import export
+from recbole_onebp.serving.export.trained_run import TrainedRun
 from recbole_onebp.trainer import CHOSEN
 from recbole_onebp.util import logs
 from recbole_onebp.util.errors import UserError, writing
@@ -135,7 +136,7 @@ def fit_from(
         with bar("train") as after:
             result = run.fit(after)
     bundle = holder.path / "bundle"
-    export(folder.path, bundle)
+    export(folder.path, bundle, trained=TrainedRun.of(run))
     return FittedRecommender.open(bundle, holder, result, columns, settings, run)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,10 @@ class TableFormat:
     """Largest file, after unpacking; see :func:`~recbole_onebp.data.sources.unpack.bound`."""
     in_python: bool = False
     """Messages name the arguments of :func:`recbole_onebp.fit` in place of the flags of ``recbole-onebp convert``."""
+
+    def in_its_words(self, message: str) -> str:
+        """The message with the names of the caller's columns in place of ours."""
+        return re.sub("|".join(_USUAL), lambda ours: self.columns.get(ours[0]) or ours[0], message)
 
 
 def usual_columns(names: Sequence[str]) -> dict[str, str]:

@@ -116,7 +116,7 @@ def _of_matrix(data: Any, columns: Mapping[str, str], name: str) -> Table:
     }
     raw = pd.DataFrame({**ids, "rating": matrix.data[kept]} if has_weights else ids)
     raw.attrs["ids_are_typed"] = True
-    return sift(raw, f"{name}, entry", name, TableFormat(weights=True))
+    return sift(raw, f"{name}, entry", name, TableFormat(columns, weights=True))
 
 
 # -------------------------------------------------------------------------------------------------------------- columns

@@ -163,7 +163,7 @@ def sift(raw: pd.DataFrame, where: str, path: str, form: TableFormat, remarks: S
         chosen = wrong & (codes == 0)
         if chosen.any():
             codes[chosen] = len(reasons)
-            reasons.append(said)
+            reasons.append(form.in_its_words(said) if form.header else said)
     bad = codes > 0
     left_out = BadRows(raw.drop(columns=FAULT, errors="ignore")[bad], where, reasons, codes[bad])
     good = frame[~bad] if bad.any() else frame

@@ -20,7 +20,7 @@ from recbole_onebp.serving.export.card import Parts, evaluate_groups, model_card
 from recbole_onebp.serving.export.item_fields import columns, read_item_fields
 from recbole_onebp.serving.export.local_term import local_table
 from recbole_onebp.serving.export.onnx_scorer import check_packages, write_onnx
-from recbole_onebp.serving.export.trained_run import read_results, read_run, read_settings
+from recbole_onebp.serving.export.trained_run import TrainedRun, read_results, read_run, read_settings
 from recbole_onebp.serving.local_table import LOCAL_FILES, LocalTable
 from recbole_onebp.serving.scorer import Scorer
 from recbole_onebp.serving.search import Excluded
@@ -48,6 +48,7 @@ def export(
     onnx: bool = False,
     data_path: str | Path | None = None,
     tell: Callable[[str], object] = lambda line: None,
+    trained: TrainedRun | None = None,
 ) -> dict[str, Any]:
     """Write the bundle of a run.
 
@@ -64,6 +65,7 @@ def export(
         onnx: add the scorer as ``scorer.onnx``.
         data_path: the folder that holds the data set's folder, if it is not where the run says.
         tell: called with a line for the user.
+        trained: the run as it is in memory, so that model and data are not read, nor the local term fitted, again.
 
     Returns:
         The manifest of the bundle.  With ``ann``, its key ``ann`` holds recall and speed of the index.
@@ -77,7 +79,7 @@ def export(
     if onnx:
         check_packages()
     settings, results = read_settings(run_dir), read_results(run_dir)
-    run = read_run(run_dir, None if data_path is None else Path(data_path))
+    run = trained or read_run(run_dir, None if data_path is None else Path(data_path))
     tell(printable(f"data: {run.config['data_path']}"))
     config, dataset, model, cosine = run.config, run.dataset, run.model, run.model.config.score == "cosine"
     user, item = _pairs(run.train)
@@ -181,8 +183,10 @@ def _quality(
     return quality(index, scorer, Excluded.of(histories), _ANN_K)
 
 
-def _pairs(dataset: Any) -> tuple[InternalIds, InternalIds]:
-    """Users and items of all interactions."""
+def _pairs(dataset: Any | None) -> tuple[InternalIds, InternalIds]:
+    """Users and items of all interactions; none of a part that is empty."""
+    if dataset is None:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
     return dataset.inter_feat[dataset.uid_field].numpy(), dataset.inter_feat[dataset.iid_field].numpy()
 
 

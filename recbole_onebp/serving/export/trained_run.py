@@ -23,6 +23,7 @@ from recbole_onebp.run.build import load_data, parse_config, present
 from recbole_onebp.run.checkpoint.model_file import read_model
 from recbole_onebp.run.checkpoint.state import data_of, differences
 from recbole_onebp.run.folder import plain
+from recbole_onebp.run.run import Run
 from recbole_onebp.util import safe_yaml
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.untrusted import read_json
@@ -91,7 +92,7 @@ _NEEDED = (
 
 
 class TrainedRun(NamedTuple):
-    """A finished run with its data; train, validation and test part as RecBole's data sets."""
+    """A finished run with its data; train, validation and test part as RecBole's data sets, None if empty."""
 
     config: Any
     model: Any
@@ -99,6 +100,15 @@ class TrainedRun(NamedTuple):
     train: Any
     valid: Any
     test: Any
+
+    @classmethod
+    def of(cls, run: Run) -> TrainedRun | None:
+        """A run of this process after training; None if its model is on a GPU, or shared with other processes."""
+        model: Any = run.model
+        if model.user_table.device.type != "cpu" or model.shard is not None:
+            return None
+        parts = (None if loader is None else loader._dataset for loader in (run.valid_data, run.test_data))
+        return cls(run.config, model, run.dataset, run.train_data._dataset, *parts)
 
 
 def read_run(run_dir: Path, data_path: Path | None = None) -> TrainedRun:

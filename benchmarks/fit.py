@@ -35,9 +35,8 @@ def from_memory(settings: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": time.monotonic() - start, "epochs": rec.result.epochs_run, "lists": len(lists)}
 
 
-def from_files(started: float, folder: str, settings: dict[str, Any], threads: int) -> dict[str, Any]:
+def from_files(started: float, folder: str, settings: dict[str, Any]) -> dict[str, Any]:
     """A data set from its files; ``started`` is by ``time.monotonic()``, which all processes share."""
-    measure.use_threads(threads)
     parts = {
         part: pd.read_csv(Path(folder, f"{Path(folder).name}.{part}.inter"), sep="\t").rename(
             columns=lambda name: name.partition(":")[0]
@@ -59,7 +58,7 @@ def main() -> None:
     known = args.dataset != ML_100K
     measure.begin(args, [args.dataset] if known else [])
     about = {**measure.here("numba"), "dataset": args.dataset, "settings": args.settings, "threads": args.threads}
-    task = str(args.data_path / args.dataset), args.settings, args.threads
+    task = str(args.data_path / args.dataset), args.settings
     runs = []
     for _ in range(args.repeats):
         if known:

@@ -466,6 +466,20 @@ def _weights(result: Result, _file: Path) -> str:
     return f"{on_test}\n\n{where}\n\n{table(('OneBP on validation, weights', *metrics), places)}"
 
 
+def fits(results: Path) -> str:
+    """A row a file of ``fit.py``: seconds to the lists of all users, and the test metrics of the lists."""
+    rows, about = [], set()
+    for result in map(_read, sorted(results.glob("fit/*.json"))):
+        runs, settings = result["runs"], ", ".join(f"{key}: {value}" for key, value in result["settings"].items())
+        seconds = [run["seconds"] for run in runs]
+        spread = f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
+        test = runs[-1].get("test")
+        rows.append((result["dataset"], settings or "-", spread, " / ".join(_accuracy(test)) if test else ""))
+        about.add(f"{result['machine']['cpu']}, {result['threads']} threads; {_packages(result)}.")
+    head = ("data set", "changed defaults", "seconds (least to most)", "test, Recall@20 / NDCG@20")
+    return "\n\n".join([table(head, rows), *sorted(about)]) if rows else "Not run: `python benchmarks/fit.py`."
+
+
 speed = _pages("*-speed.json", "speed.py", _full)
 speed_short = _pages("*-speed.json", "speed.py", _short)
 growth = _pages("*-growth.json", "large.py growth", _growth)
@@ -483,6 +497,7 @@ BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
         "factors": factors,
     },
     "docs/local.md": {"local": _pages("local/*.json", "local.py --dataset gowalla", _local)},
+    "docs/dataframe.md": {"fit": fits},
     "docs/weights.md": {"weights": _pages("weights/*.json", "weights.py", _weights)},
     "docs/features.md": {
         "features": _pages("features/*.json", "features.py", _features),

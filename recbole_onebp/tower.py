@@ -20,6 +20,10 @@ from recbole_onebp.data.item_features import ItemField
 
 __all__ = ["Tower"]
 
+_SHARE = 0.5
+"""What the values of a field weigh beside the row of the id; with as much as the id they learn its part too, and warm
+items lose by it (docs/features.md)."""
+
 
 class Tower(nn.Module):
     """Rows and biases of items, from their ids and their values.
@@ -33,7 +37,7 @@ class Tower(nn.Module):
         has_id: whether each item has the row of its id, ``(n_items,)``.
         start: the values of item i are ``value[start[i] : start[i + 1]]``, ``(n_items + 1,)``.
         value: numbers of values.
-        weight: of each value in its item; see :class:`~recbole_onebp.data.item_features.ItemField`.
+        weight: of each value in its item, see :meth:`features`.
         kept: which items have the rows of their ids in the next step, ``(n_items,)``; set by the trainer.
     """
 
@@ -73,8 +77,13 @@ class Tower(nn.Module):
         self.register_buffer("kept", torch.ones(n_items, dtype=torch.bool), persistent=False)
 
     def features(self) -> sp.csr_array:
-        """The weight of each value in each item, ``(n_items, n_values)``."""
-        return sp.csr_array(sp.hstack([field.matrix for field in self.fields]))
+        """The weight of each value in each item, ``(n_items, n_values)``: half of that in its field."""
+        return sp.csr_array(_SHARE * sp.hstack([field.matrix for field in self.fields], "csr"))
+
+    def values(self) -> tuple[Tensor, Tensor | None]:
+        """Rows and biases of values for the weights of :class:`~recbole_onebp.data.item_features.ItemField`."""
+        bias = None if self.value_bias is None else _SHARE * self.value_bias.detach()
+        return _SHARE * self.value_table.detach(), bias
 
     @property
     def of_values(self) -> list[nn.Parameter]:

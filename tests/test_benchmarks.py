@@ -387,6 +387,24 @@ def test_quality_chooses_on_validation_and_tests_once(in_camps):
     assert other["curve"][0]["ndcg@10"] != short["curve"][0]["ndcg@10"]
 
 
+def test_the_way_from_files_to_lists(tiny_path, tmp_path):
+    fit, render, measure = import_module("fit"), import_module("render"), import_module("measure")
+    header, *rows = (Path(tiny_path) / "tiny" / "tiny.inter").read_text().splitlines()
+    for place, part in enumerate(("train", "valid", "test")):
+        of_part = [row for number, row in enumerate(rows) if (number % 6 < 4, number % 6 == 4, number % 6 == 5)[place]]
+        measure.write_text(tmp_path / "mine" / f"mine.{part}.inter", "\n".join([header, *of_part]) + "\n")
+    settings = {"epochs": 2, "n_shared_negatives": 16, "train_batch_size": 16, "embedding_size": 16}
+    found = fit.from_files(time.monotonic(), str(tmp_path / "mine"), settings)
+    assert (found["epochs"], found["lists"]) == (2, 30)
+    assert found["seconds"] > 0
+    assert found["test"]["recall@20"] > 0.9  # all but the 10 items of the history are of the list, its camp's first
+    about = {**measure.here("numba"), "dataset": "mine", "settings": {"epochs": 2}, "threads": 1}
+    measure.write_json(tmp_path / "fit" / "mine.json", {**about, "runs": [found, {**found, "seconds": 9.0}]})
+    row = render.fits(tmp_path).splitlines()[2]
+    assert row.startswith("| mine | epochs: 2 |")
+    assert row.endswith(f"to 9.0) | {found['test']['recall@20']:.4f} / {found['test']['ndcg@20']:.4f} |")
+
+
 def test_quality_takes_the_local_weight_of_the_first_training(in_camps):
     quality = import_module("quality")
     common = {**in_camps, "dataset": "tiny", "seed": 1, "valid_metric": "NDCG@10", "local": "ridge", "local_reg": 1.0}

@@ -154,9 +154,10 @@ def _arrays(
     if (bias := model.score_biases()) is not None:
         arrays["item_bias"] = bias.detach()[items, 0].numpy()
     if model.tower is not None:
-        arrays["value_encodings"] = model.tower.value_table.detach().numpy()
-        if model.tower.value_bias is not None:
-            arrays["value_bias"] = (model.config.temperature * model.tower.value_bias.detach()[:, 0]).numpy()
+        values, value_bias = model.tower.values()
+        arrays["value_encodings"] = values.numpy()
+        if value_bias is not None:
+            arrays["value_bias"] = (model.config.temperature * value_bias[:, 0]).numpy()
     if model.item_weight is not None:
         arrays["item_weight"] = model.item_weight[items, 0].numpy()
     if local is not None:

@@ -53,7 +53,7 @@ def train_and_test(model: str, args: Any, seed: int, own: dict[str, Any]) -> dic
     given = {key: value for key, value in args.settings.items() if key in passed_on}
     with tempfile.TemporaryDirectory() as scratch:
         common = {"data_path": str(args.data_path), "show_progress": False, "output_dir": scratch, "seed": seed}
-        settings = {"epochs": args.epochs, "stopping_step": 5, **given, **own}
+        settings = {"epochs": args.epochs, **given, **own}
         files = [str(path)] if (path := args.data_path / args.dataset / f"{args.dataset}.yaml").is_file() else None
         start = process_time()
         result = build(model, args.dataset, files, {**common, **settings}).fit()

@@ -46,7 +46,7 @@ DATA: dict[str, dict[str, Any]] = {
     },
     "onebp-ml-100k": {"epochs": 100},
     "onebp-ml-1m": {"epochs": 40},
-    "amazon-book-part": {"epochs": 40, "refit": True},
+    "amazon-book-part": {"epochs": 25, "refit": True},
     "gowalla": {"epochs": 40},
     "yelp2018": {"epochs": 40},
 }

@@ -84,7 +84,8 @@ def main() -> None:
     settings = {**args.settings, "threads": args.threads, "epochs at most": args.epochs}
     about = {**measure.here("numba"), "dataset": args.dataset, "settings": settings}
     results = measure.earlier(args.json, about, "contestants", ("dataset", "settings")) or {}
-    for name, (model, own) in contestants(fields_of(args), args.lightfm).items():
+    every = contestants(fields_of(args), args.lightfm)
+    for name, (model, own) in every.items():
         runs = results.get(name, [])
         for seed in sorted(set(args.seeds) - {run["seed"] for run in runs}):
             runs = [*runs, train_and_test(model, args, seed, own)]
@@ -93,7 +94,8 @@ def main() -> None:
             among = "; ".join(f"{items} {shown(test[items])}" for items in ("cold", "warm", "all"))
             print(f"{name}, seed {seed}: {runs[-1]['epochs']} epochs; {among}", flush=True)
             if args.json:
-                measure.write_json(args.json, {**about, "contestants": results})
+                in_order = {name: results[name] for name in every if name in results}
+                measure.write_json(args.json, {**about, "contestants": in_order})
     for loss in losses(results):
         print(f"features lose to ids alone: {loss}")
 

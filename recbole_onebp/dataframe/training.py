@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from recbole_onebp.config.keys import keys_read_by, nearest
 from recbole_onebp.data.sources.atomic_folder import write_parts
+from recbole_onebp.data.sources.item_tables import ItemTable, read_item_table
 from recbole_onebp.dataframe.pairs import Columns, each_once, read_rows
 from recbole_onebp.dataframe.recommender import FittedRecommender
 from recbole_onebp.run.build import build_from, load_config
@@ -38,8 +39,13 @@ __all__ = ["fit", "fit_from"]
 
 _NAME = "dataframe"
 _FIELDS = {"USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "TIME_FIELD": "timestamp"}
-_OWN = ("model", "dataset", "data_path", "load_col", "benchmark_filename", "resume", "WEIGHT_FIELD", *_FIELDS)
+_OWN = (
+    "model", "dataset", "data_path", "load_col", "seq_separator", "benchmark_filename", "resume", "WEIGHT_FIELD",
+    *_FIELDS,
+)  # fmt: skip
 """Keys that :func:`fit` sets, or cannot follow."""
+_NOT_KEYS = ("item_features", "output_dir", "show_progress")
+"""Settings that are not passed on as they are."""
 _DEFAULT_SHARE = 0.1
 _DEFAULT_K = 10
 """RecBole's ``topk``."""
@@ -53,6 +59,7 @@ def fit(
     valid: Any = None,
     weight: str | None = None,
     on_epoch: OnEpoch | None = None,
+    item_features: Any = None,
     **settings: Any,
 ) -> FittedRecommender:
     """Train OneBP on a table of interactions.
@@ -82,6 +89,9 @@ def fit(
             is no interaction.
         on_epoch: called after each epoch with its number, loss and validation metrics, see
             :meth:`recbole_onebp.Run.fit`.  Of two trainings only the first has metrics.
+        item_features: a table with a row for each item, also for items that nobody has taken: its column ``item`` names
+            the item, all others are features.  A column holds numbers, texts, lists of texts (several values of an
+            item), or lists of numbers (ready embeddings).
         settings: configuration keys of OneBP and RecBole, such as ``epochs``, ``seed``, ``embedding_size``, ``topk``
             or ``output_dir``.  ``show_progress`` is by default on for a terminal and a notebook.  ``state="INFO"`` logs
             each epoch.
@@ -102,7 +112,8 @@ def fit(
         >>> sorted(rec.result.valid)
         ['hit@10', 'mrr@10', 'ndcg@10', 'precision@10', 'recall@10']
     """
-    return fit_from(data, Columns(user, item, time, weight), valid, settings, on_epoch=on_epoch)
+    every = {**settings, "item_features": item_features}
+    return fit_from(data, Columns(user, item, time, weight), valid, every, on_epoch=on_epoch)
 
 
 def fit_from(
@@ -122,11 +133,17 @@ def fit_from(
             names = {*known, *signature(fit).parameters} - {"settings"}
             raise UserError(f"{key}: fit and OneBP have no such argument or key{nearest(key, names)}")
     parts, keys = _parts(data, columns, valid, settings)
+    items = None
+    if settings.get("item_features") is not None:
+        items = read_item_table(settings["item_features"], columns.item)
+        items.complete(pd.Index(next(iter(parts.values()))["item_id"].unique()))
+        keys |= {"item_features": "all", "seq_separator": items.separator}
+        keys["load_col"]["item"] = ["item_id", *items.fields]
     holder = TemporaryFolder()
     output_dir = settings.get("output_dir")
     folder = RunFolder.temporary() if output_dir is None else RunFolder(output_dir)
     data_path = (holder.path if output_dir is None else folder.path.resolve()) / "data"
-    _write(data_path / _NAME, parts)
+    _write(data_path / _NAME, parts, items)
     keys["data_path"] = str(data_path)
     bar = partial(_bar, settings.get("show_progress"), on_epoch)
     if valid is None and "refit" not in settings:
@@ -156,7 +173,7 @@ def _parts(
     keys: dict[str, Any] = {
         "show_progress": False,  # RecBole's bars, of each epoch
         "state": "WARNING",
-        **{key: value for key, value in settings.items() if key not in ("output_dir", "show_progress")},
+        **{key: value for key, value in settings.items() if key not in _NOT_KEYS},
         **_FIELDS,
         "model": "OneBP",
         "dataset": _NAME,
@@ -182,12 +199,15 @@ def _parts(
     return {"all": pairs}, keys
 
 
-def _write(folder: Path, parts: Mapping[str, pd.DataFrame]) -> None:
+def _write(folder: Path, parts: Mapping[str, pd.DataFrame], items: ItemTable | None) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob(f"{_NAME}*.inter"):
-            old.unlink()
+        for old in folder.glob(f"{_NAME}.*"):
+            if old.suffix in (".inter", ".item", ".npy", ".ids"):
+                old.unlink()
         write_parts(folder, _NAME, parts)
+        if items is not None:
+            items.write(folder, _NAME)
 
 
 def _cutoffs(settings: Mapping[str, Any], n_items: int) -> dict[str, Any]:

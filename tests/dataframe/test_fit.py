@@ -324,5 +324,6 @@ def test_the_page_about_it(monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     for block in blocks[:-1]:
         exec(compile(block, "dataframe.md", "exec"), names)
-    assert (len(blocks), names["metrics"].n_users, names["newer"].result.n_train) == (4, 30, len(rows))
+    assert (len(blocks), names["metrics"].n_users, names["newer"].result.n_train) == (5, 30, len(rows))
     assert Recommender.load("bundle").n_items == 25
+    assert names["featured"].n_items == 27

@@ -20,7 +20,7 @@ from recbole_onebp.data.sources.parquet import EXACT, whole_number
 from recbole_onebp.data.sources.tables import Table, read, sift
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["STORED", "read_interactions"]
+__all__ = ["STORED", "column_of", "raw_columns", "read_interactions", "table_of"]
 
 STORED = "data"
 """What the values of a sparse matrix are called, as in scipy."""
@@ -56,15 +56,15 @@ def read_interactions(data: Any, columns: Mapping[str, str], name: str = "data")
         return read(Path(data), form)
     if sp.issparse(data):
         return _of_matrix(data, columns, name)
-    table = _table(data, name)
+    table = table_of(data, name)
     names = [*map(str, table.columns if isinstance(table, pd.DataFrame) else table.column_names)]
     if len(names) == 2 and not {*_IDS} & (columns.keys() | usual_columns(names).keys()):
         form = replace(form, columns={**form.columns, **dict(zip(_IDS, names, strict=True))})
-    raw = _raw({key: _column(table, names.index(column)) for key, column in choose(name, names, form).items()})
+    raw = raw_columns({key: column_of(table, names.index(column)) for key, column in choose(name, names, form).items()})
     return sift(raw, f"{name}, row", name, form)
 
 
-def _table(data: Any, name: str) -> Any:
+def table_of(data: Any, name: str) -> Any:
     """A pandas frame as it is, any other as a pyarrow table."""
     if isinstance(data, pd.DataFrame):
         return data
@@ -81,7 +81,8 @@ def _table(data: Any, name: str) -> Any:
     return pa.table(data) if hasattr(data, "__arrow_c_stream__") else interchange.from_dataframe(data)
 
 
-def _column(table: Any, place: int) -> pd.Series:
+def column_of(table: Any, place: int) -> pd.Series:
+    """A column of what :func:`table_of` returns."""
     if isinstance(table, pd.DataFrame):
         return table.iloc[:, place]
     import pyarrow as pa
@@ -122,8 +123,9 @@ def _of_matrix(data: Any, columns: Mapping[str, str], name: str) -> Table:
 # -------------------------------------------------------------------------------------------------------------- columns
 
 
-def _raw(given: Mapping[str, pd.Series]) -> pd.DataFrame:
-    """The columns by our names, and what is wrong with ids of other types."""
+def raw_columns(given: Mapping[str, pd.Series]) -> pd.DataFrame:
+    """Columns by our names as :func:`~recbole_onebp.data.sources.tables.sift` takes them: ids as text, and in
+    :data:`~recbole_onebp.data.sources.forms.FAULT` what is wrong with those of other types."""
     fault: Any = None
     columns: dict[str, Any] = {}
     dates = False

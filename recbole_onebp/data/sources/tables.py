@@ -22,7 +22,7 @@ from recbole_onebp.data.sources.unpack import DAMAGED, base_suffix, bound, read_
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.weights import ALLOWED, are_allowed
 
-__all__ = ["BadRow", "BadRows", "Table", "TableFormat", "read", "read_table", "sift"]
+__all__ = ["BadRow", "BadRows", "Table", "TableFormat", "misread", "read", "read_table", "sift"]
 
 _POSITIONS = {"user_id": "1", "item_id": "2", "rating": "3", "timestamp": "4"}
 _GROUPLENS = {"u.data": "\t", "ratings.dat": "::", "ratings.csv": ","}
@@ -201,7 +201,7 @@ def _faults(
         ids = column.categories
         for wrong, said in (
             (ids.str.len() > _LONGEST_ID, f"{key} is longer than {_LONGEST_ID:,} characters"),
-            (_misread([*ids]), f"RecBole would not read this {key} back"),
+            (misread([*ids]), f"RecBole would not read this {key} back"),
         ):
             yield np.append(np.asarray(wrong, bool), False)[column.codes], said
 
@@ -236,7 +236,7 @@ def _whole(column: pd.Categorical, key: str, form: TableFormat, remarks: list[st
     return column
 
 
-def _misread(ids: Sequence[str]) -> npt.NDArray[np.bool_]:
+def misread(ids: Sequence[str]) -> npt.NDArray[np.bool_]:
     """Which ids RecBole would read differently from an atomic file: NA, null and other words for missing values, line
     breaks, and what its parser splits."""
     wrong = np.array([not _BREAKS.isdisjoint(text) or len(text) > _LONGEST_ID for text in ids], bool)

@@ -1,0 +1,129 @@
+"""Features of items from a table: the same as those of an ``.item`` file, and bad ones in one line."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from recbole_onebp import OneBPRecommender, build, fit
+from recbole_onebp.util.errors import UserError
+from support.interactions import FAST
+
+LISTS = [["x y", "t1"], [], ["t1"], None, ["t2", "x y"]]
+
+
+@pytest.fixture
+def items() -> pd.DataFrame:
+    """Of the 25 items of the interactions, and one that nobody has taken."""
+    number = range(26)
+    return pd.DataFrame({
+        "item_id": [*number],
+        "kind": ["even" if n % 2 == 0 else "odd" for n in number],
+        "tags": [LISTS[n % 5] for n in number],
+        "year": pd.array([1990 + n if n % 7 else None for n in number], dtype="Int64"),
+        "cover": [np.array([n / 25, 1.0], np.float32) if n % 4 else None for n in number],
+    })  # fmt: skip
+
+
+def test_a_table_is_an_item_file(frame, items, tmp_path):
+    rec = fit(frame, item_features=items, output_dir="out", **FAST)
+    data = tmp_path / "out" / "data" / "dataframe"
+    lines = (data / "dataframe.item").read_text().splitlines()
+    assert lines[0] == "item_id:token\tkind:token\ttags:token_seq\tyear:float"
+    assert lines[1:4] == ["0\teven\tx y|t1\t", "1\todd\t\t1991.0", "2\teven\tt1\t1992.0"]
+    assert (data / "dataframe.cover.ids").read_text().split() == [str(n) for n in range(26) if n % 4]
+    np.testing.assert_array_equal(np.load(data / "dataframe.cover.npy")[0], np.float32([1 / 25, 1]))
+
+    keys = {**FAST, "data_path": str(data.parent), "refit": True, "item_features": "all", "seq_separator": "|"}
+    keys |= {"load_col": {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "kind", "tags", "year"]}}
+    keys |= {"eval_args": rec.run.config["eval_args"], "epochs": rec.result.best_epoch + 1}
+    keys |= {"local_weight": rec.result.local["weight"] if rec.result.local else 0.0}
+    run = build("OneBP", "dataframe", config_dict=keys)
+    run.fit()
+    theirs = run.model.state_dict()
+    for name, table in rec.run.model.state_dict().items():
+        np.testing.assert_array_equal(table, theirs[name], err_msg=name)
+
+
+def test_items_that_nobody_has_taken_are_recommended(frame, items):
+    rec = fit(frame, item_features=items, **FAST)
+    (answer,) = rec.recommend([0], k=26)
+    assert "25" in dict(answer)
+    added = rec.add_items({"new": {"kind": "odd", "tags": ["x y"], "year": 2000, "cover": [0.5, 1.0]}})
+    assert (added.added, added.unknown) == (["new"], [])
+    (answer,) = pickle.loads(pickle.dumps(rec)).recommend([0], k=26)
+    assert "25" in dict(answer)
+    with pytest.raises(UserError, match="item_features: training does not start from an earlier model"):
+        rec.refit(frame)
+
+
+def test_items_without_a_row_keep_their_interactions(frame, items, caplog):
+    rec = fit(frame, item_features=items[20:], **FAST)
+    assert (rec.n_items, rec.result.n_train) == (26, len(frame))
+    assert "item_features: 20 of 25 items have no row" in caplog.messages
+
+
+def test_other_tables(frame, items):
+    pa = pytest.importorskip("pyarrow")
+    of_pandas = fit(frame, item_features=items, **FAST)
+    table = pa.Table.from_pylist(
+        [{k: v.tolist() if isinstance(v, np.ndarray) else None if v is pd.NA else v for k, v in row.items()}
+         for row in items.to_dict("records")]
+    )  # fmt: skip
+    of_pyarrow = fit(frame, item_features=table, **FAST)
+    assert of_pyarrow.recommend(range(30)) == of_pandas.recommend(range(30))
+    estimator = OneBPRecommender(item_features=items.astype({"kind": "category"}), **FAST).fit(frame)
+    assert estimator.recommend(range(30)) == of_pandas.recommend(range(30))
+
+
+def test_files_of_an_earlier_run_do_not_stay(frame, items):
+    fit(frame, item_features=items, output_dir="out", **FAST)
+    fit(frame, output_dir="out", **FAST)
+    assert [path.name for path in Path("out/data/dataframe").iterdir() if path.is_file()] == ["dataframe.inter"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda t: t.rename(columns={"item_id": "sku"}),
+            "which column is the item? call it item_id; its columns are sku,",
+        ),
+        (lambda t: t[["item_id"]], "no column but item_id; expected features beside it"),
+        (lambda t: pd.concat([t, t[:1]]), ", row 26 (counted from 0): item 0 again"),
+        (lambda t: t.assign(item_id=[True, *t["item_id"][1:]]), ", row 0 (counted from 0): item_id is a truth value"),
+        (lambda t: t.assign(item_id=[None, *t["item_id"][1:]]), ", row 0 (counted from 0): no item_id"),
+        (lambda t: t.assign(kind=[1, *t["kind"][1:]]), ": kind, row 0 (counted from 0): '1': expected a column of"),
+        (
+            lambda t: t.assign(kind=pd.Timestamp("2020")),
+            ": kind, row 0 (counted from 0): '2020-01-01 00:00:00': expected",
+        ),
+        (
+            lambda t: t.assign(kind=[["a", 1.5]] * 26),
+            ": kind, row 0 (counted from 0): \"['a', 1.5]\": expected a column",
+        ),
+        (lambda t: t.assign(kind=None), ": kind: no entry has a value; leave the column out"),
+        (lambda t: t.assign(kind="NA"), ": kind: RecBole would not read 'NA' back; rename it"),
+        (lambda t: t.assign(tags=[["a b|c;d,e\x1f"]] * 26), ": values of lists have all of"),
+        (lambda t: t.assign(year=np.inf), ": year, row 0 (counted from 0): expected finite numbers"),
+        (
+            lambda t: t.assign(cover=[[1.5]] + [[1.0, 2.5]] * 25),
+            ": cover: embeddings of 1, 2 numbers; give equal lengths",
+        ),
+        (lambda t: t.assign(cover=[[np.nan]] * 26), ": cover, row 0 (counted from 0): '[nan]': expected a column of"),
+        (lambda t: t.assign(timestamp=1), ": timestamp: a feature cannot be called so; rename the column"),
+        (lambda t: t.rename(columns={"kind": "a:b"}), ": a:b: a feature cannot be called so; rename the column"),
+        (lambda _: "all", ": all: expected a table with a row for each item, such as a DataFrame"),
+        (lambda _: 3, ": int is no table"),
+    ],
+)
+def test_bad_tables(frame, items, change, said):
+    with pytest.raises(UserError) as error:
+        fit(frame, item_features=change(items), **FAST)
+    assert str(error.value).startswith("item_features")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)

@@ -166,6 +166,17 @@ class OneBPDataset(Dataset):
         rows = Interaction({name: rows.long() if rows.dtype == torch.int32 else rows for name, rows in columns})
         return self.join(rows) if join else rows
 
+    def _filter_inter_by_user_or_item(self) -> None:
+        """See RecBole, which leaves out interactions of users and items without features, and does not say so."""
+        n_rows = len(self.inter_feat)
+        super()._filter_inter_by_user_or_item()
+        if left_out := n_rows - len(self.inter_feat):
+            message = (
+                "%s: %s of %s interactions are left out: the .user or .item file has no row of their user or item; "
+                "filter_inter_by_user_or_item: False keeps them"
+            )
+            self.logger.warning(message, self.dataset_name, f"{left_out:,}", f"{n_rows:,}")
+
     def _filter_by_inter_num(self) -> None:
         """As RecBole's, but counted by pandas: RecBole's counters take a Python object for each row."""
         names = {self.uid_field: "user_feat", self.iid_field: "item_feat"}

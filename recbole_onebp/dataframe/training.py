@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from recbole_onebp.config.keys import keys_read_by, nearest
-from recbole_onebp.data.sources.atomic_folder import write_parts
+from recbole_onebp.data.sources.atomic_folder import with_all_items, write_parts
 from recbole_onebp.data.sources.item_tables import ItemTable, read_item_table
 from recbole_onebp.dataframe.pairs import Columns, each_once, read_rows
 from recbole_onebp.dataframe.recommender import FittedRecommender
@@ -136,7 +136,10 @@ def fit_from(
     items = None
     if settings.get("item_features") is not None:
         items = read_item_table(settings["item_features"], columns.item)
-        items.complete(pd.Index(next(iter(parts.values()))["item_id"].unique()))
+        ids = next(iter(parts.values()))["item_id"]
+        items.columns, added = with_all_items(items.columns, ids)
+        if added:
+            getLogger().warning("item_features: %s of %s items have no row", f"{added:,}", f"{ids.nunique():,}")
         keys |= {"item_features": "all", "seq_separator": items.separator}
         keys["load_col"]["item"] = ["item_id", *items.fields]
     holder = TemporaryFolder()

@@ -257,7 +257,7 @@ def test_features_of_items_come_along(capsys):
     Path("films.item").write_text(ITEMS)
     assert run("convert", "ratings.csv", "--items=films.item", capsys=capsys)[0] == 0
     folder = Path("dataset/ratings")
-    assert (folder / "ratings.item").read_text() == ITEMS
+    assert (folder / "ratings.item").read_text() == ITEMS + "12\t\t\n"  # without a row its interactions would go
     settings = {"data_path": "dataset", "load_col": None}
     dataset = create_dataset(Config("BPR", "ratings", ["dataset/ratings/ratings.yaml"], settings))
     features = dataset.item_feat
@@ -266,11 +266,25 @@ def test_features_of_items_come_along(capsys):
         for item, ids in zip(features["item_id"], features["genres"], strict=True)
     }
     assert {dataset.id2token("item_id", item): names for item, names in genres.items() if item} == {
-        "10": ["Comedy", "War"], "11": [], "14": ["War"]
+        "10": ["Comedy", "War"], "11": [], "12": [], "14": ["War"]
     }  # fmt: skip
     manifest = json.loads((folder / "manifest.json").read_text())
     assert [entry["from"] for entry in manifest["source"]] == ["ratings.csv", "films.item"]
     assert "ratings.item" in manifest["files"]
+
+
+def test_items_without_features_keep_their_rows(capsys):
+    Path("ratings.csv").write_text(RATINGS)
+    Path("films.item").write_text(ITEMS.replace("10\tComedy War\t1994\n", ""))
+    code, out, _ = run("convert", "ratings.csv", "--items=films.item", capsys=capsys)
+    assert code == 0
+    assert "           2  items without a row in films.item: they have no features" in out
+    assert Path("dataset/ratings/ratings.item").read_text().splitlines()[1:] == [
+        "11\t\t",
+        "14\tWar\t2001",
+        "10\t\t",
+        "12\t\t",
+    ]
 
 
 def test_embeddings_of_items_come_along(capsys):

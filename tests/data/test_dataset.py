@@ -87,13 +87,15 @@ def test_filters_and_columns(both, tmp_path, filters):
     assert sum(map(len, parts)) > 20
 
 
-def test_features_of_some_users_and_items(both, tmp_path):
+def test_features_of_some_users_and_items(both, tmp_path, caplog):
     folder = tmp_path / "rated"
     write_inter(folder, events(150), RATED)
     (folder / "rated.item").write_text("item_id:token\tyear:float\ni4\t1990\nnew\t1991\ni1\t\n")
     (folder / "rated.user").write_text("user_id:token\tjob:token\n日本\tx\nnobody\ty\n")
     assert_same(*both("rated"))
     assert_same(*both("rated", filter_inter_by_user_or_item=True, item_inter_num_interval="[2,inf)"))
+    said = [message for message in caplog.messages if "filter_inter_by_user_or_item: False keeps them" in message]
+    assert said[0].startswith("rated: 142 of 150 interactions are left out")
 
 
 def test_benchmark_files(both, tmp_path):

@@ -22,6 +22,7 @@ __all__ = [
     "is_unordered",
     "read_items",
     "refuse_strangers",
+    "with_all_items",
     "write_items",
     "write_manifest",
     "write_parts",
@@ -78,6 +79,19 @@ def read_items(path: Path) -> pd.DataFrame:
     if twice.any():
         raise UserError(f"{path}, line {int(twice.argmax()) + 2}: item {items['item_id:token'][twice].iloc[0]} again")
     return items
+
+
+def with_all_items(items: pd.DataFrame, ids: pd.Series) -> tuple[pd.DataFrame, int]:
+    """Features as of :func:`read_items` with a row, empty but for the id, for each of these items that has none.
+
+    RecBole drops the interactions of items without a row.
+
+    Returns:
+        The features, and the number of rows that were added.
+    """
+    missing = pd.Index(ids.unique()).difference(pd.Index(items["item_id:token"]), sort=False)
+    rows = pd.DataFrame({"item_id:token": missing}).reindex(columns=items.columns, fill_value="")
+    return pd.concat([items, rows], ignore_index=True), len(missing)
 
 
 def write_items(folder: Path, name: str, items: pd.DataFrame) -> None:

@@ -22,6 +22,7 @@ from recbole_onebp.data.sources.atomic_folder import (
     counts,
     read_items,
     refuse_strangers,
+    with_all_items,
     write_items,
     write_manifest,
     write_parts,
@@ -133,6 +134,9 @@ def convert(
     final = counts(parts)
     load_col = {"inter": list(parts["all" if "all" in parts else "train"])}
     if features is not None:
+        features, added = with_all_items(features, pd.concat([rows["item_id"] for rows in parts.values()]))
+        if added:
+            _note(steps, f"items without a row in {items}: they have no features", added)
         load_col["item"] = [title.partition(":")[0] for title in map(str, features)]
     settings: dict[str, object] = {"load_col": load_col}
     if "all" not in parts:

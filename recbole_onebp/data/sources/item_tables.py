@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +37,6 @@ class ItemTable:
     """Field -> arrays of equal lengths, by the ids of their items."""
     separator: str = " "
     """Between the values of an item."""
-
-    def complete(self, ids: pd.Index) -> None:
-        """Add a row without features for each of these items that has none: RecBole would drop its interactions."""
-        missing = ids.difference(pd.Index(self.columns[f"{_ITEM}:token"]), sort=False)
-        if len(missing):
-            rows = pd.DataFrame({f"{_ITEM}:token": missing}).reindex(columns=self.columns.columns, fill_value="")
-            self.columns = pd.concat([self.columns, rows], ignore_index=True)
-            getLogger().warning("item_features: %s of %s items have no row", f"{len(missing):,}", f"{len(ids):,}")
 
     @property
     def fields(self) -> list[str]:

@@ -89,7 +89,8 @@ def _train(files: Sequence[str], overrides: dict[str, Any]) -> None:
     logs.start(folder.log, config.log_level)
     logger = logging.getLogger()
     run = build_from(config, folder)
-    logger.info(config)  # a hundred lines: an error in the data comes before them, not below
+    given = ", ".join(f"{key}: {value}" for key, value in config.external_config_dict.items())
+    logger.info("given: %s; all settings, more than a hundred, are in %s", given, folder.path / "config.yaml")
     logger.info(run.dataset)
     logger.info(run.model)
     run.fit()

@@ -90,6 +90,8 @@ def test_logs_go_to_stdout_and_bars_to_stderr(train):
     assert code == 0
     assert "Train" in err
     assert "test, epoch" in train.out
+    assert "dataset: tiny; all settings, more than a hundred, are in" in train.out
+    assert "reproducibility = " not in train.out
     assert train(show_progress=False) == (0, "")
     assert train(show_progress=None) == (0, "")  # stderr is no terminal
 

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from recbole_onebp import fit
+from recbole_onebp import Recommender, fit
 
 folder = files("recbole") / "dataset_example" / "ml-100k"
 likes = pd.read_csv(folder / "ml-100k.inter", sep="\t", header=0, names=["user", "film", "stars", "time"], dtype=str)
@@ -75,19 +75,47 @@ new = rec.add_items({film: viewers[:10]})
 new.added, new.refused
 
 # %% [markdown]
-# Do those who came later rank it higher than the others do? The rank of the film among all that a user has not seen:
+# Ten viewers say that people like it, and little about who does: its median rank, among all that a user has not seen,
+# for those who came later and for the others.
 
 # %%
 others = sorted(set(known["user"]) - set(viewers))
 
 
-def median_rank(users: list[str]) -> float:
+def median_rank(model: Recommender, users: list[str]) -> float:
     """Of the new film, in the lists of these users."""
-    answers = rec.recommend(users, k=rec.n_items)
+    answers = model.recommend(users, k=model.n_items)
     return float(np.median([[item for item, _ in answer].index(film) + 1 for answer in answers]))
 
 
-median_rank(viewers[10:]), median_rank(others)
+median_rank(rec, viewers[10:]), median_rank(rec, others)
+
+# %% [markdown]
+# ## A new item that nobody has seen
+#
+# With features of the films, *Scream* can be placed before anybody has seen it: by its genres and its year.
+
+# %%
+films = pd.read_csv(folder / "ml-100k.item", sep="\t", header=0, names=["film", "title", "year", "genres"], dtype=str)
+films["genres"] = films["genres"].str.split()
+films = films.drop(columns="title").set_index("film")
+featured = fit(
+    known,
+    user="user",
+    item="film",
+    time="time",
+    item_features=films.drop(film).reset_index(),
+    epochs=6,
+    seed=1,
+)
+new = featured.add_items({film: films.loc[film].to_dict()})
+films.loc[film].to_dict(), new.added, new.unknown
+
+# %% [markdown]
+# Nothing says yet that people like it, so it stands low, but higher for those who will see it:
+
+# %%
+median_rank(featured, viewers), median_rank(featured, others)
 
 # %% [markdown]
 # New users and items bridge the time until the next training, where `refit` starts from the embeddings at hand:

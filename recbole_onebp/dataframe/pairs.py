@@ -8,8 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from recbole_onebp.data.sources.frames import read_interactions
-from recbole_onebp.data.sources.tables import BadRows
+from recbole_onebp.data.sources.frames import read_interactions, refuse_bad
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["Columns", "each_once", "read_rows"]
@@ -56,8 +55,7 @@ def read_rows(data: Any, columns: Columns, name: str, *, time: bool = True, weig
     table = read_interactions(data, given, name)
     for remark in table.remarks:
         getLogger().warning("%s: %s", name, remark)
-    if table.bad:
-        raise UserError(_first_bad(table.bad, name))
+    refuse_bad(table, name)
     frame = table.frame
     if not given.get("rating"):  # the archives of GroupLens have ratings
         frame = frame.drop(columns="rating", errors="ignore")
@@ -78,15 +76,6 @@ def each_once(rows: pd.DataFrame, name: str) -> pd.DataFrame:
         message = "%s: %s rows are of a user and item that an earlier row has too; each pair counts once%s"
         getLogger().warning(message, name, f"{len(rows) - len(pairs):,}", how)
     return pairs.reset_index(drop=True)
-
-
-def _first_bad(bad: BadRows, name: str) -> str:
-    first = bad[0]
-    counted = " (counted from 0)" if first.where.startswith(f"{name}, row") else ""  # lines and rows of files: from 1
-    others = f"; {len(bad):,} rows are bad" if len(bad) > 1 else ""
-    return (
-        f"{first.where}{counted}: {first.reason}: values {first.text or 'none'}{others}; correct or leave out such rows"
-    )
 
 
 def _tell_blanks(frame: pd.DataFrame, name: str) -> None:

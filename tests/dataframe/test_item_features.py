@@ -97,6 +97,10 @@ def test_files_of_an_earlier_run_do_not_stay(frame, items):
         (lambda t: pd.concat([t, t[:1]]), ", row 26 (counted from 0): item 0 again"),
         (lambda t: t.assign(item_id=[True, *t["item_id"][1:]]), ", row 0 (counted from 0): item_id is a truth value"),
         (lambda t: t.assign(item_id=[None, *t["item_id"][1:]]), ", row 0 (counted from 0): no item_id"),
+        (
+            lambda t: t.assign(item_id=["NA", *t["item_id"][1:]]),
+            ": RecBole would not read this item_id back: values NA",
+        ),
         (lambda t: t.assign(kind=[1, *t["kind"][1:]]), ": kind, row 0 (counted from 0): '1': expected a column of"),
         (
             lambda t: t.assign(kind=pd.Timestamp("2020")),

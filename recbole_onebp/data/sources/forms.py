@@ -52,7 +52,9 @@ class TableFormat:
     """Messages name the arguments of :func:`recbole_onebp.fit` in place of the flags of ``recbole-onebp convert``."""
 
     def in_its_words(self, message: str) -> str:
-        """The message with the names of the caller's columns in place of ours."""
+        """The message with the names of the caller's columns, if they have names, in place of ours."""
+        if not self.header:
+            return message
         return re.sub("|".join(_USUAL), lambda ours: self.columns.get(ours[0]) or ours[0], message)
 
 

@@ -20,7 +20,7 @@ from recbole_onebp.data.sources.parquet import EXACT, whole_number
 from recbole_onebp.data.sources.tables import Table, read, sift
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["STORED", "column_of", "raw_columns", "read_interactions", "table_of"]
+__all__ = ["STORED", "column_of", "raw_columns", "read_interactions", "refuse_bad", "table_of"]
 
 STORED = "data"
 """What the values of a sparse matrix are called, as in scipy."""
@@ -56,18 +56,29 @@ def read_interactions(data: Any, columns: Mapping[str, str], name: str = "data")
         return read(Path(data), form)
     if sp.issparse(data):
         return _of_matrix(data, columns, name)
-    table = table_of(data, name)
-    names = [*map(str, table.columns if isinstance(table, pd.DataFrame) else table.column_names)]
+    table, names = table_of(data, name)
     if len(names) == 2 and not {*_IDS} & (columns.keys() | usual_columns(names).keys()):
         form = replace(form, columns={**form.columns, **dict(zip(_IDS, names, strict=True))})
     raw = raw_columns({key: column_of(table, names.index(column)) for key, column in choose(name, names, form).items()})
     return sift(raw, f"{name}, row", name, form)
 
 
-def table_of(data: Any, name: str) -> Any:
-    """A pandas frame as it is, any other as a pyarrow table."""
+def refuse_bad(table: Table, name: str) -> None:
+    """Raise :class:`UserError` for the first bad row of a table, if there is one."""
+    if not table.bad:
+        return
+    first = table.bad[0]
+    counted = " (counted from 0)" if first.where.startswith(f"{name}, row") else ""  # lines and rows of files: from 1
+    others = f"; {len(table.bad):,} rows are bad" if len(table.bad) > 1 else ""
+    raise UserError(
+        f"{first.where}{counted}: {first.reason}: values {first.text or 'none'}{others}; correct or leave out such rows"
+    )
+
+
+def table_of(data: Any, name: str) -> tuple[Any, list[str]]:
+    """A pandas frame as it is, any other as a pyarrow table; and the names of its columns."""
     if isinstance(data, pd.DataFrame):
-        return data
+        return data, [*map(str, data.columns)]
     if not (hasattr(data, "__arrow_c_stream__") or hasattr(data, "__dataframe__")) or isinstance(data, pd.Series):
         raise UserError(
             f"{name}: {type(data).__name__} is no table: expected a DataFrame of pandas or polars, a pyarrow Table, a "
@@ -78,7 +89,8 @@ def table_of(data: Any, name: str) -> Any:
     import pyarrow as pa
     from pyarrow import interchange
 
-    return pa.table(data) if hasattr(data, "__arrow_c_stream__") else interchange.from_dataframe(data)
+    table = pa.table(data) if hasattr(data, "__arrow_c_stream__") else interchange.from_dataframe(data)
+    return table, [*map(str, table.column_names)]
 
 
 def column_of(table: Any, place: int) -> pd.Series:

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from recbole_onebp.data.sources.atomic_folder import write_items
-from recbole_onebp.data.sources.forms import FAULT, usual_columns
-from recbole_onebp.data.sources.frames import column_of, raw_columns, table_of
-from recbole_onebp.data.sources.tables import misread
+from recbole_onebp.data.sources.forms import TableFormat, usual_columns
+from recbole_onebp.data.sources.frames import column_of, raw_columns, refuse_bad, table_of
+from recbole_onebp.data.sources.tables import misread, sift
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["ItemTable", "read_item_table"]
@@ -69,8 +69,7 @@ def read_item_table(data: Any, item: str | None, name: str = "item_features") ->
         raise UserError(
             f"{name}: {str(data)[:_LONGEST_SHOWN]}: expected a table with a row for each item, such as a DataFrame"
         )
-    table = table_of(data, name)
-    names = [*map(str, table.columns if isinstance(table, pd.DataFrame) else table.column_names)]
+    table, names = table_of(data, name)
     key = item if item in names else usual_columns(names).get(_ITEM)
     if key is None:
         raise UserError(
@@ -116,12 +115,9 @@ def read_item_table(data: Any, item: str | None, name: str = "item_features") ->
 
 
 def _ids(column: pd.Series, key: str, name: str) -> list[str]:
-    raw = raw_columns({_ITEM: column})
-    ids = raw[_ITEM].astype(object)
-    if (bad := raw[FAULT].notna() | ids.isna()).any():
-        row = int(bad.argmax())
-        said = str(raw[FAULT].iloc[row]).replace(_ITEM, key) if pd.notna(raw[FAULT].iloc[row]) else f"no {key}"
-        raise UserError(f"{name}, row {row} (counted from 0): {said}: value {str(column.iloc[row])[:_LONGEST_SHOWN]}")
+    table = sift(raw_columns({_ITEM: column}), f"{name}, row", name, TableFormat({_ITEM: key}, in_python=True))
+    refuse_bad(table, name)
+    ids = table.frame[_ITEM].astype(object)
     if (again := ids.duplicated()).any():
         raise UserError(f"{name}, row {int(again.argmax())} (counted from 0): item {ids[again].iloc[0]} again")
     return [*ids]

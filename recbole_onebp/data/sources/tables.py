@@ -149,9 +149,10 @@ def sift(raw: pd.DataFrame, where: str, path: str, form: TableFormat, remarks: S
     """Divide rows into good and bad ones.
 
     Args:
-        raw: (n, 2 to 6) ``user_id`` and ``item_id`` (categories of str), perhaps ``rating``, ``timestamp``,
-            :data:`~recbole_onebp.data.sources.forms.MORE` and :data:`~recbole_onebp.data.sources.forms.FAULT`, by the
-            number of the row.  ``attrs`` say whether ``ids_are_typed`` and ``times_are_seconds``.
+        raw: (n, 1 to 6) ``user_id`` and ``item_id`` or one of them (categories of str), perhaps ``rating``,
+            ``timestamp``, :data:`~recbole_onebp.data.sources.forms.MORE` and
+            :data:`~recbole_onebp.data.sources.forms.FAULT`, by the number of the row.  ``attrs`` say whether
+            ``ids_are_typed`` and ``times_are_seconds``.
         where: what comes before the number of a row in messages.
         path: the source, for messages.
         form: how it is read.
@@ -163,7 +164,7 @@ def sift(raw: pd.DataFrame, where: str, path: str, form: TableFormat, remarks: S
         chosen = wrong & (codes == 0)
         if chosen.any():
             codes[chosen] = len(reasons)
-            reasons.append(form.in_its_words(said) if form.header else said)
+            reasons.append(form.in_its_words(said))
     bad = codes > 0
     left_out = BadRows(raw.drop(columns=FAULT, errors="ignore")[bad], where, reasons, codes[bad])
     good = frame[~bad] if bad.any() else frame
@@ -193,7 +194,7 @@ def _faults(
         yield ~(np.abs(numbers.astype(np.float64)) < np.inf), f"{key} is no {kind}"
         if key == "rating" and form.weights:
             yield ~are_allowed(numbers), f"{key} is no weight: expected {ALLOWED}"
-    for key in ("user_id", "item_id"):
+    for key in frame.columns.intersection(["user_id", "item_id"]):
         column = frame[key].array
         if raw.attrs.get("ids_are_typed") is None:
             column = _whole(column, key, form, remarks)

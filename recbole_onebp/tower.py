@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from recbole_onebp.data.item_features import ItemField
 
-__all__ = ["Tower"]
+__all__ = ["Tower", "sums_of"]
 
 _SHARE = 0.5
 """What the values of a field weigh beside the row of the id; with as much as the id they learn its part too, and warm
@@ -112,19 +112,35 @@ class Tower(nn.Module):
         assert self.value_bias is not None
         return self._sum(None, self.id_bias, self.value_bias)
 
+    def bags(self, item: Tensor, n_values: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The values of items.
+
+        Args:
+            item: ``(m,)``.
+            n_values: number of values of all of them, if it is known; on a GPU it would be waited for.
+
+        Returns:
+            Numbers of values ``(n_values,)``, their weights, and where the values of each item begin, ``(m + 1,)``.
+        """
+        count = self.start[item + 1] - self.start[item]
+        start = F.pad(count.cumsum(0), (1, 0))
+        n_values = int(start[-1]) if n_values is None else n_values
+        place = torch.arange(n_values, device=item.device)
+        place += torch.repeat_interleave(self.start[item] - start[:-1], count, output_size=n_values)
+        return self.value[place], self.weight[place], start
+
     def _sum(self, item: Tensor | None, ids: Tensor, values: Tensor, kept: Tensor | None = None) -> Tensor:
         """The rows of some or all items, of one of the two pairs of tables."""
-        start, value, weight = self.start, self.value, self.weight
+        value, weight, start = (self.value, self.weight, self.start) if item is None else self.bags(item)
         own = ids
         if item is not None:
-            count = start[item + 1] - start[item]
-            start = F.pad(count.cumsum(0), (1, 0))
-            place = torch.arange(int(start[-1]), device=item.device)
-            place += torch.repeat_interleave(self.start[item] - start[:-1], count)
-            value, weight = value[place], weight[place]
             own = F.embedding(item, ids, padding_idx=0, sparse=self.sparse)
             own = own * kept[item].unsqueeze(1) if kept is not None else own
-        sums = F.embedding_bag(
-            value, values, start, mode="sum", sparse=True, include_last_offset=True, per_sample_weights=weight
-        )
-        return own + sums
+        return own + sums_of(values, value, weight, start)
+
+
+def sums_of(table: Tensor, value: Tensor, weight: Tensor, start: Tensor) -> Tensor:
+    """The weighted sums of rows of ``table``, one for each bag of values, see :meth:`Tower.bags`; ``(m, d)``."""
+    return F.embedding_bag(
+        value, table, start, mode="sum", sparse=True, include_last_offset=True, per_sample_weights=weight
+    )

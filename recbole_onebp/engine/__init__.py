@@ -2,7 +2,7 @@
 
 ``reference`` is RecBole's training loop with autograd, and not in this package. ``fast`` is :class:`FusedEngine` on the
 CPU, :class:`TowerEngine` there for items with features, :class:`ShardedEngine` and :class:`ShardedTowerEngine` the same
-in several processes, and :class:`DeviceEngine` on CUDA.
+in several processes, and on CUDA :class:`DeviceEngine` and :class:`DeviceTowerEngine`.
 """
 
 from __future__ import annotations
@@ -54,8 +54,6 @@ def why_not_fast(settings: RunSettings, config: OneBPConfig) -> str | None:
         return "enable_amp: True"
     if settings.clip_grad_norm:
         return "clip_grad_norm"
-    if config.item_features != "none" and settings.device.type == "cuda":
-        return "item_features on CUDA"
     if settings.device.type not in ("cpu", "cuda"):
         return f"device {settings.device}"
     return None
@@ -68,13 +66,18 @@ def make_engine(
     value_optimizer: torch.optim.Optimizer | None = None,
 ) -> Engine:
     """The fast engine for the device of the model, and its tower if it has one."""
+    on_cuda = model.item_table.device.type == "cuda"
     if value_optimizer is not None:
+        if on_cuda:
+            from recbole_onebp.engine.cuda_tower import DeviceTowerEngine
+
+            return DeviceTowerEngine(model, optimizer, schedule, value_optimizer, current())
         from recbole_onebp.engine.cpu_tower import ShardedTowerEngine, TowerEngine
 
         if current().is_distributed:
             return ShardedTowerEngine(model, optimizer, schedule, current(), value_optimizer)
         return TowerEngine(model, optimizer, schedule, value_optimizer)
-    if model.item_table.device.type == "cuda":
+    if on_cuda:
         from recbole_onebp.engine.cuda import DeviceEngine
 
         return DeviceEngine(model, optimizer, schedule, current())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from recbole_onebp.engine.schedule import Progress, Schedule
 from recbole_onebp.model import OneBP
 from recbole_onebp.sampling import DeviceSampler
 
-__all__ = ["DeviceEngine"]
+__all__ = ["DeviceEngine", "IntArray", "adam_state"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -67,6 +68,7 @@ class DeviceEngine:
         self._log_q = torch.from_numpy(schedule.log_q()).to(self._device) if self.config.logq_correction else None
         self._two = self.config.backprop == "two"
         self._sparse = isinstance(optimizer, torch.optim.SparseAdam)
+        self._optimizers = [optimizer]
         self.loss = torch.zeros((), dtype=torch.float64)
         # A CUDA graph can contain neither the step counter of SparseAdam, which is on the host, nor the all-reduce.
         self._uses_cuda_graph = self._device.type == "cuda" and not self._sparse and not self._ranks.is_distributed
@@ -77,22 +79,22 @@ class DeviceEngine:
     @torch.no_grad()
     def train_epoch(self, epoch: int, progress: Progress = iter, done: int = 0, loss: float = 0.0) -> float:
         """Train on every pair once, see :meth:`recbole_onebp.engine.Engine.train_epoch`."""
-        own, starts = self.schedule.own_order(epoch)
-        order = torch.from_numpy(own).to(self._device, torch.long)
-        number = torch.from_numpy(self.schedule.numbers(own)).to(self._device, torch.long)
+        self._order, starts = self.schedule.own_order(epoch)
+        order = torch.from_numpy(self._order).to(self._device, torch.long)
+        number = torch.from_numpy(self.schedule.numbers(self._order)).to(self._device, torch.long)
         users, items = self._user[order], self._item[order]
         self.loss = torch.tensor(loss, dtype=torch.float64, device=self._device)
         if done == 0:
-            ema.change_places([self.optimizer])
+            ema.change_places(self._optimizers)
         if self.model.weighted_items is not None:  # a checkpoint does not contain the items of the last aggregation
             self.model.move_all_users()
-        negatives: Iterator[Tensor] = iter(())
+        drawn: Iterator[tuple[Any, ...]] = iter(())
         recorded: _Recorded | None = None
         for step in progress(range(done, len(self.schedule))):
             if (step - done) % _STEPS_A_DRAW == 0:
-                negatives = self._draw(users, number, starts, step, epoch)
+                drawn = self._draw(users, number, starts, step, epoch)
             here = slice(starts[step], starts[step + 1])
-            parts = users[here], items[here], next(negatives)
+            parts = users[here], items[here], *next(drawn)
             self._n_pairs = self.schedule.pairs_of_step(step)
             if not self._uses_cuda_graph or step == done or self._n_pairs < self.config.positives_a_step:
                 self._step(*parts)
@@ -100,14 +102,14 @@ class DeviceEngine:
                 recorded = recorded or self._record(parts)
                 recorded(parts)
             if (kept := self.schedule.ema_share(epoch, step)) is not None:
-                ema.average([self.optimizer], kept)
+                ema.average(self._optimizers, kept)
             if step == len(self.schedule) - 1:
-                ema.change_places([self.optimizer])
+                ema.change_places(self._optimizers)
             if self.schedule.aggregates_after(step):
                 self.model.move_all_users()
         return float(self._ranks.all_reduce(self.loss))
 
-    def _step(self, user: Tensor, item: Tensor, negative: Tensor) -> None:
+    def _step(self, user: Tensor, item: Tensor, negative: Tensor, *_: Any) -> None:
         self.loss += (self._shared if self.config.negatives == "shared" else self._pairs)(user, item, negative)
         if not self._two and self.config.aggregation == "step":
             self.model.move(user, item)
@@ -124,18 +126,20 @@ class DeviceEngine:
             for group, value in zip(groups, before, strict=True):
                 group["capturable"] = value
 
-    def _draw(self, users: Tensor, number: Tensor, starts: IntArray, step: int, epoch: int) -> Iterator[Tensor]:
-        """Sample the negatives of the next steps."""
+    def _draw(
+        self, users: Tensor, number: Tensor, starts: IntArray, step: int, epoch: int
+    ) -> Iterator[tuple[Any, ...]]:
+        """Sample what the next steps need beside their pairs: the negatives."""
         steps = range(step, min(step + _STEPS_A_DRAW, len(self.schedule)))
         if self.config.negatives == "shared":
             shared = torch.from_numpy(np.stack([self.schedule.shared_negatives(number, epoch) for number in steps]))
             if self._device.type == "cuda":
                 shared = shared.pin_memory()  # otherwise the copy would wait for the previous steps
-            return iter(shared.to(self._device, non_blocking=True).long())
+            return zip(shared.to(self._device, non_blocking=True).long(), strict=True)
         here = slice(starts[steps.start], starts[steps.stop])
         n = self.config.train_neg_sample_args.sample_num
         drawn = self._sampler.draw(users[here], n, number[here], epoch)
-        return iter(torch.split(drawn, np.diff(starts[steps.start : steps.stop + 1]).tolist()))
+        return zip(torch.split(drawn, np.diff(starts[steps.start : steps.stop + 1]).tolist()), strict=True)
 
     # ------------------------------------------------------------------------------------------------------- gradients
 
@@ -152,8 +156,17 @@ class DeviceEngine:
             return gradient
         return (gradient - (gradient * unit).sum(dim=-1, keepdim=True) * unit) * inverse.unsqueeze(-1)
 
+    def _rows(self, item: Tensor) -> Tensor:
+        """The rows of items as the loss has them."""
+        return self.model.item_table[item]
+
+    def _biases(self, item: Tensor) -> Tensor:
+        """The biases of items as the loss has them, ``(..., 1)``."""
+        assert self.model.item_bias is not None
+        return self.model.item_bias[item]
+
     def _shift(self, item: Tensor) -> Tensor | float:
-        shift = 0.0 if self.model.item_bias is None else self.model.item_bias[item].squeeze(-1)
+        shift = 0.0 if self.model.item_bias is None else self._biases(item).squeeze(-1)
         return shift if self._log_q is None else shift - self._log_q[item]
 
     def _loss(self, logits: Tensor, pair_weight: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -177,7 +190,7 @@ class DeviceEngine:
     def _pairs(self, user: Tensor, item: Tensor, negative: Tensor) -> Tensor:
         ids = torch.cat([item.unsqueeze(1), negative], dim=1)  # (B, 1 + N)
         user_e, user_inverse = self._unit(self.model.users_of(user, item))  # (B, d)
-        item_e, inverse = self._unit(self.model.item_table[ids])  # (B, 1 + N, d)
+        item_e, inverse = self._unit(self._rows(ids))  # (B, 1 + N, d)
         logits = (item_e @ user_e.unsqueeze(-1)).squeeze(-1) / self.config.temperature + self._shift(ids)
         loss, by_logit = self._loss(logits, self.model.pair_weight(user, item))
         by_score = (by_logit / self.config.temperature).unsqueeze(-1)
@@ -189,7 +202,7 @@ class DeviceEngine:
     def _shared(self, user: Tensor, item: Tensor, negative: Tensor) -> Tensor:
         user_e, user_inverse = self._unit(self.model.users_of(user, item))  # (B, d)
         ids = torch.cat([item, negative])  # (B + M,)
-        rows, inverse = self._unit(self.model.item_table[ids])
+        rows, inverse = self._unit(self._rows(ids))
         item_e, negative_e = rows[: len(user)], rows[len(user) :]
         shift = self._shift(ids) + torch.zeros(len(ids), device=self._device)
         first = (user_e * item_e).sum(dim=1) / self.config.temperature + shift[: len(user)]
@@ -218,33 +231,45 @@ class DeviceEngine:
         if by_user is not None:
             gradients.append((model.user_table, user, by_user))
         for parameter, rows, values in gradients:
-            if self._sparse:
-                self._lazy_adam(parameter, rows, values)
-            else:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                parameter.grad.zero_().index_add_(0, rows, values)
-                if parameter is not model.user_table:
-                    self._ranks.all_reduce(parameter.grad)
+            self._step_rows(parameter, rows, values)
         if not self._sparse:
             self.optimizer.step()
 
+    def _step_rows(self, parameter: Tensor, rows: Tensor, values: Tensor) -> None:
+        """Take the step of these rows with SparseAdam, or let ``optimizer.step`` take it."""
+        if self._sparse:
+            self._lazy_adam(parameter, rows, values)
+            return
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        parameter.grad.zero_().index_add_(0, rows, values)
+        if parameter is not self.model.user_table:
+            self._ranks.all_reduce(parameter.grad)
+
     def _lazy_adam(self, parameter: Tensor, rows: Tensor, values: Tensor) -> None:
         """SparseAdam's step, without reading the number of touched rows from the device."""
-        state, group = self.optimizer.state[parameter], self.optimizer.param_groups[0]
-        if not state:
-            state.update(step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
-        state["step"] += 1
-        beta1, beta2 = group["betas"]
-        scale = group["lr"] * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
+        exp_avg, exp_avg_sq, scale, eps, (beta1, beta2) = adam_state(parameter, self.optimizer)
         rows, order = rows.sort(stable=True)
         slot = torch.cat([rows.new_zeros(1), (rows[1:] != rows[:-1]).long()]).cumsum(0)
         gradient = torch.zeros_like(values).index_add_(0, slot, values[order])  # one slot per touched row
         # Unused slots are zero and point to the padding row, which stays unchanged.
         row = torch.zeros_like(rows).index_copy_(0, slot, rows)
-        first = state["exp_avg"][row].lerp_(gradient, 1 - beta1)
-        second = state["exp_avg_sq"][row].lerp_(gradient.square(), 1 - beta2)
-        state["exp_avg"].index_copy_(0, row, first)
-        state["exp_avg_sq"].index_copy_(0, row, second)
-        moved = parameter[row] - scale * first / (second.sqrt() + group["eps"])
+        first = exp_avg[row].lerp_(gradient, 1 - beta1)
+        second = exp_avg_sq[row].lerp_(gradient.square(), 1 - beta2)
+        exp_avg.index_copy_(0, row, first)
+        exp_avg_sq.index_copy_(0, row, second)
+        moved = parameter[row] - scale * first / (second.sqrt() + eps)
         parameter.index_copy_(0, row, moved)
+
+
+def adam_state(
+    parameter: Tensor, optimizer: torch.optim.Optimizer
+) -> tuple[Tensor, Tensor, float, float, tuple[float, float]]:
+    """Count a step of SparseAdam; its two moments, the size of the step, epsilon and the betas."""
+    state, group = optimizer.state[parameter], optimizer.param_groups[0]
+    if not state:
+        state.update(step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
+    state["step"] += 1
+    beta1, beta2 = group["betas"]
+    scale = group["lr"] * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
+    return state["exp_avg"], state["exp_avg_sq"], scale, group["eps"], (beta1, beta2)

@@ -64,6 +64,7 @@ OPTIONS = {
     "shared, many": {"negatives": "shared", "n_shared_negatives": 600, "backprop": "two", "item_bias": True},
     "device shared": {"negatives": "shared", "n_shared_negatives": 16, "train_batch_size": 32, "backprop": "two",
                       "ema_decay": 0.9},
+    "device, features": {**FEATURES, "id_dropout": 0.3},
 }  # fmt: skip
 INTERRUPTED = {f"{name}, interrupted": name for name in ("plain", "two", "shared recipe", "features")}
 OPTIONS.update({interrupted: {**OPTIONS[name], "epochs": 2} for interrupted, name in INTERRUPTED.items()})
@@ -83,7 +84,7 @@ def rounded(shape, name):
 def settings(data_path, folder, name):
     columns = ["user_id", "item_id", *["timestamp"] * name.startswith("ordered"), *["plays"] * ("weighted" in name)]
     about_data = {"data_path": data_path, "load_col": {"inter": columns}}
-    with_features, metrics = name.startswith("features"), METRICS
+    with_features, metrics = "features" in name, METRICS
     if with_features:
         about_data |= {"benchmark_filename": ["train", "valid", "test"]}
         metrics = [metric for metric in METRICS if metric != "GAUC"]  # it cannot be combined with cold items
@@ -140,7 +141,7 @@ def trained(in_ranks, tiny_path, timed_path, films_path, tmp_path_factory):
             for each in GROUPS[shape]:
                 folder = folders[shape, each] = tmp_path_factory.mktemp("run")
                 timed = each.startswith("ordered") or "weighted" in each
-                path = timed_path if timed else films_path if each.startswith("features") else tiny_path
+                path = timed_path if timed else films_path if "features" in each else tiny_path
                 runs[each] = ml_100k(folder) if each == "ml-100k" else settings(path, folder, each)
             in_ranks(*shape, runs)
         return folders[shape, name]

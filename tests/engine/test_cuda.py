@@ -10,8 +10,10 @@ import torch
 import recbole_onebp
 from recbole_onebp.cli import main
 from recbole_onebp.engine.cuda import DeviceEngine
+from recbole_onebp.engine.cuda_tower import DeviceTowerEngine
 from recbole_onebp.serving.recommender import Recommender
 from support.draws import SameDraws
+from support.films import write_films
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 EPOCHS = 3
@@ -44,6 +46,22 @@ def test_tables_agree_with_the_reference_engine_on_the_cpu(both, learner, option
     for name, table in on_gpu.model.state_dict().items():
         assert table.device.type == "cuda"
         torch.testing.assert_close(table.cpu(), on_cpu.model.state_dict()[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"learner": "sparse_adam", "id_dropout": 0.5}])
+def test_items_with_features_agree_with_the_reference_engine_on_the_cpu(tmp_path, options):
+    settings = {"item_features": "all", "embedding_size": 8, "n_shared_negatives": 16, "train_batch_size": 32}
+    settings |= {**write_films(tmp_path), "local": "none", "learning_rate": 0.02, **options}
+    on_cpu, on_gpu = (
+        recbole_onebp.build("OneBP", "films", config_dict={**settings, "engine": engine, "use_gpu": engine == "fast"})
+        for engine in ("reference", "fast")
+    )
+    for epoch in range(EPOCHS):
+        expected = on_cpu.trainer._train_epoch(SameDraws(on_gpu, epoch), epoch)
+        assert on_gpu.trainer._train_epoch(on_gpu.train_data, epoch) == pytest.approx(expected, abs=1e-4)
+    assert isinstance(on_gpu.trainer._engine, DeviceTowerEngine)
+    for name, table in on_gpu.model.state_dict().items():
+        torch.testing.assert_close(table.cpu(), on_cpu.model.state_dict()[name], rtol=0, atol=1e-4)
 
 
 def test_replayed_steps_use_the_learning_rate_of_the_epoch(both):

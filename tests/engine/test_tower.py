@@ -8,6 +8,8 @@ import torch
 
 import recbole_onebp
 from recbole_onebp.data.item_features import item_fields
+from recbole_onebp.engine.cpu_tower import TowerEngine
+from recbole_onebp.engine.cuda_tower import DeviceTowerEngine
 from recbole_onebp.util.errors import UserError
 from support.draws import SameDraws
 from support.films import COLD, write_films
@@ -25,6 +27,7 @@ def build(films, **keys):
     return recbole_onebp.build("OneBP", "films", config_dict=settings)
 
 
+@pytest.mark.parametrize("engine", [TowerEngine, DeviceTowerEngine])
 @pytest.mark.parametrize(
     "options",
     [
@@ -37,8 +40,11 @@ def build(films, **keys):
         {"aggregation_interval": 3, "logq_correction": True, "beta": 0.5},
     ],
 )
-def test_tables_and_moments_agree_with_autograd(films, options):
+def test_tables_and_moments_agree_with_autograd(films, engine, options):
     reference, fast = build(films, engine="reference", **options), build(films, engine="fast", **options)
+    trainer = fast.trainer
+    schedule = trainer._schedule_of(fast.train_data)
+    trainer._engine = engine(fast.model, trainer.optimizer, schedule, trainer.value_optimizer)
     for epoch in range(3):
         expected = reference.trainer._train_epoch(SameDraws(fast, epoch), epoch)
         assert fast.trainer._train_epoch(fast.train_data, epoch) == pytest.approx(expected, rel=1e-4)
@@ -51,6 +57,8 @@ def test_tables_and_moments_agree_with_autograd(films, options):
         theirs, ours = (getattr(run.trainer, name).state_dict()["state"] for run in (reference, fast))
         assert theirs.keys() == ours.keys()
         for number, state in theirs.items():
+            assert float(ours[number]["step"]) == float(state["step"])
+            torch.testing.assert_close(ours[number]["ema"], state["ema"], rtol=0, atol=2e-5)
             for moment in ("exp_avg", "exp_avg_sq"):
                 dense = state[moment].to_dense() if state[moment].is_sparse else state[moment]
                 torch.testing.assert_close(ours[number][moment], dense, rtol=2e-3, atol=1e-6)

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import traceback
+from functools import partial
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -72,6 +73,12 @@ def _serve(connection: Connection) -> None:
         connection.send(failure)
 
 
+def _make(engine: Any, *parts: Any) -> Any:
+    from recbole_onebp.distributed.ranks import current
+
+    return engine(*(part for part in parts if part is not None), current())
+
+
 def _train(rank: int, world: int, local_world: int, port: int, runs: Runs) -> None:
     own = {"RANK": rank, "LOCAL_RANK": rank % local_world, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": local_world}
     os.environ.update({key: str(value) for key, value in own.items()})
@@ -80,14 +87,15 @@ def _train(rank: int, world: int, local_world: int, port: int, runs: Runs) -> No
     logging.disable(logging.WARNING)
     import recbole_onebp
     from recbole_onebp import engine, trainer
-    from recbole_onebp.distributed.ranks import current
     from recbole_onebp.engine.cuda import DeviceEngine
+    from recbole_onebp.engine.cuda_tower import DeviceTowerEngine
     from recbole_onebp.run.folder import RunFolder
 
     RunFolder.draw_curves = lambda *_: None  # a picture takes longer than a run
     for name, (dataset, config) in runs.items():
         if name.startswith("device"):  # CUDA's engine, on the CPU
-            trainer.make_engine = lambda *parts: DeviceEngine(*parts[:3], current())
+            engine_on_cuda = DeviceTowerEngine if config.get("item_features") else DeviceEngine
+            trainer.make_engine = partial(_make, engine_on_cuda)
         else:
             trainer.make_engine = engine.make_engine
         run = recbole_onebp.build("OneBP", dataset, config_dict=config)

@@ -212,28 +212,14 @@ def _key(seed: int, epoch: int, stream: int = 0) -> int:
 
 def _numbers(seed: int, epoch: int, stream: int, step: int, n: int) -> npt.NDArray[np.float64]:
     """Uniform numbers of a step in [0, 1), ``(n,)``."""
-    start = _mix(_key(seed, epoch, stream) + step * _GOLDEN)
-    return _unit(_mix_array(np.uint64(start) + _slots(n)))
+    number = np.empty(n)
+    _fill(np.uint64(_mix(_key(seed, epoch, stream) + step * _GOLDEN)), number)
+    return number
 
 
 def coins(n: int, share: float, seed: int, epoch: int, step: int) -> npt.NDArray[np.bool_]:
     """``n`` coins of a step, each true with probability ``share``; the same arguments give the same coins."""
     return _numbers(seed, epoch, _COIN_STREAM, step, n) < share
-
-
-def _slots(n: int) -> npt.NDArray[np.uint64]:
-    return np.arange(1, n + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
-
-
-def _mix_array(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(_MIX_1)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(_MIX_2)
-    return z ^ (z >> np.uint64(31))
-
-
-def _unit(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
-    """Uniform numbers in [0, 1).  Their product with an integer below 2^52 is below it, also after rounding."""
-    return (z >> np.uint64(11)).astype(np.float64) * _TO_UNIT
 
 
 _USERS_PER_TASK = 32
@@ -246,6 +232,14 @@ def _mix_compiled(z):  # type: ignore[no-untyped-def]
     z = (z ^ (z >> _U30)) * _UMIX_1
     z = (z ^ (z >> _U27)) * _UMIX_2
     return z ^ (z >> _U31)
+
+
+@njit(**OPTIONS)
+def _fill(start, number):  # type: ignore[no-untyped-def]
+    """Fill in uniform numbers in [0, 1).  Their product with an integer below 2^52 is below it, also after rounding."""
+    for slot in range(len(number)):
+        z = _mix_compiled(start + np.uint64(slot + 1) * _UGOLDEN)
+        number[slot] = np.float64(np.int64(z >> _U11)) * _TO_UNIT
 
 
 @njit(inline="always", **OPTIONS)

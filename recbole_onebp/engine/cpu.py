@@ -108,6 +108,7 @@ class Trained:
     ) -> None:
         self._state, self._group = state_of(parameter, optimizer, averaged), optimizer.param_groups[0]
         self._number = int(self._state["step"])
+        self._number_in_state = np.asarray(self._state["step"])  # torch's Adam has a tensor
         self.sparse = isinstance(optimizer, torch.optim.SparseAdam)
         self.table: Floats = parameter.detach().numpy()
         self._part, self._parts = part, parts
@@ -145,7 +146,10 @@ class Trained:
         """Count a step of Adam and return it."""
         step = self.rows_now
         self._number += 1
-        self._state["step"] = self._number if self.sparse else self._state["step"].fill_(self._number)
+        if self.sparse:
+            self._state["step"] = self._number
+        else:
+            self._number_in_state[...] = self._number
         if self.misses_steps:
             self._drift[1:] = self._drift[:-1] + float(step.step_size) * self._per_step
         self.rows_now = self._now()
@@ -176,7 +180,7 @@ class Trained:
             step_size=np.float32(self._group["lr"] * root / (1 - beta1 ** (self._number + 1))),
             eps=np.float32(self._group["eps"] * (1.0 if self.sparse else root)),
             now=self._number,
-            drift=self._drift.astype(np.float32),
+            drift=self._drift.astype(np.float32) if self.misses_steps else self.rows_now.drift,
         )
 
 
@@ -324,7 +328,7 @@ class FusedEngine:
             )
         elif self.config.aggregation == "step":
             self._move(batch)
-        return float(self._loss[:n_pairs].sum(dtype=np.float64) / batch.n_pairs)
+        return float(self._loss[:n_pairs].astype(np.float64).sum() / batch.n_pairs)
 
     def _train_items(self, batch: Batch) -> Ids:
         """The optimizer's step on the items, from the pairs of all processes; returns the items that occur."""
@@ -379,7 +383,6 @@ class FusedEngine:
             user_e, item_e, self._logits(batch), self._weight_of(batch), self._loss,
             self._coefficient[own],
         )  # fmt: skip
-        self._negative_linker.unlink(batch.negative)
         if self._users is not None:
             _multiply(self._scores[:rows], negative_e, self._user_gradient[:rows])
             self._user_gradient[:n_pairs] += self._coefficient[own, None] * item_e[:n_pairs]

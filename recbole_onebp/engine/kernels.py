@@ -283,7 +283,7 @@ def shared_scores(user, item, negative, history, links, scores, user_e, item_e, 
     Args:
         user, item, negative: ``(B,)``, ``(B,)`` and ``(M,)``.
         history: the train items of all users.
-        links: places of each item in ``negative``.
+        links: places of each item in ``negative``; ``head`` is -1 for these items afterwards.
         scores: of users and negatives, ``(B, M)``; overwritten with the derivative of the mean loss by each score.
         user_e, item_e: ``(B, d)``, of unit length where scores are cosines.
         logits: see :class:`Logits`.
@@ -330,6 +330,8 @@ def shared_scores(user, item, negative, history, links, scores, user_e, item_e, 
         for n in range(n_negatives):
             row[n] *= share
         coefficient[b] = scale * (positive / total - _F1) if negative_weight == 0 else -scale
+    for n in range(n_negatives):
+        head[negative[n]] = -1
 
 
 @njit(parallel=True, **OPTIONS)

@@ -160,6 +160,24 @@ def test_grad_scaler(recwarn, tiny):
     assert not [warning for warning in recwarn if "GradScaler" in str(warning.message)]
 
 
+def test_training_does_not_import_torchs_compiler(tmp_path):
+    """And optimizers are as torch made them once somebody imports it."""
+    code = f"""
+import sys
+import recbole_onebp
+settings = {{"epochs": 1, "output_dir": {str(tmp_path)!r}, "show_progress": False}}
+recbole_onebp.build("OneBP", "ml-100k", config_dict=settings).fit()
+assert "torch._dynamo" not in sys.modules
+import torch._dynamo
+names = "add_param_group", "load_state_dict", "state_dict", "zero_grad"
+assert not any(hasattr(getattr(torch.optim.Optimizer, name).__wrapped__, "__dynamo_disable") for name in names)
+weight = torch.nn.Parameter(torch.zeros(1))
+torch.optim.Adam([weight]).zero_grad()
+"""
+    done = in_a_fresh_python(code)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(not torch_patches._load_refuses_objects(), reason="this torch loads anything")
 def test_checkpoints(tmp_path):
     path = tmp_path / "object.pth"

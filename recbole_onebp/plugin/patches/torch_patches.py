@@ -1,4 +1,4 @@
-"""torch 2.4 and 2.6: the gradient scaler, and checkpoints that hold a pickled Config."""
+"""torch 2.4 and 2.6: the gradient scaler, checkpoints that hold a pickled Config, and a slow first optimizer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import io
 import os
 import pickle
+import sys
 import types
 import warnings
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from recbole_onebp.plugin.patches.registry import ModuleView, patch, replace_eve
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.files import write_atomically
 
-__all__ = ["checkpoints", "grad_scaler"]
+__all__ = ["checkpoints", "grad_scaler", "optimizers_without_compiler"]
 
 
 def _old_scaler_is_deprecated() -> bool:
@@ -38,6 +39,35 @@ def grad_scaler() -> None:
     trainer_module.amp = types.SimpleNamespace(
         GradScaler=torch.amp.GradScaler, autocast=functools.partial(torch.amp.autocast, "cuda")
     )
+
+
+_OUTSIDE_COMPILER = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+"""Methods of an optimizer that torch excludes from compilation."""
+_EXCLUDED = "__dynamo_disable"
+"""Where torch keeps the excluded form of a function, once its compiler is imported."""
+
+
+def _functions() -> list[Any]:
+    return [getattr(torch.optim.Optimizer, name).__wrapped__ for name in _OUTSIDE_COMPILER]
+
+
+def _optimizers_import_the_compiler() -> bool:
+    return "torch._dynamo" not in sys.modules and not any(hasattr(function, _EXCLUDED) for function in _functions())
+
+
+@patch("none: torch's own", _optimizers_import_the_compiler)
+def optimizers_without_compiler() -> None:
+    """The first optimizer imports torch's compiler, more than a second, to exclude a method from compilation. Until
+    somebody imports the compiler there is nothing to exclude the method from."""
+    for function in _functions():
+        setattr(function, _EXCLUDED, function)
+
+    def forget(_compiler: Any) -> None:
+        for function in _functions():
+            if getattr(function, _EXCLUDED, None) is function:
+                delattr(function, _EXCLUDED)
+
+    wrapt.register_post_import_hook(forget, "torch._dynamo")
 
 
 def _trusting_load(*args: Any, **kwargs: Any) -> Any:

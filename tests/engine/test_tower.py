@@ -70,7 +70,9 @@ def test_rows_are_ids_and_values(films):
     model, dataset = run.model, run.train_data._dataset
     features = np.concatenate([field.matrix.toarray() for field in item_fields(dataset)], axis=1)
     tower = model.tower
-    wanted = tower.id_table.detach().numpy() + features @ tower.values()[0].numpy()
+    values = 0.5 * tower.value_table.detach().numpy()  # a field weighs half of the id
+    np.testing.assert_array_equal(tower.values()[0], values)
+    wanted = tower.id_table.detach().numpy() + features @ values
     np.testing.assert_allclose(model.item_table, wanted, atol=1e-6)
     bias = tower.id_bias.detach().numpy() + features @ tower.values()[1].numpy()
     bias[1:][~tower.has_id[1:]] += model.new_item_bias.numpy()

@@ -61,7 +61,16 @@ class RecBoleSettings(TrainingKeys, frozen=True, arbitrary_types_allowed=True):
     learning_rate: Annotated[Positive, Key("RecBole's. The learning rate", scope="any model", onebp=0.005)]
     train_neg_sample_args: Annotated[dict[str, Any] | None, _ANY]
     eval_step: Annotated[Count, _EVALUATION]
-    stopping_step: Annotated[Count, _EVALUATION]
+    stopping_step: Annotated[
+        Count,
+        Key(
+            "RecBole's. So many validations without improvement are let pass; with averages of the tables "
+            "(`ema_decay`) the metric rises smoothly, and 5 are enough",
+            scope="evaluation",
+            onebp=5,
+            unless=(When("ema_decay", 0.0, 10), When("item_features", NOT_NONE, 10)),
+        ),
+    ]
     eval_batch_size: Annotated[
         PositiveInt,
         Key(

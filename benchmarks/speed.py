@@ -429,6 +429,26 @@ def floor(bench: Bench) -> list[Row]:
     ]
 
 
+def features(bench: Bench) -> list[Row]:
+    """Items with features against the same items by their ids alone, each as by default."""
+    rows = []
+    for dataset, fields in FEATURES.items():
+        epochs, parts = [], {}
+        for name, chosen in (("with features", fields), ("ids alone", "none")):
+            run = bench.build("OneBP", dataset, local="none", item_features=chosen)
+            trained = Training(run, run.model.config.positives_a_step)
+            trained.epoch()
+            trained.epoch()
+            claim(trained.losses[1] < trained.losses[0], f"{dataset}, {name}: the loss does not fall: {trained.losses}")
+            epochs.append(timed(trained.epoch))
+            parts[f"{name}, s"] = list[float]()
+        for part, seconds in zip(parts.values(), measure.alternate(bench.repeats, *epochs), strict=True):
+            part += seconds
+        title = f"OneBP with {', '.join(fields)} / by ids alone, train epoch, {dataset}"
+        rows.append(Row(title, ratios(*parts.values()), parts, "losses finite, and falling", target=2.0))
+    return rows
+
+
 def on_gpu(dataset: str, what: str, bench: Bench) -> list[Row]:
     """The paper's sizes."""
     ours, size = bench.published(dataset), int(PUBLISHED[dataset]["dim"])
@@ -438,19 +458,23 @@ def on_gpu(dataset: str, what: str, bench: Bench) -> list[Row]:
     return floor_rows(bench, title, ours, size, PUBLISHED_POSITIVES, NEGATIVES)
 
 
-ON_CPU = {row.__name__: row for row in (bpr, lightgcn, simplex, reference, evaluation, sampler, memory, growth, floor)}
+FEATURES = {"ml-100k": ["class", "release_year"], "citeulike": ["tags"]}
+ON_CPU = {
+    row.__name__: row
+    for row in (bpr, lightgcn, simplex, reference, evaluation, sampler, memory, growth, floor, features)
+}
 ON_GPU = {
     f"{dataset}-{what}": partial(on_gpu, dataset, what)
     for dataset in (GOWALLA, "yelp2018")
     for what in ("reference", "floor")
-}
+} | {"features": features}
 NEEDS = {name: [GOWALLA] for name in ON_CPU} | {"reference": [ML_100K], "growth": []}
-NEEDS |= {name: [name.partition("-")[0]] for name in ON_GPU}
+NEEDS |= {name: [name.partition("-")[0]] for name in ON_GPU} | {"features": ["citeulike"]}
 """The data sets of each row."""
 
 
 def main() -> int:
-    names = [*ON_CPU, *ON_GPU]
+    names = [*{**ON_CPU, **ON_GPU}]
     options: dict[str, Any] = {"seed": 2024, "threads": 2, "data_path": measure.DATA, "device": ("cpu", "cuda")}
     args = measure.arguments(__doc__, json=Path, only=names, repeats=5, reference=Path, **options)
     possible: dict[str, Any] = ON_CPU if args.device == "cpu" else ON_GPU

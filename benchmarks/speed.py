@@ -436,7 +436,7 @@ def features(bench: Bench) -> list[Row]:
         epochs, parts = [], {}
         for name, chosen in (("with features", fields), ("ids alone", "none")):
             run = bench.build("OneBP", dataset, local="none", item_features=chosen)
-            trained = Training(run, run.model.config.positives_a_step)
+            trained = Training(run, run.config["train_batch_size"])
             trained.epoch()
             trained.epoch()
             claim(trained.losses[1] < trained.losses[0], f"{dataset}, {name}: the loss does not fall: {trained.losses}")

@@ -48,11 +48,13 @@ _EXCLUDED = "__dynamo_disable"
 
 
 def _functions() -> list[Any]:
-    return [getattr(torch.optim.Optimizer, name).__wrapped__ for name in _OUTSIDE_COMPILER]
+    methods = [getattr(torch.optim.Optimizer, name) for name in _OUTSIDE_COMPILER]
+    return [method.__wrapped__ for method in methods if hasattr(method, "__wrapped__")]
 
 
 def _optimizers_import_the_compiler() -> bool:
-    return "torch._dynamo" not in sys.modules and not any(hasattr(function, _EXCLUDED) for function in _functions())
+    excluded = [hasattr(function, _EXCLUDED) for function in _functions()]
+    return "torch._dynamo" not in sys.modules and len(excluded) > 0 and not any(excluded)
 
 
 @patch("none: torch's own", _optimizers_import_the_compiler)

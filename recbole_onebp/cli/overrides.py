@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from recbole_onebp.config.suggest import nearest
+from recbole_onebp.util import safe_yaml
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["parse_overrides", "refuse_unknown"]
@@ -19,14 +20,15 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """``--key=value`` arguments as a dictionary.
 
     A value in the form of a Python literal is read as one, as in RecBole (``0.01``, ``[10, 20]``, ``None``), but
-    nothing is evaluated.  ``true`` and ``false`` are booleans.  Everything else is a string.
+    nothing is evaluated.  ``true`` and ``false`` are booleans, and a list or mapping may be written as in YAML, without
+    quotation marks.  Everything else is a string.
 
     Raises:
         UserError: for an argument of another form, or a key given twice with different values.
 
     Example:
-        >>> parse_overrides(["--beta=0.9", "--topk=[10, 20]", "--preset=paper"])
-        {'beta': 0.9, 'topk': [10, 20], 'preset': 'paper'}
+        >>> parse_overrides(["--beta=0.9", "--topk=[10, 20]", "--metrics=[Recall, NDCG]", "--preset=paper"])
+        {'beta': 0.9, 'topk': [10, 20], 'metrics': ['Recall', 'NDCG'], 'preset': 'paper'}
     """
     values: dict[str, Any] = {}
     for argument in arguments:
@@ -49,8 +51,15 @@ def _literal(text: str) -> Any:
             value = ast.literal_eval(text)
             repr(value)  # raises ValueError for an integer of thousands of digits, which cannot be shown
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
+        return _in_yaml(text) if text[:1] in ("[", "{") else text
     return value if value is None or isinstance(value, (str, int, float, list, tuple, dict)) else text
+
+
+def _in_yaml(text: str) -> Any:
+    try:
+        return safe_yaml.load(text, "a value")
+    except UserError:  # whoever wants a list says so of the text
+        return text
 
 
 def refuse_unknown(rest: Sequence[str], arguments: argparse.Namespace) -> None:

@@ -168,7 +168,7 @@ def validated(kind: type[Parsed], values: Mapping[str, Any]) -> Parsed:
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
-        raise UserError(_message(error.errors(include_url=False)[0])) from None
+        raise UserError(_message(error.errors(include_url=False))) from None
 
 
 def check_values(kind: type[BaseModel], values: Mapping[str, Any]) -> None:
@@ -183,13 +183,18 @@ def check_values(kind: type[BaseModel], values: Mapping[str, Any]) -> None:
         found = error.errors(include_url=False)
         wrong = [one for one in found if one["type"] != "missing" or len(one["loc"]) > 1]
         if wrong:
-            raise UserError(_message(wrong[0])) from None
+            raise UserError(_message(wrong)) from None
 
 
-def _message(error: ErrorDetails) -> str:
-    # Of a value of one of several types, pydantic also names the type, such as list[str].
+def _message(errors: list[ErrorDetails]) -> str:
+    """What is wrong with the first wrong key."""
+    error = errors[0]
+    # Of a value of one of several types, pydantic also names the type, such as list[str], and has an error for each.
     where = ".".join(takewhile(lambda part: "[" not in part, map(str, error["loc"])))
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] != "value_error":
-        message = f"{error['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
+        of_same = [one for one in errors[1:] if one["loc"][:1] == error["loc"][:1] and one["input"] is error["input"]]
+        others = (one["msg"].removeprefix("Input should be ") for one in of_same)
+        message = ", or ".join(dict.fromkeys([f"{message[0].lower()}{message[1:]}", *others]))
+        message = f"{error['input']!r} is not allowed: {message}"
     return f"{where}: {message}" if where else message

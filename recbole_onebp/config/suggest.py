@@ -16,5 +16,5 @@ def nearest(word: str, known: Iterable[str]) -> str:
         '; did you mean beta?'
     """
     by_lower = {name.lower(): name for name in sorted(known)}
-    match = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    match = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.65)
     return f"; did you mean {by_lower[match[0]]}?" if match else ""

@@ -81,6 +81,19 @@ def test_runs_are_models_times_seeds(plan):
     assert len({run.key("split") for run in runs}) == 6
 
 
+def test_all_models_load_the_features_that_one_of_them_reads(plan):
+    with_features = [
+        {"model": "OneBP", "label": fields[0], "item_features": fields}
+        for fields in (["class"], ["release_year", "class"])
+    ]
+    runs = plan(dataset="ml-100k", models=[*with_features, "OneBP"]).runs()
+    assert {run.settings["load_col"] for run in runs} == {
+        "{'inter': ['user_id', 'item_id'], 'item': ['item_id', 'class', 'release_year']}"
+    }
+    runs = plan(dataset="ml-100k", models=[{"model": "OneBP", "label": "all", "item_features": "all"}, "Pop"]).runs()
+    assert {run.given["load_col"]["item"] for run in runs} == {"*"}
+
+
 def test_a_run_is_named_by_what_its_result_depends_on(plan):
     def key(split="a", **keys):
         return plan(models=["OneBP"], seeds=[1], **keys).runs()[0].key(split)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from logging import getLogger
 from pathlib import Path
 from typing import Annotated, Any
@@ -139,7 +141,7 @@ class ComparisonSpec(BaseModel):
             UserError: for a wrong key or value, a model that does not rank all items, or one whose data or evaluation
                 differ from those of the first.
         """
-        given = [self._given(entry) for entry in self.models]
+        given = self._loading_the_same_items([self._given(entry) for entry in self.models])
         settings = [self._settings(entry, keys) for entry, keys in zip(self.models, given, strict=True)]
         for entry, own in zip(self.models, settings, strict=True):
             for key in sorted(_ONE_FOR_ALL):
@@ -165,19 +167,38 @@ class ComparisonSpec(BaseModel):
             "split_seed": self.seeds[0] if self.split_seed is None else self.split_seed,
             "show_progress": False,
         }
-        try:
+        with _naming(entry):
             tuned = {} if entry.tuning is None else entry.tuning.settings({**self.shared, **fixed})
-        except UserError as error:
-            raise UserError(f"models, {entry.label}: {error}") from None
         return {**self.shared, **tuned, **own, "model": entry.model, **fixed}
 
+    def _loading_the_same_items(self, given: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The settings of the models; all load what one of them reads of the items, so that the data are the same."""
+        columns = []
+        for entry, keys in zip(self.models, given, strict=True):
+            with _naming(entry):
+                columns.append(read_config(None, keys)["load_col"])
+        if None in columns or all(of == columns[0] for of in columns):
+            return given
+        read = [of["item"] for of in columns if "item" in of]
+        if not read:
+            return given
+        every = "*" if "*" in read else [*dict.fromkeys(chain.from_iterable(read))]
+        return [{**keys, "load_col": {**of, "item": every}} for keys, of in zip(given, columns, strict=True)]
+
     def _settings(self, entry: Entry, given: Mapping[str, Any]) -> dict[str, str]:
-        try:
+        with _naming(entry):
             config = read_config(None, given)
             _check_kind(config)
-        except UserError as error:
-            raise UserError(f"models, {entry.label}: {error}") from None
         return {key: str(value) for key, value in config.final_config_dict.items() if key not in NO_RESULT}
+
+
+@contextmanager
+def _naming(entry: Entry) -> Iterator[None]:
+    """Inside the block, an error names the model that it is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"models, {entry.label}: {error}") from None
 
 
 def _check_kind(config: RunConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from logging import getLogger
 from typing import Any
@@ -61,7 +62,7 @@ def read_rows(data: Any, columns: Columns, name: str, *, time: bool = True, weig
         frame = frame.drop(columns="rating", errors="ignore")
     if frame.empty:
         raise UserError(f"{name}: no rows")
-    _tell_blanks(frame, name)
+    _tell_blanks(frame, name, given)
     return frame.sort_values("timestamp", kind="stable") if "timestamp" in frame else frame
 
 
@@ -78,9 +79,9 @@ def each_once(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     return pairs.reset_index(drop=True)
 
 
-def _tell_blanks(frame: pd.DataFrame, name: str) -> None:
+def _tell_blanks(frame: pd.DataFrame, name: str, columns: Mapping[str, str]) -> None:
     for key in _PAIR:
         odd = [token for token in frame[key].cat.categories if token != token.strip()]
         if odd:
             message = "%s: %d values of %s begin or end with blanks, such as %r; they differ from those without"
-            getLogger().warning(message, name, len(odd), key, odd[0])
+            getLogger().warning(message, name, len(odd), columns.get(key, key), odd[0])

@@ -168,9 +168,6 @@ class FittedRecommender(Recommender):
         kept = {key: value for key, value in self._settings.items() if key not in ("output_dir", "refit")}
         return fit_from(data, self._columns, valid, {**kept, **once, **settings}, self.bundle, on_epoch)
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {self.n_users:,} users, {self.n_items:,} items>"
-
     def _metrics(self) -> list[str]:
         """The metrics of the configuration that need lists only."""
         config = self.bundle.manifest["config"]

@@ -40,8 +40,8 @@ __all__ = ["fit", "fit_from"]
 _NAME = "dataframe"
 _FIELDS = {"USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "TIME_FIELD": "timestamp"}
 _OWN = (
-    "model", "dataset", "data_path", "load_col", "seq_separator", "benchmark_filename", "resume", "WEIGHT_FIELD",
-    *_FIELDS,
+    "model", "dataset", "data_path", "load_col", "seq_separator", "encoding", "benchmark_filename", "resume",
+    "WEIGHT_FIELD", *_FIELDS,
 )  # fmt: skip
 """Keys that :func:`fit` sets, or cannot follow."""
 _NOT_KEYS = ("item_features", "output_dir", "show_progress")
@@ -138,6 +138,11 @@ def fit_from(
         items = read_item_table(settings["item_features"], columns.item)
         ids = next(iter(parts.values()))["item_id"]
         items.columns, added = with_all_items(items.columns, ids)
+        if added == ids.nunique():
+            raise UserError(
+                f"item_features: none of its items is in data, which has {str(ids.iloc[0])!r} and others; give both "
+                "tables the same ids"
+            )
         if added:
             getLogger().warning("item_features: %s of %s items have no row", f"{added:,}", f"{ids.nunique():,}")
         keys |= {"item_features": "all", "seq_separator": items.separator}

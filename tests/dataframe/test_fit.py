@@ -283,6 +283,8 @@ def test_epochs_are_told_to_the_caller(frame):
         ({"dataset": "mine"}, "dataset: fit sets it"),
         ({"epoch": 3}, "epoch: fit and OneBP have no such argument or key; did you mean epochs"),
         ({"tiem": "when"}, "tiem: fit and OneBP have no such argument or key; did you mean time"),
+        ({"sep": ";"}, "sep: fit and OneBP have no such argument or key$"),
+        ({"encoding": "latin-1"}, "encoding: fit sets it"),
         ({"weight": "plays"}, "data: no column plays"),
         ({"WEIGHT_FIELD": "rating"}, "WEIGHT_FIELD: fit sets it"),
         ({"embedding_size": "8"}, "embedding_size: '8' is not allowed"),

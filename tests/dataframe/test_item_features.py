@@ -96,6 +96,7 @@ def test_files_of_an_earlier_run_do_not_stay(frame, items):
         (lambda t: t[["item_id"]], "no column but item_id; expected features beside it"),
         (lambda t: pd.concat([t, t[:1]]), ", row 26 (counted from 0): item 0 again"),
         (lambda t: t.assign(item_id=[True, *t["item_id"][1:]]), ", row 0 (counted from 0): item_id is a truth value"),
+        (lambda t: t.assign(item_id=t["item_id"].astype(str) + "x"), ": none of its items is in data, which has '"),
         (lambda t: t.assign(item_id=[None, *t["item_id"][1:]]), ", row 0 (counted from 0): no item_id"),
         (
             lambda t: t.assign(item_id=["NA", *t["item_id"][1:]]),

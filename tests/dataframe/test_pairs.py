@@ -180,6 +180,19 @@ def test_times(times):
     assert [*read(frame.rename(columns={"when": "timestamp"}), time="")] == ["user_id", "item_id"]
 
 
+@pytest.mark.parametrize("kind", [str, object, "datetime64[us]"])
+def test_a_time_that_nanoseconds_do_not_reach_is_read_or_its_row_is_named(kind):
+    never = datetime.datetime(9999, 12, 31)
+    times = (
+        pd.Series([datetime.datetime(2024, 1, 1), never]).map(str if kind is str else lambda time: time).astype(kind)
+    )
+    frame = pd.DataFrame({"user": ["a", "b"], "item": ["x", "y"], "when": times})
+    try:
+        assert read(frame, time="when")["timestamp"].tolist() == [1704067200.0, 253402214400.0]
+    except UserError as error:  # before pandas 3 times have nanoseconds
+        assert int(pd.__version__[0]) < 3 and "row 1 (counted from 0): when is no time" in str(error)  # noqa: PT017,PT018
+
+
 @pytest.mark.parametrize(
     ("value", "wrong"),
     [

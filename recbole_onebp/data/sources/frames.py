@@ -18,6 +18,7 @@ import scipy.sparse as sp
 from recbole_onebp.data.sources.forms import FAULT, TableFormat, Text, choose, usual_columns
 from recbole_onebp.data.sources.parquet import EXACT, whole_number
 from recbole_onebp.data.sources.tables import Table, read, sift
+from recbole_onebp.data.sources.times import since_1970
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["STORED", "column_of", "raw_columns", "read_interactions", "refuse_bad", "table_of"]
@@ -184,6 +185,5 @@ def _id(value: Any, exact: int | None) -> tuple[str | None, str | None]:
 def _times(column: pd.Series) -> tuple[Any, bool]:
     """Times, and whether they are seconds already."""
     if pd.api.types.is_datetime64_any_dtype(column) or pd.api.types.infer_dtype(column, skipna=True) in _DATES:
-        since_1970 = pd.to_datetime(column, utc=True) - pd.Timestamp(0, tz="UTC")
-        return (since_1970 / pd.Timedelta(seconds=1)).to_numpy(np.float64, na_value=np.nan), True
+        return since_1970(pd.to_datetime(column, utc=True, errors="coerce")), True
     return column.astype(object) if pd.api.types.is_extension_array_dtype(column) else column.array, False

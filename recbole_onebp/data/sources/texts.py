@@ -33,7 +33,7 @@ def read_text(content: bytes, where: str, suffix: str, form: TableFormat) -> tup
     if separator is None:
         remedy = "pass a DataFrame" if form.in_python else "give it by --sep"
         raise UserError(f"{where}: which character separates its columns? {remedy}")
-    text = _decoded(content, where, form.encoding)
+    text = _decoded(content, where, form)
     if '"' in text:
         return _read_quoted(text, where, separator, form)
     if len(separator) > 1:
@@ -41,11 +41,13 @@ def read_text(content: bytes, where: str, suffix: str, form: TableFormat) -> tup
     return _read_plain(text.encode("utf-8", "surrogatepass"), where, separator, form), []
 
 
-def _decoded(content: bytes, where: str, encoding: str) -> str:
+def _decoded(content: bytes, where: str, form: TableFormat) -> str:
+    encoding = form.encoding
     try:
         return content.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
     except UnicodeError:
-        raise UserError(f"{where}: not text in {encoding}; give its own by --encoding") from None
+        remedy = "pass what pd.read_csv(..., encoding=...) reads" if form.in_python else "give its own by --encoding"
+        raise UserError(f"{where}: not text in {encoding}; {remedy}") from None
     except LookupError:
         raise UserError(f"--encoding {encoding}: Python does not know it") from None
 
@@ -160,7 +162,7 @@ def _rows(frame: pd.DataFrame, chosen: dict[str, str], form: TableFormat) -> pd.
 
 def read_json_lines(content: bytes, where: str, form: TableFormat) -> tuple[pd.DataFrame, list[str]]:
     """The chosen columns of JSON objects, one a line; numbers stay as they are written."""
-    lines = io.StringIO(_decoded(content, where, form.encoding), newline=None)
+    lines = io.StringIO(_decoded(content, where, form), newline=None)
     objects = ((number, _object(line)) for number, line in enumerate(lines, start=1) if line.strip())
     head = [*islice(objects, _HEAD)]
     if not head:

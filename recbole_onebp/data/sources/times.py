@@ -12,7 +12,7 @@ import pandas as pd
 
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["UNITS", "seconds"]
+__all__ = ["UNITS", "seconds", "since_1970"]
 
 UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _EPOCHS = {"ms": (1e11, 1e13), "us": (1e14, 1e16), "ns": (1e17, 1e19)}
@@ -101,15 +101,20 @@ def _unit(numbers: npt.NDArray[np.float64]) -> str:
     return "s"
 
 
-def _since_1970(dates: pd.Series) -> npt.NDArray[np.float64]:
-    return np.array((dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1), np.float64)
+def since_1970(dates: pd.Series) -> npt.NDArray[np.float64]:
+    """Seconds of dates with a zone; NaN where there is none.
+
+    In the unit of the dates: the year 9999, a common sign for "never", is none that nanoseconds reach.
+    """
+    past = dates.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy()
+    return (past - np.datetime64(0, "s")) / np.timedelta64(1, "s")
 
 
 def _by_format(values: pd.Index, time_format: str) -> npt.NDArray[np.float64]:
     texts = pd.Series(values)
     try:
         if "%Z" in time_format or "%z" in time_format:
-            return _since_1970(pd.to_datetime(texts, format=time_format, utc=True, errors="coerce"))
+            return since_1970(pd.to_datetime(texts, format=time_format, utc=True, errors="coerce"))
         times, zones = _without_zones(texts)
         return _in_zones(pd.to_datetime(times, format=time_format, errors="coerce"), zones)
     except (ValueError, TypeError, re.error) as error:
@@ -121,7 +126,7 @@ def _by_format(values: pd.Index, time_format: str) -> npt.NDArray[np.float64]:
 def _dates(values: pd.Index, where: str, in_python: bool) -> npt.NDArray[np.float64]:
     texts = pd.Series(values)
     dates = pd.to_datetime(texts, utc=True, errors="coerce", format="ISO8601")
-    found = _since_1970(dates)
+    found = since_1970(dates)
     odd = np.flatnonzero(np.isnan(found))
     if len(odd):
         times, zones = _without_zones(texts.iloc[odd])
@@ -129,7 +134,7 @@ def _dates(values: pd.Index, where: str, in_python: bool) -> npt.NDArray[np.floa
         has_offset = iso.str.contains(r"(?:Z|[+-]\d\d:?\d\d|[+-]\d\d)$", na=False) & iso.str.contains(":", na=False)
         with_offset = pd.to_datetime(iso.where(has_offset), utc=True, errors="coerce", format="ISO8601")
         local = pd.to_datetime(iso.where(~has_offset), errors="coerce", format="ISO8601")
-        found[odd] = np.where(has_offset, _since_1970(with_offset), _in_zones(local, zones))
+        found[odd] = np.where(has_offset, since_1970(with_offset), _in_zones(local, zones))
     return found
 
 
@@ -156,7 +161,7 @@ def _in_zones(local: pd.Series, zones: pd.Series) -> npt.NDArray[np.float64]:
             times = local[chosen].dt.tz_localize(ZoneInfo(zone), ambiguous="NaT", nonexistent="shift_forward")
         except (LookupError, ValueError, OSError):  # no such zone
             continue
-        found[chosen] = _since_1970(times.dt.tz_convert("UTC"))
+        found[chosen] = since_1970(times.dt.tz_convert("UTC"))
     return found
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from recbole_onebp.run.run import Run
     from recbole_onebp.serving import Recommender
     from recbole_onebp.trainer import OneBPTrainer
+    from recbole_onebp.util.errors import UserError
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Recommender",
     "Result",
     "Run",
+    "UserError",
     "__version__",
     "build",
     "fit",
@@ -47,6 +49,7 @@ _HOME = {
     "Recommender": "recbole_onebp.serving",
     "Result": "recbole_onebp.run.result",
     "Run": "recbole_onebp.run.run",
+    "UserError": "recbole_onebp.util.errors",
     "build": "recbole_onebp.run.build",
     "fit": "recbole_onebp.dataframe",
 }
@@ -58,7 +61,7 @@ def __getattr__(name: str) -> Any:
     """Import the module of a public name when the name is first used (PEP 562)."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name != "Recommender":
+    if name not in ("Recommender", "UserError"):
         import_hook.require_recbole()
         share_cores()
     return getattr(import_module(_HOME[name]), name)

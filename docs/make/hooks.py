@@ -57,6 +57,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn links between the repository's root and ``docs`` into links within the site."""
     deep = "/" in page.file.src_uri
+    markdown = re.sub(r"(tutorials/\w+)\.py\)", r"\1.md)", markdown)  # the scripts, as the repository shows them
     return markdown.replace("](../docs/", "](../") if deep else re.sub(r"\]\((\.\./|docs/)", "](", markdown)
 
 

@@ -118,7 +118,7 @@ class ItemEstimator:
         if self._bundle.cosine:
             embedding = unit_rows(embedding)
         if not embedding.any():
-            return "none of its values is in the bundle", unknown
+            return "has no value that counts in the bundle", unknown
         return ItemEstimate(embedding, bias, self._weight(1)), unknown
 
     @cached_property

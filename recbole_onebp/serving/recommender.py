@@ -74,6 +74,9 @@ class Recommender(ChangingItems):
         self._threads = threads or os.cpu_count() or 1
         self._index = None if index is None else _open_index(bundle, index)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.n_users:,} users, {self.n_items:,} items>"
+
     @classmethod
     def load(
         cls,

@@ -139,6 +139,7 @@ def test_a_misspelt_command_and_a_folder_that_is_none(tmp_path, capsys):
     for told, *command in (
         ("did you mean train?", "trian"),
         ("there is no such folder", "export", str(tmp_path / "none"), str(tmp_path / "bundle")),
+        ("is no run, for it has no config.yaml", "export", str(tmp_path), str(tmp_path / "bundle")),
     ):
         assert told in refusal((main(command), capsys.readouterr().err))
 

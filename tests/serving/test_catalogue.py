@@ -72,7 +72,7 @@ def test_an_added_item_that_was_removed_is_made_anew(tmp_path, score):
     first = dict(rec.similar_items(["b"], k=100)[0])
     rec.update([("u1", "b"), ("u1", "a")])
     rec.remove_items(["a"])
-    assert rec.add_items({"a": {"genres": ["nothing"]}}).refused == {"a": "none of its values is in the bundle"}
+    assert rec.add_items({"a": {"genres": ["nothing"]}}).refused == {"a": "has no value that counts in the bundle"}
     assert not rec.knows_item("a")
     rec.add_items({"a": {"genres": ["g2"]}})
     assert rec.n_items == 62

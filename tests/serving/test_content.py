@@ -34,7 +34,10 @@ def test_an_item_from_features_is_like_the_cold_one_with_the_same(bundle):
     rec = Recommender.load(bundle)
     report = rec.add_items({"new": features(85), "empty": {"genres": ["nothing"]}, "f3": features(3)})
     assert (report.added, report.unknown) == (["new"], ["nothing"])
-    assert report.refused == {"empty": "none of its values is in the bundle", "f3": "is in the bundle already"}
+    assert report.refused == {
+        "empty": "has no value that counts in the bundle",
+        "f3": "is in the bundle already",
+    }
     cold, new = (rec.item_ids.index(item) for item in ("f85", "new"))
     rows = rec._items.embeddings.rows(np.array([cold, new]))
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-5)

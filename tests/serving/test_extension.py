@@ -76,7 +76,7 @@ def test_what_cannot_be_added_is_named(bundle, tmp_path, capsys):
     text = "item_id,genres\ni3,g1\nempty,nothing\nnew,g1 other\n"
     assert main(["add-items", str(bundle), written(tmp_path, text)]) == 0
     assert capsys.readouterr().err.splitlines() == [
-        "not added: item i3 is in the bundle already", "not added: item empty none of its values is in the bundle",
+        "not added: item i3 is in the bundle already", "not added: item empty has no value that counts in the bundle",
         "unknown value: nothing", "unknown value: other",
     ]  # fmt: skip
     assert Recommender.load(bundle).item_ids[60:] == ["new"]
@@ -114,7 +114,7 @@ def test_files_with_the_old_items_alone_are_left_out(tmp_path, capsys):
         ("a.csv", "item_id,genres\n", "a.csv: holds no item"),
         ("a.csv", "", "a.csv: holds no item"),
         ("a.csv", b"item_id,genres\n\xff,g1\n", "a.csv: damaged: not UTF-8"),
-        ("a.csv", "item_id,genres\nx,zzz\n", "a.csv: no item can be added: item x none of its values is in the bundle"),
+        ("a.csv", "item_id,genres\nx,zzz\n", "a.csv: no item can be added: item x has no value that counts"),
         ("a.txt", "item_id,genres\nx,g1\n", "a.txt: expected a file that ends in .csv, .tsv, .jsonl, .ndjson"),
         ("a.jsonl", '{"item_id": "x", "genres": [1.5]}\n', "line 1: item x: genres: .* expected a text or a list"),
         ("a.jsonl", '{"item_id": "x", "genres": "g1"}\n[]\n', "a.jsonl, line 2: expected an object"),

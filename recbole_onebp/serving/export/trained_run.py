@@ -217,6 +217,8 @@ def read_settings(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "config.yaml"
     if not run_dir.is_dir():
         raise UserError(f"{run_dir}: there is no such folder; give the output_dir of a run of recbole-onebp train")
+    if not path.exists() and not path.is_symlink():
+        raise UserError(f"{run_dir}: is no run, for it has no config.yaml; give the output_dir of recbole-onebp train")
     settings = safe_yaml.read_plain(path)
     if not isinstance(settings, dict):
         raise UserError(f"{path}: expected lines of 'key: value'")

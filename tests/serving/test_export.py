@@ -428,7 +428,7 @@ LONG = b"a: &a " + b"x" * 10_000 + b"\nb: [" + b"*a, " * 200 + b"]"
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("config.yaml", None, "config.yaml: cannot be read: No such file"),
+        ("config.yaml", None, "is no run, for it has no config.yaml"),
         ("config.yaml", b"", "config.yaml: expected lines of 'key: value'"),
         ("config.yaml", b"[1, 2]", "config.yaml: expected lines of 'key: value'"),
         ("config.yaml", b"a: [", "config.yaml: not YAML"),

@@ -61,6 +61,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 """Flags of the authors' code, from its README; ``preset: paper`` is the same. All: 1,024 positives a step, N = 5."""
 PUBLISHED_POSITIVES = 1024
+FEATURES = {"ml-100k": ["class", "release_year"], "citeulike": ["tags"]}
+"""Fields of the items of each data set."""
 STOCK: dict[str, Any] = {"fast_sampler": False, "fast_evaluator": False}
 EVAL_USERS = (4, 16, 64, 128, 256, 512)  # users a batch that RecBole's evaluation is tried with
 FRACTION = 8  # LightGCN is timed on the first of so many parts of an epoch, whose batches are equally fast
@@ -433,19 +435,16 @@ def features(bench: Bench) -> list[Row]:
     """Items with features against the same items by their ids alone, each as by default."""
     rows = []
     for dataset, fields in FEATURES.items():
-        epochs, parts = [], {}
-        for name, chosen in (("with features", fields), ("ids alone", "none")):
-            run = bench.build("OneBP", dataset, local="none", item_features=chosen)
-            trained = Training(run, run.config["train_batch_size"])
+        runs = [bench.build("OneBP", dataset, local="none", item_features=chosen) for chosen in (fields, "none")]
+        both = [Training(run, run.config["train_batch_size"]) for run in runs]
+        for trained in both:
             trained.epoch()
             trained.epoch()
-            claim(trained.losses[1] < trained.losses[0], f"{dataset}, {name}: the loss does not fall: {trained.losses}")
-            epochs.append(timed(trained.epoch))
-            parts[f"{name}, s"] = list[float]()
-        for part, seconds in zip(parts.values(), measure.alternate(bench.repeats, *epochs), strict=True):
-            part += seconds
+            claim(trained.losses[1] < trained.losses[0], f"{dataset}: the loss does not fall: {trained.losses}")
+        a, b = measure.alternate(bench.repeats, *(timed(trained.epoch) for trained in both))
         title = f"OneBP with {', '.join(fields)} / by ids alone, train epoch, {dataset}"
-        rows.append(Row(title, ratios(*parts.values()), parts, "losses finite, and falling", target=2.0))
+        parts = {"with features, s": a, "ids alone, s": b}
+        rows.append(Row(title, ratios(a, b), parts, "losses finite, and falling", target=2.0))
     return rows
 
 
@@ -458,7 +457,6 @@ def on_gpu(dataset: str, what: str, bench: Bench) -> list[Row]:
     return floor_rows(bench, title, ours, size, PUBLISHED_POSITIVES, NEGATIVES)
 
 
-FEATURES = {"ml-100k": ["class", "release_year"], "citeulike": ["tags"]}
 ON_CPU = {
     row.__name__: row
     for row in (bpr, lightgcn, simplex, reference, evaluation, sampler, memory, growth, floor, features)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from recbole_onebp.config.suggest import nearest
-from recbole_onebp.util import safe_yaml
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["parse_overrides", "refuse_unknown"]
@@ -56,9 +55,11 @@ def _literal(text: str) -> Any:
 
 
 def _in_yaml(text: str) -> Any:
+    from recbole_onebp.util import safe_yaml  # here, because a machine that serves may have no PyYAML
+
     try:
         return safe_yaml.load(text, "a value")
-    except UserError:  # whoever wants a list says so of the text
+    except UserError:  # the check of the key then refuses the text
         return text
 
 

@@ -16,5 +16,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
         '; did you mean beta?'
     """
     by_lower = {name.lower(): name for name in sorted(known)}
+    # With difflib's own cutoff, 0.6, "sep" is like "use_gpu".
     match = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.65)
     return f"; did you mean {by_lower[match[0]]}?" if match else ""

@@ -138,13 +138,14 @@ def fit_from(
         items = read_item_table(settings["item_features"], columns.item)
         ids = next(iter(parts.values()))["item_id"]
         items.columns, added = with_all_items(items.columns, ids)
-        if added == ids.nunique():
+        n_items = ids.nunique()
+        if added == n_items:
             raise UserError(
                 f"item_features: none of its items is in data, which has {str(ids.iloc[0])!r} and others; give both "
                 "tables the same ids"
             )
         if added:
-            getLogger().warning("item_features: %s of %s items have no row", f"{added:,}", f"{ids.nunique():,}")
+            getLogger().warning("item_features: %s of %s items have no row", f"{added:,}", f"{n_items:,}")
         keys |= {"item_features": "all", "seq_separator": items.separator}
         keys["load_col"]["item"] = ["item_id", *items.fields]
     holder = TemporaryFolder()

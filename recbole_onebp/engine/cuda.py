@@ -21,7 +21,7 @@ from recbole_onebp.engine.schedule import Progress, Schedule
 from recbole_onebp.model import OneBP
 from recbole_onebp.sampling import DeviceSampler
 
-__all__ = ["DeviceEngine", "IntArray", "adam_state"]
+__all__ = ["DeviceEngine", "IntArray", "count_step"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -132,14 +132,21 @@ class DeviceEngine:
         """Sample what the next steps need beside their pairs: the negatives."""
         steps = range(step, min(step + _STEPS_A_DRAW, len(self.schedule)))
         if self.config.negatives == "shared":
-            shared = torch.from_numpy(np.stack([self.schedule.shared_negatives(number, epoch) for number in steps]))
+            shared = np.stack([self.schedule.shared_negatives(number, epoch) for number in steps])
+            on_device = torch.from_numpy(shared)
             if self._device.type == "cuda":
-                shared = shared.pin_memory()  # otherwise the copy would wait for the previous steps
-            return zip(shared.to(self._device, non_blocking=True).long(), strict=True)
+                on_device = on_device.pin_memory()  # otherwise the copy would wait for the previous steps
+            on_device = on_device.to(self._device, non_blocking=True).long()
+            parts = (self._beside(shared[at], starts, number, epoch) for at, number in enumerate(steps))
+            return ((negative, *more) for negative, more in zip(on_device, parts, strict=True))
         here = slice(starts[steps.start], starts[steps.stop])
         n = self.config.train_neg_sample_args.sample_num
         drawn = self._sampler.draw(users[here], n, number[here], epoch)
         return zip(torch.split(drawn, np.diff(starts[steps.start : steps.stop + 1]).tolist()), strict=True)
+
+    def _beside(self, _negative: npt.NDArray[np.int32], _starts: IntArray, _step: int, _epoch: int) -> tuple[Any, ...]:
+        """What a step needs beside its pairs and its shared negatives ``(M,)``."""
+        return ()
 
     # ------------------------------------------------------------------------------------------------------- gradients
 
@@ -248,7 +255,7 @@ class DeviceEngine:
 
     def _lazy_adam(self, parameter: Tensor, rows: Tensor, values: Tensor) -> None:
         """SparseAdam's step, without reading the number of touched rows from the device."""
-        exp_avg, exp_avg_sq, scale, eps, (beta1, beta2) = adam_state(parameter, self.optimizer)
+        exp_avg, exp_avg_sq, scale, eps, (beta1, beta2) = count_step(parameter, self.optimizer)
         rows, order = rows.sort(stable=True)
         slot = torch.cat([rows.new_zeros(1), (rows[1:] != rows[:-1]).long()]).cumsum(0)
         gradient = torch.zeros_like(values).index_add_(0, slot, values[order])  # one slot per touched row
@@ -262,7 +269,7 @@ class DeviceEngine:
         parameter.index_copy_(0, row, moved)
 
 
-def adam_state(
+def count_step(
     parameter: Tensor, optimizer: torch.optim.Optimizer
 ) -> tuple[Tensor, Tensor, float, float, tuple[float, float]]:
     """Count a step of SparseAdam; its two moments, the size of the step, epsilon and the betas."""

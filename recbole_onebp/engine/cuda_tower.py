@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from recbole_onebp.distributed.ranks import Ranks
-from recbole_onebp.engine.cuda import DeviceEngine, IntArray, adam_state
+from recbole_onebp.engine.cuda import DeviceEngine, IntArray, count_step
 from recbole_onebp.engine.schedule import Schedule
 from recbole_onebp.model import OneBP
 from recbole_onebp.tower import sums_of
@@ -49,20 +49,16 @@ class DeviceTowerEngine(DeviceEngine):
         self._whole = torch.ones(model.n_items, dtype=torch.bool, device=self._device)
         self._counts: IntArray = np.diff(model.tower.start.cpu().numpy())
 
-    def _draw(
-        self, users: Tensor, number: Tensor, starts: IntArray, step: int, epoch: int
-    ) -> Iterator[tuple[Any, ...]]:
-        """The negatives, which items have the rows of their ids, and how many values the items of a step have.
+    def _beside(self, negative: npt.NDArray[np.int32], starts: IntArray, step: int, epoch: int) -> tuple[Any, ...]:
+        """Which items have the rows of their ids, and how many values the items of the step have.
 
-        The numbers are counted on the host, which would otherwise wait for the device.
+        They are counted on the host, which would otherwise wait for the device.
         """
-        for at, (negative,) in enumerate(super()._draw(users, number, starts, step, epoch), start=step):
-            items = self.schedule.item[self._order[starts[at] : starts[at + 1]]]
-            ids = np.concatenate((items, self.schedule.shared_negatives(at, epoch)))
-            kept = self._whole
-            if self.config.id_dropout > 0:
-                kept = torch.from_numpy(self.schedule.kept_ids(at, epoch)).to(self._device)
-            yield negative, kept, int(self._counts[ids].sum())
+        kept = self._whole
+        if self.config.id_dropout > 0:
+            kept = torch.from_numpy(self.schedule.kept_ids(step, epoch)).to(self._device)
+        item = self.schedule.item[self._order[starts[step] : starts[step + 1]]]
+        return kept, int(self._counts[item].sum() + self._counts[negative].sum())
 
     def _step(self, user: Tensor, item: Tensor, negative: Tensor, *of_tower: Any) -> None:
         kept, n_values = of_tower
@@ -103,7 +99,7 @@ class DeviceTowerEngine(DeviceEngine):
 
     def _step_touched(self, parameter: Tensor, touched: Tensor, gradient: Tensor) -> None:
         """SparseAdam's step on the rows that are ``touched``, ``(n, 1)``."""
-        first, second, scale, eps, (beta1, beta2) = adam_state(parameter, self._value_optimizer)
+        first, second, scale, eps, (beta1, beta2) = count_step(parameter, self._value_optimizer)
         first.lerp_(gradient, (1 - beta1) * touched)
         second.lerp_(gradient.square(), (1 - beta2) * touched)
         parameter.sub_(scale * touched * first / (second.sqrt() + eps))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-__all__ = ["ModelEntry", "check_distinct"]
+from recbole_onebp.util.errors import UserError
+
+__all__ = ["ModelEntry", "check_distinct", "naming"]
 
 
 class ModelEntry(BaseModel):
@@ -37,3 +40,12 @@ def check_distinct(names: Iterable[Any]) -> None:
                 f"{name} appears twice" + ("; give one of them another label" if isinstance(name, str) else "")
             )
         seen.add(name)
+
+
+@contextmanager
+def naming(entry: ModelEntry) -> Iterator[None]:
+    """Inside the block, an error names the model that it is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"models, {entry.label}: {error}") from None

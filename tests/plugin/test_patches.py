@@ -322,6 +322,12 @@ def test_without_recbole_everybody_who_needs_it_is_told_the_command():
 def test_a_serving_machine_has_neither_torch_nor_recbole_and_hears_nothing():
     silent = in_a_fresh_python(HIDE.format(hidden=("recbole", "torch")) + "import recbole_onebp")
     assert (silent.returncode, silent.stderr) == (0, "")
+    commands = HIDE.format(hidden=("recbole", "torch", "yaml")) + (
+        "import sys\nfrom recbole_onebp.cli import main\nsys.exit(main(['recommend', 'absent', '--users=u1']))"
+    )
+    told = in_a_fresh_python(commands)
+    assert told.returncode == 2
+    assert told.stderr.startswith("error: absent: not a bundle: no such folder")
 
 
 def test_sequential_models_do_not_slow_down_autograd():

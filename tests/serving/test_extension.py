@@ -114,7 +114,11 @@ def test_files_with_the_old_items_alone_are_left_out(tmp_path, capsys):
         ("a.csv", "item_id,genres\n", "a.csv: holds no item"),
         ("a.csv", "", "a.csv: holds no item"),
         ("a.csv", b"item_id,genres\n\xff,g1\n", "a.csv: damaged: not UTF-8"),
-        ("a.csv", "item_id,genres\nx,zzz\n", "a.csv: no item can be added: item x has no value that counts"),
+        (
+            "a.csv",
+            "item_id,genres\nx,zzz\n",
+            "a.csv: no item can be added: item x has no value that counts in the bundle",
+        ),
         ("a.txt", "item_id,genres\nx,g1\n", "a.txt: expected a file that ends in .csv, .tsv, .jsonl, .ndjson"),
         ("a.jsonl", '{"item_id": "x", "genres": [1.5]}\n', "line 1: item x: genres: .* expected a text or a list"),
         ("a.jsonl", '{"item_id": "x", "genres": "g1"}\n[]\n', "a.jsonl, line 2: expected an object"),

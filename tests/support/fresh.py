@@ -15,8 +15,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 START_METHOD = "forkserver"
-# None of them imports RecBole, ray or distutils, whose absence tests check.  torch imports _dynamo with its first
-# optimizer.
+# None of them imports RecBole, ray or distutils, whose absence tests check.  torch imports _dynamo with the first
+# step of an optimizer.
 _LARGE = ["torch", "torch._dynamo", "pandas", "scipy.stats", "sklearn.metrics", "numba", "matplotlib.figure"]
 multiprocessing.set_forkserver_preload(_LARGE)
 

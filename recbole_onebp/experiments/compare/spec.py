@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -23,7 +22,7 @@ from recbole_onebp.config.fields import Seed, validated
 from recbole_onebp.config.keys import comparison_keys
 from recbole_onebp.config.schema import NO_RESULT
 from recbole_onebp.experiments.compare.tuned import Tuning
-from recbole_onebp.experiments.entries import ModelEntry, check_distinct
+from recbole_onebp.experiments.entries import ModelEntry, check_distinct, naming
 from recbole_onebp.run.build import read_config
 from recbole_onebp.util.errors import UserError
 
@@ -141,8 +140,13 @@ class ComparisonSpec(BaseModel):
             UserError: for a wrong key or value, a model that does not rank all items, or one whose data or evaluation
                 differ from those of the first.
         """
-        given = self._loading_the_same_items([self._given(entry) for entry in self.models])
-        settings = [self._settings(entry, keys) for entry, keys in zip(self.models, given, strict=True)]
+        given = [self._given(entry) for entry in self.models]
+        configs = self._configs(given)
+        columns = _with_the_same_items([config["load_col"] for config in configs])
+        if columns is not None:
+            given = [{**keys, "load_col": of} for keys, of in zip(given, columns, strict=True)]
+            configs = self._configs(given)
+        settings = [self._settings(entry, config) for entry, config in zip(self.models, configs, strict=True)]
         for entry, own in zip(self.models, settings, strict=True):
             for key in sorted(_ONE_FOR_ALL):
                 if own.get(key) != settings[0].get(key):
@@ -167,38 +171,34 @@ class ComparisonSpec(BaseModel):
             "split_seed": self.seeds[0] if self.split_seed is None else self.split_seed,
             "show_progress": False,
         }
-        with _naming(entry):
+        with naming(entry):
             tuned = {} if entry.tuning is None else entry.tuning.settings({**self.shared, **fixed})
         return {**self.shared, **tuned, **own, "model": entry.model, **fixed}
 
-    def _loading_the_same_items(self, given: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The settings of the models; all load what one of them reads of the items, so that the data are the same."""
-        columns = []
+    def _configs(self, given: Sequence[Mapping[str, Any]]) -> list[RunConfig]:
+        configs = []
         for entry, keys in zip(self.models, given, strict=True):
-            with _naming(entry):
-                columns.append(read_config(None, keys)["load_col"])
-        if None in columns or all(of == columns[0] for of in columns):
-            return given
-        read = [of["item"] for of in columns if "item" in of]
-        if not read:
-            return given
-        every = "*" if "*" in read else [*dict.fromkeys(chain.from_iterable(read))]
-        return [{**keys, "load_col": {**of, "item": every}} for keys, of in zip(given, columns, strict=True)]
+            with naming(entry):
+                configs.append(read_config(None, keys))
+        return configs
 
-    def _settings(self, entry: Entry, given: Mapping[str, Any]) -> dict[str, str]:
-        with _naming(entry):
-            config = read_config(None, given)
+    def _settings(self, entry: Entry, config: RunConfig) -> dict[str, str]:
+        with naming(entry):
             _check_kind(config)
         return {key: str(value) for key, value in config.final_config_dict.items() if key not in NO_RESULT}
 
 
-@contextmanager
-def _naming(entry: Entry) -> Iterator[None]:
-    """Inside the block, an error names the model that it is about."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"models, {entry.label}: {error}") from None
+def _with_the_same_items(columns: Sequence[Any]) -> list[dict[str, Any]] | None:
+    """``load_col`` of each model with what any of them reads of the items; the data are the same then.
+
+    Returns:
+        None if nothing changes: they are the same already, none reads items, or one reads everything there is.
+    """
+    if None in columns or all(of == columns[0] for of in columns):
+        return None
+    read = [of["item"] for of in columns if "item" in of]
+    every = "*" if "*" in read else [*dict.fromkeys(chain.from_iterable(read))]
+    return [{**of, "item": every} for of in columns] if read else None
 
 
 def _check_kind(config: RunConfig) -> None:

@@ -15,7 +15,7 @@ from recbole.utils import ModelType
 from recbole_onebp.config import RunConfig
 from recbole_onebp.config.fields import validated
 from recbole_onebp.config.keys import check_keys, comparison_keys, nearest
-from recbole_onebp.experiments.entries import ModelEntry, check_distinct
+from recbole_onebp.experiments.entries import ModelEntry, check_distinct, naming
 from recbole_onebp.run.build import parse_config, read_config
 from recbole_onebp.util.errors import UserError
 
@@ -152,7 +152,7 @@ class SearchSpec:
         shared = {**(file.model_extra or {}), "dataset": file.dataset}
         searches, terms = [], list[dict[str, Any]]()
         for entry in file.models:
-            try:
+            with naming(entry):
                 settings = {**shared, **(entry.model_extra or {}), "model": entry.model}
                 search, config = _search(entry.label, settings, {**file.space, **entry.space})
                 terms.append({key: config[key] for key in sorted(_ONE_FOR_ALL)})
@@ -162,8 +162,6 @@ class SearchSpec:
                             f"{key}: {value}, but {terms[0][key]} for {file.models[0].label}; all models have the "
                             "same data, evaluation and budget: set the key beside models"
                         )
-            except UserError as error:
-                raise UserError(f"models, {entry.label}: {error}") from None
             searches.append(search)
         return cls(budget, terms[0]["epochs"], tuple(searches))
 

@@ -26,7 +26,10 @@ from typing import Any
 import measure
 
 from recbole_onebp.config import RunConfig
+from recbole_onebp.experiments.charts import Chart, Series, draw_png
 from recbole_onebp.experiments.compare import compare
+from recbole_onebp.experiments.compare.figures import looks_of
+from recbole_onebp.experiments.compare.results import metric_title
 from recbole_onebp.experiments.tune.search import tune
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.files import write_atomically
@@ -53,6 +56,14 @@ DATA: dict[str, dict[str, Any]] = {
 """What the models share in addition to ``properties/*/baselines.yaml``; the most epochs are what fits into hours of a
 CPU.  ``refit`` holds for the comparison: a search has no test part."""
 NOTHING_TO_TUNE = ["Pop"]
+OURS = {
+    "OneBP": "OneBP",
+    "OneBP-towers": "OneBP, towers alone",
+    "OneBP-paper": "OneBP, the paper's form",
+    "TwoBP-towers": "TwoBP, towers alone",
+    "TwoBP-paper": "TwoBP, the paper's form",
+}
+"""Labels of the models that are ours, and how people read them."""
 
 
 def entries_of(kind: str, labels: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -81,6 +92,21 @@ def search_and_compare(shared: Mapping[str, Any], labels: Sequence[str], untuned
     return compare([str(plan_of("compare"))], {**shared, "models": entries, "output_dir": output_dir}), tuned
 
 
+def draw_cost(report: Mapping[str, Any], path: Path) -> None:
+    """Test accuracy against seconds of training, a point a model."""
+    metric = report["primary_metric"]
+    found = {model["label"]: model for model in report["models"] if model["test"]}
+    looks = looks_of([*found], report["reference"])
+    series = [
+        Series(
+            OURS.get(label, label), [model["train_seconds"]["mean"]], [model["test"][metric]["mean"]], **looks[label]
+        )
+        for label, model in found.items()
+    ]
+    name, title = f"{report['dataset']}, test {metric_title(metric)}", "Accuracy and training time"
+    draw_png(Chart("cost", title, "", "time of training", name, "points", series, in_seconds=True), path)
+
+
 def write_results(folder: Path, tuned: Path, command: str, left_out: Sequence[str]) -> Path:
     """Copy the small files of a report and its search to the results."""
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -92,9 +118,9 @@ def write_results(folder: Path, tuned: Path, command: str, left_out: Sequence[st
     measure.write_text(out / "report.md", "\n\n".join([*head, text.rstrip()]) + "\n")
     kept = {"command": command, "machine": cpu, "left_out": list(left_out), **report}
     measure.write_text(out / "results.json", json.dumps(kept, indent=1) + "\n")
-    for source in (tuned / "tuning.json", folder / "figures" / "cost.png"):
-        if source.exists():  # nothing may have been tuned
-            write_atomically(out / source.name, partial(shutil.copyfile, source))
+    if (tuned / "tuning.json").exists():  # nothing may have been tuned
+        write_atomically(out / "tuning.json", partial(shutil.copyfile, tuned / "tuning.json"))
+    write_atomically(out / "cost.png", partial(draw_cost, report))
     return out
 
 

@@ -3,8 +3,9 @@
     python benchmarks/race.py --dataset gowalla [--budget 300] [--models OneBP ALS-64 ...] [--json OUT]
 
 Each model trains in a process of its own, until its schedule or the budget ends. All are evaluated after every epoch
-or ALS iteration, by the same evaluator. The clock starts with the process; the seconds of training alone are recorded
-too. Models in the result file are not repeated.
+or ALS iteration, by the same evaluator. The clock starts with the process and stands still during evaluations, of which
+ALS with its short iterations has many; the seconds of training alone are recorded too. Models in the result file are
+not repeated.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import numpy as np
 import recbole_onebp
 from recbole_onebp.experiments.charts import scale_by_seconds
 from recbole_onebp.experiments.compare.figures import looks_of
+from recbole_onebp.experiments.compare.results import metric_title
 from recbole_onebp.util import safe_yaml
 from recbole_onebp.util.errors import UserError
 
@@ -57,14 +59,19 @@ def contest(started: float, dataset: str, paths: dict[str, str], setting: dict[s
     def build(model: str, **more: Any) -> Any:
         return recbole_onebp.build(model, dataset, config_dict={**PLAN["run"], **paths, **more})
 
-    def point(train_seconds: float, valid: Mapping[str, float], **more: Any) -> None:
-        times = {"seconds": round(time.monotonic() - started, 3), "train_seconds": round(train_seconds, 3)}
+    def point(train_seconds: float, valid_seconds: float, valid: Mapping[str, float], **more: Any) -> None:
+        seconds = time.monotonic() - started - valid_seconds
+        times = {"seconds": round(seconds, 3), "train_seconds": round(train_seconds, 3)}
         print(json.dumps({**times, **{name: float(valid[name]) for name in METRICS}, **more}), flush=True)
 
     if "model" in setting:
         run = build(**{"epochs": 1000, **setting})
         record = run.trainer.record
-        run.train(False, on_validation=lambda *_: point(record.total("train_seconds"), record.epochs[-1]["valid"]))
+
+        def after(_epoch: int, _score: float) -> None:
+            point(record.total("train_seconds"), record.total("valid_seconds"), record.epochs[-1]["valid"])
+
+        run.train(False, on_validation=after)
         return
     run = build("BPR", embedding_size=setting["factors"])
     every = 1 if len(setting["trials"]) == 1 else setting["iterations"]
@@ -81,17 +88,20 @@ def _als(
     from implicit.als import AlternatingLeastSquares
     from threadpoolctl import threadpool_limits
 
-    data, spent = run.train_data.dataset, list[float]()
+    data, spent, validating = run.train_data.dataset, list[float](), list[float]()
     pairs = [data.inter_feat[field].numpy() for field in (data.uid_field, data.iid_field)]
     matrix = sp.csr_matrix((np.ones(len(pairs[0]), np.float32), pairs), shape=(data.user_num, data.item_num))
 
     def after(iteration: int, seconds: float, _loss: object) -> None:
         spent.append(seconds)
         if (iteration + 1) % every == 0:
+            start = time.monotonic()
             with torch.no_grad():
                 run.model.user_embedding.weight.copy_(torch.from_numpy(als.user_factors))
                 run.model.item_embedding.weight.copy_(torch.from_numpy(als.item_factors))
-            point(sum(spent), run.trainer.evaluate(run.valid_data, load_best_model=False))
+            found = run.trainer.evaluate(run.valid_data, load_best_model=False)
+            validating.append(time.monotonic() - start)
+            point(sum(spent), sum(validating), found)
 
     with threadpool_limits(1, user_api="blas"):  # the library has threads of its own, and asks for this
         size = {key: setting[key] for key in ("factors", "iterations")}
@@ -136,7 +146,8 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         for axes, metric in zip(panels, METRICS, strict=True):
             for name, row in result["models"].items():
                 style = {"linewidth": 2.4, "zorder": 3} if name == "OneBP" else {"linewidth": 1.2}
-                label = name if row["points"] else f"{name}: no epoch in {result['budget']:g} s"
+                shown = name.replace("ALS-", "ImplicitALS, factors: ")
+                label = shown if row["points"] else f"{shown}: no epoch in {result['budget']:g} s"
                 seconds, values = ([point[key] for point in row["points"]] for key in ("seconds", metric))
                 axes.plot(
                     seconds,
@@ -148,10 +159,11 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
                     linestyle=dashes.get(name, "-"),
                     **style,
                 )
-            axes.set(xlabel="time since the start of the process", ylabel=f"{metric}, validation")
+            axes.set(xlabel="time since the start, without validation", ylabel=f"validation {metric_title(metric)}")
             scale_by_seconds(axes)
             axes.grid(alpha=0.3)
-        figure.suptitle(f"{result['dataset']}, {result['machine']['cpu']}, {result['threads']} thread(s)", fontsize=10)
+        threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
+        figure.suptitle(f"{result['dataset']}, {result['machine']['cpu']}, {threads}", fontsize=10)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
 
 

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import measure
+from comparison import OURS
 from measure import DATASETS, table
 from scaling_model import tables
 from stream import contestants
 
+from recbole_onebp.experiments.compare.results import metric_title
 from recbole_onebp.util import safe_yaml
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
@@ -131,14 +133,8 @@ The epoch took {_number(run["epoch_seconds"][0])} s. {law["in their groups"]:.0%
 of one of the user's two groups.{fitted}"""
 
 
+BEYOND = ("coverage", "gini", "novelty", "diversity")
 _NO_COMPARISON = "Not run: `python benchmarks/comparison.py ml-100k`."
-_OURS = {
-    "OneBP": "*OneBP*",
-    "OneBP-towers": "*OneBP, towers alone*",
-    "OneBP-paper": "*OneBP, the paper's form*",
-    "TwoBP-paper": "*TwoBP, the paper's form*",
-}
-"""Names in the README of the models that are ours."""
 
 
 def _comparisons(results: Path) -> dict[str, Any]:
@@ -162,13 +158,14 @@ def models(results: Path) -> str:
         cells = {label: [f"{value:.4f}", _compared(report, label)[1]] for label, value in values.items()}
         best = max(values, key=lambda label: values[label])
         cells[best][0] = f"**{cells[best][0]}**"
-        for label in (m["label"] for m in report["models"] if not m["tuning_trials"] and m["label"] in _OURS):
+        for label in (m["label"] for m in report["models"] if not m["tuning_trials"] and m["label"] in OURS):
             cells[label][0] += " *"
         columns.append(cells)
     head = [name for report in reports for name in (report["dataset"], "s")]
+    names = {label: f"*{OURS[label]}*" if label in OURS else label for label in labels}
     rows = (
-        [_OURS.get(label, label), *(cell for column in columns for cell in column.get(label, ("", "")))]
-        for label in labels
+        [name, *(cell for column in columns for cell in column.get(label, ("", "")))]
+        for label, name in names.items()
         if label != "TwoBP-towers"  # neither a default nor the paper's
     )
     return table(["", *head], rows)
@@ -180,12 +177,12 @@ def published(results: Path) -> str:
     for dataset in ("gowalla", "yelp2018"):
         found = {"OneBP": _means(results, dataset), "with the order unused": _means(results, dataset, "-no-times")}
         shown = [f"{what} {' / '.join(_accuracy(means['test']))}" for what, means in found.items() if means]
-        best = (max(row[dataset][place] for row in known if dataset in row) for place in range(2))
-        shown.append(f"best published {' / '.join(f'{value:.4f}' for value in best)}")
+        recall, ndcg = (max(row[dataset][place] for row in known if dataset in row) for place in range(2))
+        shown.append(f"best published recall {recall:.4f}, best published NDCG {ndcg:.4f}")
         lines.append(f"- {dataset}: {', '.join(shown)}")
     head = (
-        "On splits as published, with 64 dimensions, settings chosen on validation, and trained on it too, as is "
-        "usual, Recall@20 / NDCG@20 ([all of them](docs/related.md)):"
+        "Trained on validation too, as is usual, with the settings of `preset: tuned`, Recall@20 / NDCG@20 "
+        "([more](docs/related.md)):"
     )
     return "\n".join([head, "", *lines])
 
@@ -215,6 +212,24 @@ none where marked *. ↑ ↓: significantly above or below {references}.
 {left_out}Budgets, differences, diversity: {", ".join(pages)}.
 
 ![{metric} and training time on {report["dataset"]}](../benchmarks/results/{shown}/cost.png)"""
+
+
+def beyond(results: Path) -> str:
+    """By data set, a row a model: accuracy by kinds of users and items, and what else a list is good for."""
+    parts = []
+    for report in _comparisons(results).values():
+        groups = {"NDCG, users of": report["by_user_activity"], "hits, items of": report["by_item_popularity"]}
+        names = [(f"{what} {name.partition(' pairs')[0]}", found, name) for what, found in groups.items()
+                 for name in next(iter(found.values()))]  # fmt: skip
+        metrics = [name for name in report["models"][0]["test"] if name.split("@")[0] in BEYOND]
+        head = (report["dataset"], *(title for title, *_ in names), *map(metric_title, metrics), "peak MB")
+        rows = [
+            (model["label"], *(f"{found[model['label']][name]:.3f}" for _, found, name in names),
+             *(f"{model['test'][metric]['mean']:.3g}" for metric in metrics), f"{model['peak_rss_mb']['mean']:,.0f}")
+            for model in report["models"] if model["test"]
+        ]  # fmt: skip
+        parts.append(table(head, rows))
+    return "\n\n".join(parts) or _NO_COMPARISON
 
 
 def _compared(report: Result, label: str) -> tuple[str, str]:
@@ -306,7 +321,12 @@ def _local(result: Result, _file: Path) -> str:
 def _horizon(result: Result, _file: Path) -> str:
     rows = result["rows"]
     head = ("recency", *(f"{row['part']}, {100 * row['share']:.0f} % of the pairs" for row in rows))
-    cells = [(name, *(" / ".join(_accuracy(row["recency"][name])) for row in rows)) for name in rows[0]["recency"]]
+    titles = {"recency": "", "moving average": "moving average, beta "}
+    cells = [
+        (f"{title}{name}", *(" / ".join(_accuracy(row[family][name])) if row.get(family) else "" for row in rows))
+        for family, title in titles.items()
+        for name in rows[0].get(family, ())
+    ]
     return f"{result['dataset']}, Recall@20 / NDCG@20:\n\n{table(head, cells)}"
 
 
@@ -372,22 +392,25 @@ def related(results: Path) -> str:
     return "\n\n".join(tables)
 
 
-def _qualities(results: Path, pattern: str, parts: Mapping[str, str]) -> str:
+def _qualities(results: Path, pattern: str, parts: Mapping[str, str], at_random: bool | None = None) -> str:
+    """A row a file of ``quality.py``; if given, only those whose validation part was drawn anew at random, or not."""
     rows = []
     for result in map(_read, sorted(results.glob(pattern))):
         known = {"stopping_step", "eval_step", "threads", "epochs at most", "chosen by"}
         settings = {key: value for key, value in result["settings"].items() if key not in known}
         is_random = settings.pop("fetched with", "") == "--valid=random"
+        if at_random is not None and is_random is not at_random:
+            continue
         unused = settings.pop("load_col", None) or settings.get("training_history") == "all"
         if unused:
             settings = {"order": "unused", **settings}
             settings = {key: value for key, value in settings.items() if key not in ("training_history", "recency")}
         chosen = ", ".join(f"{key}: {value}" for key, value in settings.items())
-        chosen += "; validation drawn at random" if is_random else ""
         lists = [", ".join(str(run[key]) for run in result["runs"]) for key in ("seed", "epochs")]
+        lists[1] += f" of {result['settings']['epochs at most']}"
         means = (" / ".join(_accuracy(result["mean"][each])) if each in result["mean"] else "" for each in parts)
         rows.append((result["dataset"], chosen or "-", *lists, *means))
-    head = ("data set", "changed defaults", "seeds", "epochs", *parts.values())
+    head = ("data set", "changed defaults", "seeds", "epochs, of at most", *parts.values())
     return table(head, rows) if rows else "Not run: `python benchmarks/quality.py`."
 
 
@@ -488,7 +511,13 @@ large = _pages("*-large.json", "large.py", _large)
 BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
     "docs/study.md": {
         "quality": partial(
-            _qualities, pattern="quality-*.json", parts={"test": "Recall@20 / NDCG@20", "towers": "its towers alone"}
+            _qualities,
+            pattern="quality-*.json",
+            parts={"test": "Recall@20 / NDCG@20", "towers": "its towers alone"},
+            at_random=False,
+        ),
+        "quality-random": partial(
+            _qualities, pattern="quality-*.json", parts={"test": "Recall@20 / NDCG@20"}, at_random=True
         ),
         "order": order,
         "horizon": _pages("horizon/*.json", "horizon.py --dataset gowalla", _horizon),
@@ -505,7 +534,7 @@ BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
     },
     "README.md": {"models": lambda results: f"{models(results)}\n\n{published(results)}"},
     "docs/related.md": {"related": related},
-    "docs/results.md": {"quality": quality_short, "comparison": comparison, "speed": speed_short},
+    "docs/results.md": {"quality": quality_short, "comparison": comparison, "beyond": beyond, "speed": speed_short},
     "docs/performance.md": {
         "speed": speed,
         "growth": growth,

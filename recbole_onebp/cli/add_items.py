@@ -27,6 +27,7 @@ def add(commands: Any) -> None:
     add_items.add_argument("bundle", type=Path, metavar="BUNDLE_DIR")
     add_items.add_argument("items", type=Path, metavar="ITEMS", help=".csv, .tsv or .jsonl")
     add_items.add_argument("--output", type=Path, metavar="DIR", help="write another bundle; default: replace this one")
+    add_items.add_argument("--force", action="store_true", help="with --output: replace an existing bundle")
     add_items.set_defaults(run=run)
 
 
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from recbole_onebp.serving.batch import say
     from recbole_onebp.serving.extension import extend
 
-    report, left_out = extend(arguments.bundle, arguments.items, arguments.output)
+    report, left_out = extend(arguments.bundle, arguments.items, arguments.output, arguments.force)
     for item, reason in report.refused.items():
         say(f"not added: item {item} {reason}", sys.stderr)
     for value in report.unknown:

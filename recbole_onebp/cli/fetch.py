@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
     fetch.add_argument("--timeout", type=float, default=3600, metavar="SECONDS", help="for each file; default: 3600")
     fetch.add_argument("--valid", choices=("last", "random"), help="train pairs of each user for validation; "
                        "default: the last ones where the files are in order of time, else random ones")  # fmt: skip
-    fetch.add_argument("--valid_share", type=float, default=0.1, metavar="SHARE", help="default: 0.1")
+    fetch.add_argument("--valid_share", type=float, metavar="SHARE", help="default: 0.1")
     fetch.add_argument("--force", action="store_true", help="replace a data set that was made by this program")
     fetch.set_defaults(run=run)
 

@@ -75,6 +75,8 @@ class Key:
     """OneBP's default, if it differs from that of other models."""
     unless: tuple[When, ...] = ()
     """Other defaults, which depend on other keys."""
+    needs: str = ""
+    """The key without which it has no effect: that one is none, by default or because the user set it so."""
 
 
 def key_of(field: FieldInfo) -> Key:

@@ -18,6 +18,7 @@ from recbole_onebp.config.files import file_names
 from recbole_onebp.config.keys import check_keys, check_model_name
 from recbole_onebp.config.kinds import check_data_keys, check_eval_items, check_metrics, check_negatives, prepare
 from recbole_onebp.config.parts import check_parts
+from recbole_onebp.config.schema import without_effect
 from recbole_onebp.config.settings import RunSettings
 from recbole_onebp.util import safe_yaml
 from recbole_onebp.util.errors import UserError
@@ -29,19 +30,19 @@ _LONGEST_NAME = 200
 _VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
-def check_given(given: Mapping[str, Any], model: str) -> None:
+def check_given(given: Mapping[str, Any], model: str) -> list[str]:
     """Check the keys that the user set.
 
-    Keys of other models, which a shared config file may contain, are logged.
+    Returns:
+        The keys that only other models read, which a shared config file may contain.
 
     Raises:
         UserError: for an unknown model or key, or a value of the wrong type or out of range.
     """
     check_model_name(model)
     others = check_keys(given, model)
-    if others:
-        getLogger().info("keys of other models, which %s does not read: %s", model, ", ".join(sorted(others)))
     check_values(RunSettings, given)
+    return others
 
 
 @contextmanager
@@ -72,6 +73,15 @@ class RunConfig(Config):
 
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
         return config_dict
+
+    def tell_what_has_no_effect(self) -> None:
+        """Log the keys that the user set and that nothing reads."""
+        model, config = self["model"], self.final_config_dict
+        if self._of_other_models:
+            others = ", ".join(sorted(self._of_other_models))
+            getLogger().info("keys of other models, which %s does not read: %s", model, others)
+        for key, needed in without_effect(self.external_config_dict, config).items() if model == "OneBP" else ():
+            getLogger().info("%s: has no effect with %s: %s", key, needed, config[needed])
 
     @classmethod
     def read_files(cls, files: Sequence[str] | str | None) -> dict[str, Any]:
@@ -104,7 +114,7 @@ class RunConfig(Config):
                 raise UserError(f"{key}: {given[key][:50]!r} ... cannot be part of a file name")
         if "local_rank" in given:  # RecBole would wait for other processes at once
             raise UserError("local_rank: torchrun sets it in the environment; leave it out")
-        check_given(given, given["model"])
+        self._of_other_models = check_given(given, given["model"])
 
     def _set_default_parameters(self) -> None:
         given, final = self.external_config_dict, self.final_config_dict

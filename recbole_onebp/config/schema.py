@@ -11,7 +11,7 @@ for a misspelt key.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, FiniteFloat, model_validator
@@ -44,6 +44,7 @@ __all__ = [
     "default_of",
     "dependent_defaults",
     "onebp_defaults",
+    "without_effect",
 ]
 
 
@@ -78,7 +79,8 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
         Field(ge=0, le=1),
         Key(
             "With `item_features`: share of the items of a step whose ids are left out, so that features learn to "
-            "stand alone. 1: ids are not used at all"
+            "stand alone. 1: ids are not used at all",
+            needs="item_features",
         ),
     ] = 0.0
     score: Annotated[
@@ -202,7 +204,8 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
         Transform,
         Key(
             "What is made of a weight: itself, log(1 + it), its square root, or the share of the user's weights that "
-            "are not larger. Then all weights are divided by their mean"
+            "are not larger. Then all weights are divided by their mean",
+            needs="WEIGHT_FIELD",
         ),
     ] = "rank"
     negative_weight: Annotated[
@@ -217,23 +220,28 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
             unless=(When("aggregation", "step", "none"), When("backprop", "two", "none")),
         ),
     ] = "ridge"
-    local_neighbors: Annotated[PositiveInt, Key("Items that explain an item in the local term")] = 100
-    local_reg: Annotated[Positive, Key("Added to the diagonal of the co-occurrence counts in the local term")] = 50.0
+    local_neighbors: Annotated[PositiveInt, Key("Items that explain an item in the local term", needs="local")] = 100
+    local_reg: Annotated[
+        Positive, Key("Added to the diagonal of the co-occurrence counts in the local term", needs="local")
+    ] = 50.0
     local_history: Annotated[
-        PositiveInt, Key("Items of a user that the counts of the local term use, the latest where times are known")
+        PositiveInt,
+        Key("Items of a user that the counts of the local term use, the latest where times are known", needs="local"),
     ] = 500
     local_weight: Annotated[
         Literal["auto"] | NonNegative,
         Key(
             "Weight of the local term relative to the towers. `auto`: chosen in each validation, 0 included; 1 where "
-            "nothing is validated"
+            "nothing is validated",
+            needs="local",
         ),
     ] = "auto"
     local_recency: Annotated[
         Literal["auto", "none"] | NonNegative,
         Key(
             f"`recency` of the local term's user. `auto`: {AUTO_LOCAL_RECENCY} if the data are in order, otherwise "
-            "`none`"
+            "`none`",
+            needs="local",
         ),
     ] = "auto"
     learning_rate_decay: Annotated[
@@ -385,3 +393,14 @@ def dependent_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
         {'temperature': 1.0}
     """
     return {name: when.default for name, key in _KEYS.items() for when in key.unless if when.applies(given)}
+
+
+def without_effect(given: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
+    """Those of the keys that the user set for OneBP that have no effect, and the key whose value takes it from them.
+
+    Example:
+        >>> without_effect(["id_dropout", "epochs"], {"item_features": "none"})
+        {'id_dropout': 'item_features'}
+    """
+    needs = {name: _KEYS[name].needs for name in given if name in _KEYS and _KEYS[name].needs}
+    return {name: other for name, other in needs.items() if config.get(other) in (None, "none")}

@@ -78,6 +78,8 @@ class FittedRecommender(Recommender):
     def save(self, path: str | Path, force: bool = False) -> None:
         """Write the bundle, which :meth:`Recommender.load`, ``recbole-onebp recommend`` and ``serve`` read.
 
+        It is what training has made: later events, added and removed items are not in it.  A warning counts the items.
+
         Args:
             path: the folder.
             force: replace an earlier bundle.
@@ -90,6 +92,7 @@ class FittedRecommender(Recommender):
             >>> Recommender.load("bundle").recommend(["u1"]) == rec.recommend(["u1"])
             True
         """
+        self._tell_what_is_not_saved()
         copy_bundle(self.bundle, Path(path), force)
 
     def evaluate(self, test: Any, metrics: Iterable[str] | None = None) -> Metrics:
@@ -126,9 +129,11 @@ class FittedRecommender(Recommender):
             hits[row, -1] = len(new[user])
         n_pairs = sum(map(len, liked.values()))
         left_out = n_pairs - sum(map(len, new.values()))
-        if left_out or unknown_items:
-            message = "test: %d of %d pairs are left out: of unknown users, or in the history; %d items are unknown"
-            getLogger().warning(message, left_out, n_pairs, len(unknown_items))
+        if left_out:
+            message = "test: %d of %d pairs are left out: of unknown users, or in the history"
+            getLogger().warning(message, left_out, n_pairs)
+        if unknown_items:
+            getLogger().warning("test: items that the model does not know: %d", len(unknown_items))
         found = Metrics(_computed(hits, wanted, self.bundle.manifest["config"]["metric_decimal_place"]))
         found.n_users, found.unknown_users, found.unknown_items = len(users), unknown_users, unknown_items
         return found
@@ -158,6 +163,8 @@ class FittedRecommender(Recommender):
         """
         from recbole_onebp.dataframe.training import fit_from  # here, because that module imports this one
 
+        if self.bundle.manifest["config"].get("item_features", "none") != "none":
+            raise UserError("refit: items that are made of features cannot start from earlier ones; use fit")
         if isinstance(valid, Real):
             raise UserError(f"valid: {valid}: a share would hold out rows that the model knows already; give a table")
         once: dict[str, Any] = {}
@@ -174,7 +181,14 @@ class FittedRecommender(Recommender):
         names = [name.lower() for name in config["metrics"]]
         return [f"{name}@{k}" for name in names if name in _TOPK_METRICS for k in config["topk"]]
 
+    def _tell_what_is_not_saved(self) -> None:
+        removed = len(self._item_tokens.hidden)
+        if self.n_added_items or removed:
+            message = "not in the bundle: %d items that were added after training; still in it: %d that were removed"
+            getLogger().warning(message, self.n_added_items, removed)
+
     def __reduce__(self) -> tuple[Any, ...]:
+        self._tell_what_is_not_saved()
         files = {file.name: file.read_bytes() for file in sorted(self.bundle.path.iterdir())}
         return _unpickled, (files, self.result, self._columns, dict(self._settings))
 

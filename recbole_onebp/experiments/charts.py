@@ -22,8 +22,10 @@ _TICKS = {
     180: "3 min", 600: "10 min", 1800: "30 min", 3600: "1 h", 10800: "3 h", 36000: "10 h",
 }  # fmt: skip
 """Seconds on a logarithmic axis, and how people say them."""
-_LINE = 0.045
-"""Height of the name of a point, as a share of the chart's."""
+_SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
+"""Of a point: to the right, upwards."""
+_TO_NAME = 6
+"""Points from a point to its name."""
 _MOST_MARKED = 30
 """Lines with more points than this are drawn without markers."""
 
@@ -207,19 +209,27 @@ def _draw(chart: Chart, axes: Any) -> None:
 
 
 def _name_points(chart: Chart, axes: Any) -> None:
-    """Write the name of each point to its right, and higher where another name would be under it."""
-    axes.margins(x=0.12)
-    axes.autoscale_view()
-    to_share = (axes.transData + axes.transAxes.inverted()).transform
-    points = [(*to_share((series.x[0], series.y[0])), series) for series in chart.series if len(series.x)]
-    written: list[tuple[float, float]] = []
-    for x, y, series in sorted(points, key=lambda point: point[1]):
-        height = y
-        while any(abs(x - other) < 0.15 and height - below < _LINE for other, below in written):
-            height += _LINE / 4
-        written.append((x, height))
-        look = {"fontsize": 7, "va": "center", "color": series.color}
-        axes.text(x + 0.02, height, series.label, transform=axes.transAxes, **look)
+    """Write the name of each point beside it, on the first side where it covers no other name and no point."""
+    from matplotlib.transforms import Bbox
+
+    axes.margins(x=0.1, y=0.1)
+    axes.figure.draw_without_rendering()  # the layout, which places depend on
+    frame, pixels = axes.get_window_extent(), axes.figure.dpi / 72
+    points = [
+        (series, axes.transData.transform((series.x[0], series.y[0]))) for series in chart.series if len(series.x)
+    ]
+    taken = [Bbox.from_extents(*(place - 4 * pixels), *(place + 4 * pixels)) for _, place in points]
+    for number, (series, _) in enumerate(points):
+        look = {"fontsize": 7, "color": series.color}
+        name = axes.annotate(series.label, (series.x[0], series.y[0]), (0, 0), textcoords="offset points", **look)
+        others = taken[:number] + taken[number + 1 :]
+        for right, up in (*_SIDES, _SIDES[0]):  # to the right if no side is free
+            name.xyann = (_TO_NAME * right, _TO_NAME * up)
+            name.set(ha=("right", "center", "left")[1 + right], va=("top", "center", "bottom")[1 + up])
+            box = name.get_window_extent()
+            if frame.contains(*box.min) and frame.contains(*box.max) and not box.count_overlaps(others):
+                break
+        taken.append(box)
 
 
 def _wrapped(values: Sequence[Any], end: str) -> list[Any]:

@@ -51,15 +51,15 @@ class OutsideModel(UntrainedRecommender):
         ...         return model
     """
 
+    package: ClassVar[str] = ""
+    """What it imports; where that is not installed, a run or a comparison says so before it begins."""
+
     def __init__(self, config: Config, dataset: Any) -> None:
         """Fit the model.
 
         Args:
             config: RecBole's configuration.
             dataset: the train data.
-
-        Raises:
-            UserError: if the library is not installed.
         """
         super().__init__(config, dataset)
         taken = sp.csr_matrix(dataset.inter_matrix(form="csr"), dtype=np.float32)
@@ -98,6 +98,7 @@ class OutsideModel(UntrainedRecommender):
 class ImplicitModel(OutsideModel):
     """A model of the library ``implicit`` whose scores are products of the factors of users and items."""
 
+    package = "implicit"
     module: ClassVar[str]
     kind: ClassVar[str]
     """The name of the class."""

@@ -27,6 +27,7 @@ from recbole_onebp.run.checkpoint.state import summary_of
 from recbole_onebp.run.folder import RunFolder
 from recbole_onebp.run.recbole_errors import (
     as_user_error,
+    check_package,
     memory_as_user_error,
     missing_package_as_user_error,
     recbole_warnings_ignored,
@@ -148,6 +149,7 @@ def parse_config(config_file_list: Sequence[str] | str | None, config_dict: Mapp
         config = RunConfig(config_file_list=file_names(config_file_list), config_dict=dict(config_dict))
         if config["model"] == "OneBP":
             OneBPConfig.from_recbole(config)  # before anything is loaded or written
+        check_package(config.model_class)
     return config
 
 
@@ -211,6 +213,7 @@ def build_from(config: RunConfig, folder: RunFolder) -> Run:
 
 
 def _build(config: RunConfig, folder: RunFolder) -> Run:
+    config.tell_what_has_no_effect()
     tell_of_compilation()
     rank_0_folder = _folder_of_rank_0(folder)
     checkpoint = find_checkpoint(config["resume"], rank_0_folder)

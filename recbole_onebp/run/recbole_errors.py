@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 
 from recbole_onebp.util.errors import UserError
 
 __all__ = [
     "as_user_error",
+    "check_package",
     "memory_as_user_error",
     "missing_package_as_user_error",
     "recbole_warnings_ignored",
@@ -45,6 +48,13 @@ def missing_package_as_user_error(model: str) -> Iterator[None]:
         raise UserError(f"{model} needs the package {name}: pip install {_PIP_NAMES.get(name, name)}") from None
     except ImportError as error:  # RecBole's own message, for wandb
         raise UserError(str(error)) from None
+
+
+def check_package(model_class: type) -> None:
+    """Raise ``ModuleNotFoundError`` if a model of another library would be the first to miss it."""
+    package = getattr(model_class, "package", "")
+    if package and sys.modules.get(package) is None and find_spec(package) is None:
+        raise ModuleNotFoundError(name=package)
 
 
 _SHARED_MEMORY = re.compile(r"shared memory|\(shm\)|/torch_\d+|DataLoader worker|Bus error", re.IGNORECASE)

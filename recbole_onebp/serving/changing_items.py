@@ -12,7 +12,8 @@ from recbole_onebp.serving.bundle_state import BundleState
 from recbole_onebp.serving.content import HAS_FEATURES
 from recbole_onebp.serving.new_items import ItemEstimate
 from recbole_onebp.serving.tables import TINY, Float32Array, unit_rows
-from recbole_onebp.serving.tokens import as_list, as_token
+from recbole_onebp.serving.tokens import as_list, as_new_token, as_token
+from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import BundleRow, Token, TokenLike
 
 __all__ = ["ChangingItems", "Described"]
@@ -94,9 +95,13 @@ class ChangingItems(BundleState):
     ) -> tuple[dict[Token, ItemEstimate | None], NewItems, list[tuple[Token, Token]]]:
         """The estimates of items that can be added, the report, and the events of their users."""
         self._check_foldable("add_items")
+        if not isinstance(items, Mapping):
+            raise UserError(f"items: expected a mapping of ids to users or fields, got {type(items).__name__}")
         refused, unknown = dict[Token, str](), dict[Token, None]()
         estimates, events = dict[Token, ItemEstimate | None](), list[tuple[Token, Token]]()
         for item, one in ((as_token(name, "item"), given) for name, given in items.items()):
+            if not self.remembers_item(item):
+                as_new_token(item, "item")
             estimate: ItemEstimate | str | None
             is_described = isinstance(one, Mapping)
             users = [] if is_described else [as_token(user, "user") for user in as_list(one, "users")]

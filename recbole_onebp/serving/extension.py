@@ -25,13 +25,16 @@ _WRITTEN = ("format", "format_version", "files", "checksum", "ann")
 """Values of a manifest that are made anew, or belong to a file that is left out."""
 
 
-def extend(bundle_dir: Path, items: Path, output: Path | None = None) -> tuple[NewItems, list[str]]:
+def extend(
+    bundle_dir: Path, items: Path, output: Path | None = None, force: bool = False
+) -> tuple[NewItems, list[str]]:
     """Write a bundle that has the items of a file too, behind the old ones.
 
     Args:
         bundle_dir: the bundle.
         items: a ``.csv``, ``.tsv`` or ``.jsonl`` file; see :func:`~recbole_onebp.serving.item_file.read_items`.
-        output: the folder to write, which must not exist; None replaces the bundle, in one step.
+        output: the folder to write; None replaces the bundle, in one step.
+        force: replace a bundle at ``output``.
 
     Returns:
         What was added and what was not, and the files of the bundle that were left out.
@@ -55,7 +58,7 @@ def extend(bundle_dir: Path, items: Path, output: Path | None = None) -> tuple[N
         _arrays(bundle, rec),
         _texts(bundle, rec, fields, report.added),
         read_text(bundle.path / "MODEL_CARD.md"),
-        replace=output is None,
+        replace=force or output is None,
     )
     return report, [name for name in _LEFT_OUT if name in bundle.manifest["files"]]
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from recbole_onebp.config.suggest import nearest
 from recbole_onebp.serving.content import ItemContent
+from recbole_onebp.serving.tokens import as_new_token
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import Token
 from recbole_onebp.util.untrusted import read_text
@@ -17,7 +19,6 @@ from recbole_onebp.util.untrusted import read_text
 __all__ = ["read_items"]
 
 _MAX_BYTES = 1 << 30
-_LONGEST_ID = 256
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _JSON_LINES = (".jsonl", ".ndjson")
 
@@ -46,7 +47,7 @@ def read_items(path: Path, key: str, fields: Sequence[str], content: ItemContent
                 raise UserError(
                     f"{where}: unknown column {str(name)[:80]!r}{hint}; known are {key}, {', '.join(known)}"
                 )
-        item = _token(where, key, row.get(key))
+        item = as_new_token(row.get(key), f"{where}, column {key}")
         if item in lines:
             raise UserError(f"{where}, column {key}: item {item} is also in {lines[item]}")
         lines[item] = where
@@ -69,7 +70,8 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     suffix = path.suffix.lower()
     if suffix not in (*_SEPARATORS, *_JSON_LINES):
         raise UserError(f"{path}: expected a file that ends in {', '.join((*_SEPARATORS, *_JSON_LINES))}")
-    lines = read_text(path, _MAX_BYTES).removeprefix("\ufeff").splitlines(keepends=True)
+    # Not splitlines: texts may hold other letters that end a line there, such as U+2028.
+    lines = StringIO(read_text(path, _MAX_BYTES).removeprefix("\ufeff"), newline="")
     if suffix in _JSON_LINES:
         for number, line in enumerate(lines, start=1):
             if line.strip():
@@ -99,12 +101,3 @@ def _object(where: str, line: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise UserError(f'{where}: expected an object, such as {{"item_id": "7"}}')
     return row
-
-
-def _token(where: str, key: str, value: Any) -> Token:
-    item = str(value) if type(value) is int else value
-    if not isinstance(item, str) or not item or len(item) > _LONGEST_ID or not item.isprintable():
-        raise UserError(
-            f"{where}, column {key}: {str(value)[:80]!r} is no id; expected 1 to {_LONGEST_ID} printable letters"
-        )
-    return item

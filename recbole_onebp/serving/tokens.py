@@ -14,7 +14,10 @@ from recbole_onebp.weights import ALLOWED, LARGEST, LEAST
 
 _NUMBERS = (int, float, np.integer, np.floating)
 
-__all__ = ["TokenTable", "as_event", "as_list", "as_token", "as_weight"]
+__all__ = ["LONGEST_ID", "TokenTable", "as_event", "as_list", "as_new_token", "as_token", "as_weight"]
+
+LONGEST_ID = 256
+"""Letters of the id of a new item."""
 
 
 class TokenTable:
@@ -97,6 +100,18 @@ def as_token(given: Any, kind: str) -> Token:
     if isinstance(given, (int, np.integer)) and not isinstance(given, bool):
         return str(int(given))
     raise UserError(f"{kind}: {given!r} is no id; expected text or an integer")
+
+
+def as_new_token(given: Any, where: str) -> Token:
+    """A token that may join the table.
+
+    Raises:
+        UserError: for anything but 1 to 256 printable letters, or an integer.
+    """
+    token = str(given) if type(given) is int else given
+    if not isinstance(token, str) or not token or len(token) > LONGEST_ID or not token.isprintable():
+        raise UserError(f"{where}: {str(given)[:80]!r} is no id; expected 1 to {LONGEST_ID} printable letters")
+    return token
 
 
 def as_list(given: Any, name: str) -> Iterable[Any]:

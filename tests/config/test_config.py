@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from recbole.config import Config
 from recbole.quick_start import run_recbole
 
+from recbole_onebp import build
 from recbole_onebp.config import OneBPConfig, RunConfig
 from recbole_onebp.config.keys import check_keys, check_model_name
 from recbole_onebp.util.errors import UserError
@@ -203,3 +204,15 @@ def test_the_users_gpus_are_used_and_left_to_child_processes(monkeypatch, visibl
     assert (config["gpu_id"], config["device"].type) == (visible, device)
     assert visible_gpus[1:] == ([visible] if device == "cuda" else [])
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == user
+
+
+def test_a_key_that_nothing_reads_is_told(tmp_path, caplog):
+    given = {"epochs": 0, "output_dir": str(tmp_path / "out")}
+    with caplog.at_level("INFO"):
+        build("BPR", "ml-100k", config_dict={**given, "beta": 0.9, "WEIGHT_FIELD": "rating"})
+        before = len(caplog.messages)
+        build("OneBP", "ml-100k", config_dict={**given, "id_dropout": 0.5, "local": "none", "local_reg": 3.0})
+    assert "keys of other models, which BPR does not read: WEIGHT_FIELD, beta" in caplog.messages
+    assert "id_dropout: has no effect with item_features: none" in caplog.messages
+    assert "local_reg: has no effect with local: none" in caplog.messages
+    assert not any("has no effect" in message for message in caplog.messages[:before])

@@ -246,6 +246,26 @@ def test_what_is_there_is_left_alone_unless_forced(small, server, capsys):
     assert [path.name for path in Path("dataset").iterdir()] == ["small"]
 
 
+def test_another_validation_part_than_the_one_that_is_there_is_refused(small, server, capsys):
+    fetch("small", valid_share=0.2)
+    assert run("fetch", "small", capsys=capsys)[0] == 0
+    assert run("fetch", "small", "--valid_share=0.2", capsys=capsys)[0] == 0
+    code, _, error = run("fetch", "small", "--valid_share=0.3", capsys=capsys)
+    assert code == 2
+    assert "dataset/small: is there with valid_share: 0.2, not 0.3; --force makes it anew" in error
+    assert run("fetch", "small", "--valid_share=0.3", "--force", capsys=capsys)[0] == 0
+
+
+def test_other_files_than_those_that_are_there_are_refused(small, server, capsys, tmp_path):
+    fetch("small")
+    for part, text in {"train": "0 1 2 3\n1 0 2 4\n", "test": "0 4\n1 3\n"}.items():
+        (tmp_path / f"{part}.txt").write_text(text)
+    code, _, error = run("fetch", "small", f"--from={tmp_path}", capsys=capsys)
+    assert code == 2
+    assert "dataset/small: is there, made of another file than" in error
+    assert error.rstrip().endswith("--force makes it anew")
+
+
 def test_ml_100k_comes_with_recbole(capsys):
     code, out, _ = run("fetch", "ml-100k", capsys=capsys)
     assert (code, out) == (0, "ml-100k comes with RecBole: nothing to fetch\n")
@@ -326,7 +346,7 @@ def test_a_folder_of_an_earlier_version_is_told(small, server, capsys, monkeypat
     code, out, _ = run("fetch", "small", capsys=capsys)
     assert code == 0
     assert "made by an earlier version" in out
-    assert "recbole-onebp fetch small --force" in out
+    assert "recbole-onebp fetch small --data_path=dataset --force makes it anew" in out
 
 
 def test_a_folder_of_an_earlier_version_is_trained_on_without_the_order(small, server, capsys, monkeypatch):

@@ -191,6 +191,17 @@ def test_saved(rec, tmp_path):
     assert {file.name for file in Path("bundle").iterdir()} == {file.name for file in rec.bundle.path.iterdir()}
 
 
+def test_what_a_saved_bundle_lacks_is_told(rec, tmp_path, caplog):
+    changed = pickle.loads(pickle.dumps(rec))
+    changed.remove_items(["1", "2"])
+    changed.add_items({"new": ["3"]})
+    assert not [message for message in caplog.messages if "not in the bundle" in message]
+    changed.save("bundle")
+    pickle.dumps(changed)
+    said = "not in the bundle: 1 items that were added after training; still in it: 2 that were removed"
+    assert [message for message in caplog.messages if "not in the bundle" in message] == [said, said]
+
+
 def test_warm_start(rec):
     """With a learning rate of nearly 0 the old rows stay, in a new order of ids, and new ones are xavier's."""
     more = pd.concat([made(), pd.DataFrame({"user_id": [31, 31], "item_id": ["new", 3], "timestamp": [9, 10]})])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import recbole_onebp
+from recbole_onebp.experiments.compare import compare
 from recbole_onebp.plugin.outside import OutsideModel
 from recbole_onebp.util.errors import UserError
 from support import fresh
@@ -132,6 +133,16 @@ def test_a_library_that_is_absent_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "implicit", None)
     with pytest.raises(UserError, match="ImplicitALS needs the package implicit: pip install implicit"):
         recbole_onebp.build("ImplicitALS", "ml-100k", config_dict=IN_ORDER)
+
+
+def test_a_comparison_without_a_library_does_not_begin(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "lightfm", None)
+    (tmp_path / "plan.yaml").write_text("dataset: ml-100k\nmodels: [Pop, LightFM]\n")
+    with pytest.raises(
+        UserError, match=r"models, LightFM: LightFM needs the package lightfm: pip install lightfm-next"
+    ):
+        compare([str(tmp_path / "plan.yaml")], {"output_dir": str(tmp_path / "out")})
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_of_ones_own_is_found_by_name(tmp_path):

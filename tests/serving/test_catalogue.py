@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 
 import numpy as np
@@ -79,6 +80,23 @@ def test_an_added_item_that_was_removed_is_made_anew(tmp_path, score):
     assert rec.history("u1")[-1] == "a"
     assert dict(rec.similar_items(["b"], k=100)[0])["a"] == pytest.approx(1) != first["a"]
     assert rec._items.bias[60] == rec._items.bias[61]
+
+
+@pytest.mark.parametrize(
+    ("items", "said"),
+    [
+        ({"": ["u1"]}, "item: '' is no id"),
+        ({"a\nb": ["u1"]}, "is no id; expected 1 to 256 printable letters"),
+        ({"good": ["u1"], "x" * 257: ["u1"]}, "is no id"),
+        (["n9"], "items: expected a mapping of ids to users or fields, got list"),
+        (None, "items: expected a mapping of ids to users or fields, got NoneType"),
+    ],
+)
+def test_a_bad_id_adds_nothing(rec, items, said):
+    for method in (rec.add_items, rec.check_items):
+        with pytest.raises(UserError, match=re.escape(said)):
+            method(items)
+    assert rec.n_added_items == 0
 
 
 def test_a_bad_id_removes_nothing(rec):

@@ -140,3 +140,22 @@ def test_bundles_without_features_and_existing_folders_are_refused(tmp_path, bun
     assert "items have no features in this bundle" in capsys.readouterr().err
     assert main(["add-items", str(bundle), written(tmp_path, CSV), "--output", str(plain)]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_texts_may_hold_letters_that_end_a_line_elsewhere(bundle, tmp_path):
+    text = "A\u2028B\x85C"
+    rows = {"items.jsonl": json.dumps({"item_id": "new", "title": text, "genres": ["g1"]}, ensure_ascii=False) + "\n",
+            "items.csv": f'item_id,title,genres\nnew,"{text}",g1\n'}  # fmt: skip
+    for name, content in rows.items():
+        out = tmp_path / f"of {name}"
+        assert main(["add-items", str(bundle), written(tmp_path, content, name), "--output", str(out)]) == 0
+        assert Recommender.load(out).title("new") == text
+
+
+def test_another_bundle_is_replaced_by_force_alone(bundle, tmp_path, capsys):
+    command = ["add-items", str(bundle), written(tmp_path, CSV), "--output", str(tmp_path / "b2")]
+    assert main(command) == 0
+    assert main(command) == 2
+    assert "exists already; choose another, or replace it with --force" in capsys.readouterr().err
+    assert main([*command, "--force"]) == 0
+    assert Recommender.load(tmp_path / "b2").n_items == 62

@@ -21,6 +21,7 @@ __all__ = [
     "is_complete",
     "is_unordered",
     "read_items",
+    "read_manifest",
     "refuse_strangers",
     "with_all_items",
     "write_items",
@@ -115,7 +116,7 @@ def write_manifest(folder: Path, name: str, content: Mapping[str, Any]) -> None:
 def is_complete(folder: Path) -> bool:
     """Whether the folder has a manifest and all files listed in it."""
     try:
-        files = _manifest(folder)["files"]
+        files = read_manifest(folder)["files"]
         return all((folder / file).is_file() for file in files)
     except (OSError, UserError, KeyError, TypeError, ValueError):
         return False
@@ -124,7 +125,7 @@ def is_complete(folder: Path) -> bool:
 def is_unordered(folder: Path) -> bool:
     """Whether the manifest of a folder lacks the word that its interactions are in order of time."""
     try:
-        return not _manifest(folder).get("ordered")
+        return not read_manifest(folder).get("ordered")
     except (OSError, UserError, AttributeError):
         return False
 
@@ -147,7 +148,7 @@ def refuse_strangers(folder: Path, force: bool) -> None:
     if not found:
         return
     try:
-        manifest = _manifest(folder)
+        manifest = read_manifest(folder)
         listed = {*manifest["files"], "manifest.json", ".cache"} if "recbole_onebp" in manifest else None
     except (UserError, KeyError, TypeError):
         listed = None
@@ -157,5 +158,6 @@ def refuse_strangers(folder: Path, force: bool) -> None:
         raise UserError(f"{folder / others[0]} is in the way, {made}")
 
 
-def _manifest(folder: Path) -> Any:
+def read_manifest(folder: Path) -> Any:
+    """What :func:`write_manifest` wrote."""
     return read_json(folder / "manifest.json")

@@ -20,6 +20,7 @@ from recbole_onebp.data.sources.atomic_folder import (
     counts,
     is_complete,
     is_unordered,
+    read_manifest,
     refuse_strangers,
     write_items,
     write_manifest,
@@ -42,8 +43,9 @@ _MOST_MEMBERS = 1000
 """Files in an archive."""
 _OLD_FOLDER = (
     "%s: made by an earlier version, without the order of the interactions and with a random validation part; "
-    "recbole-onebp fetch %s --force makes it anew"
+    "recbole-onebp fetch %s --data_path=%s --force makes it anew"
 )
+_VALID_SHARE = 0.1
 _VALID_RULES = {
     "random": "drawn from the pairs sorted by user and item",
     "last": "the last of each user, in the order of the file",
@@ -64,7 +66,7 @@ def fetch(
     force: bool = False,
     limits: Limits | None = None,
     valid: Literal["last", "random"] | None = None,
-    valid_share: float = 0.1,
+    valid_share: float | None = None,
 ) -> None:
     """Write a data set to ``data_path/name``, as atomic files with a manifest, completely or not at all.
 
@@ -79,11 +81,11 @@ def fetch(
         limits: bytes and seconds that a download may take.
         valid: which train pairs of each user become the validation part of a published split: the ``last``, or
             ``random`` ones; by default the last where the files are in order of time.
-        valid_share: share of the train pairs in it, between 0 and 1.
+        valid_share: share of the train pairs in it, between 0 and 1; by default a tenth.
 
     Raises:
         UserError: for an unknown name, a server that does not answer or sends something else, files that are not
-            as expected, or a folder that cannot be written.
+            as expected, a folder that cannot be written, or one that holds something else than what is asked for.
     """
     if pins is not None and url is None:
         raise UserError(f"--pins {pins}: needs --url, the mirror that it belongs to")
@@ -97,7 +99,7 @@ def fetch(
         raise UserError(f"data set {name}: unknown name{hint}")
     if name not in CATALOGUE and (source or url):
         raise UserError(f"--from and --url are for {', '.join(CATALOGUE)}; recbole-onebp convert takes your own files")
-    if not 0 < valid_share < 1:
+    if valid_share is not None and not 0 < valid_share < 1:
         raise UserError(f"valid_share: {valid_share:g} is not allowed: expected more than 0 and less than 1")
     ordered = name in CATALOGUE and CATALOGUE[name].ordered
     if valid and name in CATALOGUE and CATALOGUE[name].read is not None:
@@ -109,6 +111,7 @@ def fetch(
         return
     if is_complete(folder) and not force:
         tell_if_unordered(name, folder)
+        _refuse_if_other(name, folder, source, {"valid": valid, "valid_share": valid_share})
         getLogger().info("%s is already in %s; --force fetches it again", name, folder)
         return
     with writing(folder):
@@ -121,7 +124,7 @@ def fetch(
         if name in CATALOGUE:
             published = CATALOGUE[name] if url is None else mirrored(CATALOGUE[name], url, pins)
             wanted = valid or ("last" if ordered else "random")
-            _write_published(temporary, name, published, source, limits, wanted, valid_share)
+            _write_published(temporary, name, published, source, limits, wanted, valid_share or _VALID_SHARE)
         else:
             _write_archive(temporary, name, archives[name], limits)
     getLogger().info("wrote %s", folder)
@@ -138,8 +141,21 @@ def tell_if_unordered(name: str, folder: Path) -> bool:
     published = CATALOGUE.get(name)
     is_old = published is not None and published.ordered and is_unordered(folder)
     if is_old:
-        getLogger().warning(_OLD_FOLDER, folder, name)
+        getLogger().warning(_OLD_FOLDER, folder, name, folder.parent)
     return is_old
+
+
+def _refuse_if_other(name: str, folder: Path, source: Path | None, asked: Mapping[str, object]) -> None:
+    """Refuse a data set that is there with another validation part, or of other files, than those asked for."""
+    manifest = read_manifest(folder)
+    split = manifest.get("split", {})
+    for key, wanted in asked.items():
+        if wanted is not None and split.get(key, wanted) != wanted:
+            raise UserError(f"{folder}: is there with {key}: {split[key]}, not {wanted}; --force makes it anew")
+    if source is not None:
+        for part, file in _find(source, CATALOGUE[name]).items():
+            if git_blob_id(file.path) != manifest["source"][part]["git_blob_id"]:
+                raise UserError(f"{folder}: is there, made of another file than {file.path}; --force makes it anew")
 
 
 # ----------------------------------------------------------------------------------------------------- published splits

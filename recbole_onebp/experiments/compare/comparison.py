@@ -138,7 +138,9 @@ class Comparison:
         notes += [f"{model.label}: {failure}." for model in self.models for failure in model.failures]
         if self.reference is None:
             notes.append(f"The reference, {self.spec.reference_label}, has no result: no differences were tested.")
-        if not self.protocol["valid"]:
+        if self.protocol["valid"]:
+            notes.append("The epoch of each run is chosen on validation.")
+        else:
             notes.append("There is no validation part: every model is tested at its last epoch.")
         if cold := self.protocol["test_users_without_train"]:
             notes.append(f"{cold:,} of {self.protocol['test_users']:,} test users have no train interactions.")
@@ -156,7 +158,7 @@ class Comparison:
         if unequal := [label for label, number in trials.items() if number < most]:
             notes.append(
                 f"Unequal tuning budgets: {', '.join(f'{label} {trials[label]}' for label in unequal)}, where others "
-                f"had {most} trials on validation. Models marked * are at a disadvantage."
+                f"had {most} trials on validation. Models marked * have the settings that the plan gives them."
             )
         budgets = [
             f"{model.label} {tuning.trials} trials ({tuning.pruned} pruned) of at most {tuning.epochs} epochs in "

@@ -14,14 +14,17 @@ from recbole_onebp.experiments.compare.results import FinishedRun, Model, metric
 __all__ = ["figures_of", "looks_of"]
 
 _COLORS = ("#1f2937", "#3b6ea5", "#94a3b8", "#5f8a3f", "#b8863b", "#7d5ba6", "#3a9a9a", "#c2789b", "#8c564b", "#64748b",
-           "#9aa83a")  # fmt: skip
+           "#9aa83a", "#0b7285", "#4dabf7", "#495057", "#845ef7", "#2b8a3e", "#1864ab")  # fmt: skip
 _LINES = tuple(zip(DASHES, ("circle", "square", "triangle-up", "diamond"), strict=False))
-"""Four; with eleven colours, a look is repeated after 44 models only."""
+"""Four; with 17 colours, a look is repeated after 68 models only."""
 
 
 _KNOWN = ("Pop", "ItemKNN", "EASE", "SLIMElastic", "BPR", "LightGCN", "SimpleX", "MultiVAE", "NeuMF", "SGL",
           "ImplicitALS", "ImplicitBPR", "LightFM", "HistorySASRec", "HistoryGRU4Rec", "ContentKNN")  # fmt: skip
 """Labels that look the same in all comparisons."""
+_OURS = {"OneBP": "#c92a2a", "OneBP-towers": "#f59f00", "OneBP-paper": "#a61e4d", "TwoBP-towers": "#f783ac",
+         "TwoBP-paper": "#862e0d"}  # fmt: skip
+"""Labels of our models, which have warm colours."""
 
 
 def looks_of(labels: Sequence[str], reference: str) -> dict[str, dict[str, Any]]:
@@ -31,8 +34,9 @@ def looks_of(labels: Sequence[str], reference: str) -> dict[str, dict[str, Any]]
         dash, marker = _LINES[number % len(_LINES)]
         return {"color": _COLORS[number % len(_COLORS)], "dash": dash, "marker": marker}
 
-    order = [*_KNOWN, *(label for label in labels if label not in _KNOWN and label != reference)]
-    return {label: {"color": ACCENT} if label == reference else look(order.index(label)) for label in labels}
+    warm = {**_OURS, reference: ACCENT}
+    order = [*_KNOWN, *(label for label in labels if label not in {*_KNOWN, *warm})]
+    return {label: {"color": warm[label]} if label in warm else look(order.index(label)) for label in labels}
 
 
 def figures_of(comparison: Comparison) -> list[Chart]:

@@ -20,6 +20,7 @@ from recbole_onebp.experiments.compare.tables import (
     beyond_table,
     caveats,
     findings,
+    group_tables,
     headline,
     items_table,
 )
@@ -67,6 +68,7 @@ def _markdown(comparison: Comparison, charts: Sequence[Chart]) -> str:
         *([] if by_items is None else ["## All, warm and cold items", _tabulated(by_items, "pipe")]),
         "## Beyond accuracy",
         _tabulated(beyond_table(comparison), "pipe"),
+        *(_tabulated(table, "pipe") for table in group_tables(comparison)),
         "## Differences",
         "\n".join(f"- {words}." for words in findings(comparison)) or "No differences were tested.",
         "## Caveats",

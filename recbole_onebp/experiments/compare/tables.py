@@ -9,11 +9,11 @@ from recbole_onebp.experiments.compare.comparison import Comparison
 from recbole_onebp.experiments.compare.results import Model, metric_title
 from recbole_onebp.experiments.compare.statistics import ALPHA
 
-__all__ = ["Table", "accuracy_table", "beyond_table", "caveats", "findings", "headline", "items_table"]
+__all__ = ["Table", "accuracy_table", "beyond_table", "caveats", "findings", "group_tables", "headline", "items_table"]
 
 _METHOD = (
-    "All models have the same train, validation and test interactions. The epoch is chosen on validation, and the test "
-    "part is evaluated once. Each process first trains its model on made-up data: no time includes compilation.",
+    "All models have the same train, validation and test interactions, and the test part is evaluated once. Each "
+    "process first trains its model on made-up data: no time includes compilation. Epochs are counted from 0.",
     "Values are means over seeds ± standard deviation. Differences are tested over users, averaged over seeds first: "
     "paired t-test, two-sided, Holm-corrected over the models; ↑ and ↓ mark values significantly (p < .05) above and "
     "below the reference. The test does not cover the choice of seeds and split: look at the deviation too.",
@@ -68,6 +68,22 @@ def items_table(comparison: Comparison) -> Table | None:
     names = list(dict.fromkeys(name for values in found.values() for name in values))
     rows = [[label, *(_value(values.get(name), ".4f") for name in names)] for label, values in found.items()]
     return Table([metric_title(comparison.primary), *names], rows) if names else None
+
+
+def group_tables(comparison: Comparison) -> list[Table]:
+    """The primary metric by user activity, and the share of test interactions in the lists by item popularity."""
+    k = comparison.finished[0].runs[0].lists.shape[1]
+    groupings = {
+        f"{metric_title(comparison.primary)} by train interactions of the user": comparison.by_activity,
+        f"share of test interactions in the first {k}, by train interactions of the item": comparison.by_popularity,
+    }
+    tables = []
+    for title, values_of in groupings.items():
+        found = {model.label: values_of(model) for model in comparison.finished}
+        names = list(dict.fromkeys(name for values in found.values() for name in values))
+        rows = [[label, *(f"{values[name]:.4f}" for name in names)] for label, values in found.items()]
+        tables.append(Table([title, *names], rows))
+    return tables
 
 
 def _value(value: dict[str, float | None] | None, form: str) -> str:

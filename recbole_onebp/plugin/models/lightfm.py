@@ -23,6 +23,8 @@ class LightFM(OutsideModel):
     ``item_features`` are read as OneBP reads them: the values of a field by TF-IDF, of length 1 in every item.
     """
 
+    package = "lightfm"
+
     def fit(self, pairs: sp.csr_matrix, config: Config, dataset: Any) -> Any:
         """The embeddings of users and items, with their biases."""
         from lightfm import LightFM as Model

@@ -45,9 +45,10 @@ def add(commands: Any) -> None:
     convert.add_argument("--encoding", default="utf-8")
     convert.add_argument("--bad_rows", choices=("drop", "refuse"), default="drop", help="default: drop, and show them")
     convert.add_argument("--min_rating", type=float, help="drop rows with a lower rating")
-    convert.add_argument("--duplicates", choices=("first", "last", "keep"), default="first",
-                         help="which row of a user and item to keep; default: first; keep: all of them, which "
-                         "is refused if a split then puts one pair into two parts")  # fmt: skip
+    convert.add_argument("--duplicates", choices=("first", "last", "sum", "keep"), default="first",
+                         help="which row of a user and item to keep; default: first; sum: the first, with the sum of "
+                         "the ratings, such as numbers of plays; keep: all of them, which is refused if a split then "
+                         "puts one pair into two parts")  # fmt: skip
     convert.add_argument("--repeatable", action="store_true", help="keep all rows, whatever the split, and let users "
                          "be recommended items that they already have (RecBole's key repeatable)")  # fmt: skip
     convert.add_argument("--k_core", type=int, default=0, help="minimum number of rows per user and per item")

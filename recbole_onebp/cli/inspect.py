@@ -96,10 +96,13 @@ def _warnings(found: Inspection) -> list[str]:
     if any(found.overlaps.values()):
         warnings.append("a model is tested on pairs that it has been trained on; drop repeated pairs")
     if any(one.is_unlike for one in found.differences):
-        warnings.append(
-            "validation is unlike test, so what is best on it may not be best on test; if test comes last in time, let "
-            "validation come last too: fetch --valid=last, convert --split=time_user, or eval_args with order: TO"
+        advice = (
+            "each is the latest part of what is left already, so tastes drift between them"
+            if found.in_order
+            else "if test comes last in time, let validation come last too: fetch --valid=last, convert "
+            "--split=time_user, or eval_args with order: TO"
         )
+        warnings.append(f"validation is unlike test, so what is best on it may not be best on test; {advice}")
     return warnings
 
 

@@ -32,10 +32,12 @@ def add(commands: Any) -> None:
                       "for ids with commas")  # fmt: skip
     whom.add_argument("--users_file", type=Path, metavar="FILE", help="file with one id per line")
     whom.add_argument("--all_users", action="store_true")
-    whom.add_argument("--history", metavar="IDS", help="item ids of a new user's history, separated by commas")
+    whom.add_argument("--history", metavar="IDS", help="item ids of a new user's history, separated by commas; the "
+                      "earliest first, where the model was trained on data in order")  # fmt: skip
     recommend.add_argument(
         "--rule", choices=("alike", "trained", "recent"),
-        help="with --history: weight all items equally (default), as in training, or the latest most",
+        help="with --history: all items alike (default), weighted as in training, or the latest most; where the model "
+        "has recency, later items count more by each of them",
     )  # fmt: skip
     recommend.add_argument("--k", type=int, default=10, help="number of items per user; default: 10")
     recommend.add_argument("--include_seen", action="store_true", help="include items of the user's history")

@@ -19,6 +19,7 @@ from recbole.data import create_dataset
 from recbole_onebp.cli import main
 from recbole_onebp.data.sources.convert import Conversion, convert
 from recbole_onebp.data.sources.tables import TableFormat, read_table
+from recbole_onebp.util.errors import UserError
 from support.sources import pair_set, parts_of, run
 
 RATINGS = """userId,movieId,rating,timestamp
@@ -92,6 +93,21 @@ def test_duplicates_go_by_time():
         converted(rows, duplicates=keep)
         assert f"a\tx\t{rating}\t" in Path("data/x/x.inter").read_text()
     assert converted(rows, duplicates="keep")["x"] == Counter({("a", "x"): 3, ("b", "y"): 1})
+
+
+def test_repeats_are_added_up():
+    converted("user,item,time,rating\na,x,3,1\na,x,1,2\na,x,2,3\nb,y,1,1\n", duplicates="sum")
+    assert Path("data/x/x.inter").read_text().splitlines()[1:] == ["a\tx\t6\t1", "b\ty\t1\t1"]
+    with pytest.raises(UserError, match="--duplicates=sum: there is no column to add up; name it by --rating"):
+        converted("user,item\na,x\na,x\n", duplicates="sum")
+
+
+def test_repeats_of_a_given_split_are_added_up_within_a_part(capsys):
+    Path("a.csv").write_text("user,item,rating\na,x,1\na,x,2\nb,y,1\n")
+    Path("b.csv").write_text("user,item,rating\na,x,50\nb,x,4\nb,x,5\n")
+    assert run("convert", "--train", "a.csv", "--test", "b.csv", "--name=s", "--duplicates=sum", capsys=capsys)[0] == 0
+    assert Path("dataset/s/s.train.inter").read_text().splitlines()[1:] == ["a\tx\t3", "b\ty\t1"]
+    assert Path("dataset/s/s.test.inter").read_text().splitlines()[1:] == ["b\tx\t9"]
 
 
 def test_k_core_goes_on_until_nothing_changes():

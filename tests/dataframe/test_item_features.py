@@ -57,7 +57,7 @@ def test_items_that_nobody_has_taken_are_recommended(frame, items):
     assert (added.added, added.unknown) == (["new"], [])
     (answer,) = pickle.loads(pickle.dumps(rec)).recommend([0], k=26)
     assert "25" in dict(answer)
-    with pytest.raises(UserError, match="refit: items that are made of features cannot start from earlier ones; use fit"):
+    with pytest.raises(UserError, match="items that are made of features cannot start from earlier ones; use fit"):
         rec.refit(frame)
 
 

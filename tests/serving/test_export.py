@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from recbole_onebp import Recommender
 from recbole_onebp.cli import main
@@ -262,6 +263,11 @@ def test_manifest_and_card(fitted, tmp_path):
     card = (path / "MODEL_CARD.md").read_text()
     # Ranking with the bundle gives the test metrics of the run.
     assert f"| all | 30 | {result['test']['recall@10']:.4f} | {result['test']['ndcg@10']:.4f} |" in card
+    metadata = yaml.safe_load(card.split("---\n")[1])
+    assert metadata["library_name"] == "recbole_onebp"
+    ((tested,),) = (model["results"] for model in metadata["model-index"])
+    assert tested["dataset"]["name"] == "tiny"
+    assert {one["type"]: one["value"] for one in tested["metrics"]} == result["test"]
     assert "no content, context" in card
     assert "Events change users, and items without train interactions" in card
     groups = [line for line in card.splitlines() if line.startswith(("| most", "| middle", "| least"))]

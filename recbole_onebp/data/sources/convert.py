@@ -57,9 +57,10 @@ class Conversion:
     """Drop rows with a missing or unreadable id or value, or stop at the first."""
     min_rating: float | None = None
     """Drop rows with a lower rating."""
-    duplicates: Literal["first", "last", "keep"] = "first"
+    duplicates: Literal["first", "last", "sum", "keep"] = "first"
     """Which of several rows of one user and item to keep, by time if there is one, else in the order of the file.  Of
-    a given split, the first is that of train and the last that of test."""
+    a given split, the first is that of train and the last that of test.  ``sum``: the first, with the sum of the
+    ratings, which are counts then; of a given split, those of its part."""
     repeatable: bool = False
     """Keep all rows of a user and item, also where the split puts them into different parts, and set ``repeatable``."""
     k_core: int = 0
@@ -229,9 +230,15 @@ def _filter(frame: pd.DataFrame, conversion: Conversion, steps: dict[str, int]) 
     if conversion.duplicates != "keep" and not conversion.repeatable:
         order = [key for key in (_PART, "timestamp") if key in frame]
         ordered = frame.sort_values(order, kind="stable") if order else frame
-        kept = ordered.drop_duplicates(_PAIR, keep=conversion.duplicates).sort_index()
-        _note(steps, f"left out: the same user and item as another row, the {conversion.duplicates} kept",
-              len(frame) - len(kept))  # fmt: skip
+        how = f"the {conversion.duplicates} kept"
+        if conversion.duplicates == "sum":
+            if "rating" not in frame:
+                raise UserError("--duplicates=sum: there is no column to add up; name it by --rating")
+            groups = ordered.groupby([key for key in (_PART, *_PAIR) if key in frame], observed=True, sort=False)
+            ordered, how = ordered.assign(rating=groups["rating"].transform("sum")), "the first kept, with their sum"
+        keep: Literal["first", "last"] = "last" if conversion.duplicates == "last" else "first"
+        kept = ordered.drop_duplicates(_PAIR, keep=keep).sort_index()
+        _note(steps, f"left out: the same user and item as another row, {how}", len(frame) - len(kept))
         frame = kept
     if conversion.k_core > 1:
         kept = _core(frame, conversion.k_core)

@@ -84,9 +84,8 @@ def choose(where: str, names: Sequence[str], form: TableFormat) -> dict[str, str
             flag = f"{key[:4]}=" if form.in_python else f"--{key[:4]}"
             raise UserError(f"{where}: which column is the {key[:4]}? name it by {flag}{hint}; {listed}")
     if len(set(chosen.values())) < len(chosen):
-        raise UserError(
-            f"{where}: one column cannot have two meanings: {', '.join(f'{k}={v}' for k, v in chosen.items())}"
-        )
+        twice = next(column for column, number in Counter(chosen.values()).items() if number > 1)
+        raise UserError(f"{where}: one column cannot have two meanings: {twice} is named twice")
     for column, number in Counter(names).items():
         if number > 1 and column in chosen.values():
             raise UserError(f"{where}: {number} columns are called {column}; rename them")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import yaml
 
 from recbole_onebp.evaluation.metrics import recall_and_ndcg
 from recbole_onebp.serving.local_table import LocalTable
@@ -191,10 +192,14 @@ def _thirds(popularity: IntArray) -> IntArray:
 
 
 def model_card(manifest: Mapping[str, Any], groups: Groups | None) -> str:
-    """``MODEL_CARD.md``: the model, its training data, its quality by group, and its intended use."""
+    """``MODEL_CARD.md``, as Hugging Face has it: the model, its training data, its quality by group, its use."""
     data, score = manifest["data"], manifest["score"]
     density = manifest["n_interactions"] / (manifest["n_users"] * manifest["n_items"])
     lines = [
+        "---",
+        *yaml.safe_dump(_metadata(manifest), sort_keys=False, allow_unicode=True).splitlines(),
+        "---",
+        "",
         f"# Model card: {manifest['model']} on {data['name']}",
         "",
         f"A two-tower recommender, {manifest['embedding_size']} dimensions, {score} scores. {_training(manifest)}",
@@ -234,6 +239,20 @@ def model_card(manifest: Mapping[str, Any], groups: Groups | None) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _metadata(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What Hugging Face reads at the head of a model card (huggingface.co/docs/hub/model-cards)."""
+    name, test = manifest["data"]["name"], manifest["metrics"].get("test", {})
+    metrics = [{"type": metric, "name": metric, "value": value} for metric, value in test.items() if value is not None]
+    result = {
+        "task": {"type": "recommendation", "name": "Ranking of all items"},
+        "dataset": {"type": name, "name": name, "split": "test"},
+        "metrics": metrics,
+    }
+    model = {"name": f"{manifest['model']} on {name}", "results": [result] if metrics else []}
+    tags = ["recommendation", "collaborative-filtering", "two-tower"]
+    return {"library_name": "recbole_onebp", "tags": tags, "model-index": [model]}
 
 
 def _training(manifest: Mapping[str, Any]) -> str:

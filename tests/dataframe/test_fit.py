@@ -18,6 +18,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import recbole
+import torch
+from recbole.data.interaction import Interaction
 
 from recbole_onebp import OneBPRecommender, Recommender, fit
 from recbole_onebp.cli import main
@@ -340,3 +342,33 @@ def test_the_page_about_it(monkeypatch):
     assert (len(blocks), names["metrics"].n_users, names["newer"].result.n_train) == (5, 30, len(rows))
     assert Recommender.load("bundle").n_items == 25
     assert names["featured"].n_items == 27
+
+
+def test_lists_of_20000_users_are_those_of_the_model():
+    """The bundle against RecBole's side: scores of all items, the history hidden."""
+    rng, n_users, n_items, k = np.random.default_rng(0), 20_000, 300, 10
+    popularity = 1 / np.arange(3, n_items + 3)
+    frame = pd.DataFrame({
+        "user_id": rng.integers(n_users, size=6 * n_users),
+        "item_id": rng.choice(n_items, size=6 * n_users, p=popularity / popularity.sum()),
+        "timestamp": np.arange(6 * n_users),
+    }).drop_duplicates(["user_id", "item_id"])  # fmt: skip
+    rec = fit(frame, refit=True, epochs=1, embedding_size=8, local_weight=2.0, show_progress=False)
+    model, dataset = rec.run.model, rec.run.dataset
+    assert model.local is not None
+    assert rec.n_users > 19_000
+    items = dataset.token2id("item_id", np.array(rec.item_ids))
+    place = {item: at for at, item in enumerate(rec.item_ids)}
+    taken = frame.assign(place=frame["item_id"].astype(str).map(place)).groupby("user_id")["place"].agg(list)
+    for block in np.array_split(np.array(rec.user_ids), 10):
+        users = torch.from_numpy(dataset.token2id("user_id", block))
+        with torch.no_grad():
+            scores = model.full_sort_predict(Interaction({"user_id": users})).view(len(block), -1)[:, items].numpy()
+        hidden = scores.copy()
+        for row, user in enumerate(block.tolist()):
+            hidden[row, taken[int(user)]] = -np.inf
+        best = -np.sort(-hidden, axis=1)[:, :k]
+        for row, answer in enumerate(rec.recommend(block.tolist(), k)):
+            found = [place[item] for item, _ in answer]
+            np.testing.assert_allclose([score for _, score in answer], best[row], atol=2e-5)
+            np.testing.assert_allclose(hidden[row, found], best[row], atol=2e-5)

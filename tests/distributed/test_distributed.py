@@ -104,7 +104,7 @@ def ml_100k(folder):
 GROUPS = {
     (1, 1): [*OPTIONS, "ml-100k"],
     (2, 2): [*OPTIONS, "ml-100k"],
-    (4, 4): ["shared", "shared, many", "local", "weighted", "features", "ml-100k"],
+    (4, 4): ["shared", "shared, many", "local", "ordered, local", "weighted", "features", "ml-100k"],
     (3, 3): ["plain", "shared recipe", "features"],
     (4, 2): ["recipe", "shared", "features"],
     (2, 1): ["plain", "two", "shared recipe"],

@@ -26,6 +26,7 @@ from typing import Any
 
 import measure
 import numpy as np
+from comparison import OURS
 
 import recbole_onebp
 from recbole_onebp.experiments.charts import scale_by_seconds
@@ -145,8 +146,8 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         panels = figure.subplots(1, len(METRICS))
         for axes, metric in zip(panels, METRICS, strict=True):
             for name, row in result["models"].items():
-                style = {"linewidth": 2.4, "zorder": 3} if name == "OneBP" else {"linewidth": 1.2}
-                shown = name.replace("ALS-", "ImplicitALS, factors: ")
+                style = {"linewidth": 2.4, "zorder": 3} if name.startswith("OneBP") else {"linewidth": 1.2}
+                shown = OURS.get(name, name.replace("ALS-", "ImplicitALS, factors: "))
                 label = shown if row["points"] else f"{shown}: no epoch in {result['budget']:g} s"
                 seconds, values = ([point[key] for point in row["points"]] for key in ("seconds", metric))
                 axes.plot(

@@ -175,8 +175,11 @@ def published(results: Path) -> str:
     """Our test results on published splits, and the best published recall and NDCG, a line a data set."""
     lines, known = [], safe_yaml.read(PUBLISHED, PUBLISHED.name)
     for dataset in ("gowalla", "yelp2018"):
-        found = {"OneBP": _means(results, dataset), "with the order unused": _means(results, dataset, "-no-times")}
-        shown = [f"{what} {' / '.join(_accuracy(means['test']))}" for what, means in found.items() if means]
+        shown = []
+        for what, suffix in (("OneBP", ""), ("with the order unused", "-no-times")):
+            if mean := _means(results, dataset, suffix):
+                both, towers = (" / ".join(_accuracy(mean[part])) for part in ("test", "towers"))
+                shown.append(f"{what} {both} (towers alone {towers})")
         recall, ndcg = (max(row[dataset][place] for row in known if dataset in row) for place in range(2))
         shown.append(f"best published recall {recall:.4f}, best published NDCG {ndcg:.4f}")
         lines.append(f"- {dataset}: {', '.join(shown)}")

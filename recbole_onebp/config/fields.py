@@ -198,5 +198,7 @@ def _message(errors: list[ErrorDetails]) -> str:
         of_same = [one for one in errors[1:] if one["loc"][:1] == error["loc"][:1] and one["input"] is error["input"]]
         others = (one["msg"].removeprefix("Input should be ") for one in of_same)
         message = ", or ".join(dict.fromkeys([f"{message[0].lower()}{message[1:]}", *others]))
+        if isinstance(error["input"], str):
+            message = message.replace("a valid list", f"a list, such as [{error['input']}]")
         message = f"{error['input']!r} is not allowed: {message}"
     return f"{where}: {message}" if where else message

@@ -312,6 +312,8 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
                 f"trend_weight: {self.trend_weight} with item_bias: False: the trend is a part of the bias; "
                 "use item_bias: True, or trend_weight: none"
             )
+        if self.item_features != "none" and self.backprop == "two":
+            raise ValueError("item_features with backprop: two: items with features are trained with backprop: one")
         if self.item_features != "none" and (self.negatives, self.aggregation) not in (
             ("shared", "interval"),
             ("shared", "epoch"),

@@ -127,7 +127,9 @@ def test_a_resumed_run_is_the_same_bit_for_bit(films, tmp_path):
     [
         ({"negatives": "per_pair"}, "items with features are trained with negatives: shared"),
         ({"aggregation": "step"}, "aggregation: interval or epoch"),
+        ({"backprop": "two"}, "item_features with backprop: two: items with features are trained with backprop: one"),
         ({"item_features": ["genres", "x"]}, "x"),
+        ({"item_features": "genres"}, r"'genres' is not allowed: .* or a list, such as \[genres\]"),
         ({"item_features": 3}, "item_features: 3 is not allowed: input should be 'none' or 'all', or a valid list"),
         ({"id_dropout": 1.5}, "id_dropout: 1.5 is not allowed"),
         ({"clip_grad_norm": {"max_norm": 1}}, "item_features: not with enable_amp or clip_grad_norm"),

@@ -295,10 +295,11 @@ def factors(results: Path) -> str:
     files = [*sorted((results / "order").glob("*.json")), *sorted((results / "study").glob("*.json"))]
     studied = {f"{file.stem}{' at random' * (file.parent.name == 'study')}": _studied(file) for file in files}
     names = dict.fromkeys(names for found in studied.values() for names in found if names[0] not in ("base", "order"))
+    place = {factor: number for number, factor in enumerate(dict.fromkeys(factor for factor, _ in names))}
     rows = [
         [factor, label if len(label) < 100 else "", *(f"{f[factor, label][1]:+.1%}" if (factor, label) in f else ""
          for f in studied.values())]
-        for factor, label in names
+        for factor, label in sorted(names, key=lambda name: place[name[0]])
     ]  # fmt: skip
     machines = {
         name: {f"{run['machine']}; {_packages(run)}" for run in _read(file)["runs"]}
@@ -401,7 +402,8 @@ def _qualities(results: Path, pattern: str, parts: Mapping[str, str], at_random:
     for result in map(_read, sorted(results.glob(pattern))):
         known = {"stopping_step", "eval_step", "threads", "epochs at most", "chosen by"}
         settings = {key: value for key, value in result["settings"].items() if key not in known}
-        is_random = settings.pop("fetched with", "") == "--valid=random"
+        fetched = settings.pop("fetched with", "")
+        is_random = fetched == "--valid=random"
         if at_random is not None and is_random is not at_random:
             continue
         unused = settings.pop("load_col", None) or settings.get("training_history") == "all"
@@ -409,6 +411,7 @@ def _qualities(results: Path, pattern: str, parts: Mapping[str, str], at_random:
             settings = {"order": "unused", **settings}
             settings = {key: value for key, value in settings.items() if key not in ("training_history", "recency")}
         chosen = ", ".join(f"{key}: {value}" for key, value in settings.items())
+        chosen += f"; `fetch {fetched}`" if fetched and not is_random else ""
         lists = [", ".join(str(run[key]) for run in result["runs"]) for key in ("seed", "epochs")]
         lists[1] += f" of {result['settings']['epochs at most']}"
         means = (" / ".join(_accuracy(result["mean"][each])) if each in result["mean"] else "" for each in parts)

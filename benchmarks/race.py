@@ -3,9 +3,9 @@
     python benchmarks/race.py --dataset gowalla [--budget 300] [--models OneBP ALS-64 ...] [--json OUT]
 
 Each model trains in a process of its own, until its schedule or the budget ends. All are evaluated after every epoch
-or ALS iteration, by the same evaluator. The clock starts with the process and stands still during evaluations, of which
-ALS with its short iterations has many; the seconds of training alone are recorded too. Models in the result file are
-not repeated.
+or ALS iteration, by the same evaluator. The clock starts with the process; the seconds of training alone are recorded
+too. ALS with its short iterations has many evaluations, so the picture and the tables leave their time out, see
+:func:`without_validation`. Models in the result file are not repeated.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -37,7 +37,6 @@ from recbole_onebp.util.errors import UserError
 
 BUDGETS = (10, 20, 30, 60, 120, 180, 300)
 METRICS = ("recall@20", "ndcg@20")
-CLOCKS = ("seconds", "train_seconds")
 ALS_ITERATIONS, ALS_SEARCH_ITERATIONS = 40, 15
 """In the race, more than the library's default, and in the search for its settings, the default."""
 PLAN = safe_yaml.read(Path(__file__).with_name("race.yaml"), "race.yaml")
@@ -60,19 +59,14 @@ def contest(started: float, dataset: str, paths: dict[str, str], setting: dict[s
     def build(model: str, **more: Any) -> Any:
         return recbole_onebp.build(model, dataset, config_dict={**PLAN["run"], **paths, **more})
 
-    def point(train_seconds: float, valid_seconds: float, valid: Mapping[str, float], **more: Any) -> None:
-        seconds = time.monotonic() - started - valid_seconds
-        times = {"seconds": round(seconds, 3), "train_seconds": round(train_seconds, 3)}
+    def point(train_seconds: float, valid: Mapping[str, float], **more: Any) -> None:
+        times = {"seconds": round(time.monotonic() - started, 3), "train_seconds": round(train_seconds, 3)}
         print(json.dumps({**times, **{name: float(valid[name]) for name in METRICS}, **more}), flush=True)
 
     if "model" in setting:
         run = build(**{"epochs": 1000, **setting})
         record = run.trainer.record
-
-        def after(_epoch: int, _score: float) -> None:
-            point(record.total("train_seconds"), record.total("valid_seconds"), record.epochs[-1]["valid"])
-
-        run.train(False, on_validation=after)
+        run.train(False, on_validation=lambda *_: point(record.total("train_seconds"), record.epochs[-1]["valid"]))
         return
     run = build("BPR", embedding_size=setting["factors"])
     every = 1 if len(setting["trials"]) == 1 else setting["iterations"]
@@ -89,20 +83,17 @@ def _als(
     from implicit.als import AlternatingLeastSquares
     from threadpoolctl import threadpool_limits
 
-    data, spent, validating = run.train_data.dataset, list[float](), list[float]()
+    data, spent = run.train_data.dataset, list[float]()
     pairs = [data.inter_feat[field].numpy() for field in (data.uid_field, data.iid_field)]
     matrix = sp.csr_matrix((np.ones(len(pairs[0]), np.float32), pairs), shape=(data.user_num, data.item_num))
 
     def after(iteration: int, seconds: float, _loss: object) -> None:
         spent.append(seconds)
         if (iteration + 1) % every == 0:
-            start = time.monotonic()
             with torch.no_grad():
                 run.model.user_embedding.weight.copy_(torch.from_numpy(als.user_factors))
                 run.model.item_embedding.weight.copy_(torch.from_numpy(als.item_factors))
-            found = run.trainer.evaluate(run.valid_data, load_best_model=False)
-            validating.append(time.monotonic() - start)
-            point(sum(spent), sum(validating), found)
+            point(sum(spent), run.trainer.evaluate(run.valid_data, load_best_model=False))
 
     with threadpool_limits(1, user_api="blas"):  # the library has threads of its own, and asks for this
         size = {key: setting[key] for key in ("factors", "iterations")}
@@ -127,11 +118,39 @@ def race(dataset: str, data_path: Path, setting: dict[str, Any], threads: int, b
     return {"setting": setting, "ended": ended, "seconds": seconds, "points": points}
 
 
+def without_validation(points: Sequence[Mapping[str, float]]) -> list[float]:
+    """Seconds of each point, without those of the validations up to it.
+
+    What is neither training nor before it grows by one validation from point to point; with a single point nothing is
+    left out.
+    """
+    if not points:
+        return []
+    rest = [point["seconds"] - point["train_seconds"] for point in points]
+    validation = (rest[-1] - rest[0]) / (len(rest) - 1) if len(rest) > 1 else 0.0
+    return [rest[0] - validation + point["train_seconds"] for point in points]
+
+
+def _recorded(name: str, points: Sequence[Mapping[str, float]]) -> list[float]:
+    return [point[name] for point in points]
+
+
+CLOCKS: dict[str, Callable[[Sequence[Mapping[str, float]]], list[float]]] = {
+    "seconds": partial(_recorded, "seconds"),
+    "without validation": without_validation,
+    "train_seconds": partial(_recorded, "train_seconds"),
+}
+
+
 def front(models: Mapping[str, Any], within: float, clock: str, metric: str) -> dict[str, dict[str, float]]:
     """For each budget, the best value of each model that has one by then, best model first."""
     table = {}
     for budget in (budget for budget in BUDGETS if budget <= within):
-        reached = {name: [p[metric] for p in row["points"] if p[clock] <= budget] for name, row in models.items()}
+        reached = {
+            name: [point[metric] for point, at in zip(row["points"], CLOCKS[clock](row["points"]), strict=True)
+                   if at <= budget]
+            for name, row in models.items()
+        }  # fmt: skip
         best = {name: max(values) for name, values in reached.items() if values}
         table[str(budget)] = dict(sorted(best.items(), key=lambda entry: -entry[1]))
     return table
@@ -149,7 +168,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
                 style = {"linewidth": 2.4, "zorder": 3} if name.startswith("OneBP") else {"linewidth": 1.2}
                 shown = OURS.get(name, name.replace("ALS-", "ImplicitALS, factors: "))
                 label = shown if row["points"] else f"{shown}: no epoch in {result['budget']:g} s"
-                seconds, values = ([point[key] for point in row["points"]] for key in ("seconds", metric))
+                seconds, values = without_validation(row["points"]), [point[metric] for point in row["points"]]
                 axes.plot(
                     seconds,
                     values,

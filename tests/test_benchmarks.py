@@ -468,6 +468,15 @@ def test_the_front_of_a_race_is_what_was_reached_by_a_budget(tmp_path):
             race._earlier(tmp_path / "race.json", {**about, key: other})
 
 
+def test_a_race_without_the_time_of_validations():
+    race = import_module("race")
+    # Four seconds before training, three of each validation.
+    points = [{"seconds": 4 + 3 * n + 2.5 * n, "train_seconds": 2.5 * n} for n in (1, 2, 3)]
+    assert race.without_validation(points) == pytest.approx([6.5, 9, 11.5])
+    assert race.without_validation(points[:1]) == [9.5]
+    assert race.without_validation([]) == []
+
+
 def test_a_contestant_races_in_its_own_process(tmp_path, tiny_path, in_camps, monkeypatch):
     race, settings = import_module("race"), {"model": "OneBP", "epochs": 2, **in_camps}
     done = race.race("tiny", tiny_path, settings, threads=1, budget=None)

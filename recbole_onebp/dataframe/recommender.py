@@ -182,7 +182,7 @@ class FittedRecommender(Recommender):
         return [f"{name}@{k}" for name in names if name in _TOPK_METRICS for k in config["topk"]]
 
     def _tell_what_is_not_saved(self) -> None:
-        removed = len(self._item_tokens.hidden)
+        removed = sum(row < len(self.bundle.item_ids) for row in self._item_tokens.hidden.values())
         if self.n_added_items or removed:
             message = "not in the bundle: %d items that were added after training; still in it: %d that were removed"
             getLogger().warning(message, self.n_added_items, removed)

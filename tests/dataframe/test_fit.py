@@ -195,8 +195,8 @@ def test_saved(rec, tmp_path):
 
 def test_what_a_saved_bundle_lacks_is_told(rec, tmp_path, caplog):
     changed = pickle.loads(pickle.dumps(rec))
-    changed.remove_items(["1", "2"])
     changed.add_items({"new": ["3"]})
+    changed.remove_items(["1", "2", "new"])
     assert not [message for message in caplog.messages if "not in the bundle" in message]
     changed.save("bundle")
     pickle.dumps(changed)

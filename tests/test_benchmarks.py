@@ -122,7 +122,8 @@ def test_small_results_are_kept(tmp_path, monkeypatch):
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "cost.png").write_bytes(b"picture")
     (tmp_path / "tuning.json").write_text("{}")
-    (tmp_path / "report.json").write_text(json.dumps({"dataset": "a", "primary_metric": "ndcg@20", "models": []}))
+    report = {"dataset": "a", "primary_metric": "ndcg@20", "reference": "A", "models": []}
+    (tmp_path / "report.json").write_text(json.dumps(report))
     (tmp_path / "report.md").write_text("# a\n\ntext\n\n![one](figures/time.png)\n\n![two](figures/cost.png)\n")
     out = comparison.write_results(tmp_path, tmp_path, "command", ["BPR"])
     assert out == tmp_path / "benchmarks" / "results" / "a-comparison"

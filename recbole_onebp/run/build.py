@@ -87,6 +87,7 @@ def load_config(
         UserError: for a bad key or value, or a folder that cannot be written or that another run uses.
     """
     config = read_config(config_file_list, config_dict)
+    check_package(config["model"])
     given, resume = config["output_dir"], config["resume"]
     if resume == "auto" and not given:
         raise UserError("resume: auto needs output_dir: that is where it looks for a checkpoint")
@@ -149,7 +150,6 @@ def parse_config(config_file_list: Sequence[str] | str | None, config_dict: Mapp
         config = RunConfig(config_file_list=file_names(config_file_list), config_dict=dict(config_dict))
         if config["model"] == "OneBP":
             OneBPConfig.from_recbole(config)  # before anything is loaded or written
-        check_package(config.model_class)
     return config
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 
+from recbole.utils import get_model
+
 from recbole_onebp.util.errors import UserError
 
 __all__ = [
@@ -45,16 +47,24 @@ def missing_package_as_user_error(model: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         name = (error.name or str(error)).partition(".")[0]
-        raise UserError(f"{model} needs the package {name}: pip install {_PIP_NAMES.get(name, name)}") from None
+        raise UserError(_needs(model, name)) from None
     except ImportError as error:  # RecBole's own message, for wandb
         raise UserError(str(error)) from None
 
 
-def check_package(model_class: type) -> None:
-    """Raise ``ModuleNotFoundError`` if a model of another library would be the first to miss it."""
-    package = getattr(model_class, "package", "")
+def check_package(model: str) -> None:
+    """Look for the library of a model of ours before anything begins: otherwise its fit would be the first to miss it.
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    package = getattr(get_model(model), "package", "")
     if package and sys.modules.get(package) is None and find_spec(package) is None:
-        raise ModuleNotFoundError(name=package)
+        raise UserError(_needs(model, package))
+
+
+def _needs(model: str, package: str) -> str:
+    return f"{model} needs the package {package}: pip install {_PIP_NAMES.get(package, package)}"
 
 
 _SHARED_MEMORY = re.compile(r"shared memory|\(shm\)|/torch_\d+|DataLoader worker|Bus error", re.IGNORECASE)

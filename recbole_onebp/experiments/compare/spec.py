@@ -24,6 +24,7 @@ from recbole_onebp.config.schema import NO_RESULT
 from recbole_onebp.experiments.compare.tuned import Tuning
 from recbole_onebp.experiments.entries import ModelEntry, check_distinct, naming
 from recbole_onebp.run.build import read_config
+from recbole_onebp.run.recbole_errors import check_package
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["ComparisonSpec", "Entry", "RunSpec"]
@@ -185,6 +186,7 @@ class ComparisonSpec(BaseModel):
     def _settings(self, entry: Entry, config: RunConfig) -> dict[str, str]:
         with naming(entry):
             _check_kind(config)
+            check_package(entry.model)
         return {key: str(value) for key, value in config.final_config_dict.items() if key not in NO_RESULT}
 
 

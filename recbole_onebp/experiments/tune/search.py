@@ -10,6 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from recbole_onebp.experiments.tune.search_spec import Budget, Search, SearchSpec
+from recbole_onebp.run.recbole_errors import check_package
 from recbole_onebp.util.errors import UserError, writing
 from recbole_onebp.util.files import claim_folder
 from recbole_onebp.util.processes import Call, Ending, supervise, thread_limits
@@ -36,6 +37,8 @@ def tune(path: Path, overrides: Mapping[str, Any], output_dir: Path | None = Non
     if jobs < 1:
         raise UserError(f"jobs: {jobs} is not at least 1")
     spec = SearchSpec.read(path, overrides)
+    for search in spec.searches:
+        check_package(search.settings["model"])
     # These modules import Optuna, which is optional.
     from recbole_onebp.experiments.tune import summary, trials
 

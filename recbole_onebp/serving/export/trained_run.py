@@ -123,7 +123,7 @@ def read_run(run_dir: Path, data_path: Path | None = None) -> TrainedRun:
     """
     file = run_dir / "model.safetensors"
     if not file.exists() and (run_dir / "result.json").exists():  # of a model that is not trained
-        raise UserError(f"{run_dir}: a finished run that has no {file.name}; only OneBP can be exported")
+        raise UserError(f"{run_dir}: there is no {file.name}, which a run of OneBP has; only OneBP can be exported")
     state, _, given, trained_on = read_model(file)
     if given.get("model") != "OneBP":
         raise UserError(f"{run_dir}: a run of {str(given.get('model'))[:80]}; only OneBP can be exported")

@@ -143,7 +143,7 @@ class OneBP(GeneralRecommender):
             UserError: if items are made of features: their rows do not say what they were made of.
         """
         if self.tower is not None:
-            raise UserError("item_features: training does not start from an earlier model; leave one of the two out")
+            raise UserError("item_features: items that are made of features cannot start from earlier ones; use fit")
         for name, (ids, rows) in tables.items():
             scale = self.config.temperature if name == "item_bias" else 1.0
             getattr(self, name)[ids] = rows.view(len(ids), -1).to(self.item_table) / scale

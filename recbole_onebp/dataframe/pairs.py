@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from recbole_onebp.data.sources.frames import read_interactions, refuse_bad
+from recbole_onebp.data.sources.tables import with_sums
 from recbole_onebp.util.errors import UserError
 
 __all__ = ["Columns", "each_once", "read_rows"]
@@ -72,8 +73,7 @@ def each_once(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     if len(pairs) < len(rows):
         how = ""
         if "rating" in rows:
-            sums = rows.groupby(_PAIR, observed=True, sort=False)["rating"].transform("sum")
-            pairs, how = pairs.assign(rating=sums.loc[pairs.index]), ", with the sum of its weights"
+            pairs, how = with_sums(rows, _PAIR).drop_duplicates(_PAIR), ", with the sum of its weights"
         message = "%s: %s rows are of a user and item that an earlier row has too; each pair counts once%s"
         getLogger().warning(message, name, f"{len(rows) - len(pairs):,}", how)
     return pairs.reset_index(drop=True)

@@ -163,8 +163,6 @@ class FittedRecommender(Recommender):
         """
         from recbole_onebp.dataframe.training import fit_from  # here, because that module imports this one
 
-        if self.bundle.manifest["config"].get("item_features", "none") != "none":
-            raise UserError("refit: items that are made of features cannot start from earlier ones; use fit")
         if isinstance(valid, Real):
             raise UserError(f"valid: {valid}: a share would hold out rows that the model knows already; give a table")
         once: dict[str, Any] = {}

@@ -59,6 +59,7 @@ def test_items_that_nobody_has_taken_are_recommended(frame, items):
     assert "25" in dict(answer)
     with pytest.raises(UserError, match="items that are made of features cannot start from earlier ones; use fit"):
         rec.refit(frame)
+    assert rec.refit(frame, item_features=None).n_items == 25
 
 
 def test_items_without_a_row_keep_their_interactions(frame, items, caplog):

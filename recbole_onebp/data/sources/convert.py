@@ -29,7 +29,7 @@ from recbole_onebp.data.sources.atomic_folder import (
 )
 from recbole_onebp.data.sources.catalogue import CATALOGUE
 from recbole_onebp.data.sources.splits import by_order, by_ratio, by_time, cold_items, leave_one_out
-from recbole_onebp.data.sources.tables import BadRow, Table, TableFormat, read
+from recbole_onebp.data.sources.tables import BadRow, Table, TableFormat, read, with_sums
 from recbole_onebp.util.errors import UserError, writing
 from recbole_onebp.util.files import whole_folder
 from recbole_onebp.util.hashes import sha256
@@ -234,8 +234,8 @@ def _filter(frame: pd.DataFrame, conversion: Conversion, steps: dict[str, int]) 
         if conversion.duplicates == "sum":
             if "rating" not in frame:
                 raise UserError("--duplicates=sum: there is no column to add up; name it by --rating")
-            groups = ordered.groupby([key for key in (_PART, *_PAIR) if key in frame], observed=True, sort=False)
-            ordered, how = ordered.assign(rating=groups["rating"].transform("sum")), "the first kept, with their sum"
+            of_part = [key for key in (_PART, *_PAIR) if key in frame]
+            ordered, how = with_sums(ordered, of_part), "the first kept, with their sum"
         keep: Literal["first", "last"] = "last" if conversion.duplicates == "last" else "first"
         kept = ordered.drop_duplicates(_PAIR, keep=keep).sort_index()
         _note(steps, f"left out: the same user and item as another row, {how}", len(frame) - len(kept))

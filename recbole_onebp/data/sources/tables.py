@@ -22,7 +22,7 @@ from recbole_onebp.data.sources.unpack import DAMAGED, base_suffix, bound, read_
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.weights import ALLOWED, are_allowed
 
-__all__ = ["BadRow", "BadRows", "Table", "TableFormat", "misread", "read", "read_table", "sift"]
+__all__ = ["BadRow", "BadRows", "Table", "TableFormat", "misread", "read", "read_table", "sift", "with_sums"]
 
 _POSITIONS = {"user_id": "1", "item_id": "2", "rating": "3", "timestamp": "4"}
 _GROUPLENS = {"u.data": "\t", "ratings.dat": "::", "ratings.csv": ","}
@@ -260,3 +260,8 @@ def _not_the_same(ids: Sequence[str]) -> npt.NDArray[np.bool_]:
     if len(ids) == 1:
         return np.ones(1, bool)
     return np.concatenate([_not_the_same(ids[: len(ids) // 2]), _not_the_same(ids[len(ids) // 2 :])])
+
+
+def with_sums(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """The rows, each with the sum of the ratings of all rows that have the same ``keys``."""
+    return rows.assign(rating=rows.groupby(list(keys), observed=True, sort=False)["rating"].transform("sum"))

@@ -42,7 +42,7 @@ def read_model(path: Path) -> SavedModel:
         UserError: if the file is missing, damaged or not a model.
     """
     if not path.is_file():
-        raise UserError(f"{path.parent}: there is no {path.name}; expected the folder of a finished run")
+        raise UserError(f"{path.parent}: there is no {path.name}; expected a finished run of a model that is trained")
     try:
         tensors, metadata = read_tensors(path)
         other = unpack(json.loads(metadata["other_parameters"]), tensors)

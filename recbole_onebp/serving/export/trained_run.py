@@ -121,10 +121,7 @@ def read_run(run_dir: Path, data_path: Path | None = None) -> TrainedRun:
     Raises:
         UserError: if the run has no trained OneBP, a setting is not allowed, or the data have changed.
     """
-    file = run_dir / "model.safetensors"
-    if not file.exists() and (run_dir / "result.json").exists():  # of a model that is not trained
-        raise UserError(f"{run_dir}: there is no {file.name}, which a run of OneBP has; only OneBP can be exported")
-    state, _, given, trained_on = read_model(file)
+    state, _, given, trained_on = read_model(run_dir / "model.safetensors")
     if given.get("model") != "OneBP":
         raise UserError(f"{run_dir}: a run of {str(given.get('model'))[:80]}; only OneBP can be exported")
     kept = _allowed(run_dir, given)

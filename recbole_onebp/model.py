@@ -63,6 +63,12 @@ class OneBP(GeneralRecommender):
         local_weight: with ``local: ridge``, the weight of the local term, a scalar; chosen by the trainer.
 
     Row 0 of every table is RecBole's padding: it starts at zero and is never trained, sampled or recommended.
+
+    Example:
+        >>> from recbole_onebp import build
+        >>> model = build("OneBP", "ml-100k", config_dict={"embedding_size": 8}).model
+        >>> model.user_table.shape, [name for name, _ in model.named_parameters()]
+        (torch.Size([944, 8]), ['item_table', 'item_bias'])
     """
 
     input_type: InputType = InputType.PAIRWISE

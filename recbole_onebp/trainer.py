@@ -78,6 +78,12 @@ class OneBPTrainer(Trainer):
         chosen: those of ``CHOSEN`` that are ``auto``, as the last validation left them.
         value_optimizer: SparseAdam of the feature-value tables; None where the model has no tower.
         checkpointing: saves and resumes the run inside an epoch; does neither by default.
+
+    Example:
+        >>> from recbole_onebp import build
+        >>> trainer = build("OneBP", "ml-100k", config_dict={"backprop": "two", "engine": "reference"}).trainer
+        >>> type(trainer).__name__, trainer.engine
+        ('OneBPTrainer', 'reference')
     """
 
     def __init__(self, config: Config, model: OneBP) -> None:

@@ -36,26 +36,52 @@ class OneBPRecommender(BaseEstimator):
         self._settings = settings
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The settings that were given."""
+        """The settings that were given.
+
+        Example:
+            >>> OneBPRecommender(epochs=2).get_params()
+            {'epochs': 2}
+        """
         return dict(self._settings)
 
     def set_params(self, **params: Any) -> OneBPRecommender:
-        """Change settings, or add some."""
+        """Change settings, or add some.
+
+        Example:
+            >>> OneBPRecommender(epochs=2).set_params(epochs=3).get_params()
+            {'epochs': 3}
+        """
         self._settings = {**self._settings, **params}
         return self
 
     def fit(self, X: Any, y: None = None) -> OneBPRecommender:  # noqa: N803  scikit-learn's name
-        """Train on a table of interactions; see :func:`recbole_onebp.fit`.  ``y`` is not used."""
+        """Train on a table of interactions; see :func:`recbole_onebp.fit`.  ``y`` is not used.
+
+        Example:
+            >>> model = OneBPRecommender(epochs=2, show_progress=False)
+            >>> model.fit(pairs).recommender_  # pairs: a DataFrame with the columns user and item
+            <FittedRecommender: 20 users, 12 items>
+        """
         self.recommender_ = fit(X, **self._settings)
         return self
 
     def recommend(self, users: Iterable[TokenLike], k: int = 10, **options: Any) -> Answers:
-        """The best items of users; see :meth:`recbole_onebp.Recommender.recommend`."""
+        """The best items of users; see :meth:`recbole_onebp.Recommender.recommend`.
+
+        Example:
+            >>> [len(answer) for answer in model.recommend(["u1", "nobody"], k=3)]
+            [3, 0]
+        """
         check_is_fitted(self, "recommender_")
         return self.recommender_.recommend(users, k, **options)
 
     def score(self, X: Any, y: None = None) -> float:  # noqa: N803
-        """The ``valid_metric`` (MRR@10 by default) of a table; see :meth:`FittedRecommender.evaluate`."""
+        """The ``valid_metric`` (MRR@10 by default) of a table; see :meth:`FittedRecommender.evaluate`.
+
+        Example:
+            >>> 0 <= model.score(test) <= 1  # test: a DataFrame like pairs
+            True
+        """
         check_is_fitted(self, "recommender_")
         metric = self.recommender_.bundle.manifest["config"]["valid_metric"]
         return next(iter(self.recommender_.evaluate(X, [metric]).values()))

@@ -9,7 +9,14 @@ __all__ = ["Result"]
 
 @dataclass(frozen=True)
 class Result:
-    """What ``result.json`` holds.  Counts exclude RecBole's padding row; epochs are numbered from 0, as in RecBole."""
+    """What ``result.json`` holds.  Counts exclude RecBole's padding row; epochs are numbered from 0, as in RecBole.
+
+    Example:
+        >>> run = recbole_onebp.build("OneBP", "ml-100k", config_dict={"epochs": 1, "local": "none"})
+        >>> result = run.fit()
+        >>> result.n_users, result.n_items, result.best_epoch, result.local
+        (943, 1682, 0, None)
+    """
 
     model: str
     dataset: str

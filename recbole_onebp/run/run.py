@@ -89,6 +89,12 @@ class Run:
 
         Returns:
             Number and validation metrics of the best epoch.
+
+        Example:
+            >>> run = recbole_onebp.build("OneBP", "ml-100k", config_dict={"epochs": 1})
+            >>> best_epoch, valid = run.train(saved=False)
+            >>> best_epoch, sorted(valid)[:2]
+            (0, ['hit@10', 'mrr@10'])
         """
         if self._trained:
             raise RuntimeError("this run has been trained already; build another one")

@@ -25,7 +25,14 @@ __all__ = [
 
 
 class UnknownIdError(UserError):
-    """The only user or item of a request is unknown.  Methods that accept many ids report unknown ones instead."""
+    """The only user or item of a request is unknown.  Methods that accept many ids report unknown ones instead.
+
+    Example:
+        >>> raise UnknownIdError("user nobody: the bundle does not know it")
+        Traceback (most recent call last):
+        ...
+        recbole_onebp.serving.answers.UnknownIdError: user nobody: the bundle does not know it
+    """
 
 
 class Answers(list[list[tuple[Token, float]]]):
@@ -34,6 +41,11 @@ class Answers(list[list[tuple[Token, float]]]):
     Attributes:
         unknown_users: the users that the bundle does not contain, each once, in the order asked.
         unknown_items: the same for items, in histories and filters too.
+
+    Example:
+        >>> answers = Answers([[("i7", 0.9), ("i2", 0.4)], []], unknown_users=["nobody"], unknown_items=[])
+        >>> [item for item, _ in answers[0]], answers[1], answers.unknown
+        (['i7', 'i2'], [], ['nobody'])
     """
 
     def __init__(
@@ -55,6 +67,12 @@ class Scores(np.ndarray[Any, np.dtype[np.float64]]):
     Attributes:
         unknown_users: the users that the bundle does not contain, each once, in the order asked.
         unknown_items: the same for items.
+
+    Example:
+        >>> scores = np.array([0.9, np.nan]).view(Scores)
+        >>> scores.unknown_items = ["nothing"]
+        >>> float(np.nanmax(scores)), scores.unknown
+        (0.9, ['nothing'])
     """
 
     unknown_users: Sequence[Token] = ()
@@ -87,7 +105,15 @@ class FeaturePart(NamedTuple):
 
 @dataclass(frozen=True)
 class Explanation:
-    """The parts of a score: ``score = bias + residual + sum of contributions``."""
+    """The parts of a score: ``score = bias + residual + sum of contributions``.
+
+    Example:
+        >>> parts = [Part("i5", tower=0.5, local=0.25), Part("i9", tower=0.25, local=0.0)]
+        >>> contributions = [(part.item, part.tower + part.local) for part in parts]
+        >>> explanation = Explanation(1.125, 0.125, contributions, parts, residual=0.0, unknown=[])
+        >>> explanation.score == explanation.bias + explanation.residual + sum(x for _, x in explanation.contributions)
+        True
+    """
 
     score: float
     bias: float
@@ -108,7 +134,12 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Update:
-    """The result of applying events."""
+    """The result of applying events.
+
+    Example:
+        >>> Update(applied=2, new_users=["new"], unknown=["nothing"])
+        Update(applied=2, new_users=['new'], unknown=['nothing'])
+    """
 
     applied: int
     """Number of events that changed a user."""
@@ -119,7 +150,12 @@ class Update:
 
 @dataclass(frozen=True)
 class NewItems:
-    """The result of adding items."""
+    """The result of adding items.
+
+    Example:
+        >>> NewItems(added=["i1"], refused={"i2": "nobody in the bundle has it"}, unknown=[]).refused["i2"]
+        'nobody in the bundle has it'
+    """
 
     added: list[Token]
     refused: dict[Token, str]
@@ -130,7 +166,12 @@ class NewItems:
 
 @dataclass(frozen=True)
 class RemovedItems:
-    """The result of removing items."""
+    """The result of removing items.
+
+    Example:
+        >>> RemovedItems(removed=["i1"], unknown=["nothing"]).unknown
+        ['nothing']
+    """
 
     removed: list[Token]
     unknown: list[Token]

@@ -24,10 +24,14 @@ def printable(text: str) -> str:
 
 
 class UserError(Exception):
-    """An error that the user can fix: a bad flag, configuration value or data file, or a missing package.
+    r"""An error that the user can fix: a bad flag, configuration value or data file, or a missing package.
 
     The message is one line that says what is wrong, where, and what is allowed.  The command line prints it after
     ``error:`` and exits with code 2.  Long text from a file is truncated and control characters are escaped.
+
+    Example:
+        >>> str(UserError("epochs: -1 is not allowed:\n expected 0 or more"))
+        'epochs: -1 is not allowed: expected 0 or more'
     """
 
     def __init__(self, message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import pickle
 
+import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -50,5 +51,9 @@ def test_grid_search(frame):
     assert copy.recommender_.bundle.manifest["embedding_size"] == search.best_params_["embedding_size"]
 
 
-def test_the_example_of_the_docstring():
-    assert doctest.testmod(estimator) == (0, 3)
+def test_the_examples_of_the_docstrings():
+    rows = [(f"u{user}", f"i{item}") for user in range(20) for item in range(12) if (user + item) % 2]
+    pairs = pd.DataFrame(rows, columns=["user", "item"])
+    trained = OneBPRecommender(epochs=2, show_progress=False).fit(pairs)
+    given = {"pairs": pairs, "test": pd.DataFrame({"user": ["u0"], "item": ["i0"]}), "model": trained}
+    assert doctest.testmod(estimator, extraglobs=given) == (0, 9)

@@ -6,6 +6,7 @@ import errno
 import gc
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -94,6 +95,19 @@ def test_logs_go_to_stdout_and_bars_to_stderr(train):
     assert "reproducibility = " not in train.out
     assert train(show_progress=False) == (0, "")
     assert train(show_progress=None) == (0, "")  # stderr is no terminal
+
+
+@pytest.mark.parametrize("local", [{"local": "ridge", "local_weight": "auto"}, {"local": "none"}])
+def test_the_final_training_is_told_after_one_with_validation(train, tmp_path, local):
+    assert train(**local)[0] == 0
+    [options] = re.findall("the same command with (.*)", train.out)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    of_local = f"--local_weight={result['local']['weight']:g}" if result["local"] else "--local=none"
+    assert options == f"--refit=true --epochs={result['best_epoch'] + 1} {of_local}"
+    assert train(*options.split(), output_dir=tmp_path / "final", epochs=None)[0] == 0
+    assert "the same command" not in train.out
+    assert train(model="BPR")[0] == 0
+    assert "the same command" not in train.out
 
 
 def test_without_output_dir_the_folder_is_named_after_the_run(train):

@@ -22,7 +22,7 @@ from functools import cache, lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from unittest.mock import patch
 
 import large
@@ -36,7 +36,11 @@ from recbole.sampler import Sampler
 from reference import ReferenceCode
 
 import recbole_onebp
+from recbole_onebp.config import OneBPConfig
+from recbole_onebp.cooccurrence import ridge_on_neighbors
+from recbole_onebp.cooccurrence_cuda import ridge_on_neighbors_batched
 from recbole_onebp.evaluation import full_sort
+from recbole_onebp.model import OneBP
 from recbole_onebp.sampling import NegativeSampler
 from recbole_onebp.util.errors import UserError
 
@@ -450,6 +454,21 @@ def features(bench: Bench) -> list[Row]:
     return rows
 
 
+def local_term(bench: Bench) -> list[Row]:
+    """The local term solved on the GPU, against the CPU."""
+    data = cast(OneBP, bench.build("OneBP", GOWALLA).model)._counted()
+    targets, device = np.arange(len(data.start_of_item) - 1, dtype=np.int32), torch.device(bench.device)
+    given = data, targets, OneBPConfig().local_neighbors, OneBPConfig().local_reg
+    solvers = partial(ridge_on_neighbors_batched, *given, device), partial(ridge_on_neighbors, *given)
+    found, expected = (solve() for solve in solvers)
+    claim(np.array_equal(found.item, expected.item), "the neighbours are not the same")
+    apart = float(np.abs(found.weight - expected.weight).max())
+    claim(apart < 1e-5, f"the weights differ by {apart}")
+    a, b = measure.alternate(bench.repeats, *(timed(solve) for solve in solvers))
+    parts = {"on the GPU, s": a, "on the CPU, s": b}
+    return [Row("local term solved on the GPU / on the CPU, gowalla", ratios(a, b), parts, "the same neighbours")]
+
+
 def on_gpu(dataset: str, what: str, bench: Bench) -> list[Row]:
     """The paper's sizes."""
     ours, size = bench.published(dataset), int(PUBLISHED[dataset]["dim"])
@@ -467,9 +486,9 @@ ON_GPU = {
     f"{dataset}-{what}": partial(on_gpu, dataset, what)
     for dataset in (GOWALLA, "yelp2018")
     for what in ("reference", "floor")
-} | {"features": features}
+} | {"features": features, "local": local_term}
 NEEDS = {name: [GOWALLA] for name in ON_CPU} | {"reference": [ML_100K], "growth": []}
-NEEDS |= {name: [name.partition("-")[0]] for name in ON_GPU} | {"features": ["citeulike"]}
+NEEDS |= {name: [name.partition("-")[0]] for name in ON_GPU} | {"features": ["citeulike"], "local": [GOWALLA]}
 """The data sets of each row."""
 
 

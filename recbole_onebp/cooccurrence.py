@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 
 from recbole_onebp.util.compiled import OPTIONS, njit
 
-__all__ = ["Interactions", "Neighbors", "latest", "ridge_on_neighbors"]
+__all__ = ["Interactions", "Neighbors", "latest", "ridge_on_neighbors", "without_smallest"]
 
 _Ids = npt.NDArray[np.int32]
 _Places = npt.NDArray[np.int64]
@@ -140,8 +140,17 @@ def ridge_on_neighbors(data: Interactions, targets: Sequence[int] | _Ids, n_neig
     weight = np.zeros((len(target), n_neighbors), np.float32)
     with threadpool_limits(1, user_api="blas"):  # each thread of ours solves one system
         _fit(data, own, n_users, target, float(reg), popular, counts, item, weight, n_threads)
-    weight[np.abs(weight) < _LEAST * np.abs(weight).max(axis=1, initial=0, keepdims=True)] = 0
-    return Neighbors(target, item, weight)
+    return Neighbors(target, item, without_smallest(weight))
+
+
+def without_smallest(weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The weights of each item, ``(m, K)``, with zeros in place of those that are next to nothing.
+
+    Example:
+        >>> without_smallest(np.array([[0.5, -1e-6]])).tolist()
+        [[0.5, 0.0]]
+    """
+    return np.where(np.abs(weight) < _LEAST * np.abs(weight).max(axis=1, initial=0, keepdims=True), 0, weight)
 
 
 @njit(inline="always", **OPTIONS)

@@ -27,6 +27,7 @@ from sklearn.preprocessing import normalize
 from torch import Tensor
 
 from recbole_onebp.cooccurrence import Interactions, Neighbors, ridge_on_neighbors
+from recbole_onebp.cooccurrence_cuda import ridge_on_neighbors_batched
 from recbole_onebp.distributed.ranks import current
 from recbole_onebp.recency import recency_weights
 from recbole_onebp.util.compiled import OPTIONS, njit
@@ -110,7 +111,13 @@ class LocalTerm:
 
     @classmethod
     def fitted(
-        cls, data: Interactions, recency: float, n_neighbors: int, reg: float, features: sp.csr_array | None = None
+        cls,
+        data: Interactions,
+        recency: float,
+        n_neighbors: int,
+        reg: float,
+        features: sp.csr_array | None = None,
+        device: torch.device | None = None,
     ) -> LocalTerm:
         """Fit the term, with weight 1.  In several processes, each one solves a share of the items.
 
@@ -120,9 +127,14 @@ class LocalTerm:
             n_neighbors: see :func:`~recbole_onebp.cooccurrence.ridge_on_neighbors`.
             reg: likewise.
             features: of the items, ``(n_items, n_values)``; None without.
+            device: where to solve it: on a GPU, unless the interactions have weights, and otherwise on the CPU.
         """
         ranks, n_items = current(), len(data.start_of_item) - 1
-        own = ridge_on_neighbors(data, range(ranks.rank, n_items, ranks.world_size), n_neighbors, reg)
+        targets = np.arange(ranks.rank, n_items, ranks.world_size, dtype=np.int32)
+        if device is not None and device.type == "cuda" and not len(data.weight):
+            own = ridge_on_neighbors_batched(data, targets, n_neighbors, reg, device)
+        else:
+            own = ridge_on_neighbors(data, targets, n_neighbors, reg)
         if features is not None:
             _explain_by_content(own, np.diff(data.start_of_item) > 0, normalize(features))
         found = Neighbors(*(np.concatenate(ranks.gather(torch.from_numpy(part))) for part in own))

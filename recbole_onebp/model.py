@@ -466,6 +466,7 @@ class OneBP(GeneralRecommender):
                 config.local_neighbors,
                 config.local_reg,
                 None if self.tower is None else self.tower.features(),
+                self.item_table.device,
             )
         return replace(self._local, weight=weight)
 

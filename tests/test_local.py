@@ -14,6 +14,7 @@ from recbole.utils.case_study import full_sort_scores
 
 from recbole_onebp import cooccurrence, local
 from recbole_onebp.cooccurrence import Interactions, latest, ridge_on_neighbors
+from recbole_onebp.cooccurrence_cuda import ridge_on_neighbors_batched
 from recbole_onebp.evaluation import bounded, full_sort
 from recbole_onebp.local import LocalTerm
 from recbole_onebp.recency import recency_weights
@@ -70,6 +71,63 @@ def test_weights_are_those_of_a_dense_solution(data, counts, monkeypatch, counte
         )
         np.testing.assert_allclose(found.weight[j][: len(neighbors)], expected, atol=1e-5)
     assert not found.weight[0].any(), "the padding item"
+
+
+def solved_in_batches(data, targets, n_neighbors, device="cpu", **options):
+    """As on a GPU, and as on the CPU."""
+    found = ridge_on_neighbors_batched(data, targets, n_neighbors, 5.0, torch.device(device), **options)
+    return found, ridge_on_neighbors(data, targets, n_neighbors, 5.0)
+
+
+@pytest.mark.parametrize("at_once", [1, 300, 20_000, 1 << 26], ids="{} numbers at once".format)
+@pytest.mark.parametrize("n_neighbors", [1, 20, N_ITEMS])
+def test_a_gpu_finds_what_the_cpu_finds(data, at_once, n_neighbors):
+    targets = np.arange(3, N_ITEMS, 1 if at_once > 1 else 37, np.int32)
+    found, expected = solved_in_batches(data, targets, n_neighbors, at_once=at_once)
+    assert found.item.tolist() == expected.item.tolist()
+    np.testing.assert_allclose(found.weight, expected.weight, atol=1e-6)
+    assert (found.weight == 0).tolist() == (expected.weight == 0).tolist()
+
+
+def test_a_gpu_solves_sparse_data():
+    """With items that share no user, and some that nobody has."""
+    data = Interactions.of(np.array([1, 2, 2, 3, 3, 3]), np.array([1, 2, 3, 2, 3, 5]), n_users=5, n_items=7)
+    found, expected = solved_in_batches(data, np.arange(7), 4)
+    assert found.item.tolist() == expected.item.tolist()
+    np.testing.assert_allclose(found.weight, expected.weight, atol=1e-6)
+    empty, _ = solved_in_batches(data, np.arange(0), 4)
+    assert empty.item.shape == (0, 4)
+
+
+def test_a_gpu_is_used_where_interactions_have_no_weights(pairs, monkeypatch):
+    asked = []
+
+    def on_gpu(data, targets, n_neighbors, reg, device):
+        asked.append(device)
+        return ridge_on_neighbors(data, targets, n_neighbors, reg)
+
+    monkeypatch.setattr(local, "ridge_on_neighbors_batched", on_gpu)
+    distinct = np.unique(np.stack(pairs), axis=1)
+    plain = Interactions.of(*distinct, N_USERS, N_ITEMS)
+    weighted = Interactions.of(*distinct, N_USERS, N_ITEMS, np.ones(distinct.shape[1], np.float32))
+    found = [
+        LocalTerm.fitted(data, 0.5, 4, 5.0, device=device and torch.device(device))
+        for data, device in [(plain, "cuda"), (plain, "cpu"), (plain, None), (weighted, "cuda")]
+    ]
+    assert asked == [torch.device("cuda")]
+    for one in found:
+        np.testing.assert_allclose(one.values, found[0].values, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_has_the_same_bits_twice(data):
+    first, expected = solved_in_batches(data, np.arange(N_ITEMS), 20, "cuda")
+    second, _ = solved_in_batches(data, np.arange(N_ITEMS), 20, "cuda")
+    parts, _ = solved_in_batches(data, np.arange(N_ITEMS), 20, "cuda", at_once=20_000)
+    assert first.item.tolist() == second.item.tolist() == parts.item.tolist() == expected.item.tolist()
+    assert first.weight.tobytes() == second.weight.tobytes()
+    for found in (first, parts):
+        np.testing.assert_allclose(found.weight, expected.weight, atol=1e-6)
 
 
 def test_items_without_interactions_are_explained_by_their_content(pairs, monkeypatch):

@@ -107,9 +107,9 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 
 
 def is_in_order(dataset: str, data_path: Path) -> bool:
-    """Whether validation follows train in time, as the manifest says; RecBole's ml-100k is split that way here."""
+    """Whether validation follows train in time, as the manifest of ``fetch`` says; MovieLens is split that way here."""
     manifest = data_path / dataset / "manifest.json"
-    return not manifest.exists() or json.loads(manifest.read_text(encoding="utf-8"))["split"]["valid"] == "last"
+    return dataset.startswith("ml-") or json.loads(manifest.read_text(encoding="utf-8"))["split"]["valid"] == "last"
 
 
 def study(dataset: str, data_path: Path, factors: list[str], seeds: list[int], path: Path) -> None:

@@ -1,6 +1,7 @@
 """How OneBP's cost grows with the data, and a whole run on data that RecBole's loader cannot hold.
 
     python benchmarks/large.py [--interactions 100000000 --users 10000000 --items 1000000] [--folder DIR] [--json OUT]
+    python benchmarks/large.py --without_training --json OUT     # the local term alone
     python benchmarks/large.py growth [--only interactions ...] [--repeats 3] [--json OUT]
 
 The first makes Parquet files, prepares them, trains one epoch and compares the lists with the best possible ones, which
@@ -456,7 +457,7 @@ def measure_whole(args: argparse.Namespace) -> None:
     sizes = {"n": args.interactions, "n_users": args.users, "n_items": args.items, "n_tested": args.tested}
     settings = settings_of(args.interactions, args.dimension, args.seed)
     plan = {"make": "make", "first start": "prepare", "second start": "prepare", "train and test": "train"}
-    plan["local term"] = "local"
+    plan = {**({"make": "make", "first start": "prepare"} if args.without_training else plan), "local term": "local"}
     stages = {}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         run = {**settings, "data_path": folder}
@@ -466,8 +467,9 @@ def measure_whole(args: argparse.Namespace) -> None:
             found["bytes_an_interaction"] = (found["peak_mb"] - found["imports_mb"]) * 2**20 / args.interactions
             numbers = {key: value for key, value in found.items() if key not in ("result", "truth")}
             print(f"{name}: {numbers}", flush=True)
-    result, truth = stages["train and test"]["result"], stages["train and test"]["truth"]
-    print(f"epoch {result['epoch_seconds'][0]:.1f} s; test {result['test']}; {truth}")
+    if trained := stages.get("train and test"):
+        result, truth = trained["result"], trained["truth"]
+        print(f"epoch {result['epoch_seconds'][0]:.1f} s; test {result['test']}; {truth}")
     settings |= {"threads": args.threads, "repeats": 1}
     shown = {key: getattr(args, key) for key in ("interactions", "users", "items", "dimension", "tested")}
     found = {**about, "settings": settings, "available_mb_before": free_mb, "sizes": shown, "stages": stages}
@@ -490,6 +492,7 @@ def main() -> None:
     args = measure.arguments(
         __doc__, "what", what=("whole", "growth"), json=Path, only=list(SWEEPS), repeats=3, seed=2024, threads=2,
         folder=Path, interactions=100_000_000, users=10_000_000, items=1_000_000, dimension=32, tested=10_000,
+        without_training=False,
     )  # fmt: skip
     measure.use_threads(args.threads)
     (measure_whole if args.what == "whole" else measure_growth)(args)

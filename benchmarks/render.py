@@ -323,13 +323,13 @@ def _local(result: Result, _file: Path) -> str:
 
 
 def _horizon(result: Result, _file: Path) -> str:
-    rows = result["rows"]
+    rows = sorted(result["rows"], key=lambda row: (row["part"] == "test", row["share"]))
     head = ("recency", *(f"{row['part']}, {100 * row['share']:.0f} % of the pairs" for row in rows))
     titles = {"recency": "", "moving average": "moving average, beta "}
     cells = [
         (f"{title}{name}", *(" / ".join(_accuracy(row[family][name])) if row.get(family) else "" for row in rows))
         for family, title in titles.items()
-        for name in rows[0].get(family, ())
+        for name in dict.fromkeys(name for row in rows for name in row.get(family, ()))
     ]
     return f"{result['dataset']}, Recall@20 / NDCG@20:\n\n{table(head, cells)}"
 

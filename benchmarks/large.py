@@ -456,8 +456,10 @@ def measure_whole(args: argparse.Namespace) -> None:
     about, free_mb = measure.here("numba", "pandas", "pyarrow"), int(memory_mb("MemAvailable", "/proc/meminfo"))
     sizes = {"n": args.interactions, "n_users": args.users, "n_items": args.items, "n_tested": args.tested}
     settings = settings_of(args.interactions, args.dimension, args.seed)
-    plan = {"make": "make", "first start": "prepare", "second start": "prepare", "train and test": "train"}
-    plan = {**({"make": "make", "first start": "prepare"} if args.without_training else plan), "local term": "local"}
+    plan = {"make": "make", "first start": "prepare"}
+    if not args.without_training:
+        plan |= {"second start": "prepare", "train and test": "train"}
+    plan["local term"] = "local"
     stages = {}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         run = {**settings, "data_path": folder}

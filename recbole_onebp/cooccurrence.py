@@ -150,7 +150,8 @@ def without_smallest(weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]
         >>> without_smallest(np.array([[0.5, -1e-6]])).tolist()
         [[0.5, 0.0]]
     """
-    return np.where(np.abs(weight) < _LEAST * np.abs(weight).max(axis=1, initial=0, keepdims=True), 0, weight)
+    size = np.abs(weight)
+    return np.where(size < _LEAST * size.max(axis=1, initial=0, keepdims=True), 0, weight)
 
 
 @njit(inline="always", **OPTIONS)

@@ -53,7 +53,9 @@ def ridge_on_neighbors_batched(
     start, item, start_of_item, user = (torch.from_numpy(part).to(device).long() for part in data[:4])
     n_users, n_items = len(start) - 1, len(start_of_item) - 1
     found = np.full((len(target), k), -1, np.int32), np.zeros((len(target), k), np.float32)
-    for block in _blocks(len(target), max(1, at_once // max(n_items, 1 + k * n_users))):
+    size = max(1, at_once // max(n_items, 1 + k * n_users))
+    for first in range(0, len(target), size):
+        block = slice(first, first + size)
         own = torch.from_numpy(target[block]).to(device).long()
         counts = torch.zeros(len(own) * n_items, dtype=torch.int64, device=device)
         row, by = _expanded(start_of_item, own)
@@ -65,10 +67,6 @@ def ridge_on_neighbors_batched(
         weight = _solved(_gram(neighbor, start_of_item, user, n_users), shared, reg)
         found[0][block], found[1][block] = neighbor.cpu().numpy(), weight.float().cpu().numpy()
     return Neighbors(target, found[0], without_smallest(found[1]))
-
-
-def _blocks(n: int, size: int) -> Iterator[slice]:
-    return (slice(first, min(first + size, n)) for first in range(0, n, size))
 
 
 def _parts(ends: Tensor, at_once: int) -> Iterator[slice]:

@@ -94,10 +94,11 @@ def _train(files: Sequence[str], overrides: dict[str, Any]) -> None:
     logger.info(run.dataset)
     logger.info(run.model)
     result = run.fit()
-    if config["model"] == "OneBP" and result.valid:
-        local = f" --local_weight={result.local['weight']:g}" if result.local else " --local=none"
-        logger.info(
-            "on train + validation: the same command with --refit=true --epochs=%d%s", result.best_epoch + 1, local
-        )
-    lists = f"; for lists: recbole-onebp export {folder.path} BUNDLE_DIR" if config["model"] == "OneBP" else ""
+    lists = ""
+    if config["model"] == "OneBP":
+        lists = f"; for lists: recbole-onebp export {folder.path} BUNDLE_DIR"
+        if result.valid:
+            local = f"--local_weight={result.local['weight']:g}" if result.local else "--local=none"
+            options = f"--refit=true --epochs={result.best_epoch + 1} {local}"
+            logger.info("on train + validation: the same command with %s", options)
     logger.info("wrote %s%s", folder.path, lists)

@@ -5,9 +5,10 @@ two.  For item j and its K neighbours N, those of the largest cosine,
 
     w_j = (G[N, N] + reg I)^-1 G[N, j]
 
-G has a row and a column for each item, so it is never made as a whole.  For one item at a time its row is counted, and
-then the counts of its neighbours among each other.  Items are independent of one another, so the result depends
-neither on the number of threads nor on how items are divided between processes.
+G has a row and a column for each item, so it is never made as a whole.  For some targets at a time their rows are
+counted, which gives the neighbours, and then the rows of all these neighbours, each once: what the targets need of a
+row is copied.  Targets are independent of one another, so the result depends neither on the number of threads nor on
+how targets are divided between processes.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ _Ids = npt.NDArray[np.int32]
 _Places = npt.NDArray[np.int64]
 _Weights = npt.NDArray[np.float64] | npt.NDArray[np.int8]
 
-_COUNTED = 4096
-"""The counts of pairs of this many items, the most popular ones, are kept in memory: 64 MB, with weights 128."""
+_LEAST_BYTES = 1 << 27
+"""The counts of as many targets are kept at a time as fit into this memory, or into that of the interactions."""
 _LEAST = 1e-5
 """Smaller entries are dropped, as a share of the largest entry of their item."""
 
@@ -126,20 +127,22 @@ def ridge_on_neighbors(data: Interactions, targets: Sequence[int] | _Ids, n_neig
         [[0.5, 0.0]]
     """
     target = np.asarray(targets, np.int32)
-    n_users, n_items = len(data.start) - 1, len(data.start_of_item) - 1
-    popularity = np.diff(data.start_of_item)
-    popular = np.full(n_items, -1, np.int32)
-    most = np.argsort(-popularity, kind="stable")[: min(_COUNTED, n_items)].astype(np.int32)
-    popular[most] = np.arange(len(most), dtype=np.int32)
-    n_threads = numba.get_num_threads()
-    is_weighted = len(data.weight) > 0
-    counts = np.zeros((len(most), len(most)), np.float64 if is_weighted else np.int32)
-    own = np.bincount(data.item, data.weight**2, n_items) if is_weighted else popularity
-    _count_popular(data, most, popular, counts, n_threads)
+    n_items, is_weighted = len(data.start_of_item) - 1, len(data.weight) > 0
+    own = np.bincount(data.item, data.weight**2, n_items) if is_weighted else np.diff(data.start_of_item)
+    kind = np.dtype(np.float64 if is_weighted else np.int32)
     item = np.full((len(target), n_neighbors), -1, np.int32)
     weight = np.zeros((len(target), n_neighbors), np.float32)
+    n_counts, n_threads = n_neighbors * (n_neighbors - 1) // 2, numba.get_num_threads()
+    memory = max(_LEAST_BYTES, 2 * (data.item.nbytes + data.user.nbytes))
+    step = max(1, memory // max(1, n_counts * kind.itemsize))
     with threadpool_limits(1, user_api="blas"):  # each thread of ours solves one system
-        _fit(data, own, n_users, target, float(reg), popular, counts, item, weight, n_threads)
+        for at in range(0, len(target), step):
+            rows = slice(at, at + step)
+            shared = np.zeros(item[rows].shape, kind)
+            _find_neighbors(data, own, target[rows], item[rows], shared, n_threads)
+            counts = np.empty((len(shared), n_counts), kind)
+            _fill_counts(data, item[rows], _by_neighbor(item[rows], n_items), counts, n_threads)
+            _solve(counts, own, item[rows], shared, float(reg), weight[rows], n_threads)
     return Neighbors(target, item, without_smallest(weight))
 
 
@@ -154,173 +157,129 @@ def without_smallest(weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]
     return np.where(size < _LEAST * size.max(axis=1, initial=0, keepdims=True), 0, weight)
 
 
+class _ByNeighbor(NamedTuple):
+    """Item i is neighbour ``place[p]`` of target ``row[p]``, for p from ``start[i]`` to ``start[i + 1]``."""
+
+    start: npt.NDArray[np.signedinteger]
+    row: npt.NDArray[np.signedinteger]
+    place: _Ids
+
+
+def _by_neighbor(item: _Ids, n_items: int) -> _ByNeighbor:
+    """Sort the places of neighbours ``(m, K)`` by item."""
+    used = item >= 0
+    place = np.broadcast_to(np.arange(item.shape[1], dtype=np.int32), item.shape)[used]
+    start = np.append(0, np.cumsum(used.sum(axis=1)))
+    found = sp.csr_array((place, item[used], start), shape=(len(item), n_items)).tocsc()
+    return _ByNeighbor(found.indptr, found.indices, found.data)
+
+
 @njit(inline="always", **OPTIONS)
 def _weight(weights, place):
     return weights[place] if len(weights) else 1
 
 
-@njit(parallel=True, **OPTIONS)
-def _count_popular(data, most, popular, counts, n_threads):
-    """Fill in how many users the most popular items have in common, ``(m, m)``."""
-    for thread in prange(n_threads):
-        for row in range(thread, len(most), n_threads):
-            i = most[row]
-            for p in range(data.start_of_item[i], data.start_of_item[i + 1]):
-                u, weight = data.user[p], _weight(data.weight_by_item, p)
-                for q in range(data.start[u], data.start[u + 1]):
-                    column = popular[data.item[q]]
-                    if column >= 0:
-                        counts[row, column] += weight * _weight(data.weight, q)
-
-
-@njit(parallel=True, **OPTIONS)
-def _fit(data, own, n_users, target, reg, popular, counts, item, weight, n_threads):
-    """Fill in the neighbours of each target and their weights."""
-    n_items = len(popular)
-    for thread in prange(n_threads):
-        count, seen = np.zeros(n_items, counts.dtype), np.empty(n_items, np.int32)
-        column = np.full(n_items, -1, np.int32)
-        head = np.full(n_users, -1, np.int32)
-        links, link_weight = np.empty((1024, 2), np.int32), np.empty(1024, counts.dtype)
-        for row in range(thread, len(target), n_threads):
-            neighbors, shared = _neighbors(data, own, target[row], item.shape[1], count, seen)
-            if len(neighbors):
-                gram, links, link_weight = _gram(
-                    data, own, neighbors, popular, counts, column, head, links, link_weight
-                )
-                item[row, : len(neighbors)] = neighbors
-                weight[row, : len(neighbors)] = _solve(gram, shared, reg)
-
-
 @njit(**OPTIONS)
-def _neighbors(data, own, j, k, count, seen):
-    """The k items with the largest cosine to item j, ascending, and the count of the users that each shares with it.
+def _count(data, i, end, count, seen):
+    """Add to ``count`` the users that item i shares with each item below ``end``; fill ``seen`` with these items.
+
+    Returns:
+        Their number.
+    """
+    n, first = 0, data.start_of_item[i]
+    users = data.user[first : data.start_of_item[i + 1]]
+    # The first items of all users before the others: then the processor loads many histories from memory at a time.
+    start, least = np.empty(len(users), np.int64), np.empty(len(users), np.int32)
+    for p in range(len(users)):
+        start[p] = data.start[users[p]]
+        least[p] = data.item[start[p]]
+    for p in range(len(users)):
+        if least[p] >= end:
+            continue
+        weight = _weight(data.weight_by_item, first + p)
+        for q in range(start[p], data.start[users[p] + 1]):
+            other = data.item[q]
+            if other >= end:
+                break
+            if count[other] == 0:
+                seen[n] = other
+                n += 1
+            count[other] += weight * _weight(data.weight, q)
+    return n
+
+
+@njit(parallel=True, **OPTIONS)
+def _find_neighbors(data, own, target, item, shared, n_threads):
+    """Fill in the items with the largest cosine to each target, ascending, and the count of the users that each shares
+    with it, ``(m, K)``.
 
     Of equal cosines the lower ids count.
-
-    The scratch ``count`` is zero before and after; ``count`` and ``seen`` are ``(n_items,)``.
     """
-    n = 0
-    for p in range(data.start_of_item[j], data.start_of_item[j + 1]):
-        u, weight = data.user[p], _weight(data.weight_by_item, p)
-        for q in range(data.start[u], data.start[u + 1]):
-            i = data.item[q]
-            if count[i] == 0:
-                seen[n] = i
-                n += 1
-            count[i] += weight * _weight(data.weight, q)
-    cosine = np.empty(n, np.float64)  # times a factor that is the same for all
-    for place in range(n):
-        i = seen[place]
-        cosine[place] = -1.0 if i == j else count[i] / np.sqrt(float(own[i]))
-    least = -1.0
-    if n - 1 > k:
-        least = np.partition(cosine, n - k)[n - k]
-    above = 0
-    for place in range(n):
-        above += cosine[place] > least
-    tied = seen[:n][cosine == least]
-    tied.sort()
-    missing = k - above if least > 0 else 0
-    kept = np.concatenate((seen[:n][cosine > least], tied[:missing]))
-    kept.sort()
-    shared = np.empty(len(kept), np.float64)
-    for place, i in enumerate(kept):
-        shared[place] = count[i]
-    count[seen[:n]] = 0
-    return kept, shared
+    n_items, k = len(own), item.shape[1]
+    for thread in prange(n_threads):
+        count, seen = np.zeros(n_items, shared.dtype), np.empty(n_items, np.int32)
+        for row in range(thread, len(target), n_threads):
+            j = target[row]
+            n = _count(data, j, n_items, count, seen)
+            cosine = np.empty(n, np.float64)  # times a factor that is the same for all
+            for place in range(n):
+                i = seen[place]
+                cosine[place] = -1.0 if i == j else count[i] / np.sqrt(float(own[i]))
+            least = -1.0
+            if n - 1 > k:
+                least = np.partition(cosine, n - k)[n - k]
+            above = 0
+            for place in range(n):
+                above += cosine[place] > least
+            tied = seen[:n][cosine == least]
+            tied.sort()
+            missing = k - above if least > 0 else 0
+            kept = np.concatenate((seen[:n][cosine > least], tied[:missing]))
+            kept.sort()
+            for place, i in enumerate(kept):
+                item[row, place] = i
+                shared[row, place] = count[i]
+            count[seen[:n]] = 0
 
 
-@njit(**OPTIONS)
-def _gram(data, own, items, popular, counts, column, head, links, link_weight):
-    """The counts of the users that each pair of items has in common, the lower triangle, ``(K, K)``; and the scratch
-    ``links`` and ``link_weight``.
+@njit(parallel=True, **OPTIONS)
+def _fill_counts(data, item, by_neighbor, counts, n_threads):
+    """Fill in how many users each two neighbours of a target share, ``(m, K (K - 1) / 2)``: below the diagonal, by row.
 
-    Pairs of popular items are looked up.  The users of all other items are linked: a user's list holds the items that
-    it has among them.  A popular item then meets the others in the lists of its users, or in the histories of the users
-    that have a list, whichever are fewer.
-
-    The scratch ``column``, ``(n_items,)``, and ``head``, ``(n_users,)``, is -1 before and after.  A row of ``links`` is
-    a user's next link, and the item of this one as an index into ``items``; ``link_weight`` is its weight.
+    Each item's counts are made once, for all targets that have it as a neighbour.
     """
-    k = len(items)
-    gram = np.zeros((k, k), counts.dtype)
-    n_rare, n_popular = 0, 0
-    for i in items:
-        size = data.start_of_item[i + 1] - data.start_of_item[i]
-        if popular[i] >= 0:
-            n_popular += size
-        else:
-            n_rare += size
-    if len(links) < n_rare:
-        links, link_weight = np.empty((2 * n_rare, 2), np.int32), np.empty(2 * n_rare, counts.dtype)
-    n, in_histories = 0, 0
-    for a in range(k):
-        i = items[a]
-        if popular[i] >= 0:
-            column[i] = a
-            for b in range(a + 1):
-                other = popular[items[b]]
-                if other >= 0:
-                    gram[a, b] = counts[popular[i], other]
-            continue
-        row = gram[a]
-        for p in range(data.start_of_item[i], data.start_of_item[i + 1]):
-            u, weight = data.user[p], _weight(data.weight_by_item, p)
-            link = head[u]
-            if link < 0:
-                in_histories += data.start[u + 1] - data.start[u]
-            links[n, 0], links[n, 1], link_weight[n] = link, a, weight
-            head[u] = n
-            n += 1
-            while link >= 0:
-                row[links[link, 1]] += weight * link_weight[link]
-                link = links[link, 0]
-        row[a] = own[i]
-    through_histories = in_histories < n_popular
-    for a in range(k):
-        i = items[a]
-        if popular[i] >= 0 and not through_histories:
-            for p in range(data.start_of_item[i], data.start_of_item[i + 1]):
-                _meet(gram, a, _weight(data.weight_by_item, p), head[data.user[p]], links, link_weight)
-        elif popular[i] < 0:
-            for p in range(data.start_of_item[i], data.start_of_item[i + 1]):
-                u = data.user[p]
-                if through_histories and head[u] >= 0:
-                    for q in range(data.start[u], data.start[u + 1]):
-                        if column[data.item[q]] >= 0:
-                            weight = _weight(data.weight, q)
-                            _meet(gram, column[data.item[q]], weight, head[u], links, link_weight)
-                    head[u] = -1
-    for i in items:
-        column[i] = -1
-        if popular[i] < 0:
-            head[data.user[data.start_of_item[i] : data.start_of_item[i + 1]]] = -1
-    return gram, links, link_weight
+    start, row_of, place_of = by_neighbor
+    n_items = len(start) - 1
+    for thread in prange(n_threads):
+        count, seen = np.zeros(n_items, counts.dtype), np.empty(n_items, np.int32)
+        for i in range(thread, n_items, n_threads):
+            if start[i] == start[i + 1]:
+                continue
+            n = _count(data, i, i, count, seen)
+            for p in range(start[i], start[i + 1]):
+                others, a = item[row_of[p]], place_of[p]
+                of_row = counts[row_of[p], a * (a - 1) // 2 :]
+                for b in range(a):
+                    of_row[b] = count[others[b]]
+            for place in range(n):
+                count[seen[place]] = 0
 
 
-@njit(inline="always", **OPTIONS)
-def _meet(gram, a, weight, link, links, link_weight):
-    """Count item a, which has this weight in the user, with each item of the user's list."""
-    while link >= 0:
-        b = links[link, 1]
-        gram[max(a, b), min(a, b)] += weight * link_weight[link]
-        link = links[link, 0]
-
-
-@njit(**OPTIONS)
-def _solve(gram, shared, reg):
-    """``(gram + reg I)^-1 shared`` by Cholesky's decomposition, ``(K,)``."""
-    k = len(shared)
-    full = np.empty((k, k), np.float64)
-    for a in range(k):
-        for b in range(a):
-            full[a, b] = full[b, a] = gram[a, b]
-        full[a, a] = gram[a, a] + reg
-    lower, x = np.linalg.cholesky(full), shared.copy()
-    for a in range(k):
-        x[a] = (x[a] - np.dot(lower[a, :a], x[:a])) / lower[a, a]
-    for a in range(k - 1, -1, -1):
-        x[a] /= lower[a, a]
-        x[:a] -= x[a] * lower[a, :a]
-    return x
+@njit(parallel=True, **OPTIONS)
+def _solve(counts, own, item, shared, reg, weight, n_threads):
+    """Fill in ``(G + reg I)^-1 shared`` of each target by Cholesky's decomposition, ``(m, K)``."""
+    for thread in prange(n_threads):
+        for row in range(thread, len(item), n_threads):
+            k = np.sum(item[row] >= 0)
+            full = np.empty((k, k), np.float64)
+            for a in range(k):
+                for b in range(a):
+                    full[a, b] = full[b, a] = counts[row, a * (a - 1) // 2 + b]
+                full[a, a] = own[item[row, a]] + reg
+            lower, x = np.linalg.cholesky(full), shared[row, :k].astype(np.float64)
+            for a in range(k):
+                x[a] = (x[a] - np.dot(lower[a, :a], x[:a])) / lower[a, a]
+            for a in range(k - 1, -1, -1):
+                x[a] /= lower[a, a]
+                x[:a] -= x[a] * lower[a, :a]
+            weight[row, :k] = x

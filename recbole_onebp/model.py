@@ -147,6 +147,13 @@ class OneBP(GeneralRecommender):
 
         Raises:
             UserError: if items are made of features: their rows do not say what they were made of.
+
+        Example:
+            >>> from recbole_onebp import build
+            >>> model = build("OneBP", "ml-100k", config_dict={"embedding_size": 2, "local": "none"}).model
+            >>> model.start_from({"item_table": (torch.tensor([3]), torch.tensor([[0.6, 0.8]]))})
+            >>> model.item_table[3]
+            tensor([0.6000, 0.8000], grad_fn=<SelectBackward0>)
         """
         if self.tower is not None:
             raise UserError("item_features: items that are made of features cannot start from earlier ones; use fit")
@@ -170,7 +177,17 @@ class OneBP(GeneralRecommender):
 
     @torch.no_grad()
     def make_items(self) -> None:
-        """Let the tower make the rows and biases of all items; call it after the tower has changed."""
+        """Let the tower make the rows and biases of all items; call it after the tower has changed.
+
+        Example:
+            >>> from recbole_onebp import build
+            >>> model = build("OneBP", "ml-100k", config_dict={"item_features": ["class"], "local": "none"}).model
+            >>> with torch.no_grad():
+            ...     _ = model.tower.id_table.zero_()
+            >>> model.make_items()
+            >>> bool((model.item_table == model.tower.all_rows()).all())
+            True
+        """
         assert self.tower is not None
         self.item_table.copy_(self.tower.all_rows())
         if self.item_bias is not None:
@@ -182,6 +199,14 @@ class OneBP(GeneralRecommender):
 
         The row of an id makes an item differ from others with its features.  Without it, an item is more like the
         average user.  The biases are lowered by what leaving out ids would add to the mean score of the other items.
+
+        Example:
+            >>> from recbole_onebp import build
+            >>> model = build("OneBP", "ml-100k", config_dict={"item_features": ["class"], "local": "none"}).model
+            >>> model.make_items()
+            >>> model.calibrate_new_items()
+            >>> model.new_item_bias.shape
+            torch.Size([])
         """
         tower = self.tower
         if tower is None or tower.id_bias is None or self.item_bias is None or not tower.has_id.any():
@@ -282,7 +307,13 @@ class OneBP(GeneralRecommender):
         return self.config.temperature * biases.squeeze(-1)
 
     def score_biases(self) -> Tensor | None:
-        """What is added to the scores of all items, trends included, ``(n_items, 1)``; None without ``item_bias``."""
+        """What is added to the scores of all items, trends included, ``(n_items, 1)``; None without ``item_bias``.
+
+        Example:
+            >>> from recbole_onebp import build
+            >>> build("OneBP", "ml-100k", config_dict={"local": "none"}).model.score_biases().shape
+            torch.Size([1683, 1])
+        """
         if self.item_bias is None:
             return None
         return self.config.temperature * (self.item_bias if self.trend is None else self.item_bias + self.trend)
@@ -296,6 +327,13 @@ class OneBP(GeneralRecommender):
         With ``leave_one_out: True`` they are the mean of the user's items without the item of the pair, and with
         ``training_history: earlier`` that of the items before it, in both cases as of the last aggregation.  They are
         zero where there is no such item, so only the biases are updated for such pairs.
+
+        Example:
+            >>> from recbole_onebp import build
+            >>> run = build("OneBP", "ml-100k", config_dict={"local": "none"})
+            >>> pairs = run.train_data.dataset.inter_feat[:5]
+            >>> run.model.users_of(pairs["user_id"], pairs["item_id"]).shape
+            torch.Size([5, 64])
         """
         if self.weighted_items is None:
             return self._rows(self.user_table, user)
@@ -309,6 +347,14 @@ class OneBP(GeneralRecommender):
         """Weight of train pairs in the loss, ``(B,)``; None if all weigh the same.
 
         It is that of the interaction, and by ``half_weight_at`` that of the number of items before it.
+
+        Example:
+            >>> from recbole_onebp import build
+            >>> by_time = {"local": "none", "eval_args": {"order": "TO", "split": {"RS": [8, 1, 1]}}}
+            >>> model = build("OneBP", "ml-100k", config_dict=by_time).model
+            >>> first, second = model.history.item[model.history.start[1] :][:2]
+            >>> model.pair_weight(torch.tensor([1, 1]), torch.stack([first, second]))  # n / (n + 1), n items before
+            tensor([0.0000, 0.5000])
         """
         half = self.config.half_weight_at if self.users_from_earlier_items else 0.0
         strength = self.history.strength_of(user, item) if self.config.WEIGHT_FIELD else None
@@ -332,6 +378,19 @@ class OneBP(GeneralRecommender):
 
         Raises:
             RuntimeError: if users would not be moved, as when training with RecBole's own Trainer.
+
+        Example:
+            A training loop of your own; :class:`~recbole_onebp.trainer.OneBPTrainer` has a faster one.
+
+            >>> from recbole_onebp import build
+            >>> run = build("OneBP", "ml-100k", config_dict={"preset": "paper"})
+            >>> optimizer = torch.optim.Adam(run.model.parameters(), lr=0.001)
+            >>> run.model.users_will_be_moved()
+            >>> batch = next(iter(run.train_data))
+            >>> loss = run.model.calculate_loss(batch)
+            >>> loss.backward()
+            >>> _ = optimizer.step()
+            >>> run.model.move_users(batch)
         """
         if self.config.backprop == "one" and not self._users_are_moved:
             raise RuntimeError(
@@ -373,7 +432,7 @@ class OneBP(GeneralRecommender):
     def users_will_be_moved(self) -> None:
         """Declare that the caller moves the users, by :meth:`move_users` or :meth:`move_all_users`.
 
-        Without this call, :meth:`calculate_loss` raises an error.
+        Without this call, :meth:`calculate_loss` raises an error; its example has it.
         """
         self._users_are_moved = True
 
@@ -385,6 +444,16 @@ class OneBP(GeneralRecommender):
 
         Raises:
             RuntimeError: unless ``aggregation`` is ``step``.
+
+        Example:
+            >>> from recbole_onebp import build
+            >>> run = build("OneBP", "ml-100k", config_dict={"preset": "paper"})
+            >>> batch = next(iter(run.train_data))
+            >>> before = run.model.user_table.clone()
+            >>> run.model.move_users(batch)
+            >>> moved = (run.model.user_table != before).any(dim=1).nonzero().flatten()
+            >>> set(moved.tolist()) == set(batch["user_id"].tolist())
+            True
         """
         if self.config.aggregation != "step":
             raise RuntimeError(f"aggregation is {self.config.aggregation!r}: call move_all_users instead")
@@ -400,6 +469,15 @@ class OneBP(GeneralRecommender):
 
         Raises:
             RuntimeError: with ``aggregation: step``.
+
+        Example:
+            >>> from recbole_onebp import build
+            >>> model = build("OneBP", "ml-100k", config_dict={"local": "none"}).model
+            >>> with torch.no_grad():
+            ...     _ = model.item_table[1:].fill_(0.1)
+            >>> model.move_all_users()  # 64 equal numbers of a vector of length 1 are 1/8
+            >>> model.user_table[1, :3]
+            tensor([0.1250, 0.1250, 0.1250])
         """
         if self.config.aggregation == "step":
             raise RuntimeError("aggregation is 'step': call move_users instead")
@@ -428,7 +506,15 @@ class OneBP(GeneralRecommender):
     # --------------------------------------------------------------------------------------------------- prediction
 
     def predict(self, interaction: Interaction) -> Tensor:
-        """Scores of pairs of users and items, shape ``(B,)``."""
+        """Scores of pairs of users and items, shape ``(B,)``.
+
+        Example:
+            >>> from recbole_onebp import build
+            >>> model = build("OneBP", "ml-100k", config_dict={"local": "none"}).model.eval()
+            >>> pairs = Interaction({"user_id": torch.tensor([1, 2]), "item_id": torch.tensor([5, 5])})
+            >>> model.predict(pairs).shape
+            torch.Size([2])
+        """
         user_e = self._look_up(self.scored_users(), interaction[self.USER_ID])
         item_e = self._look_up(self.item_table, interaction[self.ITEM_ID])
         score = (user_e * item_e).sum(dim=-1) + self._bias(interaction[self.ITEM_ID])
@@ -438,7 +524,15 @@ class OneBP(GeneralRecommender):
         return score + torch.from_numpy(local.pairs(user, item, *self.history.arrays)).to(score.device)
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """Scores of the users with all items, padding included, flattened to ``(B * n_items,)``."""
+        """Scores of the users with all items, padding included, flattened to ``(B * n_items,)``.
+
+        Example:
+            >>> from recbole_onebp import build
+            >>> model = build("OneBP", "ml-100k", config_dict={"local": "none"}).model.eval()
+            >>> scores = model.full_sort_predict(Interaction({"user_id": torch.tensor([1, 2])}))
+            >>> scores.view(2, -1).shape
+            torch.Size([2, 1683])
+        """
         user_e, item_e = self.ranking_vectors(interaction)
         scores = user_e @ item_e.T
         if (local := self.local_scores(interaction)) is not None:
@@ -446,7 +540,14 @@ class OneBP(GeneralRecommender):
         return scores.view(-1)
 
     def local_scores(self, interaction: Interaction) -> LocalScores | None:
-        """What the local term adds to the scores of the users; None without it."""
+        """What the local term adds to the scores of the users; None without it.
+
+        Example:
+            >>> from recbole_onebp import build
+            >>> model = build("OneBP", "ml-100k", config_dict={"local": "none"}).model
+            >>> model.local_scores(Interaction({"user_id": torch.tensor([1])})) is None
+            True
+        """
         if (local := self.local) is None:
             return None
         return local.scores(interaction[self.USER_ID].cpu().numpy(), *self.history.arrays)
@@ -455,6 +556,11 @@ class OneBP(GeneralRecommender):
     def local(self) -> LocalTerm | None:
         """The local term with its current weight, fitted when it is first used; None if there is none, or its weight
         is 0.
+
+        Example:
+            >>> from recbole_onebp import build
+            >>> build("OneBP", "ml-100k", config_dict={"local_neighbors": 20}).model.local.summary()["neighbors"]
+            20
         """
         if self.config.local == "none" or not (weight := float(self.local_weight)):
             return None
@@ -489,6 +595,13 @@ class OneBP(GeneralRecommender):
         """Vectors of the users ``(B, d)`` and of all items ``(n_items, d)`` whose dot products are the towers' scores.
 
         With ``item_bias`` their size is d + 1.
+
+        Example:
+            >>> from recbole_onebp import build
+            >>> model = build("OneBP", "ml-100k", config_dict={"local": "none"}).model.eval()
+            >>> users, items = model.ranking_vectors(Interaction({"user_id": torch.tensor([1, 2])}))
+            >>> users.shape, items.shape
+            (torch.Size([2, 65]), torch.Size([1683, 65]))
         """
         user_e = self._look_up(self.scored_users(), interaction[self.USER_ID])
         if self.item_bias is not None:
@@ -500,6 +613,12 @@ class OneBP(GeneralRecommender):
 
         This is the user table, or with ``user_encoding: fresh`` the mean of each user's current items, computed once
         per evaluation.
+
+        Example:
+            >>> from recbole_onebp import build
+            >>> model = build("OneBP", "ml-100k", config_dict={"local": "none"}).model
+            >>> model.scored_users() is model.user_table
+            True
         """
         if self.config.user_encoding == "moved":
             return self.user_table

@@ -207,7 +207,15 @@ class OneBPTrainer(Trainer):
         return loss
 
     def fit(self, train_data: Any, valid_data: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """See RecBole.  The local term is fitted first, so that its time counts as training."""
+        """See RecBole.  The local term is fitted first, so that its time counts as training.
+
+        Example:
+            >>> from recbole_onebp import build
+            >>> run = build("OneBP", "ml-100k", config_dict={"epochs": 1})
+            >>> best_score, best_metrics = run.trainer.fit(run.train_data, run.valid_data, saved=False)
+            >>> list(best_metrics)
+            ['recall@10', 'mrr@10', 'ndcg@10', 'hit@10', 'precision@10']
+        """
         local = self.model.local  # reading it fits the term
         if local is not None and self.model.config.local_weight == "auto" and not (self.eval_step > 0 and valid_data):
             message = "local_weight: auto: without validation %g is used; set the weight that an earlier run has chosen"

@@ -55,9 +55,9 @@ def term(data):
 # ------------------------------------------------------------------------------------------------------------- fitting
 
 
-@pytest.mark.parametrize("counted", [0, 1, 60, N_ITEMS], ids="{} popular items".format)
-def test_weights_are_those_of_a_dense_solution(data, counts, monkeypatch, counted):
-    monkeypatch.setattr(cooccurrence, "_COUNTED", counted)
+@pytest.mark.parametrize("memory", [0, 1 << 20], ids=["some targets at a time", "all at once"])
+def test_weights_are_those_of_a_dense_solution(data, counts, monkeypatch, memory):
+    monkeypatch.setattr(cooccurrence, "_LEAST_BYTES", memory)
     found = ridge_on_neighbors(data, np.arange(N_ITEMS), 20, 5.0)
     popularity = np.diag(counts)
     for j in range(1, N_ITEMS):

@@ -138,9 +138,9 @@ def test_in_the_scores_of_the_local_term(recency):
         np.testing.assert_allclose(pairs[60 * user : 60 * user + 60], expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("counted", [0, 20, 60])
-def test_in_the_counts_of_the_local_term(monkeypatch, counted):
-    monkeypatch.setattr(cooccurrence, "_COUNTED", counted)
+@pytest.mark.parametrize("memory", [0, 1 << 20], ids=["some targets at a time", "all at once"])
+def test_in_the_counts_of_the_local_term(monkeypatch, memory):
+    monkeypatch.setattr(cooccurrence, "_LEAST_BYTES", memory)
     rng = np.random.default_rng(0)
     strength = np.where(rng.random((80, 60)) < 0.2, rng.random((80, 60)) * 3 + 0.1, 0)
     strength[:, 0] = 0

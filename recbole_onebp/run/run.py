@@ -66,6 +66,12 @@ class Run:
 
         Raises:
             UserError: for another part, a part that the run has not, or an evaluation that is not by user.
+
+        Example:
+            >>> run = recbole_onebp.build("OneBP", "ml-100k", config_dict={"epochs": 1})
+            >>> _ = run.train(saved=False)
+            >>> list(run.per_user_metrics("valid").columns)
+            ['recall@10', 'mrr@10', 'ndcg@10', 'hit@10', 'precision@10']
         """
         from recbole_onebp.evaluation.full_sort import per_user_metrics
 
@@ -149,6 +155,12 @@ class Run:
 
         Raises:
             UserError: if the folder cannot be written, or another process uses it.
+
+        Example:
+            >>> settings = {"epochs": 1, "output_dir": "saved/first"}  # doctest: +SKIP
+            >>> run = recbole_onebp.build("OneBP", "ml-100k", config_dict=settings)  # doctest: +SKIP
+            >>> result = run.fit(on_epoch=lambda line: print(line["train_loss"]))  # doctest: +SKIP
+            >>> result.test["ndcg@10"]  # doctest: +SKIP
         """
         if on_epoch is not None:
             self.trainer.record.on_epoch = on_epoch

@@ -25,6 +25,7 @@ from recbole_onebp.cli import (
     doctor,
     export,
     fetch,
+    fit,
     inspect,
     recommend,
     repair_events,
@@ -57,6 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     everything = (
         train,
+        fit,
         compare,
         tune,
         fetch,

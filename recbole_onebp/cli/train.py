@@ -16,6 +16,11 @@ from recbole_onebp.util.errors import UserError
 
 __all__ = ["add", "run"]
 
+_RANDOM_SPLIT = (
+    "eval_args: the split is random, though the interactions have times (%s), so metrics are higher than on later "
+    'interactions; to test on the latest: --load_col="{inter: [user_id, item_id, %s]}" --eval_args="{order: TO}"'
+)
+
 
 def add(commands: Any) -> None:
     """Add the command to an ``argparse`` parser."""
@@ -82,6 +87,7 @@ def _launch(arguments: argparse.Namespace, world_size: int) -> int:
 
 
 def _train(files: Sequence[str], overrides: dict[str, Any]) -> None:
+    from recbole_onebp.data.checks import ignores_times
     from recbole_onebp.run.build import build_from, load_config
     from recbole_onebp.util import logs
 
@@ -91,6 +97,8 @@ def _train(files: Sequence[str], overrides: dict[str, Any]) -> None:
     run = build_from(config, folder)
     given = ", ".join(f"{key}: {value}" for key, value in config.external_config_dict.items())
     logger.info("given: %s; all settings, more than a hundred, are in %s", given, folder.path / "config.yaml")
+    if ignores_times(config):
+        logger.warning(_RANDOM_SPLIT, config["TIME_FIELD"], config["TIME_FIELD"])
     logger.info(run.dataset)
     logger.info(run.model)
     result = run.fit()

@@ -152,5 +152,5 @@ class RunConfig(Config):
         if name not in known or (ranking and cutoff and cutoff not in map(str, final["topk"])):
             raise UserError(
                 f"valid_metric: {final['valid_metric']} is not computed; metrics: {', '.join(final['metrics'])}"
-                f" at topk: {', '.join(map(str, final['topk']))}"
+                f" at topk: {', '.join(map(str, final['topk']))}; name one of these, or set metrics and topk"
             )

@@ -14,7 +14,7 @@ from recbole_onebp.data.interactions import COLUMNAR, InteractionFiles, Table
 from recbole_onebp.data.text_table import TextTable
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["check_dataset", "check_files"]
+__all__ = ["check_dataset", "check_files", "ignores_times"]
 
 
 def check_files(config: Config) -> None:
@@ -54,6 +54,17 @@ def check_files(config: Config) -> None:
         raise UserError(f"eval_args.order: TO sorts by {time}, which load_col leaves out; add it, or use order: RO")
     if config["model"] == "OneBP":
         files.leave_with(config)
+
+
+def ignores_times(config: Config) -> bool:
+    """Whether interactions that have times are split at random.
+
+    A model then learns what came after the interactions that it is tested on, so its metrics are too high.
+    """
+    if config["benchmark_filename"] is not None or config["eval_args"]["order"] != "RO":
+        return False
+    titles = InteractionFiles(config).tables[0].titles([])
+    return config["TIME_FIELD"] in {title.rpartition(":")[0] for title in titles}
 
 
 def _check_table(

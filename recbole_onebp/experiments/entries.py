@@ -4,13 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from recbole_onebp.config import RunConfig
+from recbole_onebp.config.files import file_names
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["ModelEntry", "check_distinct", "naming"]
+__all__ = ["ModelEntry", "SharedSettings", "check_distinct", "naming"]
+
+
+class SharedSettings(BaseModel):
+    """What a file says of all models: every key that is not listed here or in a subclass is a setting of theirs."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
+
+    config_files: list[str] = Field(default_factory=list)
+    """More settings of all models, such as the file beside a converted data set; keys of this file replace theirs."""
+
+    @field_validator("config_files", mode="before")
+    @classmethod
+    def _names(cls, given: Any) -> Any:
+        return file_names(given) if isinstance(given, str) else given
+
+    @cached_property
+    def shared(self) -> dict[str, Any]:
+        return {**RunConfig.read_files(self.config_files), **(self.model_extra or {})}
 
 
 class ModelEntry(BaseModel):

@@ -54,6 +54,7 @@ __all__ = [
     "LARGEST_WEIGHT",
     "LEAST_WEIGHT",
     "Bundle",
+    "check_path",
     "copy_bundle",
     "read_bundle",
     "read_fields",
@@ -160,15 +161,20 @@ def copy_bundle(bundle: Bundle, path: Path, replace: bool = False) -> None:
             shutil.copyfile(bundle.path / name, folder / name)
 
 
-@contextmanager
-def _new_bundle(path: Path, replace: bool) -> Iterator[Path]:
-    """A folder to fill, which becomes the bundle at ``path``."""
+def check_path(path: Path, replace: bool) -> None:
+    """Raise :class:`UserError` if a bundle cannot be written to ``path``, or there is something not to be replaced."""
     with writing(path):
         restore(path)
         if os.path.lexists(path):
             _check_replaceable(path)
             if not replace:
                 raise UserError(f"{path}: exists already; choose another, or replace it with --force (force=True)")
+
+
+@contextmanager
+def _new_bundle(path: Path, replace: bool) -> Iterator[Path]:
+    """A folder to fill, which becomes the bundle at ``path``."""
+    check_path(path, replace)
     with writing(path), whole_folder(path, replace, "bundle") as folder:
         yield folder
         for file in folder.iterdir():

@@ -42,9 +42,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not os.path.isfile(file):  # also for a name that is too long, or a folder that may not be read
         shown = str(path)[:500]
         if not os.path.isdir(path):
-            raise UserError(
-                f"{shown}: not a bundle: no such folder; create one with recbole-onebp export RUN_DIR {shown}"
-            )
+            what = "a file" if os.path.isfile(path) else "no such folder"
+            raise UserError(f"{shown}: not a bundle: {what}; create one with recbole-onebp export RUN_DIR {shown}")
         if os.path.isfile(path / "config.yaml"):
             raise UserError(f"{shown}: not a bundle but a run; create one with recbole-onebp export {shown} BUNDLE_DIR")
         raise UserError(

@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 
 import recbole_onebp
 from conftest import write_inter
+from recbole_onebp import Recommender, fit
 from recbole_onebp.cli import main, make_parser
 from recbole_onebp.cli.overrides import parse_overrides
 from recbole_onebp.run.build import build_from, load_config
@@ -156,6 +157,37 @@ def test_a_misspelt_command_and_a_folder_that_is_none(tmp_path, capsys):
         ("is no run, for it has no config.yaml", "export", str(tmp_path), str(tmp_path / "bundle")),
     ):
         assert told in refusal((main(command), capsys.readouterr().err))
+
+
+def test_a_random_split_of_data_with_times_is_told(train):
+    told = "eval_args: the split is random, though the interactions have times (timestamp)"
+    in_order = {"load_col": "{inter: [user_id, item_id, timestamp]}", "eval_args": "{order: TO}"}
+    for given, expected in (({}, True), (in_order, False)):
+        assert train(dataset="ml-100k", data_path=None, epochs=1, **given)[0] == 0
+        assert (told in train.out) == expected
+    assert train()[0] == 0  # without times
+    assert told not in train.out
+
+
+def test_from_a_table_to_a_bundle(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [f"c{n},s{m},{100 * n + m}" for n in range(30) for m in range(12) if (n * m + n) % 3]
+    Path("purchases.csv").write_text("\n".join(["customer,sku,when", *rows]) + "\n")
+    command = ["fit", "purchases.csv", "bundle", "--user=customer", "--item=sku", "--time=when", "--embedding_size=8"]
+    assert main(command) == 0
+    assert "wrote bundle; for lists: recbole-onebp recommend bundle" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"purchases.csv", "bundle"}
+    rec = Recommender.load("bundle")
+    of_python = fit("purchases.csv", user="customer", item="sku", time="when", embedding_size=8, show_progress=False)
+    assert rec.recommend(rec.user_ids, k=3) == of_python.recommend(rec.user_ids, k=3)
+
+    def refused(*arguments):
+        return refusal((main([*command, *arguments]), capsys.readouterr().err))
+
+    assert "bundle: exists already" in refused()
+    assert "no column skew; its columns are customer, sku, when" in refused("--force", "--item=skew")
+    assert "did you mean epochs?" in refused("--force", "--epoch=3")
+    assert Recommender.load("bundle").user_ids == rec.user_ids
 
 
 def test_without_validation_the_last_epoch_is_tested(train, tmp_path):

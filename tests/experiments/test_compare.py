@@ -115,6 +115,16 @@ def test_a_model_may_bring_files_of_its_own(plan, tmp_path):
     assert (given["beta"], given["learning_rate"]) == (0.75, 0.001)
 
 
+def test_files_of_all_models(plan, tmp_path):
+    (tmp_path / "data.yaml").write_text("beta: 0.5\nlearning_rate: 1e-3\n")
+    keys = {"models": ["OneBP", "BPR"], "learning_rate": 0.01, "config_files": [str(tmp_path / "data.yaml")]}
+    for run in plan(**keys).runs():
+        assert (run.given["beta"], run.given["learning_rate"]) == (0.5, 0.01)
+    assert plan(**{**keys, "config_files": str(tmp_path / "data.yaml")}).runs() == plan(**keys).runs()
+    with pytest.raises(UserError, match=r"none\.yaml: cannot be read"):
+        plan(models=["OneBP"], config_files=["none.yaml"]).runs()
+
+
 def tuned(folder, model="BPR", seed=2020, **best):
     """A folder as ``tune`` leaves it, of ``model`` with ``best``, and of OneBP without a complete trial."""
     (folder / model).mkdir(parents=True)

@@ -468,6 +468,13 @@ def test_one_model_without_a_list(file):
     assert plan.budget.trials == 7
 
 
+def test_files_of_all_models(file, tmp_path):
+    (tmp_path / "data.yaml").write_text("beta: 0.5\n")
+    models = [{"model": "OneBP", "space": {"learning_rate": [1e-2]}}]
+    (search,) = SearchSpec.read(file(models=models, config_files=[str(tmp_path / "data.yaml")]), {}).searches
+    assert search.settings["beta"] == 0.5
+
+
 def test_the_example():
     plan = SearchSpec.read(properties_dir() / "tune" / "quick.yaml", {})
     assert [search.label for search in plan.searches] == ["OneBP", "TwoBP", "BPR", "ItemKNN"]

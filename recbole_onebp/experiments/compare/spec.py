@@ -13,7 +13,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 from recbole.utils import EvaluatorType, ModelType
 
 from recbole_onebp import __version__
@@ -22,7 +22,7 @@ from recbole_onebp.config.fields import Seed, validated
 from recbole_onebp.config.keys import comparison_keys
 from recbole_onebp.config.schema import NO_RESULT
 from recbole_onebp.experiments.compare.tuned import Tuning
-from recbole_onebp.experiments.entries import ModelEntry, check_distinct, naming
+from recbole_onebp.experiments.entries import ModelEntry, SharedSettings, check_distinct, naming
 from recbole_onebp.run.build import read_config
 from recbole_onebp.run.recbole_errors import check_package
 from recbole_onebp.util.errors import UserError
@@ -78,14 +78,12 @@ class RunSpec:
         return f"{label}-{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
-class ComparisonSpec(BaseModel):
-    """A comparison.  Every key of the file that is not listed here is a setting that all models share."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
+class ComparisonSpec(SharedSettings):
+    """A comparison."""
 
     dataset: str
     models: Annotated[list[Entry], Field(min_length=1)]
-    seeds: Annotated[list[Seed], Field(min_length=1)] = [2020, 2021, 2022]
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(default=[2020, 2021, 2022])
     """Seeds of initialisation, order and negatives; the split is the same for all of them."""
     split_seed: Seed | None = None
     """Seed of the split, unless the data set has its own parts; default: the first seed."""
@@ -129,10 +127,6 @@ class ComparisonSpec(BaseModel):
     @property
     def reference_label(self) -> str:
         return self.reference or self.labels[0]
-
-    @property
-    def shared(self) -> dict[str, Any]:
-        return self.model_extra or {}
 
     def runs(self) -> list[RunSpec]:
         """Every model with every seed; checks all configurations, and that they agree in data and evaluation.

@@ -15,7 +15,7 @@ from recbole.utils import ModelType
 from recbole_onebp.config import RunConfig
 from recbole_onebp.config.fields import validated
 from recbole_onebp.config.keys import check_keys, comparison_keys, nearest
-from recbole_onebp.experiments.entries import ModelEntry, check_distinct, naming
+from recbole_onebp.experiments.entries import ModelEntry, SharedSettings, check_distinct, naming
 from recbole_onebp.run.build import parse_config, read_config
 from recbole_onebp.util.errors import UserError
 
@@ -81,14 +81,12 @@ class _Entry(ModelEntry):
     space: dict[str, Any] = Field(default_factory=dict)
 
 
-class _File(BaseModel):
-    """A tuning file.  Every key that is neither here nor in the budget is a setting that all models share."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
+class _File(SharedSettings):
+    """A tuning file without the keys of the budget."""
 
     dataset: str
     models: Annotated[list[_Entry], Field(min_length=1)]
-    space: dict[str, Any] = {}
+    space: dict[str, Any] = Field(default_factory=dict)
     """The space of all models; a model's own space replaces keys of it."""
 
     @field_validator("models")
@@ -149,7 +147,7 @@ class SearchSpec:
         if "model" in given:
             raise UserError("model: the file has a list of models; leave model out")
         file = validated(_File, given)
-        shared = {**(file.model_extra or {}), "dataset": file.dataset}
+        shared = {**file.shared, "dataset": file.dataset}
         searches, terms = [], list[dict[str, Any]]()
         for entry in file.models:
             with naming(entry):

@@ -14,7 +14,7 @@ import torch
 
 from recbole_onebp.run.environment import versions
 from recbole_onebp.serving.ann import INDEX_FILE, Index, quality
-from recbole_onebp.serving.bundle import LARGEST_WEIGHT, write_bundle
+from recbole_onebp.serving.bundle import LARGEST_WEIGHT, check_path, write_bundle
 from recbole_onebp.serving.content import described
 from recbole_onebp.serving.export.card import Parts, evaluate_groups, model_card
 from recbole_onebp.serving.export.item_fields import columns, read_item_fields
@@ -78,6 +78,7 @@ def export(
         raise UserError(f"ann: {ann!r} is not allowed; expected faiss")
     if onnx:
         check_packages()
+    check_path(bundle_dir, force)  # before the run is read
     settings, results = read_settings(run_dir), read_results(run_dir)
     run = trained or read_run(run_dir, None if data_path is None else Path(data_path))
     tell(printable(f"data: {run.config['data_path']}"))

@@ -32,7 +32,7 @@ _Places = npt.NDArray[np.int64]
 _Weights = npt.NDArray[np.float64] | npt.NDArray[np.int8]
 
 _LEAST_BYTES = 1 << 27
-"""The counts of as many targets are kept at a time as fit into this memory, or into that of the interactions."""
+"""The counts of as many targets are kept at a time as fit into this memory, or into twice that of the interactions."""
 _LEAST = 1e-5
 """Smaller entries are dropped, as a share of the largest entry of their item."""
 

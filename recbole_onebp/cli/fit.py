@@ -43,8 +43,8 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     import_hook.require_recbole()
     from recbole_onebp.dataframe.training import fit
 
-    columns = {flag: getattr(arguments, flag) for flag in ("user", "item", "time", "weight", "item_features")}
-    model = fit(arguments.file, **columns, **settings)
+    given = {flag: getattr(arguments, flag) for flag in ("user", "item", "time", "weight", "item_features")}
+    model = fit(arguments.file, **given, **settings)
     found = "  ".join(f"{name}: {value:.4f}" for name, value in model.result.valid.items())
     if found:
         print(f"on the rows that chose {model.result.epochs_run} epochs: {found}")

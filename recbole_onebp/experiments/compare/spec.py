@@ -83,7 +83,7 @@ class ComparisonSpec(SharedSettings):
 
     dataset: str
     models: Annotated[list[Entry], Field(min_length=1)]
-    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(default=[2020, 2021, 2022])
+    seeds: list[Seed] = Field(default=[2020, 2021, 2022], min_length=1)
     """Seeds of initialisation, order and negatives; the split is the same for all of them."""
     split_seed: Seed | None = None
     """Seed of the split, unless the data set has its own parts; default: the first seed."""

@@ -205,7 +205,8 @@ def _factor(weight, by_age, n, strength):
 def _explain_by_content(found: Neighbors, has_pairs: npt.NDArray[np.bool_], features: sp.csr_array) -> None:
     """Fill in the neighbours of targets without interactions: those with interactions of the largest positive cosine.
 
-    Of equal cosines the lower ids count.
+    Of equal cosines the lower ids count.  The weights are the cosines, scaled to the mean 1 / n of n neighbours.  Where
+    fewer items than that are alike, the weights add up to less than 1: one item that shares a value says little.
 
     Args:
         found: changed in place.
@@ -213,7 +214,7 @@ def _explain_by_content(found: Neighbors, has_pairs: npt.NDArray[np.bool_], feat
         features: rows of length 1, ``(n_items, n_values)``.
     """
     known, rows = np.flatnonzero(has_pairs), np.flatnonzero(~has_pairs[found.target])
-    of_known, n_neighbors = sp.csc_array(features[known].T), found.item.shape[1]
+    of_known, n_neighbors = sp.csc_array(features[known].T), min(found.item.shape[1], len(known))
     for block in np.array_split(rows, 1 + len(rows) * len(known) // _COSINES_AT_ONCE):
         cosines = sp.csr_array(features[found.target[block]] @ of_known)
         cosines.sort_indices()
@@ -222,7 +223,7 @@ def _explain_by_content(found: Neighbors, has_pairs: npt.NDArray[np.bool_], feat
             best = np.argsort(-cosine, kind="stable")[:n_neighbors]
             best = best[cosine[best] > 0]
             found.item[row, : len(best)] = known[cosines.indices[start:end][best]]
-            found.weight[row, : len(best)] = cosine[best] / cosine[best].sum()
+            found.weight[row, : len(best)] = cosine[best] / cosine[best].sum() * (len(best) / n_neighbors)
 
 
 # These loops are not parallel: a block of users is divided between threads by the caller, and a process that was forked

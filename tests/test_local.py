@@ -139,6 +139,8 @@ def test_items_without_interactions_are_explained_by_their_content(pairs, monkey
     rng = np.random.default_rng(1)
     features = rng.normal(size=(N_ITEMS, 12)) * (rng.random((N_ITEMS, 12)) < 0.2)
     features[0] = features[14] = 0
+    features[:, 11] = 0
+    features[[27, 28]] = np.eye(12)[11]  # the only two with this value
     features[[8, 9]] = features[21]  # of two that are equally close the first counts
     found = [LocalTerm.fitted(data, 0.5, 5, 5.0, given) for given in (sp.csr_array(features), None)]
     content, without = (
@@ -152,10 +154,12 @@ def test_items_without_interactions_are_explained_by_their_content(pairs, monkey
         cosine = np.where(has_pairs, (unit @ unit[j]).round(6), 0)
         best = np.lexsort((np.arange(N_ITEMS), -cosine))[:5]
         expected = np.zeros(N_ITEMS)
-        expected[best] = np.maximum(cosine[best], 0) / max(np.maximum(cosine[best], 0).sum(), 1e-12)
+        alike = best[cosine[best] > 0]
+        expected[alike] = cosine[alike] / cosine[alike].sum() * len(alike) / 5
         np.testing.assert_allclose(content[:, j], expected, atol=1e-5)
     assert not content[:, [0, 14]].any(), "the padding item, and an item without values"
     assert content[8, 21] == pytest.approx(content[9, 21])
+    assert content[:, 28].sum() == pytest.approx(0.2), "with one of five neighbours it has a fifth of the weight"
 
 
 def test_with_all_items_as_neighbors_it_is_a_full_ridge_regression(data, counts):

@@ -483,3 +483,13 @@ def test_citeulike_has_its_own_validation_part(citeulike, capsys):
     code, _, error = run("fetch", "citeulike", f"--from={citeulike}", "--valid=random", capsys=capsys)
     assert code == 2
     assert "valid: random: citeulike is published with its validation part; leave it out" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "found_in"), [("citeulike", "js05212/citeulike-a"), ("amazon-book-part", "amazon-book's train.txt")]
+)
+def test_what_cannot_be_downloaded_says_where_its_files_are(tmp_path, capsys, name, found_in):
+    code, _, error = run("fetch", name, f"--data_path={tmp_path}", capsys=capsys)
+    assert code == 2
+    assert found_in in error.splitlines()[0]
+    assert not any(tmp_path.iterdir())

@@ -44,6 +44,8 @@ class Published:
     """Whether a user's items are in order of time in its line, and its test line goes on where its train line ends."""
     read: Callable[[Mapping[str, Path]], tuple[dict[str, pd.DataFrame], pd.DataFrame]] | None = None
     """Reads all three parts and the features of the items, if the files hold these."""
+    found_in: str = ""
+    """Where the files come from, if there is no base."""
 
 
 def _published(
@@ -55,9 +57,11 @@ def _published(
     n_train: int,
     n_test: int,
     ordered: bool = False,
+    found_in: str = "",
 ) -> Published:
     counts = {"users": n_users, "items": n_items, "train": n_train, "test": n_test}
-    return Published(base, {"train": RemoteFile(*train), "test": RemoteFile(*test)}, counts, ordered)
+    files = {"train": RemoteFile(*train), "test": RemoteFile(*test)}
+    return Published(base, files, counts, ordered, found_in=found_in)
 
 
 _LIGHTGCN = "https://raw.githubusercontent.com/gusye1234/LightGCN-PyTorch/947ca2b3b1d2d3545b114145710cb06c4e57b3d2"
@@ -82,13 +86,13 @@ CATALOGUE: Mapping[str, Published] = {
         ("data/amazon-book/test.txt", "09e5da4e0bf46c751c4ba0f4375e414fd13512cd"),
         52_643, 91_599, 2_380_730, 603_378, ordered=True,
     ),
-    # The first 10,529 users of amazon-book: as many lines as there are in nidhidanayak/NGCF-PyTorch's copy of the train
-    # file, and the same lines of the test file.
+    # As many lines as nidhidanayak/NGCF-PyTorch's copy of the train file has, and the same lines of the test file.
     "amazon-book-part": _published(
         "",
         ("train.txt", "d71459455050196ca68ba6d18d638f5d06134ff5"),
         ("test.txt", "1ef99baf908bd738a263b7f815842ad667b7442d"),
         10_529, 74_008, 625_378, 159_285, ordered=True,
+        found_in="the first 10,529 lines of amazon-book's train.txt and test.txt",
     ),
     "onebp-ml-100k": _published(
         _ONEBP,
@@ -102,7 +106,6 @@ CATALOGUE: Mapping[str, Published] = {
         ("data/1m1_test.csv", "1c2e60378b64f7734989e836368d4dc107587c5d"),
         6_040, 3_706, 800_193, 200_016,
     ),
-    # js05212/citeulike-a (tags and citations) and the cold split in zfnWong/ALDI (data/CiteULike).
     "citeulike": Published(
         "",
         {
@@ -117,6 +120,8 @@ CATALOGUE: Mapping[str, Published] = {
         },
         {"users": 5_551, "items": 16_980, "train": 132_073, "valid": 36_273, "test": 36_640},
         read=read_citeulike,
+        found_in="the .dat files of github.com/js05212/citeulike-a and the .csv files of github.com/zfnWong/ALDI, "
+        "data/CiteULike",
     ),
 }  # fmt: skip
 

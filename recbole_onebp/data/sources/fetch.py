@@ -266,7 +266,10 @@ def _remarks(
 
 def _download(folder: Path, name: str, published: Published, limits: Limits | None) -> dict[str, _Local]:
     if not published.base:
-        raise UserError(f"{name} cannot be downloaded as a whole; recbole-onebp fetch {name} --from DIR reads it")
+        raise UserError(
+            f"{name} cannot be downloaded as a whole; recbole-onebp fetch {name} --from DIR reads its files: "
+            f"{published.found_in}"
+        )
     files = {}
     for part, file in published.files.items():
         url, path = f"{published.base}/{quote(file.path)}", folder / f"{part}{PurePosixPath(file.path).suffix}"

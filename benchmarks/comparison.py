@@ -49,16 +49,20 @@ DATA: dict[str, dict[str, Any]] = {
     },
     "onebp-ml-100k": {"epochs": 100},
     "onebp-ml-1m": {"epochs": 40},
+    "citeulike": {"epochs": 40, "eval_items": "warm"},
     "amazon-book-part": {"epochs": 25, "refit": True},
     "gowalla": {"epochs": 40},
     "yelp2018": {"epochs": 40},
 }
 """What the models share in addition to ``properties/*/baselines.yaml``; the most epochs are what fits into hours of a
 CPU.  ``refit`` holds for the comparison: a search has no test part."""
-NOTHING_TO_TUNE = ["Pop"]
+NOTHING_TO_TUNE = ["Pop", "ContentKNN"]
+WITH_FEATURES = ("OneBP", "LightFM")
+"""On ``citeulike``, whose items have features: the models that are compared with them too."""
 OURS = {
     "OneBP": "OneBP",
     "OneBP-towers": "OneBP, towers alone",
+    "OneBP-features": "OneBP, with features",
     "OneBP-paper": "OneBP, the paper's form",
     "TwoBP-towers": "TwoBP, towers alone",
     "TwoBP-paper": "TwoBP, the paper's form",
@@ -66,11 +70,18 @@ OURS = {
 """Labels of the models that are ours, and how people read them."""
 
 
-def entries_of(kind: str, labels: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The models of ``properties/<kind>/baselines.yaml``, each with a label."""
+def entries_of(kind: str, labels: Sequence[str] | None = None, dataset: str = "") -> list[dict[str, Any]]:
+    """The models of ``properties/<kind>/baselines.yaml``, each with a label; on citeulike those with features too."""
     found = RunConfig.read_files([str(plan_of(kind))])["models"]
     entries = [{"model": entry} if isinstance(entry, str) else entry for entry in found]
     labelled = [{"label": entry["model"], **entry} for entry in entries]
+    if dataset == "citeulike":
+        labelled += [
+            {**entry, "label": f"{entry['label']}-features", "item_features": "all"}
+            for entry in labelled
+            if entry["label"] in WITH_FEATURES
+        ]
+        labelled += [{"model": "ContentKNN", "label": "ContentKNN"}] if kind == "compare" else []
     return [entry for entry in labelled if labels is None or entry["label"] in labels]
 
 
@@ -81,10 +92,10 @@ def plan_of(kind: str) -> Path:
 def search_and_compare(shared: Mapping[str, Any], labels: Sequence[str], untuned: Sequence[str]) -> tuple[Path, Path]:
     """Tune the models with these labels, then compare them; the folders of the report and of the search."""
     tuned = Path("runs") / f"tune-{shared['dataset']}"
-    if entries := entries_of("tune", [label for label in labels if label not in untuned]):
+    if entries := entries_of("tune", [label for label in labels if label not in untuned], shared["dataset"]):
         of_search = {key: value for key, value in shared.items() if key != "refit"}
         tune(plan_of("tune"), {**of_search, "models": entries}, tuned)
-    entries = entries_of("compare", labels)
+    entries = entries_of("compare", labels, shared["dataset"])
     for number, entry in enumerate(entries):
         if entry["label"] not in untuned:
             entries[number] = {"model": entry["model"], "label": entry["label"], "tuned": str(tuned)}
@@ -128,7 +139,7 @@ def main() -> None:
     names = {"without": list[str](), "untuned": list[str]()}
     args = measure.arguments(__doc__, "dataset", dataset=tuple(DATA), data_path=measure.DATA, **names)
     logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
-    known = [entry["label"] for entry in entries_of("compare")]
+    known = [entry["label"] for entry in entries_of("compare", dataset=args.dataset)]
     for option in names:
         if unknown := {*getattr(args, option)} - {*known}:
             raise UserError(f"--{option} {' '.join(sorted(unknown))}: the labels are {', '.join(known)}")

@@ -20,10 +20,11 @@ _LINES = tuple(zip(DASHES, ("circle", "square", "triangle-up", "diamond"), stric
 
 
 _KNOWN = ("Pop", "ItemKNN", "EASE", "SLIMElastic", "BPR", "LightGCN", "SimpleX", "MultiVAE", "NeuMF", "SGL",
-          "ImplicitALS", "ImplicitBPR", "LightFM", "HistorySASRec", "HistoryGRU4Rec", "ContentKNN")  # fmt: skip
+          "ImplicitALS", "ImplicitBPR", "LightFM", "HistorySASRec", "HistoryGRU4Rec", "ContentKNN",
+          "LightFM-features")  # fmt: skip
 """Labels that look the same in all comparisons."""
-_OURS = {"OneBP": "#c92a2a", "OneBP-towers": "#f59f00", "OneBP-paper": "#a61e4d", "TwoBP-towers": "#f783ac",
-         "TwoBP-paper": "#862e0d"}  # fmt: skip
+_OURS = {"OneBP": "#c92a2a", "OneBP-towers": "#f59f00", "OneBP-features": "#e8590c", "OneBP-paper": "#a61e4d",
+         "TwoBP-towers": "#f783ac", "TwoBP-paper": "#862e0d"}  # fmt: skip
 """Labels of our models, which have warm colours."""
 
 

@@ -11,6 +11,7 @@ has chosen, and ``--settings`` on top; ``--settings '{preset: default}'`` measur
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 import tempfile
@@ -26,6 +27,15 @@ from recbole_onebp.trainer import CHOSEN
 
 SETTINGS: dict[str, Any] = {"stopping_step": 5}
 """Added to what is measured."""
+
+
+def fetched_with(folder: Path) -> dict[str, str]:
+    """What ``fetch`` was told of the validation part, where it is not what it makes by itself."""
+    split = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["split"]
+    usual = "random" if folder.name.startswith("onebp-") else "last"
+    told = [f"--valid={split['valid']}"] if split["valid"] != usual else []
+    told += [f"--valid_share={split['valid_share']}"] if split["valid_share"] != 0.1 else []
+    return {"fetched with": " ".join(told)} if told else {}
 
 
 def predicted(trained: Run, overrides: dict[str, Any]) -> dict[str, float]:
@@ -106,6 +116,7 @@ def main() -> None:
     given = {**SETTINGS, **preset, **args.settings}
     settings = {**given, "threads": args.threads, "epochs at most": args.epochs}
     settings |= {"chosen by": "the first seed"} if args.choose_once else {}
+    settings |= fetched_with(args.data_path / args.dataset)
     about = {**measure.here("numba"), "dataset": args.dataset, "settings": settings}
     results = measure.earlier(args.json, about, "runs", ("dataset", "settings")) or []
     for seed in sorted(set(args.seeds) - {result["seed"] for result in results}):

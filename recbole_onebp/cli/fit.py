@@ -29,7 +29,9 @@ def add(commands: Any) -> None:
         fit.add_argument(f"--{flag}", metavar="COLUMN", help="name of the column; default: a usual name")
     fit.add_argument("--time", metavar="COLUMN", help="the same; '': do not use times")
     fit.add_argument("--weight", metavar="COLUMN", help="a column of weights, such as numbers of plays")
-    fit.add_argument("--item_features", metavar="FILE", help="a table with a row for each item")
+    fit.add_argument(
+        "--item_features", metavar="FILE", help="CSV, TSV, JSON lines or Parquet, with a row for each item"
+    )
     fit.add_argument("--force", action="store_true", help="replace an earlier bundle")
     fit.set_defaults(run=run)
 

@@ -31,7 +31,7 @@ def arrow_index(tokens: Any) -> pd.Index:
 def as_categorical(column: Any) -> pd.Categorical:
     """A column with Python strings as its vocabulary, which may be categorical already."""
     if isinstance(column, pd.Categorical):
-        if not _is_arrow(column):
+        if column.categories.dtype == object:
             return column
         return categorical(column.codes, pd.Index(column.categories, dtype=object))
     codes, tokens = pd.factorize(np.asarray(column, object))

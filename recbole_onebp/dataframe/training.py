@@ -89,9 +89,9 @@ def fit(
             is no interaction.
         on_epoch: called after each epoch with its number, loss and validation metrics, see
             :meth:`recbole_onebp.Run.fit`.  Of two trainings only the first has metrics.
-        item_features: a table with a row for each item, also for items that nobody has taken: its column ``item`` names
-            the item, all others are features.  A column holds numbers, texts, lists of texts (several values of an
-            item), or lists of numbers (ready embeddings).
+        item_features: a table with a row for each item, also for items that nobody has taken, or the path of one: its
+            column ``item`` names the item, all others are features.  A column holds numbers, texts, lists of texts
+            (several values of an item), or lists of numbers (ready embeddings).
         settings: configuration keys of OneBP and RecBole, such as ``epochs``, ``seed``, ``embedding_size``, ``topk``
             or ``output_dir``.  ``show_progress`` is by default on for a terminal and a notebook.  ``state="INFO"`` logs
             each epoch.
@@ -132,20 +132,23 @@ def fit_from(
         if key not in known:
             names = {*known, *signature(fit).parameters} - {"settings"}
             raise UserError(f"{key}: fit and OneBP have no such argument or key{nearest(key, names)}")
+    features = settings.get("item_features")
+    items = None if features is None else read_item_table(features, columns.item)
     parts, keys = _parts(data, columns, valid, settings)
-    items = None
-    if settings.get("item_features") is not None:
-        items = read_item_table(settings["item_features"], columns.item)
+    if items is not None:
         ids = next(iter(parts.values()))["item_id"]
+        n_items, n_rows = ids.nunique(), len(items.columns)
         items.columns, added = with_all_items(items.columns, ids)
-        n_items = ids.nunique()
         if added == n_items:
             raise UserError(
                 f"item_features: none of its items is in data, which has {str(ids.iloc[0])!r} and others; give both "
                 "tables the same ids"
             )
         if added:
-            getLogger().warning("item_features: %s of %s items have no row", f"{added:,}", f"{n_items:,}")
+            getLogger().warning(
+                f"item_features: {added:,} of {n_items:,} items have no row; rows of items without interactions: "
+                f"{n_rows + added - n_items:,} of {n_rows:,}"
+            )
         keys |= {"item_features": "all", "seq_separator": items.separator}
         keys["load_col"]["item"] = ["item_id", *items.fields]
     holder = TemporaryFolder()

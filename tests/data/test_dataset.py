@@ -14,12 +14,14 @@ import recbole.data.dataset
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pandas.api.types import union_categoricals
 from recbole.config import Config
 from recbole.data import create_dataset, load_split_dataloaders
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 
 from conftest import write_inter
+from recbole_onebp.data.categories import as_categorical
 from recbole_onebp.data.dataset import OneBPDataset
 from recbole_onebp.data.text_table import TextTable
 from support.same_data import BY_USER, RATED, SPLITS, USERS, assert_same, assert_same_columns, events
@@ -305,3 +307,12 @@ def test_loaders_do_not_list_their_rows(tiny, model):
     for loader in (run.train_data, run.valid_data, run.test_data):
         assert isinstance(vars(loader)["dataset"], range)
     assert sum(len(batch) for batch in run.train_data) % len(run.train_data.dataset) == 0
+
+
+@pytest.mark.parametrize("storage", ["python", "pyarrow"])
+def test_vocabularies_of_any_strings_can_be_joined(storage):
+    """pandas 3 has its own strings, which it keeps in Python where pyarrow is not installed."""
+    tokens = pd.array(["a", "b"], dtype=pd.StringDtype(storage))
+    strings = as_categorical(pd.Categorical.from_codes([1, 0], pd.Index(tokens)))
+    both = union_categoricals([strings, as_categorical(np.array(["b", "c"], object))])
+    assert [*both] == ["b", "a", "b", "c"]

@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 
 from recbole_onebp import OneBPRecommender, build, fit
+from recbole_onebp.cli import main
+from recbole_onebp.serving import Recommender
 from recbole_onebp.util.errors import UserError
 from support.interactions import FAST
 
@@ -65,7 +67,7 @@ def test_items_that_nobody_has_taken_are_recommended(frame, items):
 def test_items_without_a_row_keep_their_interactions(frame, items, caplog):
     rec = fit(frame, item_features=items[20:], **FAST)
     assert (rec.n_items, rec.result.n_train) == (26, len(frame))
-    assert "item_features: 20 of 25 items have no row" in caplog.messages
+    assert "item_features: 20 of 25 items have no row; rows of items without interactions: 1 of 6" in caplog.messages
 
 
 def test_other_tables(frame, items):
@@ -131,5 +133,71 @@ def test_bad_tables(frame, items, change, said):
     with pytest.raises(UserError) as error:
         fit(frame, item_features=change(items), **FAST)
     assert str(error.value).startswith("item_features")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_the_file_of_a_table_is_the_table(frame, items, tmp_path, kind):
+    items = items.drop(columns="cover")
+    path = tmp_path / f"items.{kind}"
+    if kind == "jsonl":
+        items.to_json(path, orient="records", lines=True)
+    elif kind == "parquet":
+        items.to_parquet(path)
+    else:
+        text = items.assign(tags=items["tags"].map(lambda tags: "|".join(tags or [])))
+        text.to_csv(path, sep="," if kind == "csv" else "\t", index=False)
+    fit(frame, item_features=items, output_dir="table", **FAST)
+    rec = fit(frame, item_features=path, output_dir="file", **FAST)
+    table, file = (
+        (tmp_path / name / "data" / "dataframe" / "dataframe.item").read_text() for name in ("table", "file")
+    )
+    assert file == table
+    cells = {"kind": "odd", "tags": "x y|t2", "year": "1999"}
+    new = tmp_path / "new.csv"
+    new.write_text("item_id,kind,tags,year\nn,odd,x y|t2,1999\n")
+    rec.save("bundle")
+    assert main(["add-items", "bundle", str(new), "--output", "more"]) == 0
+    added = rec.add_items({"m": {**cells, "tags": cells["tags"].split("|"), "year": 1999}})
+    assert (added.added, added.unknown) == (["m"], [])
+    ((_, of_file), (_, of_python)) = (
+        Recommender.load("more").recommend([0], k=1, allow=["n"])[0][0],
+        rec.recommend([0], k=1, allow=["m"])[0][0],
+    )
+    assert of_file == of_python
+
+
+def test_the_command_takes_a_file_of_features(frame, items, tmp_path, capsys):
+    frame.to_csv("rows.csv", index=False)
+    items[["item_id", "kind", "year"]].to_csv("items.csv", index=False)
+    options = [f"--{key}={value}" for key, value in FAST.items()]
+    assert main(["fit", "rows.csv", "bundle", "--item_features=items.csv", *options]) == 0
+    assert "25" in {item for item, _ in Recommender.load("bundle").recommend([0], k=26)[0]}
+    capsys.readouterr()
+    assert main(["fit", "rows.csv", "other", "--item_features=none.csv", *options]) == 2
+    assert "error: item_features: none.csv: No such file or directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("items.csv", "item_id,a,a\n1,2,3\n", ": a: a feature cannot be called so; rename the column"),
+        ("items.csv", "item_id,a,b\n1,2,3\n4\n", "items.csv: line 3: 1 cells, but the first line has 3"),
+        ("items.csv", "item_id,a\n1,2,3\n", "items.csv: line 2: 3 cells, but the first line has 2"),
+        ("items.csv", "", ": the table has no rows"),
+        ("items.csv", "item_id,a\n", ": the table has no rows"),
+        ("items.csv", "item_id,a\n1,inf\n", ": a, row 0 (counted from 0): expected finite numbers"),
+        ("items.csv", 'item_id,a\n1,"x', "items.csv: unexpected end of data"),
+        ("items.jsonl", "{", "items.jsonl: "),
+        ("items.jsonl", "[1]", "items.jsonl: [1]: expected an object on each line"),
+        ("items.parquet", "x", "items.parquet: "),
+        ("items.xml", "x", "items.xml: expected a table with a row for each item"),
+    ],
+)
+def test_bad_files(frame, tmp_path, name, text, said):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError) as error:
+        fit(frame, item_features=tmp_path / name, **FAST)
     assert said in str(error.value)
     assert "\n" not in str(error.value)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,10 @@ _ITEM = "item_id"
 _TAKEN = ("user_id", _ITEM, "rating", "timestamp")
 _SEPARATORS = (" ", "|", ";", ",", "\x1f")
 """The first of them that occurs in no value stands between the values of an item in a file."""
+_DELIMITED = {".csv": ",", ".tsv": "\t"}
+_JSON_LINES = (".jsonl", ".ndjson")
+_BETWEEN = "|"
+"""Between several values of a cell of a CSV or TSV file."""
 _LONGEST_SHOWN = 80
 _MANY = (list, tuple, set, frozenset, np.ndarray)
 
@@ -57,19 +64,25 @@ def read_item_table(data: Any, item: str | None, name: str = "item_features") ->
     A number is a number, a text one value, a list of texts or whole numbers several values, and a list of other numbers
     a ready embedding.  Missing entries, empty texts and empty lists are no value.
 
+    In a CSV or TSV file a column whose cells are all numbers or empty holds numbers.  ``|`` stands between several
+    values of a cell.
+
     Args:
-        data: a table of pandas, polars or pyarrow.
+        data: a table of pandas, polars or pyarrow, or the path of a CSV, TSV, JSON lines or Parquet file.
         item: name of the column of items; None, or without such a column, it is looked up by its usual names.
         name: of the data, for messages.
 
     Raises:
         UserError: names the column, the row and the value.
     """
-    if isinstance(data, (str, Path, list)):
+    if isinstance(data, list):
         raise UserError(
             f"{name}: {str(data)[:_LONGEST_SHOWN]}: expected a table with a row for each item, such as a DataFrame"
         )
-    table, names = table_of(data, name)
+    is_text = isinstance(data, (str, Path)) and Path(data).suffix.lower() in _DELIMITED
+    table, names = table_of(_read_file(Path(data), name) if isinstance(data, (str, Path)) else data, name)
+    if not len(table):
+        raise UserError(f"{name}: the table has no rows")
     key = item if item in names else usual_columns(names).get(_ITEM)
     if key is None:
         raise UserError(
@@ -84,7 +97,7 @@ def read_item_table(data: Any, item: str | None, name: str = "item_features") ->
         where = f"{name}: {feature}"
         if names.count(feature) > 1 or feature in _TAKEN or not set(":\t\n\r/\\\0").isdisjoint(feature) or not feature:
             raise UserError(f"{where}: a feature cannot be called so; rename the column")
-        column = column_of(table, place)
+        column = _typed(column_of(table, place)) if is_text else column_of(table, place)
         if pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
             found.columns[f"{feature}:float"] = _numbers(column, where)
             continue
@@ -103,7 +116,8 @@ def read_item_table(data: Any, item: str | None, name: str = "item_features") ->
             texts[feature] = [one or [] for one in values]
             found.columns[f"{feature}:token_seq"] = ""  # in the order of the table
     letters = {letter for many in texts.values() for one in many for letter in "".join(one)}
-    free = [separator for separator in _SEPARATORS if separator not in letters]
+    wanted = (_BETWEEN, *_SEPARATORS) if is_text else _SEPARATORS  # new items are written as these are
+    free = [separator for separator in wanted if separator not in letters]
     if not free:
         raise UserError(f"{name}: values of lists have all of {' '.join(_SEPARATORS[1:4])} and blanks in them")
     found.separator = free[0]
@@ -112,6 +126,59 @@ def read_item_table(data: Any, item: str | None, name: str = "item_features") ->
     if len(found.columns.columns) == 1 and not found.embeddings:
         raise UserError(f"{name}: no column but {key}; expected features beside it")
     return found
+
+
+def _read_file(path: Path, name: str) -> Any:
+    """The table of a file; the cells of a CSV or TSV file are texts."""
+    suffix = path.suffix.lower()
+    if suffix not in {*_DELIMITED, *_JSON_LINES, ".parquet"}:
+        raise UserError(
+            f"{name}: {str(path)[:_LONGEST_SHOWN]}: expected a table with a row for each item, such as a DataFrame, or "
+            "the path of a .csv, .tsv, .jsonl or .parquet file"
+        )
+    try:
+        if suffix == ".parquet":
+            return _read_parquet(path, name)
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            if suffix in _JSON_LINES:
+                return pd.DataFrame([_json_object(line) for line in file if line.strip()])
+            lines = csv.reader(file, delimiter=_DELIMITED[suffix], strict=True)
+            head, rows = next(lines, []), []
+            for row in lines:
+                if row and len(row) != len(head):
+                    raise ValueError(f"line {lines.line_num}: {len(row)} cells, but the first line has {len(head)}")
+                rows += [row] if row else []
+        return pd.DataFrame(rows, columns=head, dtype=object)
+    except OSError as error:
+        raise UserError(f"{name}: {path}: {error.strerror or error}") from None
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{name}: {path}: {' '.join(str(error).split())}") from None
+
+
+def _read_parquet(path: Path, name: str) -> Any:
+    if find_spec("pyarrow") is None:
+        raise UserError(f"{name}: {path}: needs pyarrow: pip install 'recbole-onebp[parquet]'")
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path)
+
+
+def _json_object(line: str) -> dict[str, Any]:
+    found = json.loads(line)
+    if not isinstance(found, dict):
+        raise ValueError(f"{line.strip()[:_LONGEST_SHOWN]}: expected an object on each line")
+    return found
+
+
+def _typed(cells: pd.Series) -> pd.Series:
+    """Cells of a file as numbers, lists of texts or texts."""
+    filled = cells.str.strip() != ""
+    try:
+        return pd.to_numeric(cells.where(filled)).astype(float)
+    except ValueError:
+        if cells.str.contains(_BETWEEN, regex=False).any():
+            return cells.map(lambda cell: [one for part in cell.split(_BETWEEN) if (one := part.strip())])
+        return cells
 
 
 def _ids(column: pd.Series, key: str, name: str) -> list[str]:

@@ -133,8 +133,8 @@ def _read_file(path: Path, name: str) -> Any:
     suffix = path.suffix.lower()
     if suffix not in {*_DELIMITED, *_JSON_LINES, ".parquet"}:
         raise UserError(
-            f"{name}: {str(path)[:_LONGEST_SHOWN]}: expected a table with a row for each item, such as a DataFrame, or "
-            "the path of a .csv, .tsv, .jsonl or .parquet file"
+            f"{name}: {str(path)[-_LONGEST_SHOWN:]}: expected a table with a row for each item, such as a DataFrame, "
+            "or the path of a .csv, .tsv, .jsonl or .parquet file"
         )
     try:
         if suffix == ".parquet":

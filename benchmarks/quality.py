@@ -31,8 +31,8 @@ SETTINGS: dict[str, Any] = {"stopping_step": 5}
 
 def fetched_with(folder: Path) -> dict[str, str]:
     """What ``fetch`` was told of the validation part, where it is not what it makes by itself."""
-    split = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["split"]
-    usual = "random" if folder.name.startswith("onebp-") else "last"
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    split, usual = manifest["split"], "last" if manifest["ordered"] else "random"
     told = [f"--valid={split['valid']}"] if split["valid"] != usual else []
     told += [f"--valid_share={split['valid_share']}"] if split["valid_share"] != 0.1 else []
     return {"fetched with": " ".join(told)} if told else {}

@@ -151,7 +151,7 @@ def _read_file(path: Path, name: str) -> Any:
         return pd.DataFrame(rows, columns=head, dtype=object)
     except OSError as error:
         raise UserError(f"{name}: {path}: {error.strerror or error}") from None
-    except (ValueError, csv.Error) as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"{name}: {path}: {' '.join(str(error).split())}") from None
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator, Sequence
-from io import StringIO
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +11,9 @@ from recbole_onebp.serving.content import ItemContent
 from recbole_onebp.serving.tokens import as_new_token
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import Token
-from recbole_onebp.util.untrusted import read_text
+from recbole_onebp.util.table_rows import read_rows
 
 __all__ = ["read_items"]
-
-_MAX_BYTES = 1 << 30
-_SEPARATORS = {".csv": ",", ".tsv": "\t"}
-_JSON_LINES = (".jsonl", ".ndjson")
 
 
 def read_items(path: Path, key: str, fields: Sequence[str], content: ItemContent) -> dict[Token, dict[str, Any]]:
@@ -40,7 +33,7 @@ def read_items(path: Path, key: str, fields: Sequence[str], content: ItemContent
     """
     known, lines = list(dict.fromkeys([*fields, *content.names])), dict[Token, str]()
     items: dict[Token, dict[str, Any]] = {}
-    for where, row in _rows(path):
+    for where, row in read_rows(path):
         for name in row:
             if name not in (key, *known):
                 hint = nearest(str(name), [key, *known])
@@ -63,41 +56,3 @@ def read_items(path: Path, key: str, fields: Sequence[str], content: ItemContent
     if not items:
         raise UserError(f"{path}: holds no item")
     return items
-
-
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where each row is, and its values by column."""
-    suffix = path.suffix.lower()
-    if suffix not in (*_SEPARATORS, *_JSON_LINES):
-        raise UserError(f"{path}: expected a file that ends in {', '.join((*_SEPARATORS, *_JSON_LINES))}")
-    # Not splitlines: texts may hold other letters that end a line there, such as U+2028.
-    lines = StringIO(read_text(path, _MAX_BYTES).removeprefix("\ufeff"), newline="")
-    if suffix in _JSON_LINES:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield f"{path}, line {number}", _object(f"{path}, line {number}", line)
-        return
-    reader = csv.reader(lines, delimiter=_SEPARATORS[suffix], strict=True)
-    try:
-        names = next(reader, [])
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise UserError(f"{path}, line 1: column {twice!r} occurs twice")
-        for cells in reader:
-            where = f"{path}, line {reader.line_num}"
-            if cells and len(cells) != len(names):
-                raise UserError(f"{where}: has {len(cells)} columns; expected {len(names)}, as in line 1")
-            if cells:
-                yield where, dict(zip(names, cells, strict=True))
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}") from None
-
-
-def _object(where: str, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: no JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise UserError(f'{where}: expected an object, such as {{"item_id": "7"}}')
-    return row

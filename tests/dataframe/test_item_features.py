@@ -176,21 +176,21 @@ def test_the_command_takes_a_file_of_features(frame, items, tmp_path, capsys):
     assert "25" in {item for item, _ in Recommender.load("bundle").recommend([0], k=26)[0]}
     capsys.readouterr()
     assert main(["fit", "rows.csv", "other", "--item_features=none.csv", *options]) == 2
-    assert "error: item_features: none.csv: No such file or directory" in capsys.readouterr().err
+    assert "error: item_features: none.csv: cannot be read: No such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("items.csv", "item_id,a,a\n1,2,3\n", ": a: a feature cannot be called so; rename the column"),
-        ("items.csv", "item_id,a,b\n1,2,3\n4\n", "items.csv: line 3: 1 cells, but the first line has 3"),
-        ("items.csv", "item_id,a\n1,2,3\n", "items.csv: line 2: 3 cells, but the first line has 2"),
+        ("items.csv", "item_id,a,a\n1,2,3\n", "items.csv, line 1: column 'a' occurs twice"),
+        ("items.csv", "item_id,a,b\n1,2,3\n4\n", "items.csv, line 3: has 1 columns; expected 3, as in line 1"),
+        ("items.csv", "item_id,a\n1,2,3\n", "items.csv, line 2: has 3 columns; expected 2, as in line 1"),
         ("items.csv", "", ": the table has no rows"),
         ("items.csv", "item_id,a\n", ": the table has no rows"),
         ("items.csv", "item_id,a\n1,inf\n", ": a, row 0 (counted from 0): expected finite numbers"),
-        ("items.csv", 'item_id,a\n1,"x', "items.csv: unexpected end of data"),
-        ("items.jsonl", "{", "items.jsonl: "),
-        ("items.jsonl", "[1]", "items.jsonl: [1]: expected an object on each line"),
+        ("items.csv", 'item_id,a\n1,"x', "items.csv, line 2: unexpected end of data"),
+        ("items.jsonl", "{", "items.jsonl, line 1: no JSON: "),
+        ("items.jsonl", "[1]", "items.jsonl, line 1: expected an object, such as "),
         ("items.parquet", "x", "items.parquet: "),
         ("items.xml", "x", "items.xml: expected a table with a row for each item"),
     ],

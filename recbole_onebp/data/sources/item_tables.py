@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -19,6 +17,7 @@ from recbole_onebp.data.sources.forms import TableFormat, usual_columns
 from recbole_onebp.data.sources.frames import column_of, raw_columns, refuse_bad, table_of
 from recbole_onebp.data.sources.tables import misread, sift
 from recbole_onebp.util.errors import UserError
+from recbole_onebp.util.table_rows import DELIMITERS, JSON_LINES, read_rows
 
 __all__ = ["ItemTable", "read_item_table"]
 
@@ -26,8 +25,6 @@ _ITEM = "item_id"
 _TAKEN = ("user_id", _ITEM, "rating", "timestamp")
 _SEPARATORS = (" ", "|", ";", ",", "\x1f")
 """The first of them that occurs in no value stands between the values of an item in a file."""
-_DELIMITED = {".csv": ",", ".tsv": "\t"}
-_JSON_LINES = (".jsonl", ".ndjson")
 _BETWEEN = "|"
 """Between several values of a cell of a CSV or TSV file."""
 _LONGEST_SHOWN = 80
@@ -79,7 +76,7 @@ def read_item_table(data: Any, item: str | None, name: str = "item_features") ->
         raise UserError(
             f"{name}: {str(data)[:_LONGEST_SHOWN]}: expected a table with a row for each item, such as a DataFrame"
         )
-    is_text = isinstance(data, (str, Path)) and Path(data).suffix.lower() in _DELIMITED
+    is_text = isinstance(data, (str, Path)) and Path(data).suffix.lower() in DELIMITERS
     table, names = table_of(_read_file(Path(data), name) if isinstance(data, (str, Path)) else data, name)
     if not len(table):
         raise UserError(f"{name}: the table has no rows")
@@ -131,43 +128,28 @@ def read_item_table(data: Any, item: str | None, name: str = "item_features") ->
 def _read_file(path: Path, name: str) -> Any:
     """The table of a file; the cells of a CSV or TSV file are texts."""
     suffix = path.suffix.lower()
-    if suffix not in {*_DELIMITED, *_JSON_LINES, ".parquet"}:
+    if suffix not in {*DELIMITERS, *JSON_LINES, ".parquet"}:
         raise UserError(
             f"{name}: {str(path)[-_LONGEST_SHOWN:]}: expected a table with a row for each item, such as a DataFrame, "
             "or the path of a .csv, .tsv, .jsonl or .parquet file"
         )
     try:
         if suffix == ".parquet":
-            return _read_parquet(path, name)
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            if suffix in _JSON_LINES:
-                return pd.DataFrame([_json_object(line) for line in file if line.strip()])
-            lines = csv.reader(file, delimiter=_DELIMITED[suffix], strict=True)
-            head, rows = next(lines, []), []
-            for row in lines:
-                if row and len(row) != len(head):
-                    raise ValueError(f"line {lines.line_num}: {len(row)} cells, but the first line has {len(head)}")
-                rows += [row] if row else []
-        return pd.DataFrame(rows, columns=head, dtype=object)
-    except OSError as error:
-        raise UserError(f"{name}: {path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError, csv.Error) as error:
-        raise UserError(f"{name}: {path}: {' '.join(str(error).split())}") from None
+            return _read_parquet(path)
+        return pd.DataFrame([row for _, row in read_rows(path)], dtype=object if suffix in DELIMITERS else None)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
-def _read_parquet(path: Path, name: str) -> Any:
+def _read_parquet(path: Path) -> Any:
     if find_spec("pyarrow") is None:
-        raise UserError(f"{name}: {path}: needs pyarrow: pip install 'recbole-onebp[parquet]'")
+        raise UserError(f"{path}: needs pyarrow: pip install 'recbole-onebp[parquet]'")
     import pyarrow.parquet as pq
 
-    return pq.read_table(path)
-
-
-def _json_object(line: str) -> dict[str, Any]:
-    found = json.loads(line)
-    if not isinstance(found, dict):
-        raise ValueError(f"{line.strip()[:_LONGEST_SHOWN]}: expected an object on each line")
-    return found
+    try:
+        return pq.read_table(path)
+    except (OSError, ValueError) as error:  # pyarrow's own are among them
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
 
 
 def _typed(cells: pd.Series) -> pd.Series:

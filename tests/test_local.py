@@ -295,10 +295,10 @@ def test_the_model_adds_the_term_everywhere(trained, ordered):
     torch.testing.assert_close(stock[shown], scores[:5][shown])
 
 
+@pytest.mark.parametrize("multiplies_int8", [True, False])
 @pytest.mark.parametrize("weight", [0.5, 4.0])
-def test_the_fast_evaluation_is_exact(trained, monkeypatch, weight):
-    if not bounded.multiplies_int8():
-        pytest.skip("the processor has no 8-bit products")
+def test_the_fast_evaluation_is_exact(trained, monkeypatch, weight, multiplies_int8):
+    monkeypatch.setattr(bounded, "multiplies_int8", lambda: multiplies_int8)
     run = trained(local_weight=weight)
     run.trainer.eval_collector.data_collect(run.train_data)
     exact = run.trainer.evaluate(run.test_data, load_best_model=False)

@@ -1,13 +1,14 @@
-"""The k best items of each user from vectors of users and items, without computing most of the scores in float32.
+"""The k best items of each user from vectors of users and items, without a matrix of scores.
 
-Full-sort evaluation needs the k largest of n scores <u, i> per user, and most of its time is the matrix product of
-users (B, d) and items (d, n).  On processors with 8-bit multiply instructions, the product of vectors rounded to 8 bits
-takes a quarter of the time.  Let u', i' be the rounded vectors.  The Cauchy-Schwarz inequality gives an upper bound,
+Full-sort evaluation needs the k largest of n scores <u, i> per user.  Users (B, d) are multiplied by a tile of items
+(d, t) at a time, and the products are read while they are in the cache.  On processors with 8-bit multiply instructions
+the vectors are rounded to 8 bits, which makes the product four times as fast.  Let u', i' be the vectors that are
+multiplied.  The Cauchy-Schwarz inequality gives an upper bound,
 
     <u, i>  <=  <u', i'> + |u - u'| |i| + |u'| |i - i'|.
 
 For most items the bound is below the k-th best score found so far, so the item cannot be among the k best.  Only the
-other scores are computed in float32.  The result is exact.
+other scores are computed, in float32 and in a fixed order.  The result is exact.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _Floats = npt.NDArray[np.float32]
 _Ids = npt.NDArray[np.int64]
 
 MIN_ITEMS = 8192
-"""With fewer items the float32 product is faster."""
+"""With fewer items all scores at once are faster."""
 _TILE = 2048
 """Items per product: the bounds of a thread's users must stay in the second-level cache until they are read."""
 _STRIDE = 64
@@ -65,24 +66,22 @@ def ranking_threads() -> Iterator[ThreadPoolExecutor]:
 
 
 class RoundedItems:
-    """Item vectors and their 8-bit form.
+    """Item vectors, and the form in which they are multiplied.
 
     Args:
         items: ``(n, d)``, float32, on the CPU.
 
     Attributes:
         rows: the vectors, ``(n, d)``.
-        tiles: for each range of items: its slice, its 8-bit vectors ``(d, tile)`` and their scales ``(tile,)``.
-        error, length: ``(n,)``: distance between an item's vector and its 8-bit form, and length of the vector.
+        tiles: for each range of items: its slice, its rounded vectors ``(d, tile)`` and their scales ``(tile,)``.
+        error, length: ``(n,)``: distance between an item's vector and its rounded form, and length of the vector.
         uses_bounds: whether bounds are valid for these vectors and have saved most scores so far.
     """
 
     def __init__(self, items: Tensor) -> None:
         items = items.detach().contiguous()
         self.rows: _Floats = items.numpy()
-        self.uses_bounds = (
-            len(items) >= MIN_ITEMS and items.shape[1] >= 16 and multiplies_int8() and _is_of_common_size(items)
-        )
+        self.uses_bounds = len(items) >= MIN_ITEMS and items.shape[1] >= 16 and _is_of_common_size(items)
         if self.uses_bounds:
             rounded, scale, self.error = _rounded(items)
             self.length = torch.linalg.vector_norm(items, dim=1)
@@ -91,7 +90,12 @@ class RoundedItems:
 
 
 def _rounded(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Vectors ``(n, d)`` rounded to int8, the scale of each ``(n,)``, and its rounding error ``(n,)`` as a distance."""
+    """Vectors ``(n, d)`` rounded to int8, the scale of each ``(n,)``, and its rounding error ``(n,)`` as a distance.
+
+    Without 8-bit multiply instructions they stay as they are.
+    """
+    if not multiplies_int8():
+        return rows, torch.ones(len(rows)), torch.zeros(len(rows))
     largest = rows.abs().amax(dim=1)
     scale = torch.where(largest > 0, largest / 127, 1.0).unsqueeze(1)
     rounded = (rows / scale).round()
@@ -206,11 +210,12 @@ class Product:
         most = float((error / length).nan_to_num().max()) + 2 * (users.shape[1] + 4) * np.finfo(np.float32).eps
         slack = (table.error + most * table.length).numpy()
         of_users = users.numpy(), scale.numpy(), (length / scale).numpy()
-        memory = torch.empty(len(users) * _TILE, dtype=torch.int32)  # one allocation for all tiles
+        multiply: Any = torch._int_mm if rounded.dtype == torch.int8 else torch.mm
+        memory = torch.empty(len(users) * _TILE, dtype=torch.int32 if multiply is torch._int_mm else torch.float32)
         n_computed = 0
         for tile, columns, column_scale in table.tiles:
             products = memory[: len(users) * len(column_scale)].view(len(users), -1)
-            torch._int_mm(rounded, columns, out=products)
+            multiply(rounded, columns, out=products)
             bounds = products.numpy(), column_scale, slack[tile]
             lists = done, best, items
             n_computed += _scan_tile(bounds, of_users, local, unread, factors, tile.start, table.rows, *lists)
@@ -248,7 +253,7 @@ def _scan_tile(
     """Insert the items of a tile into the sorted lists of the best, and return how many scores were computed.
 
     Args:
-        bounds: products ``(B, tile)`` int32, scale and slack ``(tile,)`` of the items.
+        bounds: products ``(B, tile)``, int32 or float32, scale and slack ``(tile,)`` of the items.
         of_users: vectors ``(B, d)``, scale and scaled length ``(B,)`` of the users.  The product of row r and column i
             is at most ``user_scale[r] * (products[r, i] * scale[i] + user_length[r] * slack[i])``.
         local: what is added to the products.

@@ -133,9 +133,10 @@ def test_metrics_of_popularity_are_recboles_too(both):
     "overrides",
     [{}, {"score": "cosine", "item_bias": True}, {"metrics": [*RANKING, "GAUC"]}, {"user_encoding": "fresh"}],
 )
-def test_metrics_with_bounded_scores_are_recboles(overrides, both, ml100k, monkeypatch):
+@pytest.mark.parametrize("multiplies_int8", [True, False])
+def test_metrics_with_bounded_scores_are_recboles(overrides, both, ml100k, monkeypatch, multiplies_int8):
     monkeypatch.setattr(bounded, "MIN_ITEMS", 0)  # more than ml-100k has
-    monkeypatch.setattr(bounded, "multiplies_int8", lambda: True)
+    monkeypatch.setattr(bounded, "multiplies_int8", lambda: multiplies_int8)
     products = []
     top_items = Product.top_items
     monkeypatch.setattr(

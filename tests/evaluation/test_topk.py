@@ -51,13 +51,13 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield threads
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _narrow_tables_are_bounded() -> Iterator[None]:
-    """On any processor."""
+@pytest.fixture(scope="module", autouse=True, params=[True, False], ids=["int8", "float32"])
+def multiplies_int8(request) -> Iterator[bool]:
+    """Narrow tables are bounded, as on either kind of processor."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bounded, "MIN_ITEMS", 0)
-        patch.setattr(bounded, "multiplies_int8", lambda: True)
-        yield
+        patch.setattr(bounded, "multiplies_int8", lambda: request.param)
+        yield request.param
 
 
 def expected_scores(users: torch.Tensor, items: torch.Tensor, hidden=NOTHING) -> torch.Tensor:
@@ -126,12 +126,12 @@ def test_several_tiles(pool, monkeypatch):
         assert torch.equal(product.top_items(k)[:, 0], torch.topk(expected_scores(users, items), k)[1])
 
 
-def test_bounds_are_not_used_again_if_they_save_little(pool):
+def test_bounds_are_not_used_again_if_they_save_little(pool, multiplies_int8):
     torch.manual_seed(0)
     users, items = torch.randn(4, 64), torch.randn(1, 64) + 1e-2 * torch.randn(3000, 64)  # all similar
     product = Product(users, RoundedItems(items), NOTHING, pool)
     assert torch.equal(product.top_items(5)[:, 0], torch.topk(expected_scores(users, items), 5)[1])
-    assert not product.table.uses_bounds
+    assert product.table.uses_bounds is not multiplies_int8  # without rounding, bounds are close
     assert torch.equal(product.top_items(5)[:, 0], torch.topk(expected_scores(users, items), 5)[1])
 
 

@@ -451,7 +451,7 @@ def _features(result: Result, _file: Path) -> str:
     head = (result["dataset"], "epochs", "cold items", "warm items", "all items", "processor s")
     rows = (cells(name, runs) for name, runs in result["contestants"].items())
     lost = losses(result["contestants"])
-    said = f"Features lose to ids alone: {'; '.join(lost)}." if lost else "Features lose nowhere to ids alone."
+    said = f"Features lose to ids alone: {'; '.join(lost)}." if lost else "Among the towers features lose nowhere to ids alone."
     return f"{table(head, rows)}\n\n{said}\n\nSeed {seeds}; {settings}. {_packages(result)}."
 
 

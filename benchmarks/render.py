@@ -12,7 +12,7 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,10 @@ def _comparisons(results: Path) -> dict[str, Any]:
     return dict(sorted(found.items(), key=lambda named: -len(named[1]["models"])))
 
 
+def _ours_first(labels: Iterable[str]) -> list[str]:
+    return sorted(dict.fromkeys(labels), key=lambda label: label not in OURS)
+
+
 def models(results: Path) -> str:
     """A row a model, its accuracy and training time on each data set that OneBP was compared on; the best is bold.
 
@@ -151,7 +155,7 @@ def models(results: Path) -> str:
     reports = [report for report in _comparisons(results).values() if report["reference"] == "OneBP"]
     if not reports:
         return _NO_COMPARISON
-    labels = dict.fromkeys(model["label"] for report in reports for model in report["models"])
+    labels = _ours_first(model["label"] for report in reports for model in report["models"])
     columns = []
     for report in reports:
         values = {m["label"]: m["test"][report["primary_metric"]]["mean"] for m in report["models"] if m["test"]}
@@ -166,7 +170,7 @@ def models(results: Path) -> str:
     rows = (
         [name, *(cell for column in columns for cell in column.get(label, ("", "")))]
         for label, name in names.items()
-        if label != "TwoBP-towers"  # neither a default nor the paper's
+        if label not in ("TwoBP-towers", "ContentKNN")  # neither a default nor the paper's; of one data set only
     )
     return table(["", *head], rows)
 
@@ -198,7 +202,7 @@ def comparison(results: Path) -> str:
     shown, report = next(iter(reports.items()))
     metric, entries = report["primary_metric"].upper(), [m for r in reports.values() for m in r["models"]]
     names = [name for r in reports.values() for name in (f"{r['dataset']}, {metric}", "train s")]
-    labels = dict.fromkeys(model["label"] for model in entries)
+    labels = _ours_first(model["label"] for model in entries)
     rows = ([label, *(cell for r in reports.values() for cell in _compared(r, label))] for label in labels)
     trials = " or ".join(map(str, sorted({model["tuning_trials"] for model in entries} - {0})))
     pages = (f"[{r['dataset']}](../benchmarks/results/{folder}/report.md)" for folder, r in reports.items())
@@ -451,7 +455,11 @@ def _features(result: Result, _file: Path) -> str:
     head = (result["dataset"], "epochs", "cold items", "warm items", "all items", "processor s")
     rows = (cells(name, runs) for name, runs in result["contestants"].items())
     lost = losses(result["contestants"])
-    said = f"Features lose to ids alone: {'; '.join(lost)}." if lost else "Among the towers features lose nowhere to ids alone."
+    said = (
+        f"Features lose to ids alone: {'; '.join(lost)}."
+        if lost
+        else "Among the towers features lose nowhere to ids alone."
+    )
     return f"{table(head, rows)}\n\n{said}\n\nSeed {seeds}; {settings}. {_packages(result)}."
 
 

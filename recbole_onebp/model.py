@@ -278,7 +278,26 @@ class OneBP(GeneralRecommender):
         }
         if any(needing.values()) and not has_times(dataset):
             key = next(key for key, needs in needing.items() if needs)
-            raise UserError(f"{key}: the interactions have no times: load a column {dataset.time_field} by load_col")
+            raise UserError(
+                f"{key}: the interactions have no times: load a column {dataset.time_field} by load_col, or name it by "
+                "time= in fit"
+            )
+
+    def use_of_order(self) -> str:
+        """What the keys that depend on the order of the data have become, as the log has it.
+
+        Example:
+            >>> from recbole_onebp import build
+            >>> build("OneBP", "ml-100k").model.use_of_order()
+            'not used'
+        """
+        used = {
+            "recency": f"{self.recency:g}" if self.recency else "",
+            "training_history": "earlier" if self.users_from_earlier_items else "",
+            "trend_weight": f"{self.trend_weight:g}" if self.trend_weight else "",
+            "local_recency": f"{self.local_recency:g}" if self.local_recency and self.config.local == "ridge" else "",
+        }
+        return ", ".join(f"{key}: {value}" for key, value in used.items() if value) or "not used"
 
     # --------------------------------------------------------------------------------------------------- embeddings
 

@@ -220,6 +220,7 @@ class OneBPTrainer(Trainer):
         if local is not None and self.model.config.local_weight == "auto" and not (self.eval_step > 0 and valid_data):
             message = "local_weight: auto: without validation %g is used; set the weight that an earlier run has chosen"
             self.logger.info(message, local.weight)
+        self.logger.info("order of time: %s", self.model.use_of_order())
         return super().fit(train_data, valid_data, *args, **kwargs)
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> Any:

@@ -75,12 +75,13 @@ def report(name: str, found: Inspection) -> list[str]:
 def _order(found: Inspection) -> str:
     if not found.has_times:
         return "none"
-    return "train, validation and test follow one another" if found.in_order else "the parts overlap in time"
+    order = "train, validation and test follow one another" if found.in_order else "the parts overlap in time"
+    return f"{order}; {found.tied:.1%} of the pairs have the time of another of their user"
 
 
 def _tenths(tenths: Tenths) -> list[str]:
     return [
-        "share of an item's pairs that lie in test, mean by place in a user's line, first to last tenth:",
+        "share of the item's other pairs that lie in test, mean by place in a user's line, first to last tenth:",
         *(
             f"{part:>6}  {' '.join(f'{value:.3f}'.lstrip('0') for value in values)}"
             for part, values in (("train", tenths.train), ("test", tenths.test))
@@ -110,7 +111,10 @@ def _draw(name: str, tenths: Tenths | None, path: Path) -> None:
     from recbole_onebp.util.errors import UserError, writing
 
     if tenths is None:
-        raise UserError(f"--picture {path}: {name} has no times, or no test part: there is no order to draw")
+        raise UserError(
+            f"--picture {path}: there is no order to draw: {name} has no times, no test part, or no users with at "
+            "least ten pairs in train and in test"
+        )
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.5), layout="constrained")
@@ -118,7 +122,7 @@ def _draw(name: str, tenths: Tenths | None, path: Path) -> None:
     for part, values in (("train", tenths.train), ("test", tenths.test)):
         axes.plot(range(1, len(values) + 1), values, marker="o", label=f"{part} line")
     axes.set_xlabel("place in the line of a user (tenths)")
-    axes.set_ylabel("share of the item's pairs in test")
+    axes.set_ylabel("share of the item's other pairs in test")
     axes.set_ylim(bottom=0)
     axes.set_title(f"{name}: are lines in order of time? (slope of train: t = {tenths.t:.0f})", fontsize=10)
     axes.legend()

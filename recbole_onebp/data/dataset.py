@@ -20,7 +20,7 @@ from recbole.utils import FeatureSource, FeatureType
 from recbole_onebp.data.cache import State
 from recbole_onebp.data.categories import as_categorical, concat_frames, token_table
 from recbole_onebp.data.interactions import COLUMNAR, InteractionFiles, Table
-from recbole_onebp.data.order import are_in_order
+from recbole_onebp.data.order import are_in_order, check_times
 from recbole_onebp.data.rows import Groups, Rows
 from recbole_onebp.data.weights import check_weights
 
@@ -115,6 +115,7 @@ class OneBPDataset(Dataset):
             if not table.path.exists():
                 raise ValueError(f"File {table.path} not exist.")
             frames.append(self._load_table(table))
+            check_times(table, frames[-1], self.time_field)
             if self.config["WEIGHT_FIELD"] is not None:
                 check_weights(table, frames[-1], self.config["WEIGHT_FIELD"])
             for field, length in self.field2seqlen.items():

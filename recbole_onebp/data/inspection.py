@@ -44,9 +44,9 @@ class Difference:
 class Tenths:
     """Whether the pairs of a user are in order of time, judged without any time.
 
-    For each item, take the share of its pairs that lie in the test part; then average it by place in the line of a
-    user, from the first to the last tenth, over lines of at least ten pairs.  If the test part was drawn at random, and
-    pairs are in any order, both lines are flat and at the same level.
+    For each pair, take the share of its item's other pairs that lie in the test part; then average it by place in the
+    line of a user, from the first to the last tenth, over lines of at least ten pairs.  If the test part was drawn at
+    random, and pairs are in any order, both lines are flat and at the same level.
     """
 
     train: list[float]
@@ -72,6 +72,13 @@ class Inspection:
     @property
     def has_times(self) -> bool:
         return all("time" in part for part in self.parts.values())
+
+    @cached_property
+    def tied(self) -> float:
+        """Share of the pairs that have the time of another pair of their user; 0 without times."""
+        if not self.has_times:
+            return 0.0
+        return float(pd.concat(self.parts.values()).duplicated(["user", "time"], keep=False).mean())
 
     @property
     def density(self) -> float:
@@ -120,22 +127,28 @@ class Inspection:
 
     @cached_property
     def tenths(self) -> Tenths | None:
-        """See :class:`Tenths`; None without times, or without a test part."""
+        """See :class:`Tenths`; None without times, or without users who have a line of ten pairs in train and test."""
         train, test = pd.concat([self.parts["train"], self.parts["valid"]], ignore_index=True), self.parts["test"]
         if not self.has_times or test.empty or train.empty:
             return None
         in_train, in_test = (np.bincount(part["item"], minlength=self.n_items + 1) for part in (train, test))
-        share = in_test / np.maximum(in_train + in_test, 1)
+        others = in_train + in_test - 1
         train, test = (part[part.groupby("user")["item"].transform("size") >= _TENTHS] for part in (train, test))
-        if train["user"].nunique() < 2 or test.empty:
-            return None
-        lines = []
-        for part in (train, test):
-            tenth = np.minimum((_places(part) * _TENTHS).astype(int), _TENTHS - 1)
-            value = share[part["item"]]
-            sums, counts = np.bincount(tenth, value, _TENTHS), np.bincount(tenth, minlength=_TENTHS)
+        lines, slopes = [], np.empty(0)
+        for part, own in ((train, 0), (test, 1)):
+            item = part["item"].to_numpy()
+            place, has_others = _places(part), others[item] > 0
+            user, item, place = part["user"].to_numpy()[has_others], item[has_others], place[has_others]
+            if not len(item):
+                return None
+            share = (in_test[item] - own) / others[item]
+            tenth = np.minimum((place * _TENTHS).astype(int), _TENTHS - 1)
+            sums, counts = np.bincount(tenth, share, _TENTHS), np.bincount(tenth, minlength=_TENTHS)
             lines.append((sums / np.maximum(counts, 1)).tolist())
-        slopes = _slopes(train["user"].to_numpy(), _places(train), share[train["item"]])
+            if part is train:
+                slopes = _slopes(user, place, share)
+        if len(slopes) < 2:
+            return None
         test_of_zero = stats.ttest_1samp(slopes, 0.0)
         t, p_value = float(test_of_zero.statistic), float(test_of_zero.pvalue)
         return Tenths(lines[0], lines[1], float(slopes.mean()), t, p_value, len(slopes))
@@ -169,7 +182,7 @@ def _slopes(user: npt.NDArray[Any], x: Floats, y: Floats) -> Floats:
     frame = pd.DataFrame({"user": user, "x": x, "y": y})
     frame[["x", "y"]] -= frame.groupby("user")[["x", "y"]].transform("mean")
     sums = pd.DataFrame({"user": user, "xy": frame["x"] * frame["y"], "xx": frame["x"] ** 2}).groupby("user").sum()
-    return (sums["xy"] / sums["xx"]).to_numpy(float)
+    return (sums["xy"] / sums["xx"])[sums["xx"] > 0].to_numpy(float)
 
 
 def _difference(what: str, of_item: Floats, valid: pd.DataFrame, test: pd.DataFrame) -> Difference:

@@ -11,12 +11,17 @@ from recbole_onebp.data.cache import DataCache, State
 from recbole_onebp.data.text_table import TextTable
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["COLUMNAR", "InteractionFiles", "Table", "find"]
+__all__ = ["COLUMNAR", "InteractionFiles", "Table", "find", "row_of"]
 
 COLUMNAR = (".parquet", ".arrow", ".csv")
 """What may follow ``<name>.inter``: a file, or a folder of Parquet or Arrow files."""
 
 Table = TextTable | ArrowTable
+
+
+def row_of(table: Table, number: int) -> str:
+    """Where a row is in its file, for messages; ``number`` counts from 0."""
+    return f"row {number + 1}" if table.path.suffix in COLUMNAR else f"line {number + 2}"
 
 
 def find(folder: Path, stem: str) -> Path:

@@ -8,8 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
-__all__ = ["are_in_order", "has_times"]
+from recbole_onebp.data.interactions import Table, row_of
+from recbole_onebp.util.errors import UserError
+
+__all__ = ["are_in_order", "check_times", "has_times"]
 
 _ALLOWED = 0.01
 """Share of the users whose parts may overlap in time: clocks and ties are not perfect."""
@@ -20,8 +24,25 @@ def has_times(dataset: Any) -> bool:
     return dataset.time_field in dataset.inter_feat
 
 
+def check_times(table: Table, frame: pd.DataFrame, field: str) -> None:
+    """Check the times of a file before RecBole fills in the mean for those that are missing.
+
+    Raises:
+        UserError: names the file and the row.
+    """
+    if field not in frame or not pd.api.types.is_numeric_dtype(frame[field]):
+        return
+    if len(wrong := np.flatnonzero(~np.isfinite(frame[field].to_numpy(np.float64)))):
+        raise UserError(
+            f"{table.path}, {row_of(table, wrong[0])}: no {field}; RecBole would take the mean of all: fill it in, or "
+            "leave out the row, or the column by load_col"
+        )
+
+
 def are_in_order(parts: Sequence[Any]) -> bool:
     """Whether each user's train interactions come before those of validation, and these before those of test.
+
+    Where nobody has two different times there is no order.
 
     Args:
         parts: data sets, the earliest first.  Empty ones are passed over.
@@ -31,6 +52,8 @@ def are_in_order(parts: Sequence[Any]) -> bool:
         return False
     n_users = parts[0].user_num
     spans = [_spans(part, n_users) for part in parts]
+    if not (np.max([last for _, last in spans], axis=0) > np.min([first for first, _ in spans], axis=0)).any():
+        return False  # nobody has two times
     for (_, last), (first, _) in combinations(spans, 2):
         in_both = np.isfinite(last) & np.isfinite(first)
         if in_both.any() and (last > first)[in_both].mean() > _ALLOWED:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from logging import getLogger
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from recbole.config import Config
 from recbole.data.interaction import cat_interactions
 from recbole.utils import ModelType
@@ -23,15 +25,19 @@ def prepare_parts(config: Config, dataset: Any) -> None:
 
     Two parts of ``benchmark_filename`` are train and test; validation is then empty.  With ``refit: true`` train is
     train and validation together, and validation is empty.  Pairs that are in two parts are counted and logged.
-    With ``order: TO`` the interactions are put in order before RecBole reads their times as 32-bit numbers, of which
-    those of about a minute are the same: its own sort then keeps the order.
+    Interactions are put in order of time where that counts, before RecBole reads their times as 32-bit numbers, of
+    which those of about a minute are the same: with ``order: TO``, as its own sort keeps the order, and in a part of
+    ``benchmark_filename`` in which somebody's rows are not in order.
     """
 
     def build() -> list[Any]:
         del dataset.build  # restores the method of the class: the parts are copies of the data set
-        time, is_timed = dataset.time_field, config["eval_args"]["order"] == "TO" and not config["benchmark_filename"]
-        if is_timed and time in dataset.inter_feat:
-            dataset.inter_feat = dataset.inter_feat.sort_values(time, kind="stable", ignore_index=True)
+        if dataset.time_field in dataset.inter_feat:
+            if config["benchmark_filename"]:
+                dataset.inter_feat = _parts_in_order(dataset)
+            elif config["eval_args"]["order"] == "TO":
+                rows = dataset.inter_feat
+                dataset.inter_feat = rows.sort_values(dataset.time_field, kind="stable", ignore_index=True)
         parts = [*dataset.build()]
         if len(parts) == 2:
             parts.insert(1, _empty(parts[0]))
@@ -41,6 +47,29 @@ def prepare_parts(config: Config, dataset: Any) -> None:
         return parts
 
     dataset.build = build
+
+
+def _parts_in_order(dataset: Any) -> pd.DataFrame:
+    """The rows of all parts; those of a part by time, unless each user's already are."""
+    rows = dataset.inter_feat
+    ends = np.cumsum([0, *dataset.file_size_list])
+    if ends[-1] != len(rows):  # RecBole refuses filters of rows here
+        return rows
+    parts = [rows.iloc[start:end] for start, end in pairwise(ends)]
+    in_order = [_in_order(part[dataset.uid_field].to_numpy(), part[dataset.time_field].to_numpy()) for part in parts]
+    if all(in_order):
+        return rows
+    by_time = [
+        part if is_in_order else part.sort_values(dataset.time_field, kind="stable")
+        for part, is_in_order in zip(parts, in_order, strict=True)
+    ]
+    return pd.concat(by_time, ignore_index=True)
+
+
+def _in_order(user: npt.NDArray[Any], time: npt.NDArray[Any]) -> bool:
+    """Whether each user's times rise: all do, or users stand together, and times rise in each."""
+    rises, same = np.diff(time) >= 0, np.diff(user) == 0
+    return bool(rises.all() or (rises[same].all() and len(time) - same.sum() == len(np.unique(user))))
 
 
 def _empty(part: Any) -> Any:

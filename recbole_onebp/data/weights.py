@@ -11,7 +11,7 @@ import torch
 from recbole.utils import FeatureType
 from torch import Tensor
 
-from recbole_onebp.data.interactions import COLUMNAR, Table
+from recbole_onebp.data.interactions import Table, row_of
 from recbole_onebp.distributed.ranks import current
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.weights import ALLOWED, Transform, are_allowed, transformed
@@ -30,8 +30,9 @@ def check_weights(table: Table, frame: pd.DataFrame, field: str) -> None:
     values = frame[field].to_numpy()
     wrong = np.flatnonzero(~are_allowed(values))
     if len(wrong):
-        row = f"row {wrong[0] + 1}" if table.path.suffix in COLUMNAR else f"line {wrong[0] + 2}"
-        raise UserError(f"{table.path}, {row}: {field} is {values[wrong[0]]:g}, no weight: expected {ALLOWED}")
+        raise UserError(
+            f"{table.path}, {row_of(table, wrong[0])}: {field} is {values[wrong[0]]:g}, no weight: expected {ALLOWED}"
+        )
 
 
 def weights_of(dataset: Any, field: str, by: Transform) -> Tensor:

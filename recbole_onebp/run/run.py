@@ -228,7 +228,8 @@ class Run:
         if getattr(part, "cold_share", 0) < _COLD_SHARE or gauc:
             return {}, {}
         self.trainer.wandblogger.log_wandb = False  # the metrics that it keeps are those of the test
-        among = {items: part.among(items) for items in ("all", "warm", "cold")}
+        kinds = ("all", "warm", "cold") if part.cold_share < 1 else ("all", "cold")
+        among = {items: part.among(items) for items in kinds}
         found = [
             {items: floats(self.trainer.evaluate(of, load_best_model=False)) for items, of in parts.items()}
             for parts in (among, part.by_train_pairs())

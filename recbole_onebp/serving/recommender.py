@@ -163,7 +163,7 @@ class Recommender(ChangingItems):
         """The best items of new users from their histories, without training.
 
         Args:
-            histories: the items of each of B users, in order.  Unknown items are ignored and reported.
+            histories: the items of each of B users, the earliest first.  Unknown items are ignored and reported.
             k: see :meth:`recommend`.
             exclude_seen: leave out the items of the history.
             allow: see :meth:`recommend`.

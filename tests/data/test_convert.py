@@ -117,6 +117,34 @@ def test_k_core_goes_on_until_nothing_changes():
     assert converted(text, k_core=2)["x"] == Counter((u, i) for u in "abc" for i in "xyz")
 
 
+def test_times_in_two_units_are_refused(capsys):
+    Path("x.csv").write_text("user,item,time\na,x,1600000000\na,y,1600000100000\na,z,1600000200\n")
+    code, _, err = run("convert", "x.csv", "--name=mine", capsys=capsys)
+    assert code == 2
+    assert "x.csv: times such as 1600000100000 and 1600000000: are they in one unit? give --time_format" in err
+    assert not Path("dataset/mine").exists()
+    assert run("convert", "x.csv", "--name=mine", "--time_format=s", capsys=capsys)[0] == 0
+
+
+def test_rows_of_one_time_are_told_where_the_order_decides(capsys):
+    Path("x.csv").write_text("user,item,time\n" + "".join(f"{u},{i},{i // 2}\n" for u in "ab" for i in range(10)))
+    said = "rows with the time of another row of their user: in the order of the file"
+    assert f"20  {said}" in run("convert", "x.csv", "--name=a", "--split=time_user", capsys=capsys)[1]
+    assert said not in run("convert", "x.csv", "--name=b", "--split=ratio", capsys=capsys)[1]
+
+
+def test_without_times_it_is_told_what_is_not_used_and_that_the_last_row_is_none(capsys):
+    Path("x.csv").write_text("user,item,when,price\n" + "".join(f"a,{i},{i},1\nb,{i},{i},1\n" for i in range(5)))
+    unused = "x.csv: no times, so no order; not used: when, price; name a column of times by --time"
+    code, out, err = run("convert", "x.csv", "--name=a", "--split=leave_one_out", capsys=capsys)
+    assert code == 0
+    assert unused in out + err
+    assert "leave_one_out: there are no times, so the rows held out are random" in out + err
+    code, out, err = run("convert", "x.csv", "--name=b", "--time=when", "--split=leave_one_out", capsys=capsys)
+    assert code == 0
+    assert "no times" not in out + err
+
+
 @pytest.mark.parametrize("split", ["ratio", "leave_one_out", "time"])
 def test_splits_and_the_command_that_is_shown(split, tmp_path, capsys):
     rows = "".join(f"u{u},i{(u * 3 + j) % 17},{u + 20 * j}\n" for u in range(12) for j in range(10))

@@ -57,6 +57,26 @@ def test_lines_in_any_order_are_flat():
     assert np.mean(found.test) == pytest.approx(np.mean(found.train), abs=0.05)
 
 
+def test_a_random_test_part_is_at_one_level_with_train():
+    """A pair itself does not count in the share of its item: few pairs of an item would lift the test line."""
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({"user": np.repeat(np.arange(1, 501), 40), "item": rng.integers(1, 2001, 20_000)})
+    rows = rows.drop_duplicates(ignore_index=True)
+    rows["time"] = rng.permutation(len(rows))
+    part = rng.choice(["train", "valid", "test"], len(rows), p=[0.6, 0.1, 0.3])
+    parts = {name: rows[part == name].reset_index(drop=True) for name in ("train", "valid", "test")}
+    found = Inspection(parts, 500, 2000, False).tenths
+    assert np.mean(found.test) == pytest.approx(np.mean(found.train), abs=0.01)
+    assert found.p_value > 0.01
+
+
+def test_pairs_of_one_time_are_counted():
+    part = pd.DataFrame({"user": [1, 1, 1, 2], "item": [1, 2, 3, 1], "time": [5.0, 5.0, 6.0, 5.0]})
+    empty = part[:0]
+    assert Inspection({"train": part, "valid": empty, "test": empty}, 2, 3, True).tied == 0.5
+    assert Inspection({"train": part.drop(columns="time"), "valid": empty, "test": empty}, 2, 3, True).tied == 0
+
+
 def test_a_random_validation_part_is_unlike_a_test_part_that_comes_last():
     rows = drifting(np.random.default_rng(0))
     place = place_of_items(inspected(rows, last=False))

@@ -121,3 +121,47 @@ def test_a_split_in_order_knows_seconds(timed, tmp_path, model):
         found = part.inter_feat[part.uid_field] == part.token2id(part.uid_field, "u7")
         tokens = part.field2id_token[part.iid_field][part.inter_feat[part.iid_field][found]]
         assert np.atleast_1d(tokens).tolist() == [f"i{item}" for item in items]
+
+
+TIMED = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}}
+HEADER = "user_id:token\titem_id:token\ttimestamp:float"
+
+
+def write_timed(folder, order, times):
+    """Ten items of each of 30 users, in the order of their numbers by time; the rows of a part in another order."""
+    for part, chosen in (("train", range(8)), ("valid", [8]), ("test", [9])):
+        rows = [(f"u{u}", f"i{10 * (u % 3) + i}", times(i)) for i in order if i in chosen for u in range(30)]
+        write_inter(folder, rows, HEADER).rename(folder / f"{folder.name}.{part}.inter")
+
+
+@pytest.mark.parametrize("stored", ["by file", "from the cache"])
+def test_parts_in_any_order_of_rows_are_put_in_order_of_time(split, tmp_path, stored):
+    histories = []
+    for name, order in (("sorted", range(10)), ("shuffled", np.random.default_rng(0).permutation(10))):
+        write_timed(tmp_path / name / "split", order, lambda i: 880_000_000 + 5 * i)
+        for _ in range(1 if stored == "by file" else 2):
+            run = split(data_path=str(tmp_path / name), **TIMED)
+        part = run.train_data.dataset
+        start, item, _ = run.model.history.arrays
+        user = part.token2id(part.uid_field, "u7")
+        histories.append(part.id2token(part.iid_field, item[start[user] : start[user + 1]]).tolist())
+        assert part.in_order
+    assert histories == [[f"i{10 + i}" for i in range(8)]] * 2
+
+
+def test_without_two_times_of_one_user_there_is_no_order(split, tmp_path):
+    write_timed(tmp_path / "same" / "split", range(10), lambda _: 880_000_000)
+    run = split(data_path=str(tmp_path / "same"), **TIMED)
+    assert not run.train_data.dataset.in_order
+    assert run.model.use_of_order() == "not used"
+    write_timed(tmp_path / "two" / "split", range(10), lambda i: i)
+    run = split(data_path=str(tmp_path / "two"), **TIMED)
+    assert run.model.use_of_order() == "recency: 1, training_history: earlier, trend_weight: 4, local_recency: 0.5"
+
+
+@pytest.mark.parametrize("missing", ["", "NaN", "inf"])
+def test_a_missing_time_is_refused(split, tmp_path, missing):
+    write_timed(tmp_path / "odd" / "split", range(10), lambda i: missing if i == 2 else i)
+    with pytest.raises(UserError, match=r"split\.train\.inter, line 62: no timestamp; RecBole would take the mean"):
+        split(data_path=str(tmp_path / "odd"), **TIMED)
+    split(data_path=str(tmp_path / "odd"))  # without the column

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import recbole_onebp
+from conftest import write_inter
 from recbole_onebp.util.errors import UserError
 from support.films import COLD, write_films
 
@@ -82,6 +83,20 @@ def test_a_run_records_items_by_their_train_pairs(films):
     assert found.keys() == groups.keys()  # no film has more: 10 users take those of a genre
     for name, n_train in groups.items():
         assert found[name] == pytest.approx(expected(run, "all", n_train), abs=1e-4)
+
+
+def test_a_test_part_of_cold_items_alone_is_tested(tmp_path):
+    rows = {"train": range(6), "valid": [6], "test": [7]}
+    for part, chosen in rows.items():
+        path = write_inter(
+            tmp_path / "new", [(f"u{u}", f"i{(u + 1) * (i + 1) if i < 7 else 900}") for u in range(9) for i in chosen]
+        )
+        path.rename(tmp_path / "new" / f"new.{part}.inter")
+    keys = {"data_path": str(tmp_path), "benchmark_filename": [*rows], "epochs": 1, "output_dir": str(tmp_path / "run")}
+    keys |= {"load_col": {"inter": ["user_id", "item_id"]}, "fast_evaluator": True, "show_progress": False}
+    run = recbole_onebp.build("OneBP", "new", config_dict=keys)
+    assert run.test_data.cold_share == 1
+    assert [*run.fit().test_among] == ["all", "cold"]
 
 
 def test_without_cold_items_there_is_one_kind(tmp_path):

@@ -40,6 +40,7 @@ _RECOMMENDED = (
     "the rows have times: --split=time_user tests on the latest rows of each user, as a recommender is used; "
     "--split=%s mixes what was earlier with what was later"
 )
+_BY_TIME = ("time_user", "time", "leave_one_out")
 _SHOWN = 5
 _PARTS = ("train", "valid", "test")
 _PART = "part"
@@ -120,6 +121,11 @@ def convert(
     frame = _filter(_read(given, conversion, steps), conversion, steps)
     if "timestamp" in frame:  # RecBole reads times as 32-bit numbers, so rows a minute apart may have the same time
         frame = frame.sort_values("timestamp", kind="stable", ignore_index=True)
+        tied = int(frame.duplicated(["user_id", "timestamp"], keep=False).sum())
+        if tied and conversion.split in _BY_TIME:
+            _note(steps, "rows with the time of another row of their user: in the order of the file", tied)
+    elif conversion.split == "leave_one_out":
+        getLogger().warning("--split=leave_one_out: there are no times, so the rows held out are random; name --time")
     if conversion.split in ("none", "ratio") and "timestamp" in frame and "all" in given:
         getLogger().info(_RECOMMENDED, conversion.split)
     parts = _split(frame, given, conversion)

@@ -17,6 +17,7 @@ from recbole_onebp.util.errors import UserError
 
 __all__ = ["FAULT", "MORE", "TableFormat", "Text", "choose", "usual_columns"]
 
+_SHOWN = 5
 MORE, FAULT = "more fields", "fault"
 """More columns of a raw table than those of :class:`TableFormat`: a field too many, and what is wrong with the row."""
 _USUAL = {
@@ -92,6 +93,11 @@ def choose(where: str, names: Sequence[str], form: TableFormat) -> dict[str, str
     if (rating := usual.get("rating")) and form.columns.get("rating") == "" and rating not in chosen.values():
         message = "%s: column %s is not used: each row counts the same; leave low ratings out"
         getLogger().warning(message + ", or name it by weight=" * form.in_python, where, rating)
+    unused = [column for column in names if column not in chosen.values()]
+    if "timestamp" not in chosen and "timestamp" not in form.columns and unused:
+        flag = "time=" if form.in_python else "--time"
+        shown = ", ".join(unused[:_SHOWN]) + ", ..." * (len(unused) > _SHOWN)
+        getLogger().warning("%s: no times, so no order; not used: %s; name a column of times by %s", where, shown, flag)
     return {key: chosen[key] for key in _USUAL if key in chosen}
 
 

@@ -71,7 +71,7 @@ def seconds(
         numbers = pd.to_numeric(pd.Series(values), errors="coerce").to_numpy(np.float64)
         finite = np.isfinite(numbers)
         if time_format or 2 * finite.sum() >= len(values):
-            unit = time_format or _unit(numbers[finite])
+            unit = time_format or _unit(numbers[finite], where, in_python)
             remark = None if unit == "s" else f"times are read as {unit} since 1970"
             found = numbers / UNITS[unit]
         else:
@@ -93,10 +93,17 @@ def _asked(in_python: bool) -> str:
     return "make dates of them by pd.to_datetime with a format" if in_python else "give --time_format"
 
 
-def _unit(numbers: npt.NDArray[np.float64]) -> str:
+def _unit(numbers: npt.NDArray[np.float64], where: str, in_python: bool) -> str:
     numbers = numbers[numbers != 0]  # a common sign for a missing time
     for unit, (low, high) in _EPOCHS.items():
-        if len(numbers) and numbers.min() >= low and numbers.max() < high:
+        is_of_unit = (numbers >= low) & (numbers < high)
+        if is_of_unit.any() and not is_of_unit.all():
+            one, other = numbers[is_of_unit][0], numbers[~is_of_unit][0]
+            raise UserError(
+                f"{where}: times such as {one:.0f} and {other:.0f}: are they in one unit? {_asked(in_python)}, such as "
+                f"s or {unit}"
+            )
+        if is_of_unit.any():
             return unit
     return "s"
 

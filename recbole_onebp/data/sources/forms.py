@@ -90,10 +90,11 @@ def choose(where: str, names: Sequence[str], form: TableFormat) -> dict[str, str
     for column, number in Counter(names).items():
         if number > 1 and column in chosen.values():
             raise UserError(f"{where}: {number} columns are called {column}; rename them")
-    if (rating := usual.get("rating")) and form.columns.get("rating") == "" and rating not in chosen.values():
+    rating = usual.get("rating")
+    if rating and form.columns.get("rating") == "" and rating not in chosen.values():
         message = "%s: column %s is not used: each row counts the same; leave low ratings out"
         getLogger().warning(message + ", or name it by weight=" * form.in_python, where, rating)
-    unused = [column for column in names if column not in chosen.values()]
+    unused = [column for column in names if column not in (*chosen.values(), rating)]
     if "timestamp" not in chosen and "timestamp" not in form.columns and unused:
         flag = "time=" if form.in_python else "--time"
         shown = ", ".join(unused[:_SHOWN]) + ", ..." * (len(unused) > _SHOWN)

@@ -75,6 +75,8 @@ def report(name: str, found: Inspection) -> list[str]:
 def _order(found: Inspection) -> str:
     if not found.has_times:
         return "none"
+    if not found.has_two_times:
+        return "nobody has two different ones, so there is no order"
     order = "train, validation and test follow one another" if found.in_order else "the parts overlap in time"
     return f"{order}; {found.tied:.1%} of the pairs have the time of another of their user"
 

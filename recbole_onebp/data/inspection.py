@@ -80,6 +80,14 @@ class Inspection:
             return 0.0
         return float(pd.concat(self.parts.values()).duplicated(["user", "time"], keep=False).mean())
 
+    @cached_property
+    def has_two_times(self) -> bool:
+        """Whether anybody has two different times."""
+        if not self.has_times:
+            return False
+        times = pd.concat(self.parts.values()).groupby("user")["time"]
+        return bool((times.max() > times.min()).any())
+
     @property
     def density(self) -> float:
         return sum(map(len, self.parts.values())) / max(self.n_users * self.n_items, 1)

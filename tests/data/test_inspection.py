@@ -73,7 +73,9 @@ def test_a_random_test_part_is_at_one_level_with_train():
 def test_pairs_of_one_time_are_counted():
     part = pd.DataFrame({"user": [1, 1, 1, 2], "item": [1, 2, 3, 1], "time": [5.0, 5.0, 6.0, 5.0]})
     empty = part[:0]
-    assert Inspection({"train": part, "valid": empty, "test": empty}, 2, 3, True).tied == 0.5
+    found = Inspection({"train": part, "valid": empty, "test": empty}, 2, 3, True)
+    assert (found.tied, found.has_two_times) == (0.5, True)
+    assert not Inspection({"train": part[:2], "valid": empty, "test": empty}, 2, 3, True).has_two_times
     assert Inspection({"train": part.drop(columns="time"), "valid": empty, "test": empty}, 2, 3, True).tied == 0
 
 

@@ -305,7 +305,7 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
         ):
             raise ValueError(
                 "aggregation: step with recency or training_history: earlier: a user moves in the order of the steps "
-                "then; use aggregation: interval or epoch"
+                f"then; use {'backprop: one' if self.backprop == 'two' else 'aggregation: interval or epoch'}"
             )
         if not self.item_bias and self.trend_weight not in ("auto", "none", 0):
             raise ValueError(

@@ -74,18 +74,22 @@ class Inspection:
         return all("time" in part for part in self.parts.values())
 
     @cached_property
+    def _every(self) -> pd.DataFrame:
+        return pd.concat(self.parts.values())
+
+    @cached_property
     def tied(self) -> float:
         """Share of the pairs that have the time of another pair of their user; 0 without times."""
         if not self.has_times:
             return 0.0
-        return float(pd.concat(self.parts.values()).duplicated(["user", "time"], keep=False).mean())
+        return float(self._every.duplicated(["user", "time"], keep=False).mean())
 
     @cached_property
     def has_two_times(self) -> bool:
         """Whether anybody has two different times."""
         if not self.has_times:
             return False
-        times = pd.concat(self.parts.values()).groupby("user")["time"]
+        times = self._every.groupby("user")["time"]
         return bool((times.max() > times.min()).any())
 
     @property

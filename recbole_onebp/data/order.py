@@ -24,13 +24,13 @@ def has_times(dataset: Any) -> bool:
     return dataset.time_field in dataset.inter_feat
 
 
-def check_times(table: Table, frame: pd.DataFrame, field: str) -> None:
+def check_times(table: Table, frame: pd.DataFrame | None, field: str) -> None:
     """Check the times of a file before RecBole fills in the mean for those that are missing.
 
     Raises:
         UserError: names the file and the row.
     """
-    if field not in frame or not pd.api.types.is_numeric_dtype(frame[field]):
+    if frame is None or field not in frame or not pd.api.types.is_numeric_dtype(frame[field]):
         return
     if len(wrong := np.flatnonzero(~np.isfinite(frame[field].to_numpy(np.float64)))):
         raise UserError(

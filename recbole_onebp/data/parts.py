@@ -53,7 +53,7 @@ def _parts_in_order(dataset: Any) -> pd.DataFrame:
     """The rows of all parts; those of a part by time, unless each user's already are."""
     rows = dataset.inter_feat
     ends = np.cumsum([0, *dataset.file_size_list])
-    if ends[-1] != len(rows):  # RecBole refuses filters of rows here
+    if ends[-1] != len(rows):  # rows were left out, so it is not known which part a row belongs to
         return rows
     parts = [rows.iloc[start:end] for start, end in pairwise(ends)]
     in_order = [_in_order(part[dataset.uid_field].to_numpy(), part[dataset.time_field].to_numpy()) for part in parts]

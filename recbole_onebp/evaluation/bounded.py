@@ -210,8 +210,9 @@ class Product:
         most = float((error / length).nan_to_num().max()) + 2 * (users.shape[1] + 4) * np.finfo(np.float32).eps
         slack = (table.error + most * table.length).numpy()
         of_users = users.numpy(), scale.numpy(), (length / scale).numpy()
-        multiply: Any = torch._int_mm if rounded.dtype == torch.int8 else torch.mm
-        memory = torch.empty(len(users) * _TILE, dtype=torch.int32 if multiply is torch._int_mm else torch.float32)
+        multiply: Any
+        multiply, kind = (torch._int_mm, torch.int32) if rounded.dtype == torch.int8 else (torch.mm, torch.float32)
+        memory = torch.empty(len(users) * _TILE, dtype=kind)  # one allocation for all tiles
         n_computed = 0
         for tile, columns, column_scale in table.tiles:
             products = memory[: len(users) * len(column_scale)].view(len(users), -1)

@@ -77,22 +77,22 @@ dist/wheel: $(SOURCES) | $(VENV)/bin/python
 	$(PIP) wheel --no-deps --wheel-dir dist .
 	touch $@
 
-# One call of pip installs the wheel with an extra. pip does not replace a version by the same version, so the old
-# one is removed first. pip would compile the modules in one process, so it leaves that to compileall, which passes over
-# those of other Pythons. RecBole wants ray <= 2.6.3, which pip cannot resolve from Python 3.12 on: RecBole comes alone.
-define install
-	$(PIP) uninstall --yes recbole-onebp 2> /dev/null
-	$(INSTALL) "$$(echo dist/*.whl)$(1)"
+# pip does not replace a version by the same version, unless it is told to. Only this rule replaces the package: what runs
+# beside it, such as make -j docs lint, keeps what it imports. RecBole wants ray <= 2.6.3, which pip cannot resolve from
+# Python 3.12 on: RecBole comes alone. pip would compile the modules in one process, so it leaves that to compileall,
+# which passes over those of other Pythons.
+$(VENV)/installed: $(VENV)/bin/python dist/wheel
+	$(INSTALL) dist/*.whl
+	$(INSTALL) --no-deps --force-reinstall dist/*.whl
 	$(BIN)/python -c 'import recbole' 2> /dev/null || $(INSTALL) --no-deps recbole==1.2.1
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
-endef
 
-$(VENV)/installed: $(VENV)/bin/python dist/wheel
-	$(call install)
-
-$(VENV)/installed-%: $(VENV)/bin/python dist/wheel
-	$(call install,[$*])
+# What an extra adds.
+$(VENV)/installed-%: $(VENV)/installed
+	$(INSTALL) "$$(echo dist/*.whl)[$*]"
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+	touch $@
 
 clean:
 	rm -rf .venv .venv-* $(VENV) build dist *.egg-info

@@ -57,7 +57,8 @@ def add(commands: Any) -> None:
                          help="default: none, so RecBole splits the data in each run; time_user: the latest rows of "
                          "each user are held out; time: all rows from one moment on; cold_items: all rows of a share "
                          "of the items")  # fmt: skip
-    convert.add_argument("--ratios", nargs=3, type=float, default=(0.8, 0.1, 0.1), metavar=("TRAIN", "VALID", "TEST"))
+    convert.add_argument("--ratios", nargs=3, type=float, metavar=("TRAIN", "VALID", "TEST"), help="shares of the "
+                         "parts, scaled to sum to 1; default: 0.8 0.1 0.1")  # fmt: skip
     convert.add_argument("--seed", type=int, default=2020, help="seed of the split")
     convert.add_argument("--items", type=Path, metavar="FILE", help="features of the items, as RecBole's .item file; "
                          "embeddings beside it (NAME.FIELD.npy, NAME.FIELD.ids) come along")  # fmt: skip
@@ -76,6 +77,8 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
     logs.to_stdout()
     files = _files(arguments)
+    if arguments.ratios is not None and arguments.split in ("none", "leave_one_out"):
+        raise UserError(f"--ratios: nothing to share out with --split={arguments.split}")
     given = {"user_id": arguments.user, "item_id": arguments.item, "rating": arguments.rating}
     form = TableFormat(
         columns={key: column for key, column in {**given, "timestamp": arguments.time}.items() if column is not None},
@@ -94,7 +97,7 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         repeatable=arguments.repeatable,
         k_core=arguments.k_core,
         split=arguments.split,
-        ratios=arguments.ratios,
+        **({} if arguments.ratios is None else {"ratios": arguments.ratios}),
         seed=arguments.seed,
     )
     name = arguments.name or dataset_name(next(iter(files.values()))[0])

@@ -170,7 +170,7 @@ def models(results: Path) -> str:
     rows = (
         [name, *(cell for column in columns for cell in column.get(label, ("", "")))]
         for label, name in names.items()
-        if label not in ("TwoBP-towers", "ContentKNN")  # neither a default nor the paper's; of one data set only
+        if label not in ("TwoBP-towers", "ContentKNN")  # neither a default nor the paper's; knows nothing but features
     )
     return table(["", *head], rows)
 
@@ -183,13 +183,15 @@ def published(results: Path) -> str:
         for what, suffix in (("OneBP", ""), ("with the order unused", "-no-times")):
             if mean := _means(results, dataset, suffix):
                 both, towers = (" / ".join(_accuracy(mean[part])) for part in ("test", "towers"))
-                shown.append(f"{what} {both} (towers alone {towers})")
+                earlier = _means(results, dataset, f"{suffix}-tenth")
+                before = f"before settings changed {' / '.join(_accuracy(earlier['test']))}; " if earlier else ""
+                shown.append(f"{what} {both} ({before}towers alone {towers})")
         recall, ndcg = (max(row[dataset][place] for row in known if dataset in row) for place in range(2))
         shown.append(f"best published recall {recall:.4f}, best published NDCG {ndcg:.4f}")
         lines.append(f"- {dataset}: {', '.join(shown)}")
     head = (
-        "Trained on validation too, as is usual, with the settings of `preset: tuned`, Recall@20 / NDCG@20 "
-        "([more](docs/related.md)):"
+        "Trained on validation too, as is usual, Recall@20 / NDCG@20 ([settings](docs/results.md#quality-of-the-defaults), "
+        "[others' figures](docs/related.md)):"
     )
     return "\n".join([head, "", *lines])
 

@@ -85,7 +85,8 @@ class Split:
 
 def read_pairs(data_path: str, name: str, seed: int) -> pd.DataFrame:
     """Pairs of a data set in order of time; where there are no times, train and validation pairs, shuffled."""
-    run = recbole_onebp.build("OneBP", name, config_dict={"data_path": data_path, "output_dir": tempfile.mkdtemp()})
+    with tempfile.TemporaryDirectory() as out:
+        run = recbole_onebp.build("OneBP", name, config_dict={"data_path": data_path, "output_dir": out})
     data = run.dataset
     fields = {"user": data.uid_field, "item": data.iid_field}
     parts = [loader.dataset.inter_feat for loader in (run.train_data, run.valid_data, run.test_data)]

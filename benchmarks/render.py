@@ -23,6 +23,7 @@ from measure import DATASETS, table
 from scaling_model import tables
 from stream import contestants
 
+from recbole_onebp.experiments.compare.comparison import BEYOND_ACCURACY
 from recbole_onebp.experiments.compare.results import metric_title
 from recbole_onebp.util import safe_yaml
 
@@ -60,15 +61,9 @@ def _full(result: Result, _file: Path) -> str:
     cells = []
     for row in rows:
         parts = "; ".join(f"{name} {_number(part['median'])}" for name, part in row.get("parts", {}).items())
-        cells.append([*_cells(row), f"{parts}. {row['note']}" if row.get("note") else parts])
+        cells.append([*_cells(row), ". ".join(filter(None, (parts, row.get("note"))))])
     checked = [f"- {row['title']}: {row['checked']}." for row in rows if "checked" in row]
     return "\n".join([_where(result), "", table([*HEAD, "made of (medians)"], cells), "", "Checked:", "", *checked])
-
-
-def _short(result: Result, _file: Path) -> str:
-    """The rows that have a target."""
-    rows = [row for row in result["rows"].values() if row.get("target") is not None or "median" not in row]
-    return f"{_where(result)}\n\n{table(HEAD, map(_cells, rows))}"
 
 
 HEAD = ("", "median (least to most)", "target", "")
@@ -133,7 +128,6 @@ The epoch took {_number(run["epoch_seconds"][0])} s. {law["in their groups"]:.0%
 of one of the user's two groups.{fitted}"""
 
 
-BEYOND = ("coverage", "gini", "novelty", "diversity")
 _NO_COMPARISON = "Not run: `python benchmarks/comparison.py ml-100k`."
 
 
@@ -190,8 +184,8 @@ def published(results: Path) -> str:
         shown.append(f"best published recall {recall:.4f}, best published NDCG {ndcg:.4f}")
         lines.append(f"- {dataset}: {', '.join(shown)}")
     head = (
-        "Trained on validation too, as is usual, Recall@20 / NDCG@20 ([settings](docs/results.md#quality-of-the-defaults), "
-        "[others' figures](docs/related.md)):"
+        "Trained on validation too, as is usual, Recall@20 / NDCG@20 "
+        "([settings](docs/results.md#quality-of-the-defaults), [others' figures](docs/related.md)):"
     )
     return "\n".join([head, "", *lines])
 
@@ -230,7 +224,7 @@ def beyond(results: Path) -> str:
         groups = {"NDCG, users of": report["by_user_activity"], "hits, items of": report["by_item_popularity"]}
         names = [(f"{what} {name.partition(' pairs')[0]}", found, name) for what, found in groups.items()
                  for name in next(iter(found.values()))]  # fmt: skip
-        metrics = [name for name in report["models"][0]["test"] if name.split("@")[0] in BEYOND]
+        metrics = [name for name in report["models"][0]["test"] if name.split("@")[0] in BEYOND_ACCURACY]
         head = (report["dataset"], *(title for title, *_ in names), *map(metric_title, metrics), "peak MB")
         rows = [
             (model["label"], *(f"{found[model['label']][name]:.3f}" for _, found, name in names),
@@ -307,11 +301,11 @@ def factors(results: Path) -> str:
          for f in studied.values())]
         for factor, label in sorted(names, key=lambda name: place[name[0]])
     ]  # fmt: skip
-    machines = {
-        name: {f"{run['machine']}; {_packages(run)}" for run in _read(file)["runs"]}
-        for name, file in zip(studied, files, strict=True)
-    }
-    where = "\n".join(f"- {name}: {'; '.join(sorted(found))}." for name, found in machines.items())
+    machines: dict[str, list[str]] = {}
+    for name, file in zip(studied, files, strict=True):
+        for machine in sorted({f"{run['machine']}; {_packages(run)}" for run in _read(file)["runs"]}):
+            machines.setdefault(machine, []).append(name)
+    where = "\n".join(f"- {', '.join(names)}: {machine}." for machine, names in machines.items())
     return f"{table(('factor', '', *studied), rows)}\n\n{where}"
 
 
@@ -520,7 +514,6 @@ def fits(results: Path) -> str:
 
 
 speed = _pages("*-speed.json", "speed.py", _full)
-speed_short = _pages("*-speed.json", "speed.py", _short)
 growth = _pages("*-growth.json", "large.py growth", _growth)
 large = _pages("*-large.json", "large.py", _large)
 
@@ -550,7 +543,7 @@ BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
     },
     "README.md": {"models": lambda results: f"{models(results)}\n\n{published(results)}"},
     "docs/related.md": {"related": related},
-    "docs/results.md": {"quality": quality_short, "comparison": comparison, "beyond": beyond, "speed": speed_short},
+    "docs/results.md": {"quality": quality_short, "comparison": comparison, "beyond": beyond},
     "docs/performance.md": {
         "speed": speed,
         "growth": growth,

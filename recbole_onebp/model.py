@@ -504,12 +504,17 @@ class OneBP(GeneralRecommender):
 
     @torch.no_grad()
     def _aggregate(self, beta: float) -> None:
+        self.user_table.copy_(self._aggregated(self.weigh_items(), beta))
+
+    @torch.no_grad()
+    def weigh_items(self) -> Tensor:
+        """The items' weighted vectors of now, ``(n_items, d)``, which ``weighted_items`` takes too if it is kept."""
         if self.tower is not None:
             self.make_items()
         weighted = self._weighted_items()
-        self.user_table.copy_(self._aggregated(weighted, beta))
         if self.weighted_items is not None:
             self.weighted_items.copy_(weighted)
+        return weighted
 
     def _aggregated(self, weighted: Tensor, beta: float) -> Tensor:
         """The users after a move, ``(n_users, d)``; users without items are unchanged."""

@@ -141,19 +141,17 @@ def test_tables_hold_what_was_measured(tmp_path, rows):
     result = {"machine": machine, "versions": {"torch": "2.0"}, "settings": settings, "rows": rows}
     (tmp_path / "some-speed.json").write_text(json.dumps(result))
     page = "<!-- speed: by benchmarks/render.py -->old<!-- end of speed -->"
-    short = render.rendered(page, {"speed": render.speed_short}, tmp_path)
-    where = "Some CPU, 2 of 2 cores, Linux x86_64; torch 2.0; 3 rounds, seed 7."
-    assert short.splitlines()[2:-2] == [
-        where,
-        "",
-        "| | median (least to most) | target | |",
-        "|---|---|---|---|",
-        "| ours / theirs | 0.2 (0.1 to 0.3) | at most 0.25 | pass |",
-        "| rate | 10 (10 to 10) | at least 20 | **miss** |",
-        "| reference |  |  | not run: needs --reference |",
-    ]
     full = render.rendered(page, {"speed": render.speed}, tmp_path)
-    assert "| ours / theirs | 0.2 (0.1 to 0.3) | at most 0.25 | pass | ours, s 2; theirs, s 10 |" in full
+    assert full.splitlines()[2:10] == [
+        "Some CPU, 2 of 2 cores, Linux x86_64; torch 2.0; 3 rounds, seed 7.",
+        "",
+        "| | median (least to most) | target | | made of (medians) |",
+        "|---|---|---|---|---|",
+        "| ours / theirs | 0.2 (0.1 to 0.3) | at most 0.25 | pass | ours, s 2; theirs, s 10 |",
+        "| rate | 10 (10 to 10) | at least 20 | **miss** | a note |",
+        "| floor | 2 (2 to 2) |  | reported |  |",
+        "| reference |  |  | not run: needs --reference |  |",
+    ]
     assert "- rate: shape." in full
     assert render.rendered(full, {"speed": render.speed}, tmp_path) == full
     with pytest.raises(ValueError, match="growth occurs 0 times"):

@@ -9,6 +9,7 @@ from typing import Any
 
 from recbole_onebp.cli.overrides import parse_overrides
 from recbole_onebp.plugin import import_hook
+from recbole_onebp.util.errors import UserError
 
 __all__ = ["add", "run"]
 
@@ -41,6 +42,9 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     settings = parse_overrides(rest)
     from recbole_onebp.serving.bundle import check_path
 
+    for key in ("data", "on_epoch"):  # of fit in Python, whose values are not text
+        if key in settings:
+            raise UserError(f"--{key}: fit has no such key on the command line")
     check_path(arguments.bundle_dir, arguments.force)  # before minutes of training
     import_hook.require_recbole()
     from recbole_onebp.dataframe.training import fit

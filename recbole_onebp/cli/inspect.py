@@ -33,11 +33,12 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run the command; ``rest`` holds the keys of a run."""
+    from recbole_onebp.config.files import file_names
     from recbole_onebp.data.inspection import inspect
     from recbole_onebp.run.build import load_data, read_config
 
     keys = {"state": "WARNING", **parse_overrides(rest), "model": "OneBP", "dataset": arguments.dataset}
-    config = read_config(arguments.config_files.split(), keys)
+    config = read_config(file_names(arguments.config_files), keys)
     _, *loaders = load_data(config)
     found = inspect(*(loader._dataset for loader in loaders))
     print("\n".join(report(arguments.dataset, found)))
@@ -78,7 +79,7 @@ def _order(found: Inspection) -> str:
     if not found.has_two_times:
         return "nobody has two different ones, so there is no order"
     order = "train, validation and test follow one another" if found.in_order else "the parts overlap in time"
-    return f"{order}; {found.tied:.1%} of the pairs have the time of another of their user"
+    return f"{order}; {found.tied:.1%} of the pairs have the time of another of their user, in RecBole's 32 bits"
 
 
 def _tenths(tenths: Tenths) -> list[str]:
@@ -111,6 +112,7 @@ def _warnings(found: Inspection) -> list[str]:
 
 def _draw(name: str, tenths: Tenths | None, path: Path) -> None:
     from recbole_onebp.util.errors import UserError, writing
+    from recbole_onebp.util.files import write_atomically
 
     if tenths is None:
         raise UserError(
@@ -130,4 +132,4 @@ def _draw(name: str, tenths: Tenths | None, path: Path) -> None:
     axes.legend()
     axes.grid(alpha=0.3)
     with writing(path):
-        figure.savefig(path, dpi=120)
+        write_atomically(path, lambda file: figure.savefig(file, dpi=120, format="png"))

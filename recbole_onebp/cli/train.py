@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
     train.add_argument("--world_size", type=int, default=-1, help="number of processes on all hosts; default: nproc")
     train.add_argument("--group_offset", type=int, default=0, help="rank of this host's first process; default: 0")
     train.add_argument("--ip", default="localhost", help="address of the host of rank 0; default: localhost")
-    train.add_argument("--port", type=int, help="port of rank 0; default: a free one, or 5678 with several hosts")
+    train.add_argument("--port", type=int, default=5678, help="with several hosts: a port of rank 0's; default: 5678")
     train.set_defaults(run=run)
 
 
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
             f"nproc: {arguments.nproc}, world_size: {world_size}, group_offset: {arguments.group_offset}: expected "
             "1 <= nproc, and group_offset + nproc <= world_size"
         )
-    if arguments.port is not None and not 0 < arguments.port < 1 << 16:
+    if not 0 < arguments.port < 1 << 16:
         raise UserError(f"port: {arguments.port}: expected a number from 1 to 65535")
     if world_size > 1 and "RANK" not in os.environ:
         return _launch(arguments, world_size)
@@ -82,8 +82,8 @@ def _launch(arguments: argparse.Namespace, world_size: int) -> int:
     from recbole_onebp.cli import main  # here, because that module imports this one
     from recbole_onebp.distributed.launch import launch
 
-    port = arguments.port or (5678 if world_size > arguments.nproc else None)
-    return launch(main, arguments.given, arguments.nproc, world_size, arguments.group_offset, arguments.ip, port)
+    of_ranks = arguments.nproc, world_size, arguments.group_offset, arguments.ip, arguments.port
+    return launch(main, arguments.given, *of_ranks)
 
 
 def _train(files: Sequence[str], overrides: dict[str, Any]) -> None:

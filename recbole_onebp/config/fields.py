@@ -63,6 +63,18 @@ class When(NamedTuple):
         return bool(other) if self.value == NOT_ZERO else bool(other == self.value)
 
 
+class Needs(NamedTuple):
+    """A value that another key must have, by default or because the user set it."""
+
+    key: str
+    value: Any = NOT_NONE
+
+    def is_met(self, config: Mapping[str, Any]) -> bool:
+        """Whether it has the value, or will be chosen from the data."""
+        other = config.get(self.key)
+        return other not in (None, "none") if self.value == NOT_NONE else other in (self.value, "auto")
+
+
 @dataclass(frozen=True)
 class Key:
     """What the schema says of a key apart from its type, bounds and default."""
@@ -75,8 +87,8 @@ class Key:
     """OneBP's default, if it differs from that of other models."""
     unless: tuple[When, ...] = ()
     """Other defaults, which depend on other keys."""
-    needs: str = ""
-    """The key without which it has no effect: that one is none, by default or because the user set it so."""
+    needs: Needs | None = None
+    """Without this it has no effect."""
 
 
 def key_of(field: FieldInfo) -> Key:
@@ -109,6 +121,8 @@ def _check_intervals(text: str) -> str:
 
 
 Intervals = Annotated[str, BeforeValidator(_as_text), AfterValidator(_check_intervals)]
+IntervalsOrTokens = Intervals | list[str | int | float]
+"""Of a field: intervals of numbers, or the tokens to keep."""
 Threshold = Annotated[dict[str, FiniteFloat], Field(min_length=1, max_length=1)]
 
 

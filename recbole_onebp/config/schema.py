@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, FiniteFloat, model_validator
 from recbole_onebp.config.fields import (
     NOT_ZERO,
     Key,
+    Needs,
     NegativeSampling,
     NonNegative,
     Positive,
@@ -80,7 +81,7 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
         Key(
             "With `item_features`: share of the items of a step whose ids are left out, so that features learn to "
             "stand alone. 1: ids are not used at all",
-            needs="item_features",
+            needs=Needs("item_features"),
         ),
     ] = 0.0
     score: Annotated[
@@ -100,7 +101,8 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
         Literal["auto"] | PositiveInt,
         Key(
             "Negatives per step with `negatives: shared`, sampled regardless of the user's history. `auto`: 1,024; "
-            "with fewer than 2,048 items as many as pairs in a step, 256 to 1,024"
+            "with fewer than 2,048 items as many as pairs in a step, 256 to 1,024",
+            needs=Needs("negatives", "shared"),
         ),
     ] = "auto"
     train_neg_sample_args: Annotated[
@@ -111,7 +113,11 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
         ),
     ] = NegativeSampling(distribution="uniform", sample_num=5)
     logq_correction: Annotated[
-        bool, Key("With `negatives: shared`: subtract from each logit the log of the item's sampling probability")
+        bool,
+        Key(
+            "With `negatives: shared`: subtract from each logit the log of the item's sampling probability",
+            needs=Needs("negatives", "shared"),
+        ),
     ] = False
     backprop: Annotated[
         Literal["one", "two"],
@@ -126,7 +132,10 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
             unless=(When("backprop", "two", "step"),),
         ),
     ] = "interval"
-    aggregation_interval: Annotated[PositiveInt, Key("Optimizer steps, with `aggregation: interval`")] = 50
+    aggregation_interval: Annotated[
+        PositiveInt,
+        Key("Optimizer steps, with `aggregation: interval`", needs=Needs("aggregation", "interval")),
+    ] = 50
     aggregation_alpha: Annotated[
         NonNegative,
         Key("Items are aggregated with weight (count in train / mean count) ^ -alpha: above 0, rare items count more"),
@@ -138,7 +147,10 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
     ] = 0.0
     duplicates: Annotated[
         Duplicates,
-        Key("Moves of a user that occurs more than once in a batch: one after the other, the last only, or their mean"),
+        Key(
+            "Moves of a user that occurs more than once in a batch: one after the other, the last only, or their mean",
+            needs=Needs("aggregation", "step"),
+        ),
     ] = "sequential"
     leave_one_out: Annotated[
         bool,
@@ -173,12 +185,16 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
             unless=(When("aggregation", "step", "all"), When("backprop", "two", "all"), When("beta", NOT_ZERO, "all")),
         ),
     ] = "auto"
-    training_recency: Annotated[NonNegative, Key("`recency` of the items in `training_history: earlier`")] = 1.0
+    training_recency: Annotated[
+        NonNegative,
+        Key("`recency` of the items in `training_history: earlier`", needs=Needs("training_history", "earlier")),
+    ] = 1.0
     half_weight_at: Annotated[
         NonNegative,
         Key(
             "With `training_history: earlier`, a pair weighs n / (n + this) in the loss if n items come before it: few "
-            "items say little about a user. 0: all pairs weigh the same"
+            "items say little about a user. 0: all pairs weigh the same",
+            needs=Needs("training_history", "earlier"),
         ),
     ] = 1.0
     trend_weight: Annotated[
@@ -205,7 +221,7 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
         Key(
             "What is made of a weight: itself, log(1 + it), its square root, or the share of the user's weights that "
             "are not larger. Then all weights are divided by their mean",
-            needs="WEIGHT_FIELD",
+            needs=Needs("WEIGHT_FIELD"),
         ),
     ] = "rank"
     negative_weight: Annotated[
@@ -220,20 +236,25 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
             unless=(When("aggregation", "step", "none"), When("backprop", "two", "none")),
         ),
     ] = "ridge"
-    local_neighbors: Annotated[PositiveInt, Key("Items that explain an item in the local term", needs="local")] = 100
+    local_neighbors: Annotated[
+        PositiveInt, Key("Items that explain an item in the local term", needs=Needs("local"))
+    ] = 100
     local_reg: Annotated[
-        Positive, Key("Added to the diagonal of the co-occurrence counts in the local term", needs="local")
+        Positive, Key("Added to the diagonal of the co-occurrence counts in the local term", needs=Needs("local"))
     ] = 50.0
     local_history: Annotated[
         PositiveInt,
-        Key("Items of a user that the counts of the local term use, the latest where times are known", needs="local"),
+        Key(
+            "Items of a user that the counts of the local term use, the latest where times are known",
+            needs=Needs("local"),
+        ),
     ] = 500
     local_weight: Annotated[
         Literal["auto"] | NonNegative,
         Key(
             "Weight of the local term relative to the towers. `auto`: chosen in each validation, 0 included; 1 where "
             "nothing is validated",
-            needs="local",
+            needs=Needs("local"),
         ),
     ] = "auto"
     local_recency: Annotated[
@@ -241,7 +262,7 @@ class OneBPConfig(TrainingKeys, frozen=True, extra="forbid"):
         Key(
             f"`recency` of the local term's user. `auto`: {AUTO_LOCAL_RECENCY} if the data are in order, otherwise "
             "`none`",
-            needs="local",
+            needs=Needs("local"),
         ),
     ] = "auto"
     learning_rate_decay: Annotated[
@@ -404,5 +425,5 @@ def without_effect(given: Iterable[str], config: Mapping[str, Any]) -> dict[str,
         >>> without_effect(["id_dropout", "epochs"], {"item_features": "none"})
         {'id_dropout': 'item_features'}
     """
-    needs = {name: _KEYS[name].needs for name in given if name in _KEYS and _KEYS[name].needs}
-    return {name: other for name, other in needs.items() if config.get(other) in (None, "none")}
+    needs = {name: _KEYS[name].needs for name in given if name in _KEYS}
+    return {name: other.key for name, other in needs.items() if other is not None and not other.is_met(config)}

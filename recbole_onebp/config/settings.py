@@ -14,6 +14,7 @@ from recbole_onebp.config.fields import (
     Cutoffs,
     EvalArgs,
     Intervals,
+    IntervalsOrTokens,
     Key,
     Learner,
     LogLevel,
@@ -89,8 +90,7 @@ class RecBoleSettings(TrainingKeys, frozen=True, arbitrary_types_allowed=True):
     benchmark_filename: Annotated[list[str] | None, _DATA]
     user_inter_num_interval: Annotated[Intervals | None, _DATA]
     item_inter_num_interval: Annotated[Intervals | None, _DATA]
-    val_interval: Annotated[dict[str, Intervals | list[Any]] | None, _DATA]
-    """By field: an interval of numbers, or a list of the tokens to keep."""
+    val_interval: Annotated[dict[str, IntervalsOrTokens] | None, _DATA]
     threshold: Annotated[Threshold | None, _DATA]
     data_path: Annotated[str, Key(scope="data", result=False)]
     worker: Annotated[Count, _RUN]

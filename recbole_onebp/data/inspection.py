@@ -112,7 +112,8 @@ class Inspection:
         """Pairs of validation and test that are in an earlier part too."""
         names, found = list(self.parts), {}
         codes = {
-            name: part["user"].to_numpy() * self.n_items + part["item"].to_numpy() for name, part in self.parts.items()
+            name: part["user"].to_numpy(np.int64) * (self.n_items + 1) + part["item"].to_numpy()
+            for name, part in self.parts.items()
         }
         for number, name in enumerate(names[1:], start=1):
             earlier = np.concatenate([codes[other] for other in names[:number]])

@@ -11,7 +11,7 @@ from recbole_onebp.data.cache import DataCache, State
 from recbole_onebp.data.text_table import TextTable
 from recbole_onebp.util.errors import UserError
 
-__all__ = ["COLUMNAR", "InteractionFiles", "Table", "find", "row_of"]
+__all__ = ["COLUMNAR", "InteractionFiles", "Table", "find", "row_of", "tables_of"]
 
 COLUMNAR = (".parquet", ".arrow", ".csv")
 """What may follow ``<name>.inter``: a file, or a folder of Parquet or Arrow files."""
@@ -47,10 +47,8 @@ class InteractionFiles:
     """
 
     def __init__(self, config: Any) -> None:
-        folder, name, parts = Path(config["data_path"]), config["dataset"], config["benchmark_filename"]
-        stems = [name] if parts is None else [f"{name}.{part}" for part in parts]
-        self.tables: list[Table] = [_table(find(folder, stem), config) for stem in stems]
-        """One, or one for each of ``benchmark_filename``."""
+        folder, name = Path(config["data_path"]), config["dataset"]
+        self.tables = tables_of(config)
         features = [path for kind in ("user", "item") if (path := folder / f"{name}.{kind}").exists()]
         self.cache = DataCache(config, [table for table in self.tables if table.path.exists()], features)
 
@@ -71,6 +69,13 @@ class InteractionFiles:
     def take_from(cls, config: Any) -> InteractionFiles:
         """What was left with ``config``, once; else the files are opened anew."""
         return vars(config).pop("interaction_files", None) or cls(config)
+
+
+def tables_of(config: Any) -> list[Table]:
+    """The files of a data set's interactions: one, or one for each of ``benchmark_filename``."""
+    folder, name, parts = Path(config["data_path"]), config["dataset"], config["benchmark_filename"]
+    stems = [name] if parts is None else [f"{name}.{part}" for part in parts]
+    return [_table(find(folder, stem), config) for stem in stems]
 
 
 def _table(path: Path, config: Any) -> Table:

@@ -113,8 +113,10 @@ class TextTable:
             return next(csv.reader(lines), [])
 
     def has_rows(self) -> bool:
-        """Whether there is anything in the line below the header."""
-        return bool(self.first_lines[1].strip())
+        """Whether there is anything below the header."""
+        with self._lines() as lines:
+            next(lines, "")
+            return any(line.strip() for line in lines)
 
     # ------------------------------------------------------------------------------------------------------- columns
 

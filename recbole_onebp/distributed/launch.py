@@ -28,7 +28,7 @@ def launch(
     world_size: int,
     group_offset: int,
     ip: str,
-    port: int | None,
+    port: int,
 ) -> int:
     """Run a command in several processes, and stop all of them when one fails.
 
@@ -40,7 +40,7 @@ def launch(
         group_offset: rank of this host's first process.
         ip: address of the host of rank 0.
         port: a port of that host.  Processes of a single host need neither: they meet in a file, see
-            :data:`~recbole_onebp.distributed.ranks.MEETING_FILE`, and listen on the loopback interface alone.
+            :data:`~recbole_onebp.distributed.MEETING_FILE`, and listen on the loopback interface alone.
 
     Returns:
         0, or the exit code of the first process that failed.
@@ -62,7 +62,7 @@ def launch(
         if nproc == world_size:
             shared |= {MEETING_FILE: str(Path(folder) / "ranks"), **_LOOPBACK}
         else:
-            shared |= {"MASTER_ADDR": ip, "MASTER_PORT": str(free_port() if port is None else port)}
+            shared |= {"MASTER_ADDR": ip, "MASTER_PORT": str(port)}
         calls = [
             Call(
                 f"rank {group_offset + number}",

@@ -256,7 +256,7 @@ class FusedEngine:
         if self.config.aggregation != "step" or self._n_shared:
             self._history = history_of(model)
         if model.weighted_items is not None:  # a checkpoint does not contain the items of the last aggregation
-            self._aggregate(moves_users=True)
+            self._aggregate(moves_users=done == 0 or self.config.beta == 0)  # else they have moved by a part already
         self.loss, last = loss, len(self.schedule) - 1
         for number, batch in enumerate(progress(self._batches(epoch, done)), start=done):
             self.loss += self._step(batch)

@@ -87,7 +87,10 @@ class DeviceEngine:
         if done == 0:
             ema.change_places(self._optimizers)
         if self.model.weighted_items is not None:  # a checkpoint does not contain the items of the last aggregation
-            self.model.move_all_users()
+            if done == 0 or self.config.beta == 0:
+                self.model.move_all_users()
+            else:  # the users have moved by a part already
+                self.model.weigh_items()
         drawn: Iterator[tuple[Any, ...]] = iter(())
         recorded: _Recorded | None = None
         for step in progress(range(done, len(self.schedule))):

@@ -26,7 +26,7 @@ from recbole_onebp.serving.user_state import DEFAULT_RULE, Rule
 from recbole_onebp.util.errors import UserError, printable, writing
 from recbole_onebp.util.files import write_atomically
 from recbole_onebp.util.hashes import sha256
-from recbole_onebp.util.processes import Call, Ending, supervise
+from recbole_onebp.util.processes import Call, Ending, n_cores, supervise
 
 __all__ = ["Request", "Written", "read_ids", "say", "show", "write_lists"]
 
@@ -189,7 +189,7 @@ def write_lists(
         _prepare(parts_dir, json.dumps(plan))
         parts = [parts_dir / f"{number:07d}{out.suffix}" for number in range(-(-n_users // part_size))]
         with _progress(parts, part_size, n_users) if show_progress else nullcontext() as tick:
-            _run(bundle_dir, given, parts, part_size, request, write_part, jobs or os.cpu_count() or 1, tick)
+            _run(bundle_dir, given, parts, part_size, request, write_part, jobs or n_cores(), tick)
         write_atomically(out, lambda file: join(parts, file))
         unknown = [name for part in parts if _unknown(part).exists() for name in read_ids(_unknown(part))]
         unknown_file.unlink(missing_ok=True)

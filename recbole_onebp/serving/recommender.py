@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +21,7 @@ from recbole_onebp.serving.tokens import as_list, as_weight
 from recbole_onebp.serving.user_state import DEFAULT_RULE, RECENT_DECAY, Aggregation, Rule, check_rule, fold_in
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import BundleRow, BundleRows, Token, TokenLike
+from recbole_onebp.util.processes import n_cores
 
 if TYPE_CHECKING:
     from recbole_onebp.serving.ann import Index
@@ -69,9 +69,11 @@ class Recommender(ChangingItems):
         """Answer from a bundle that is open already; see :meth:`load`."""
         if not memory_mb > 0:
             raise UserError(f"memory_mb: {memory_mb} is not allowed: expected more than 0")
+        if threads is not None and threads < 1:
+            raise UserError(f"threads: {threads} is not allowed: expected at least 1")
         super().__init__(bundle)
         self._memory_mb = memory_mb
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = threads or n_cores()
         self._index = None if index is None else _open_index(bundle, index)
 
     def __repr__(self) -> str:

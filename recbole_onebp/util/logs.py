@@ -63,10 +63,12 @@ def start(file: Path, level: str = "INFO", to_screen: bool = True) -> None:
         to_screen: false to write only the file.
     """
     line = "%(asctime)s %(levelname)-7s %(message)s"
-    to_stdout, to_file = _Stdout(sys.stdout), _File(file, encoding="utf-8")
-    to_stdout.setFormatter((logging.Formatter if sys.stdout.isatty() else _Plain)(line, datefmt="%H:%M:%S"))
-    to_file.setFormatter(_Plain(line))
-    logging.basicConfig(level=level, handlers=[to_stdout, to_file] if to_screen else [to_file], force=True)
+    handlers: list[logging.Handler] = [_File(file, encoding="utf-8")]
+    handlers[0].setFormatter(_Plain(line))
+    if to_screen and sys.stdout is not None:  # it is None where the caller closed it
+        handlers.append(_Stdout(sys.stdout))
+        handlers[1].setFormatter((logging.Formatter if sys.stdout.isatty() else _Plain)(line, datefmt="%H:%M:%S"))
+    logging.basicConfig(level=level, handlers=handlers, force=True)
     logging.captureWarnings(True)
     threading.excepthook = _thread_ended
 

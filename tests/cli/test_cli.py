@@ -229,6 +229,14 @@ def test_a_run_survives_a_closed_stdout(tiny_config):
     assert "wrote" in (Path(tiny_config["output_dir"]) / "run.log").read_text()
 
 
+def test_a_run_without_stdout(tiny_config):
+    values = {"model": "OneBP", "dataset": "tiny", **tiny_config}
+    code = "import sys; sys.stdout = None; from recbole_onebp.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "train", *(f"--{key}={value}" for key, value in values.items())]
+    assert subprocess.run(command, capture_output=True, text=True, check=False).stderr == ""
+    assert "wrote" in (Path(tiny_config["output_dir"]) / "run.log").read_text()
+
+
 @pytest.mark.parametrize("flags", [["-u"], []])
 def test_doctor_survives_a_closed_stdout(flags):
     code = "import sys; from recbole_onebp.cli import main; sys.exit(main())"

@@ -211,8 +211,11 @@ def test_a_key_that_nothing_reads_is_told(tmp_path, caplog):
     with caplog.at_level("INFO"):
         build("BPR", "ml-100k", config_dict={**given, "beta": 0.9, "WEIGHT_FIELD": "rating"})
         before = len(caplog.messages)
-        build("OneBP", "ml-100k", config_dict={**given, "id_dropout": 0.5, "local": "none", "local_reg": 3.0})
+        given |= {"id_dropout": 0.5, "local": "none", "local_reg": 3.0, "n_shared_negatives": 9, "half_weight_at": 2.0}
+        build("OneBP", "ml-100k", config_dict={**given, "negatives": "per_pair"})
     assert "keys of other models, which BPR does not read: WEIGHT_FIELD, beta" in caplog.messages
     assert "id_dropout: has no effect with item_features: none" in caplog.messages
     assert "local_reg: has no effect with local: none" in caplog.messages
+    assert "n_shared_negatives: has no effect with negatives: per_pair" in caplog.messages
+    assert not any("half_weight_at" in message for message in caplog.messages)  # training_history is auto
     assert not any("has no effect" in message for message in caplog.messages[:before])

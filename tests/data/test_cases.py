@@ -361,6 +361,8 @@ def test_c13_a_given_split(valid, tmp_path, capsys):
         (["a.csv", "--split=ratio", "--ratios", "nan", "1", "1"], "expected three numbers above 0"),
         (["a.csv", "--split=leave_one_out", "--ratios", "8", "1", "1"], "nothing to share out with"),
         (["a.csv", "--max_mb=0"], "--max_mb 0: expected at least 1"),
+        (["a.csv", "--k_core=-3"], "--k_core -3: expected 0 or more"),
+        (["a.csv", "--repeatable", "--duplicates=sum"], "nothing is left to --duplicates=sum"),
         (["a.csv", f"--name={'n' * 300}"], "expected at most 200 bytes"),
         (["a.csv", "--name=.."], "expected the name of a folder"),
         (["/dev/zero", "--sep=,", "--name=z"], "not a plain file"),

@@ -214,7 +214,7 @@ def test_several_files_one_after_the_other():
             ("x.csv", b"user,item,time\na,x,1\n", ["--k_core=2", f"--split={split}"], "x: no rows are left for train")
             for split in ("ratio", "leave_one_out", "time_user", "time")
         ),
-        ("x.csv", b"user,item\na,x\n", ["--ratios", "0.8", "0.2", "0"], "--ratios 0.8 0.2 0.0: expected three numbers"),
+        ("x.csv", b"user,item\na,x\n", ["--split=ratio", "--ratios", "0.8", "0.2", "0"], "expected three numbers"),
         ("x.csv", b"user,item\na,x\n", ["--name=a/b"], "--name a/b: expected the name of a folder"),
         ("x.csv", b"user,item\na,x\n", ["--name=gowalla"], "--name gowalla: stands for another data set"),
         ("ml-100k.zip", b"", [], "--name ml-100k: stands for another data set, which --dataset=ml-100k would take"),

@@ -483,6 +483,15 @@ def test_citeulike_has_its_own_validation_part(citeulike, capsys):
     code, _, error = run("fetch", "citeulike", f"--from={citeulike}", "--valid=random", capsys=capsys)
     assert code == 2
     assert "valid: random: citeulike is published with its validation part; leave it out" in error
+    code, _, error = run("fetch", "citeulike", f"--from={citeulike}", "--valid_share=0.3", capsys=capsys)
+    assert code == 2
+    assert "valid_share: 0.3: citeulike is published with its validation part; leave it out" in error
+
+
+def test_data_without_a_published_split_have_no_validation_part(capsys):
+    code, _, error = run("fetch", "ml-100k", "--valid=last", capsys=capsys)
+    assert code == 2
+    assert "valid: last: ml-100k is split by RecBole in each run; leave it out" in error
 
 
 @pytest.mark.parametrize(

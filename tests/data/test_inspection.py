@@ -120,6 +120,12 @@ def mine(tmp_path):
     ]  # fmt: skip
 
 
+def test_pairs_of_large_data_do_not_collide():
+    parts = {"train": [(1, 5)], "valid": [(2, 3)], "test": [(42950, 67301)]}
+    frames = {name: pd.DataFrame(rows, columns=["user", "item"], dtype=np.int32) for name, rows in parts.items()}
+    assert Inspection(frames, 50_000, 100_000, False).overlaps == {"valid": 0, "test": 0}
+
+
 def test_the_command(mine, capsys, tmp_path):
     assert main([*mine, f"--picture={tmp_path / 'order.png'}"]) == 0
     out = capsys.readouterr().out
@@ -127,6 +133,8 @@ def test_the_command(mine, capsys, tmp_path):
     assert "times: the parts overlap in time" in out
     assert "warning: validation is unlike test" in out
     assert imread(tmp_path / "order.png").std() > 0
+    assert main([*mine, f"--picture={tmp_path / 'order'}"]) == 0
+    assert (tmp_path / "order").read_bytes() == (tmp_path / "order.png").read_bytes()
 
 
 def test_a_picture_that_cannot_be_drawn(tiny_path, capsys):

@@ -177,6 +177,8 @@ def test_the_command_takes_a_file_of_features(frame, items, tmp_path, capsys):
     capsys.readouterr()
     assert main(["fit", "rows.csv", "other", "--item_features=none.csv", *options]) == 2
     assert "error: item_features: none.csv: cannot be read: No such file" in capsys.readouterr().err
+    assert main(["fit", "rows.csv", "other", "--data=rows.csv"]) == 2
+    assert "error: --data: fit has no such key on the command line" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

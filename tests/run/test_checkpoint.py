@@ -34,6 +34,8 @@ SHARED = {"negatives": "shared", "n_shared_negatives": 20, "train_batch_size": 3
 INTERVAL = {"aggregation": "interval", "aggregation_interval": 3}
 RECIPE = {**SHARED, **INTERVAL, "beta": 0.0, "leave_one_out": True, "score": "cosine", "item_bias": True,
           "temperature": 0.2, "learning_rate_decay": 0.9}  # fmt: skip
+EARLIER = {**INTERVAL, "beta": 0.5, "leave_one_out": False, "recency": 0.5, "training_history": "earlier",
+           "train_batch_size": 32}  # fmt: skip
 IS_DUE = CheckpointClock.is_due
 DYNAMIC = {"distribution": "uniform", "sample_num": 2, "alpha": 1.0, "dynamic": True, "candidate_num": 3}
 
@@ -323,7 +325,7 @@ def signals_in_step(run, number, *signals):
 @pytest.mark.parametrize(
     "options",
     [{}, {"learner": "sparse_adam"}, {"backprop": "two"}, {"aggregation": "epoch"}, SHARED, {**INTERVAL, "beta": 0.5},
-     RECIPE, {"eval_step": 2}],
+     EARLIER, RECIPE, {"eval_step": 2}],
     ids=str,
 )  # fmt: skip
 def test_sigterm_saves_inside_an_epoch(same_as_straight, tmp_path, caplog, options):

@@ -303,6 +303,27 @@ def test_items_have_titles_and_ids_are_sorted(tmp_path, capsys):
     assert rec.bundle.manifest["ordered"]
 
 
+def test_the_manifest_names_the_files_that_the_run_read(tmp_path, capsys):
+    folder = tmp_path / "data" / "mine"
+    folder.mkdir(parents=True)
+    rows = [f"u{user},i{(user + 3 * place) % 40},{place}" for user in range(20) for place in range(12)]
+    (folder / "mine.inter.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]))
+    (folder / "mine-extra.inter").write_text("user_id:token\titem_id:token\nu1\ti1\n")
+    keys = "--model=OneBP", "--dataset=mine", f"--data_path={folder.parent}", "--epochs=1", "--output_dir=run"
+    assert main(["train", *keys]) == 0
+    assert main(["export", "run", "bundle"]) == 0
+    manifest = Recommender.load("bundle").bundle.manifest
+    assert list(manifest["data"]["files"]) == ["mine.inter.csv"]
+    assert manifest["ordered"]
+
+
+def test_a_run_on_some_values_of_a_field_is_read(one_run):
+    path = one_run / "config.yaml"
+    settings = {**yaml.safe_load(path.read_text()), "val_interval": {"kind": ["a", "b"], "year": "[1990,inf)"}}
+    path.write_text(yaml.safe_dump(settings))
+    assert read_settings(one_run)["val_interval"] == settings["val_interval"]
+
+
 @pytest.mark.parametrize(
     ("prepare", "words"),
     [

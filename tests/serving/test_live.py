@@ -14,7 +14,7 @@ from recbole_onebp.serving.ann import Index
 from recbole_onebp.serving.bundle import read_bundle
 from recbole_onebp.serving.http.app import create_app
 from recbole_onebp.serving.http.events import Event, EventStore, StoreError
-from recbole_onebp.serving.http.live import Live
+from recbole_onebp.serving.http.live import Live, ReadError
 from recbole_onebp.serving.tables import Embeddings, ItemTable
 from recbole_onebp.util.errors import UserError
 from support.bundles import made_bundle
@@ -199,6 +199,22 @@ def test_an_answer_sees_a_user_before_or_after_an_event(live, bundle):
     assert not wrong
     assert n_seen[0] > 20
     assert live.recommender.recommend(["new"], k=60)[0] == allowed["new"][-1]
+
+
+def test_a_replay_that_fails_in_the_middle_applies_no_event_twice(live, monkeypatch):
+    def cut(*after):
+        yield next(iter(read(*after)))
+        raise UserError("disk I/O error")
+
+    monkeypatch.setattr("recbole_onebp.serving.http.live._REPLAYED", 1)
+    read, before = live.store.read, live.recommender.history("u1")
+    for item in ("i1", "i2"):  # as another process of the service stores them
+        live.store.append(live.recommender.bundle.key, [Event("u1", item)])
+    monkeypatch.setattr(live.store, "read", cut)
+    with pytest.raises(ReadError, match="disk I/O error"):
+        live.catch_up()
+    monkeypatch.setattr(live.store, "read", read)
+    assert live.ask(lambda rec: rec.history("u1")) == [*before, "i1", "i2"]
 
 
 def test_a_question_waits_for_no_event(live, monkeypatch):

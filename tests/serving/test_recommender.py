@@ -126,6 +126,11 @@ def test_invalid_arguments(tmp_path, ask, words):
     assert words in str(error.value)
 
 
+def test_threads_are_at_least_one(tmp_path):
+    with pytest.raises(UserError, match="threads: 0 is not allowed: expected at least 1"):
+        Recommender.load(made_bundle(tmp_path / "bundle"), threads=0)
+
+
 def test_c15_scores_of_chosen_pairs(rec):
     """The same numbers as in a list, to the last bit, in any order; unknown ids are NaN and reported."""
     rec.update([("new", "i3"), ("new", "i4"), ("u1", "i9")])

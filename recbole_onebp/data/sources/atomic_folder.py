@@ -49,7 +49,8 @@ def write_parts(folder: Path, name: str, parts: Mapping[str, pd.DataFrame]) -> N
     """
     for part, frame in parts.items():
         path = folder / (f"{name}.inter" if part == "all" else f"{name}.{part}.inter")
-        whole = [column for column in frame.select_dtypes("float") if (frame[column] % 1 == 0).all()]
+        is_whole = {column: frame[column] % 1 == 0 for column in frame.select_dtypes("float")}
+        whole = [column for column, found in is_whole.items() if (found & (frame[column].abs() < 2**53)).all()]
         frame.astype(dict.fromkeys(whole, "int64")).to_csv(
             path,
             sep="\t",

@@ -30,7 +30,7 @@ from recbole_onebp.data.sources.atomic_folder import (
 from recbole_onebp.data.sources.catalogue import CATALOGUE
 from recbole_onebp.data.sources.splits import by_order, by_ratio, by_time, cold_items, leave_one_out
 from recbole_onebp.data.sources.tables import BadRow, Table, TableFormat, read, with_sums
-from recbole_onebp.util.errors import UserError, writing
+from recbole_onebp.util.errors import UserError, printable, writing
 from recbole_onebp.util.files import whole_folder
 from recbole_onebp.util.hashes import sha256
 
@@ -45,6 +45,8 @@ _SHOWN = 5
 _PARTS = ("train", "valid", "test")
 _PART = "part"
 _PAIR = ["user_id", "item_id"]
+_LONGEST_TEXT = 200
+"""Of a row that is shown."""
 _LONGEST_NAME = 200
 """Bytes; the names of the files are a little longer than that of the data set."""
 
@@ -78,6 +80,10 @@ class Conversion:
     def __post_init__(self) -> None:
         if len(self.ratios) != 3 or not all(0 < ratio < math.inf for ratio in self.ratios):
             raise UserError(f"--ratios {' '.join(map(str, self.ratios))}: expected three numbers above 0")
+        if self.k_core < 0:
+            raise UserError(f"--k_core {self.k_core}: expected 0 or more")
+        if self.repeatable and self.duplicates in ("last", "sum"):
+            raise UserError(f"--repeatable keeps all rows: nothing is left to --duplicates={self.duplicates}")
         if self.min_rating is not None and not math.isfinite(self.min_rating):
             raise UserError(f"--min_rating {self.min_rating}: expected a number")
         if not 0 <= self.seed < 2**32:
@@ -222,8 +228,7 @@ def _read(given: Mapping[str, Sequence[Path]], conversion: Conversion, steps: di
 
 def _shown(row: BadRow) -> str:
     """With control characters escaped, and not too long."""
-    line = f"{row.where}: {row.reason}: {row.text[:_LONGEST_NAME]}"
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+    return printable(f"{row.where}: {row.reason}: {row.text[:_LONGEST_TEXT]}")
 
 
 def _filter(frame: pd.DataFrame, conversion: Conversion, steps: dict[str, int]) -> pd.DataFrame:

@@ -101,9 +101,11 @@ def fetch(
         raise UserError(f"--from and --url are for {', '.join(CATALOGUE)}; recbole-onebp convert takes your own files")
     if valid_share is not None and not 0 < valid_share < 1:
         raise UserError(f"valid_share: {valid_share:g} is not allowed: expected more than 0 and less than 1")
+    if (valid or valid_share is not None) and (name not in CATALOGUE or CATALOGUE[name].read is not None):
+        given = f"valid: {valid}" if valid else f"valid_share: {valid_share:g}"
+        reason = "is published with its validation part" if name in CATALOGUE else "is split by RecBole in each run"
+        raise UserError(f"{given}: {name} {reason}; leave it out")
     ordered = name in CATALOGUE and CATALOGUE[name].ordered
-    if valid and name in CATALOGUE and CATALOGUE[name].read is not None:
-        raise UserError(f"valid: {valid}: {name} is published with its validation part; leave it out")
     if valid == "last" and not ordered:
         raise UserError(f"valid: last: the files of {name} are not in order of time; leave it out, or use random")
     if name == "ml-100k":

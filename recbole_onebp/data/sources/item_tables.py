@@ -210,9 +210,8 @@ def _entry(value: Any) -> tuple[str, Any]:
     if not many:
         return "", None
     if all(isinstance(one, (str, int, np.integer)) and not isinstance(one, bool) for one in many):
-        texts = [
-            text for text in map(str, sorted(many) if isinstance(value, (set, frozenset)) else many) if text.strip()
-        ]
+        texts = [text for text in map(str, many) if text.strip()]
+        texts = sorted(texts) if isinstance(value, (set, frozenset)) else texts
         return ("token_seq", [*dict.fromkeys(texts)]) if texts else ("", None)
     if all(isinstance(one, (float, int, np.floating, np.integer)) and not isinstance(one, bool) for one in many):
         array: npt.NDArray[np.float64] = np.array(many, np.float64)

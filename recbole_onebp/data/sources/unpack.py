@@ -39,7 +39,7 @@ def base_suffix(path: Path) -> str:
 def dataset_name(path: Path) -> str:
     """The name of a file without the suffixes that tell its format."""
     inner = Path(path.stem) if path.suffix.lower() in _PACKED else path
-    return inner.stem if inner is path or inner.suffix in _KNOWN else inner.name
+    return inner.stem if inner is path or inner.suffix.lower() in _KNOWN else inner.name
 
 
 def bound(where: str, n_bytes: int, max_mb: int | None, packed: int | None = None) -> int:

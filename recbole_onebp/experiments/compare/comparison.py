@@ -18,9 +18,9 @@ from recbole_onebp.experiments.compare.spec import ComparisonSpec, RunSpec
 from recbole_onebp.experiments.compare.split import Split
 from recbole_onebp.experiments.compare.statistics import ALPHA, holm, paired
 
-__all__ = ["Comparison"]
+__all__ = ["BEYOND_ACCURACY", "Comparison"]
 
-_BEYOND = ("coverage", "gini", "novelty", "diversity")
+BEYOND_ACCURACY = ("coverage", "gini", "novelty", "diversity")
 _GROUPS = 4
 
 
@@ -71,14 +71,14 @@ class Comparison:
     @property
     def metrics(self) -> list[str]:
         """Accuracy metrics, the primary one first."""
-        names = [name for name in self.finished[0].test if name.split("@")[0] not in _BEYOND]
+        names = [name for name in self.finished[0].test if name.split("@")[0] not in BEYOND_ACCURACY]
         return sorted(names, key=lambda name: name != self.primary)
 
     @property
     def beyond(self) -> list[str]:
         """Metrics beyond accuracy."""
         names = self.finished[0].test
-        return [name for kind in _BEYOND for name in names if name.split("@")[0] == kind]
+        return [name for kind in BEYOND_ACCURACY for name in names if name.split("@")[0] == kind]
 
     @cached_property
     def differences(self) -> list[dict[str, Any]]:

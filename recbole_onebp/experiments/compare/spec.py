@@ -73,8 +73,9 @@ class RunSpec:
 
     def key(self, split_id: str) -> str:
         """The name of the run's folder; depends on the settings, on our version and on the split."""
-        text = json.dumps([__version__, split_id, dict(self.settings)], sort_keys=True)
         label = re.sub(r"[^\w.-]+", "_", self.entry.label)
+        of_label = [] if label == self.entry.label else [self.entry.label]  # others may become the same name
+        text = json.dumps([__version__, split_id, dict(self.settings), *of_label], sort_keys=True)
         return f"{label}-{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from recbole_onebp.data.interactions import tables_of
 from recbole_onebp.run.environment import versions
 from recbole_onebp.serving.ann import INDEX_FILE, Index, quality
 from recbole_onebp.serving.bundle import LARGEST_WEIGHT, check_path, write_bundle
 from recbole_onebp.serving.content import described
 from recbole_onebp.serving.export.card import Parts, evaluate_groups, model_card
-from recbole_onebp.serving.export.item_fields import columns, read_item_fields
+from recbole_onebp.serving.export.item_fields import read_item_fields
 from recbole_onebp.serving.export.local_term import local_table
 from recbole_onebp.serving.export.onnx_scorer import check_packages, write_onnx
 from recbole_onebp.serving.export.trained_run import TrainedRun, read_results, read_run, read_settings
@@ -202,9 +202,12 @@ def _by_id(tokens: npt.NDArray[Any], internal: InternalIds) -> tuple[InternalIds
 
 
 def _manifest(config: Any, model: Any, parts: Parts, fields: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    folder, settings = Path(config["data_path"]), model.config
-    stem = glob.escape(config["dataset"])
-    files = sorted(file for kind in ("inter", "item", "user") for file in folder.glob(f"{stem}*.{kind}"))
+    folder, settings, tables = Path(config["data_path"]), model.config, tables_of(config)
+    paths = [*(table.path for table in tables), *(folder / f"{config['dataset']}.{kind}" for kind in ("item", "user"))]
+    inside = [sorted(path.rglob("*")) if path.is_dir() else [path] for path in paths]
+    files = [file for found in inside for file in found if file.is_file()]
+    ids = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
+    columns = {title.partition(":")[0] for table in tables for title in table.titles(ids)}
     titles = [name for word in ("title", "name") for name in fields if word in name.lower()]
     # All other users are the means of their items, or were moved towards them.
     rule = "moving" if settings.aggregation == "step" and settings.user_encoding == "moved" else "mean"
@@ -221,7 +224,10 @@ def _manifest(config: Any, model: Any, parts: Parts, fields: Mapping[str, Any], 
         "n_items": parts.n_items,
         "n_interactions": len(parts.item),
         "title_field": titles[0] if titles else None,
-        "ordered": any(config["TIME_FIELD"] in columns(file, config) for file in files if file.suffix == ".inter"),
-        "data": {"name": config["dataset"], "files": {file.name: {"sha256": sha256(file)} for file in files}},
+        "ordered": config["TIME_FIELD"] in columns,
+        "data": {
+            "name": config["dataset"],
+            "files": {file.relative_to(folder).as_posix(): {"sha256": sha256(file)} for file in files},
+        },
         "versions": versions(),
     }

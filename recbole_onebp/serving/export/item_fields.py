@@ -9,13 +9,7 @@ from typing import Any
 from recbole_onebp.util.errors import UserError
 from recbole_onebp.util.ids import Token
 
-__all__ = ["columns", "read_item_fields"]
-
-
-def columns(path: Path, config: Any) -> list[str]:
-    """Names of the columns of an atomic file, without their types."""
-    with open(path, encoding=config["encoding"]) as file:
-        return [column.split(":")[0] for column in file.readline().rstrip("\n").split(config["field_separator"])]
+__all__ = ["read_item_fields"]
 
 
 def read_item_fields(config: Any, item_ids: Sequence[Token]) -> dict[str, list[str]]:
@@ -35,7 +29,7 @@ def read_item_fields(config: Any, item_ids: Sequence[Token]) -> dict[str, list[s
     except (OSError, UnicodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     lines = text.split("\n")
-    names = columns(path, config)
+    names = [column.split(":")[0] for column in lines[0].split(config["field_separator"])]
     key = config["ITEM_ID_FIELD"]
     if key not in names:
         raise UserError(f"{path}: the first line has no column {key}; it has {', '.join(names) or 'none'}")

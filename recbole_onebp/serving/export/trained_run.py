@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FiniteFloat, StringConstraints
 from recbole.utils import get_model
 
-from recbole_onebp.config.fields import Intervals, key_of, validated
+from recbole_onebp.config.fields import Intervals, IntervalsOrTokens, key_of, validated
 from recbole_onebp.config.schema import OneBPConfig
 from recbole_onebp.config.settings import RunSettings
 from recbole_onebp.data.checks import check_files
@@ -70,7 +70,7 @@ class _DataKeys(BaseModel):
     filter_inter_by_user_or_item: bool | None = None
     user_inter_num_interval: Intervals | None = None
     item_inter_num_interval: Intervals | None = None
-    val_interval: dict[str, Intervals] | None = None
+    val_interval: dict[str, IntervalsOrTokens] | None = None
     threshold: dict[str, FiniteFloat] | None = None
     alias_of_user_id: list[str] | None = None
     alias_of_item_id: list[str] | None = None

@@ -147,7 +147,11 @@ class Live:
             if version == self._version:
                 return
             with self._applying:
-                self.recommender, self._applied = self._with_the_rest(self.recommender, self._applied)
+                try:
+                    self.recommender, self._applied = self._with_the_rest(self.recommender, self._applied)
+                except UserError:  # a part may have been applied: the next call starts anew
+                    self.recommender, self._applied = self._without_events(self.recommender), Applied()
+                    raise
                 self._version = version  # only now: before, the events are not applied
         except UserError as error:
             raise ReadError(f"the stored events cannot be read: {error}") from error
@@ -292,8 +296,11 @@ class Live:
         try:
             return recommender, self._replay(recommender, applied)[0]
         except MergedError:  # this process did nothing for a long time
-            fresh = Recommender(recommender.bundle, self._memory_mb, threads=1, index=self._index)
+            fresh = self._without_events(recommender)
             return fresh, self._replay(fresh, Applied())[0]
+
+    def _without_events(self, recommender: Recommender) -> Recommender:
+        return Recommender(recommender.bundle, self._memory_mb, threads=1, index=self._index)
 
     def _replay(self, recommender: Recommender, after: Applied) -> tuple[Applied, int]:
         """Apply what is stored after ``after``; how far that is, and how many events were applied.

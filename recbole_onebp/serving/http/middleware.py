@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from fastapi.responses import JSONResponse
 from recbole_onebp.serving.http.metrics import Metrics
 from recbole_onebp.serving.http.origins import Origins
 from recbole_onebp.util.errors import UserError
+from recbole_onebp.util.processes import n_cores
 
 if TYPE_CHECKING:
     from recbole_onebp.serving.http.protocol import Connection
@@ -48,7 +48,7 @@ class Limits:
     waiting: int = 64
     """Largest number of pending small read requests; limits of the same size apply to large read requests and to
     requests that write events."""
-    threads: int = field(default_factory=lambda: max(2, os.cpu_count() or 1))
+    threads: int = field(default_factory=lambda: max(2, n_cores()))
     """Threads for small read requests; ``threads // 2`` more (at least 1) serve large ones."""
 
     def divided(self, n_workers: int) -> Limits:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange
 
+from recbole_onebp.util import simd
 from recbole_onebp.util.compiled import OPTIONS, ROWS_PER_TASK, njit
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "average_numbers",
     "current_row",
     "make_missed_steps",
+    "prefetch_row",
     "settle_rows",
 ]
 
@@ -76,6 +78,15 @@ def current_row(adam, row, memory):
         drift = adam.drift[adam.now - adam.stepped[row]]
         value = _moved(value, adam.exp_avg[row], adam.exp_avg_sq[row], drift, adam.eps, memory)
     return value
+
+
+@njit(inline="always", **OPTIONS)
+def prefetch_row(adam, row):
+    """Begin to load what :func:`current_row` and a step of the row read."""
+    simd.prefetch(adam.table, row)
+    if len(adam.stepped) > 0:
+        simd.prefetch(adam.exp_avg, row)
+        simd.prefetch(adam.exp_avg_sq, row)
 
 
 # The next two are functions of rows, not of an Adam: a call with so many arrays costs more than the work on a row.

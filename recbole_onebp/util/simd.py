@@ -17,8 +17,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-__all__ = ["dot", "highest", "total"]
+__all__ = ["dot", "highest", "prefetch", "total"]
 
+_CACHE_LINE = 64
+"""Bytes."""
 _WIDTH = 16
 """Entry j of the vector sums elements j, j + 16, ... of all full blocks of 16.  The upper half of the vector is then
 added to its lower half until one number is left, and the remaining elements are added one by one."""
@@ -83,3 +85,28 @@ def _fold(update: Callable[..., Any], merge: Callable[..., Any], first: float, *
         return build.load(result)
 
     return types.float32(*kinds), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(_context: Any, table: Any, row: Any) -> Any:
+    """Begin to load a row of a contiguous table into the cache, ``(n_rows, d)``; it need not be there to go on.
+
+    Rows at random places are what the processor cannot foresee: without this it waits for each of them.
+    """
+    if not (isinstance(table, types.Array) and (table.ndim, table.layout) == (2, "C")):
+        return None
+
+    def generate(context: Any, build: ir.IRBuilder, signature: Any, values: Any) -> Any:
+        array = make_array(signature.args[0])(context, build, values[0])
+        word, byte = ir.IntType(64), ir.IntType(8)
+        stride = build.extract_value(array.strides, 0)
+        place = context.cast(build, values[1], signature.args[1], types.int64)
+        start = build.gep(build.bitcast(array.data, byte.as_pointer()), [build.mul(place, stride)])
+        flag = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte.as_pointer(), flag, flag, flag])
+        load = cgutils.get_or_insert_function(build.module, kind, "llvm.prefetch.p0i8")
+        with cgutils.for_range_slice(build, word(0), stride, word(_CACHE_LINE)) as (at, _):
+            build.call(load, [build.gep(start, [at]), flag(0), flag(3), flag(1)])
+        return context.get_dummy_value()
+
+    return types.none(table, row), generate

@@ -1,4 +1,4 @@
-"""Reads the journal of events that version 0.1 kept, for :class:`~recbole_onebp.serving.http.events.EventStore`.
+"""Reads the journal that services kept before SQLite, for :class:`~recbole_onebp.serving.http.events.EventStore`.
 
 A journal is a folder of numbered segments. A line is a record: the CRC-32 of the rest in hexadecimal, a space, JSON.
 

@@ -57,8 +57,10 @@ def _start(environment: Mapping[str, str], core: int, config: dict[str, Any]) ->
     os.sched_setaffinity(0, {core})
     os.environ.update(environment)
     logging.disable(logging.WARNING)
+    import numba
     import torch
 
+    numba.config.reload_config()  # this module has imported it already, and it reads the number again when it compiles
     torch.set_num_threads(1)
     import recbole_onebp
 

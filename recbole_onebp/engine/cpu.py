@@ -139,8 +139,11 @@ class Trained:
         self.rows_now = self._now()
 
     def rows(self, touched: Ids) -> Ids:
-        """The rows that a step changes: the touched ones, or all but the padding row if none may miss a step."""
-        return touched[self._part :: self._parts] if self.sparse or self.misses_steps else self._all
+        """The rows that a step changes: the touched ones, or all but the padding row if none may miss a step.
+
+        They are in order, in which memory is read fastest.
+        """
+        return np.sort(touched)[self._part :: self._parts] if self.sparse or self.misses_steps else self._all
 
     def next_step(self) -> adam.Adam:
         """Count a step of Adam and return it."""
@@ -195,6 +198,8 @@ class FusedEngine:
 
     _part = (0, 1)
     """The part of the item rows that this process steps, and the number of parts."""
+    _settles_first = True
+    """Whether the items of a step make the steps that they have missed before the loss is computed."""
 
     def __init__(self, model: OneBP, optimizer: torch.optim.Optimizer, schedule: Schedule) -> None:
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
@@ -299,9 +304,15 @@ class FusedEngine:
         self._items.settle()
         self._wait()  # until all ranks have done so
 
-    def _rows_in_loss(self) -> adam.Adam:
+    def _rows_in_loss(self, batch: Batch) -> adam.Adam:
         """The rows of items that the loss is made of, and the steps that they have missed."""
-        return self._items.rows_now
+        rows = self._items.rows_now
+        if not self._items.misses_steps or not self._settles_first:
+            return rows
+        touched = self._item_linker.link(np.concatenate((batch.item, batch.negative.reshape(-1))))
+        self._item_linker.unlink(touched)
+        adam.settle_rows(np.sort(touched), rows)
+        return rows._replace(stepped=_NO_IDS)
 
     def _batches(self, epoch: int, done: int) -> Iterator[Batch]:
         return self.schedule.batches(epoch, done)
@@ -362,7 +373,7 @@ class FusedEngine:
         n_pairs, group = len(batch.user), self._group
         own = slice(self._first * group, (self._first + n_pairs) * group)
         kernels.pair_scores(
-            batch.item, batch.negative, user_e, self._rows_in_loss(), self._cosine, self._logits(batch),
+            batch.item, batch.negative, user_e, self._rows_in_loss(batch), self._cosine, self._logits(batch),
             self._weight_of(batch), self._places[own].reshape(n_pairs, group),
             self._coefficient[own].reshape(n_pairs, group), self._loss, self._user_gradient,
         )  # fmt: skip
@@ -371,7 +382,7 @@ class FusedEngine:
         """Fill places, coefficients and loss, and this process's parts of the gradients of shared negatives."""
         n_pairs, own = len(batch.user), slice(self._first, self._first + len(batch.user))
         ids = np.concatenate((batch.negative, batch.item))
-        kernels.gather_items(ids, self._rows_in_loss(), self._cosine, self._item_e)
+        kernels.gather_items(ids, self._rows_in_loss(batch), self._cosine, self._item_e)
         negative_e, item_e = self._item_e[: self._n_shared], self._item_e[self._n_shared :]
         rows = max(n_pairs, _LEAST_ROWS)  # rows past the last pair have arbitrary content, which nobody reads
         _multiply(self._source[self._first : self._first + rows], negative_e.T, self._scores[:rows])

@@ -75,7 +75,7 @@ class TowerEngine(FusedEngine):
     def _settle(self) -> None:
         """Nothing: the rows of ids make every step."""
 
-    def _rows_in_loss(self) -> adam.Adam:
+    def _rows_in_loss(self, batch: Batch) -> adam.Adam:
         ids = self._parts[0][0].rows_now
         return ids._replace(table=self._made[0])
 

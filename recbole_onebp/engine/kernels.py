@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange
 
-from recbole_onebp.engine.adam import adam_step, current_row, make_missed_steps, prefetch_row
+from recbole_onebp.engine.adam import AHEAD, adam_step, current_row, make_missed_steps, prefetch_row
 from recbole_onebp.history import LEAST_REST
 from recbole_onebp.util import simd
 from recbole_onebp.util.compiled import OPTIONS, ROWS_PER_TASK, njit
@@ -48,8 +48,6 @@ _BIASES_PER_RUN = 1024
 _COLUMNS_PER_TASK = 128
 _F = np.float32
 _F0, _F1 = np.float32(0), np.float32(1)
-_AHEAD = 4
-"""So many rows before it is needed a row is fetched from memory."""
 _MASKED = np.float32(-np.inf)
 _LEAST_REST = np.float32(LEAST_REST)
 _TINY = np.float32(1e-12)
@@ -136,8 +134,8 @@ def _score(user, row, cosine):
 def gather(ids, table, cosine, out):
     """``out[b] = table[ids[b]]``, scaled to unit length if ``cosine``."""
     for b in prange(len(ids)):
-        if b + _AHEAD < len(ids):
-            simd.prefetch(table, ids[b + _AHEAD])
+        if b + AHEAD < len(ids):
+            simd.prefetch(table, ids[b + AHEAD])
         row = table[ids[b]]
         scale = _inverse_norm(row) if cosine else _F1
         for k in range(len(row)):
@@ -148,8 +146,8 @@ def gather(ids, table, cosine, out):
 def gather_items(ids, items, cosine, out):
     """:func:`gather` for rows that may have missed steps of ``items``, an :class:`~recbole_onebp.engine.adam.Adam`."""
     for b in prange(len(ids)):
-        if b + _AHEAD < len(ids):
-            prefetch_row(items, ids[b + _AHEAD])
+        if b + AHEAD < len(ids):
+            prefetch_row(items, ids[b + AHEAD])
         row = current_row(items, ids[b], out[b])
         scale = _inverse_norm(row) if cosine else _F1
         for k in range(len(row)):
@@ -204,8 +202,8 @@ def gather_earlier(user, place, history, decay, shares, cosine, out):
         n_earlier = min(len(decay), place[b] - start[user[b]])
         for back in range(n_earlier):
             at = place[b] - 1 - back
-            if back + _AHEAD < n_earlier:
-                simd.prefetch(shares, items[at - _AHEAD])
+            if back + AHEAD < n_earlier:
+                simd.prefetch(shares, items[at - AHEAD])
             row, weight = shares[items[at]], decay[back]
             if len(strength):
                 weight *= strength[at]
@@ -459,8 +457,8 @@ def step_rows(rows, links, terms, cosine, adam):
             row = rows[at]
             value = table[row]
             if len(stepped) > 0:
-                if at + _AHEAD < len(rows):
-                    prefetch_row(adam, rows[at + _AHEAD])
+                if at + AHEAD < len(rows):
+                    prefetch_row(adam, rows[at + AHEAD])
                 n = now - stepped[row]
                 if n > 0:
                     make_missed_steps(value, exp_avg[row], exp_avg_sq[row], drift[n], left1[n], left2[n], eps)

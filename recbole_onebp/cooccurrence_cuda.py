@@ -93,7 +93,9 @@ def _nearest(counts: Tensor, own: Tensor, popularity: Tensor, k: int) -> tuple[T
     """
     counts[torch.arange(len(own), device=own.device), own] = 0
     row, item = counts.nonzero(as_tuple=True)  # by row, and ascending in it
-    cosine = counts[row, item] / popularity[item].double().sqrt()  # times a factor that is the same for the row
+    # numpy's root: torch's on a CPU is not rounded as IEEE 754 says, so cosines that are equal would differ there.
+    root = torch.from_numpy(np.sqrt(popularity.cpu().numpy())).to(own.device)
+    cosine = counts[row, item] / root[item]  # times a factor that is the same for the row
     order = cosine.argsort(descending=True, stable=True)
     order = order[row[order].argsort(stable=True)]
     size = torch.bincount(row, minlength=len(own))

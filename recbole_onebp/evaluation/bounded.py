@@ -229,15 +229,6 @@ def _bound(product: Any, scale: Any, slack: Any, user_scale: Any, length: Any) -
     return user_scale * (np.float32(product) * scale + length * slack)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _any_bound_above(product: Any, scale: Any, slack: Any, user_scale: Any, length: Any, threshold: Any) -> Any:
-    # The accumulator is a byte because LLVM does not vectorise this loop well with booleans or wider integers.
-    above = np.uint8(0)
-    for i in range(len(product)):
-        above |= np.uint8(_bound(product[i], scale[i], slack[i], user_scale, length) > threshold)
-    return above != 0
-
-
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _scan_tile(
     bounds: Any,
@@ -288,7 +279,7 @@ def _scan_tile(
         threshold = _least(least)
         for stride in range(0, width, _STRIDE):
             here = slice(stride, stride + _STRIDE)
-            if _any_bound_above(row[here], scale[here], slack[here], factor, length, threshold):
+            if factor * simd.highest_bound(row[here], scale[here], slack[here], length) > threshold:
                 for i in range(stride, min(stride + _STRIDE, width)):
                     if _bound(row[i], scale[i], slack[i], factor, length) > threshold:
                         n_computed += 1

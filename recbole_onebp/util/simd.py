@@ -17,7 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-__all__ = ["dot", "highest", "prefetch", "total"]
+__all__ = ["dot", "highest", "highest_bound", "prefetch", "total"]
 
 _CACHE_LINE = 64
 """Bytes."""
@@ -44,6 +44,19 @@ def highest(_context: Any, values: Any) -> Any:
     return _fold(_higher, _higher, -np.inf, values)
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def highest_bound(_context: Any, product: Any, scale: Any, slack: Any, length: Any) -> Any:
+    """Maximum of ``product * scale + length * slack``, ignoring NaN; minus infinity if nothing is left.
+
+    The product is a contiguous array of int32 or float32, scale and slack are of float32, and length is a number.
+    """
+
+    def update(build: ir.IRBuilder, so_far: Any, p: Any, s: Any, e: Any, n: Any) -> Any:
+        return _higher(build, so_far, build.fadd(build.fmul(p, s), build.fmul(n, e)))
+
+    return _fold(update, _higher, -np.inf, product, scale, slack, length)
+
+
 def _add(build: ir.IRBuilder, so_far: Any, new: Any) -> Any:
     return build.fadd(so_far, new)
 
@@ -59,20 +72,24 @@ def _fold(update: Callable[..., Any], merge: Callable[..., Any], first: float, *
         update: builds the code that adds an element of each array to a partial result.
         merge: builds the code that merges two partial results.
         first: initial value.
-        kinds: numba types of the arrays.
+        kinds: numba types of the arrays, of which the first gives the length, and of numbers that count as an array of
+            the same.
     """
-    if not all(isinstance(kind, types.Array) and (kind.ndim, kind.layout) == (1, "C") for kind in kinds):
+    if not all(kind == types.float32 or _is_array(kind, 1) for kind in kinds):
         return None  # numba then reports that no function matches these types
 
     def generate(context: Any, build: ir.IRBuilder, signature: Any, values: Any) -> Any:
-        arrays = [make_array(kind)(context, build, value) for kind, value in zip(signature.args, values, strict=True)]
-        size = build.extract_value(arrays[0].shape, 0)
+        given = [
+            make_array(kind)(context, build, value) if isinstance(kind, types.Array) else value
+            for kind, value in zip(signature.args, values, strict=True)
+        ]
+        size = build.extract_value(given[0].shape, 0)
         whole = build.and_(size, size.type(-_WIDTH))
-        vector, index = ir.VectorType(ir.FloatType(), _WIDTH), ir.IntType(32)
-        partial = cgutils.alloca_once_value(build, vector([first] * _WIDTH))
+        index = ir.IntType(32)
+        partial = cgutils.alloca_once_value(build, ir.VectorType(ir.FloatType(), _WIDTH)([first] * _WIDTH))
         with cgutils.for_range_slice(build, size.type(0), whole, size.type(_WIDTH)) as (at, _):
-            places = [build.bitcast(build.gep(array.data, [at]), vector.as_pointer()) for array in arrays]
-            build.store(update(build, build.load(partial), *(build.load(p, align=4) for p in places)), partial)
+            elements = (_elements(build, kind, value, at, _WIDTH) for kind, value in zip(kinds, given, strict=True))
+            build.store(update(build, build.load(partial), *elements), partial)
         merged, width = build.load(partial), _WIDTH // 2
         while width:
             half = ir.VectorType(index, width)
@@ -80,11 +97,30 @@ def _fold(update: Callable[..., Any], merge: Callable[..., Any], first: float, *
             merged, width = merge(build, low, high), width // 2
         result = cgutils.alloca_once_value(build, build.extract_element(merged, index(0)))
         with cgutils.for_range_slice(build, whole, size, size.type(1)) as (at, _):
-            elements = (build.load(build.gep(array.data, [at])) for array in arrays)
+            elements = (_elements(build, kind, value, at, 1) for kind, value in zip(kinds, given, strict=True))
             build.store(update(build, build.load(result), *elements), result)
         return build.load(result)
 
     return types.float32(*kinds), generate
+
+
+def _is_array(kind: Any, n_axes: int) -> bool:
+    return isinstance(kind, types.Array) and (kind.ndim, kind.layout) == (n_axes, "C")
+
+
+def _elements(build: ir.IRBuilder, kind: Any, value: Any, at: Any, width: int) -> Any:
+    """Elements ``at`` to ``at + width`` of an array as float32, a vector if there are several; or a number for each."""
+
+    def of_width(element: ir.Type) -> ir.Type:
+        return element if width == 1 else ir.VectorType(element, width)
+
+    single = of_width(ir.FloatType())
+    if not isinstance(kind, types.Array):
+        one = build.insert_element(single(ir.Undefined), value, ir.IntType(32)(0)) if width > 1 else value
+        return build.shuffle_vector(one, one, of_width(ir.IntType(32))([0] * width)) if width > 1 else one
+    start = build.gep(value.data, [at])
+    loaded = build.load(build.bitcast(start, of_width(start.type.pointee).as_pointer()), align=4)
+    return build.sitofp(loaded, single) if isinstance(kind.dtype, types.Integer) else loaded
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -93,7 +129,7 @@ def prefetch(_context: Any, table: Any, row: Any) -> Any:
 
     Rows at random places are what the processor cannot foresee: without this it waits for each of them.
     """
-    if not (isinstance(table, types.Array) and (table.ndim, table.layout) == (2, "C")):
+    if not _is_array(table, 2):
         return None
 
     def generate(context: Any, build: ir.IRBuilder, signature: Any, values: Any) -> Any:

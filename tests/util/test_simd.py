@@ -17,6 +17,11 @@ def folded(left, right):
     return simd.dot(left, right), simd.total(left), simd.highest(left)
 
 
+@njit
+def bound(product, scale, slack, length):
+    return simd.highest_bound(product, scale, slack, length)
+
+
 def in_order(values, join, first):
     """Sixteen lanes, joined half by half; then what is left over, in turn."""
     whole = len(values) - len(values) % 16
@@ -43,6 +48,22 @@ def test_nan_is_in_sums_and_not_the_highest():
     assert np.isnan(dot)
     assert np.isnan(total)
     assert highest == 38
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+@pytest.mark.parametrize("size", [0, 1, 16, 40, 128])
+def test_the_highest_bound_is_the_highest_of_all(kind, size):
+    random = np.random.default_rng(size)
+    product, length = random.integers(-9000, 9000, size).astype(kind), np.float32(0.7)
+    scale, slack = random.random((2, size), dtype=np.float32)
+    bounds = product.astype(np.float32) * scale + length * slack
+    assert bound(product, scale, slack, length) == max(bounds, default=-np.inf)
+
+
+def test_a_number_takes_no_place_of_an_array():
+    row = np.ones(4, dtype=np.float32)
+    with pytest.raises(TypingError, match="highest_bound"):
+        bound(row, row, row, 1)  # of another type
 
 
 def test_arrays_with_gaps_are_refused():

@@ -52,6 +52,8 @@ def ridge_on_neighbors_batched(
     target, k = np.asarray(targets, np.int32), n_neighbors
     start, item, start_of_item, user = (torch.from_numpy(part).to(device).long() for part in data[:4])
     n_users, n_items = len(start) - 1, len(start_of_item) - 1
+    # By numpy: torch's root on a CPU with MKL is not rounded as IEEE 754 says, so cosines that are equal would differ.
+    root = torch.from_numpy(np.sqrt(np.diff(data.start_of_item))).to(device)
     found = np.full((len(target), k), -1, np.int32), np.zeros((len(target), k), np.float32)
     size = max(1, at_once // max(n_items, 1 + k * n_users))
     for first in range(0, len(target), size):
@@ -63,7 +65,7 @@ def ridge_on_neighbors_batched(
         for part in _parts(ends, at_once):
             pair, place = _expanded(start, user[by[part]])
             counts += torch.bincount(row[part][pair] * n_items + item[place], minlength=len(counts))
-        neighbor, shared = _nearest(counts.view(len(own), n_items), own, start_of_item.diff(), k)
+        neighbor, shared = _nearest(counts.view(len(own), n_items), own, root, k)
         weight = _solved(_gram(neighbor, start_of_item, user, n_users), shared, reg)
         found[0][block], found[1][block] = neighbor.cpu().numpy(), weight.float().cpu().numpy()
     return Neighbors(target, found[0], without_smallest(found[1]))
@@ -87,14 +89,12 @@ def _expanded(start: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     return index, first[index] + torch.arange(len(index), device=rows.device)
 
 
-def _nearest(counts: Tensor, own: Tensor, popularity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _nearest(counts: Tensor, own: Tensor, root: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k items with the largest cosine to each target, ascending, and the users that they share; -1 and 0 where
-    there are fewer.  Of equal cosines the lower ids count.
+    there are fewer.  Of equal cosines the lower ids count.  ``root``: of the popularity of each item.
     """
     counts[torch.arange(len(own), device=own.device), own] = 0
     row, item = counts.nonzero(as_tuple=True)  # by row, and ascending in it
-    # numpy's root: torch's on a CPU is not rounded as IEEE 754 says, so cosines that are equal would differ there.
-    root = torch.from_numpy(np.sqrt(popularity.cpu().numpy())).to(own.device)
     cosine = counts[row, item] / root[item]  # times a factor that is the same for the row
     order = cosine.argsort(descending=True, stable=True)
     order = order[row[order].argsort(stable=True)]

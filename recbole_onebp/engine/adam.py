@@ -43,7 +43,8 @@ MOST_MISSED = 50
 """A row misses at most this many steps in a row."""
 ROWS_A_PLACE = 3
 """Rows may miss steps if the table has at least this many for each place of a step.  With fewer, one pass over all rows
-in order is faster than two over the touched ones: a row first makes the steps that it has missed, then its own."""
+in order is faster than two over the touched ones: a row first makes the steps that it has missed, then its own.  (Found
+with one process.)"""
 
 _F1 = np.float32(1)
 _NUMBERS_PER_TASK = 4096
@@ -104,7 +105,7 @@ def _moved(value, exp_avg, exp_avg_sq, drift, eps, out):
 @njit(**OPTIONS)
 def make_missed_steps(value, exp_avg, exp_avg_sq, drift, left1, left2, eps):
     """Let a row and its moments make the steps that they have missed."""
-    for k in range(len(value)):  # not _moved: LLVM vectorises no loop that reads and writes the row as two arrays
+    for k in range(len(value)):  # not _moved: where its two rows are one, LLVM's code takes the numbers one by one
         value[k] -= drift * exp_avg[k] / (np.float32(math.sqrt(exp_avg_sq[k])) + eps)
         exp_avg[k] *= left1
         exp_avg_sq[k] *= left2

@@ -305,7 +305,10 @@ class FusedEngine:
         self._wait()  # until all ranks have done so
 
     def _rows_in_loss(self, batch: Batch) -> adam.Adam:
-        """The rows of items that the loss is made of, and the steps that they have missed."""
+        """The rows of items that the loss is made of, and the steps that they have missed.
+
+        In one process the rows of this step make these first; then there are none.
+        """
         rows = self._items.rows_now
         if not self._items.misses_steps or not self._settles_first:
             return rows

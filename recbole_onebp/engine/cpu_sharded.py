@@ -84,7 +84,7 @@ class ShardedEngine(FusedEngine):
         words_a_pair: words of 4 bytes that are sent between hosts per pair.
     """
 
-    _settles_first = False  # other ranks read the items then
+    _settles_first = False  # other ranks of the host read the items then
 
     def __init__(
         self, model: OneBP, optimizer: torch.optim.Optimizer, schedule: Schedule, ranks: Ranks, *more: Any

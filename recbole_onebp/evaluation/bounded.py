@@ -277,6 +277,7 @@ def _scan_tile(
             place += 1
         unread[r] = place
         threshold = _least(least)
+        # Scales of users are positive, so the highest bound stays the highest.
         for stride in range(0, width, _STRIDE):
             here = slice(stride, stride + _STRIDE)
             if factor * simd.highest_bound(row[here], scale[here], slack[here], length) > threshold:

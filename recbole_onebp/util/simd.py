@@ -48,7 +48,7 @@ def highest(_context: Any, values: Any) -> Any:
 def highest_bound(_context: Any, product: Any, scale: Any, slack: Any, length: Any) -> Any:
     """Maximum of ``product * scale + length * slack``, ignoring NaN; minus infinity if nothing is left.
 
-    The product is a contiguous array of int32 or float32, scale and slack are of float32, and length is a number.
+    The product is a contiguous array of int32 or float32, scale and slack are of float32, and length is a float32.
     """
 
     def update(build: ir.IRBuilder, so_far: Any, p: Any, s: Any, e: Any, n: Any) -> Any:
@@ -75,7 +75,8 @@ def _fold(update: Callable[..., Any], merge: Callable[..., Any], first: float, *
         kinds: numba types of the arrays, of which the first gives the length, and of numbers that count as an array of
             the same.
     """
-    if not all(kind == types.float32 or _is_array(kind, 1) for kind in kinds):
+    arrays = [kind for kind in kinds if _is_array(kind, 1) and kind.dtype in (types.float32, types.int32)]
+    if kinds[0] not in arrays or any(kind not in arrays and kind != types.float32 for kind in kinds):
         return None  # numba then reports that no function matches these types
 
     def generate(context: Any, build: ir.IRBuilder, signature: Any, values: Any) -> Any:

@@ -60,10 +60,23 @@ def test_the_highest_bound_is_the_highest_of_all(kind, size):
     assert bound(product, scale, slack, length) == max(bounds, default=-np.inf)
 
 
-def test_a_number_takes_no_place_of_an_array():
+def test_bounds_that_are_not_numbers_are_not_the_highest():
+    product = np.full(40, -3, dtype=np.float32)
+    product[[5, 38]] = np.nan
+    ones = np.ones_like(product)
+    assert bound(product, ones, ones, np.float32(1)) == -2
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.uint8, np.int64])
+def test_arrays_of_other_types_are_refused(kind):
     row = np.ones(4, dtype=np.float32)
     with pytest.raises(TypingError, match="highest_bound"):
-        bound(row, row, row, 1)  # of another type
+        bound(row.astype(kind), row, row, np.float32(1))
+
+
+def test_a_number_is_not_an_array():
+    with pytest.raises(TypingError, match="dot"):
+        folded(np.float32(1), np.float32(1))
 
 
 def test_arrays_with_gaps_are_refused():

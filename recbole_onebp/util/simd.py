@@ -117,8 +117,10 @@ def _elements(build: ir.IRBuilder, kind: Any, value: Any, at: Any, width: int) -
 
     single = of_width(ir.FloatType())
     if not isinstance(kind, types.Array):
-        one = build.insert_element(single(ir.Undefined), value, ir.IntType(32)(0)) if width > 1 else value
-        return build.shuffle_vector(one, one, of_width(ir.IntType(32))([0] * width)) if width > 1 else one
+        if width == 1:
+            return value
+        one = build.insert_element(single(ir.Undefined), value, ir.IntType(32)(0))
+        return build.shuffle_vector(one, one, of_width(ir.IntType(32))([0] * width))
     start = build.gep(value.data, [at])
     loaded = build.load(build.bitcast(start, of_width(start.type.pointee).as_pointer()), align=4)
     return build.sitofp(loaded, single) if isinstance(kind.dtype, types.Integer) else loaded
